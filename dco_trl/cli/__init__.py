@@ -1,0 +1,35 @@
+"""The `dco-trl` command. Each command is a module with a `main(argv)`, imported only when it is asked for."""
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "demo": "reproduce the paper's Table 1 at small scale, on this machine, in minutes",
+    "train": "fine-tune with DCO: every argument of `trl sft`, and DCO's own",
+    "coverage": "exact pass@k of short reference answers, from teacher-forced probabilities, no sampling",
+    "eval": "sample, grade and report in one go",
+    "sample": "draw samples into a run folder; resumable",
+    "grade": "grade a run's samples, again and again, without sampling anew",
+    "report": "pass@k with intervals, plots and one HTML page for one or more runs",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `dco-trl COMMAND …` and return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: dco-trl COMMAND [ARGUMENTS]\n\ncommands:")
+        for name, text in COMMANDS.items():
+            print(f"  {name:{width}}  {text}")
+        print("\n`dco-trl COMMAND --help` lists a command's arguments.")
+        return 0
+    if argv[0] == "--version":
+        from .. import __version__
+
+        print(f"dco-trl {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"dco-trl: no command {argv[0]!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return import_module(f".{argv[0]}", __name__).main(argv[1:]) or 0
