@@ -1,0 +1,236 @@
+r"""The mathematics of coverage, in log space.
+
+A model that gives the right answer with probability \(p\) and is sampled \(N\) times finds it at least once with
+probability \(C_N(p) = 1 - (1-p)^N\). Direct Coverage Optimization minimises \(-\log C_N(p)\), whose gradient is that
+of cross-entropy times \(F(N, p)\). Everything here takes \(x = \log p\): the probability of a real answer underflows
+float64.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Below this, 1 - (1-p)^N is N p to the last bit: e^-37 is under float64's epsilon.
+_LOG_NEGLIGIBLE = -37.0
+# How far above zero a sum of float32 log-softmax terms may round.
+_ROUNDING = 1e-5
+
+
+def coverage_loss(
+    log_p: Float[Tensor, "*shape"], num_attempts: int, *, validate: bool = True
+) -> Float[Tensor, "*shape"]:
+    r"""Negative log-probability that at least one of `num_attempts` independent samples is the answer.
+
+    $$\ell(x) = -\log\left(1 - (1 - e^x)^N\right), \qquad \frac{d\ell}{d(-x)} = F(N, e^x)$$
+
+    With `num_attempts=1` it is cross-entropy.
+
+    Args:
+        log_p: Log-probability of each whole answer, in nats, at most 0; any shape, any floating dtype.
+        num_attempts: Number of attempts N, at least 1.
+        validate: Check the values of `log_p`. On an accelerator it waits for the device; the trainer turns it off.
+
+    Returns:
+        The loss in nats, at least 0, with the shape and dtype of `log_p`. Infinite where `log_p` is -inf. Twice
+        differentiable.
+
+    Raises:
+        ValueError: `num_attempts` is not an integer of at least 1, or `log_p` has a NaN or a positive value.
+        TypeError: `log_p` is not a floating-point tensor.
+
+    Example:
+        ```python
+        >>> import torch
+        >>> from dco_trl import coverage_loss
+        >>> log_p = torch.tensor([0.5], dtype=torch.float64).log()
+        >>> coverage_loss(log_p, num_attempts=2)  # -log(3/4)
+        tensor([0.2877], dtype=torch.float64)
+
+        ```
+
+    References:
+        Chen et al., "Rethinking Fine-Tuning when Scaling Test-Time Compute", arXiv 2502.07154, section 4.
+
+    Relations:
+        [`DCOTrainer`][dco_trl.DCOTrainer] does not minimise this directly: it weighs the per-token log-probabilities by
+        the detached [`coverage_weight`][dco_trl.coverage_weight], which gives the same gradient. Prefer this one in a
+        training loop of your own.
+    """
+    return -log_coverage(log_p, num_attempts, validate=validate)
+
+
+def log_coverage(
+    log_p: Float[Tensor, "*shape"], num_attempts: int, *, validate: bool = True
+) -> Float[Tensor, "*shape"]:
+    r"""Log-probability that at least one of `num_attempts` independent samples is the answer.
+
+    $$\log C_N(x) = \log\left(1 - (1 - e^x)^N\right), \qquad \frac{d \log C_N}{dx} = F(N, e^x)$$
+
+    Args:
+        log_p: Log-probability of each whole answer, in nats, at most 0; any shape, any floating dtype.
+        num_attempts: Number of attempts N, at least 1.
+        validate: Check the values of `log_p`. On an accelerator it waits for the device; the trainer turns it off.
+
+    Returns:
+        Log-coverage in nats, at most 0, with the shape and dtype of `log_p`; -inf where `log_p` is -inf. Computed in
+        float64 where the device has it. Twice differentiable; the gradient is finite for every `log_p` in [-inf, 0].
+
+    Raises:
+        ValueError: `num_attempts` is not an integer of at least 1, or `log_p` has a NaN or a positive value.
+        TypeError: `log_p` is not a floating-point tensor.
+
+    Example:
+        ```python
+        >>> import torch
+        >>> from dco_trl import log_coverage
+        >>> log_p = torch.tensor([0.5], dtype=torch.float64).log()
+        >>> log_coverage(log_p, num_attempts=2).exp()
+        tensor([0.7500], dtype=torch.float64)
+
+        ```
+
+    References:
+        Chen et al., arXiv 2502.07154, section 4.
+
+    Relations:
+        `dco_trl.evaluation.pass_at_k` estimates the same quantity from graded samples. Prefer that one where many
+        answers are right, or where a chain of thought leads to them.
+    """
+    _check(log_p, num_attempts, validate)
+    return _LogCoverage.apply(log_p.to(_working_dtype(log_p)), num_attempts).to(log_p.dtype)
+
+
+def coverage_weight(
+    log_p: Float[Tensor, "*shape"], num_attempts: int, *, validate: bool = True
+) -> Float[Tensor, "*shape"]:
+    r"""What Direct Coverage Optimization multiplies an answer's cross-entropy gradient by.
+
+    $$F(N, p) = \frac{N p (1-p)^{N-1}}{1 - (1-p)^N}$$
+
+    It is 1 at \(p = 0\), falls in \(p\), and is 0 at \(p = 1\) for every \(N \ge 2\): the model is not pushed to be
+    surer than \(N\) attempts need. `num_attempts=1` gives exactly 1, plain cross-entropy. At \(N = 256\),
+    \(F = 0.5\) at \(p = 0.0049\).
+
+    Args:
+        log_p: Log-probability of each whole answer, in nats, at most 0; any shape, any floating dtype.
+        num_attempts: Number of attempts N, at least 1.
+        validate: Check the values of `log_p`. On an accelerator it waits for the device; the trainer turns it off.
+
+    Returns:
+        The weight, in [0, 1], with the shape and dtype of `log_p`. Computed in float64 where the device has it:
+        relative error under 1e-10 for weights above 1e-280 and `num_attempts` up to 1e9. Once differentiable.
+
+    Raises:
+        ValueError: `num_attempts` is not an integer of at least 1, or `log_p` has a NaN or a positive value.
+        TypeError: `log_p` is not a floating-point tensor.
+
+    Example:
+        ```python
+        >>> import torch
+        >>> from dco_trl import coverage_weight
+        >>> coverage_weight(torch.tensor([-1e4, -5.3, -0.1]), num_attempts=256)
+        tensor([1.0000, 0.4948, 0.0000])
+
+        ```
+
+    References:
+        Chen et al., arXiv 2502.07154, section 4.
+
+    Relations:
+        The derivative of [`log_coverage`][dco_trl.log_coverage]. Prefer it, detached, where the log-probabilities are
+        there token by token and a host library sums them.
+    """
+    _check(log_p, num_attempts, validate)
+    return _CoverageWeight.apply(log_p.to(_working_dtype(log_p)), num_attempts).to(log_p.dtype)
+
+
+class _LogCoverage(torch.autograd.Function):
+    # Autograd through the `where` branches below is NaN at both ends; the closed form is not.
+    @staticmethod
+    def forward(ctx, log_p: Tensor, num_attempts: int) -> Tensor:
+        ctx.save_for_backward(log_p)
+        ctx.num_attempts = num_attempts
+        return _log_coverage(log_p, num_attempts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (log_p,) = ctx.saved_tensors
+        return grad * _CoverageWeight.apply(log_p, ctx.num_attempts), None
+
+
+class _CoverageWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, log_p: Tensor, num_attempts: int) -> Tensor:
+        weight = _weight(log_p, num_attempts)
+        ctx.save_for_backward(log_p, weight)
+        ctx.num_attempts = num_attempts
+        return weight
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        # From log F = log N + x + (N-1) log(1-p) - log C:  dF/dx = F - F^2 - F (N-1) p / (1-p), the last term in log
+        # space because F and 1 - p vanish together.
+        log_p, weight = ctx.saved_tensors
+        log_p = log_p.clamp(max=0.0)
+        n = ctx.num_attempts
+        if n == 1:
+            return torch.zeros_like(grad), None
+        log_curvature = math.log(n) + math.log(n - 1) + 2 * log_p - _log_coverage(log_p, n)
+        if n > 2:
+            log_curvature = log_curvature + (n - 2) * _log1mexp(log_p)
+        curvature = torch.where(log_p == -math.inf, 0.0, log_curvature.exp())
+        return grad * (weight - weight**2 - curvature), None
+
+
+def _log1mexp(x: Tensor) -> Tensor:
+    """log(1 - e^x) for x <= 0, to full precision at both ends."""
+    return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
+
+
+def _log_coverage(log_p: Tensor, num_attempts: int) -> Tensor:
+    log_p = log_p.clamp(max=0.0)  # a sum of log-softmax terms may round to just above zero
+    if num_attempts == 1:
+        return log_p
+    log_expected = math.log(num_attempts) + log_p  # the expected number of right attempts, N p
+    return torch.where(log_expected < _LOG_NEGLIGIBLE, log_expected, _log1mexp(num_attempts * _log1mexp(log_p)))
+
+
+def _weight(log_p: Tensor, num_attempts: int) -> Tensor:
+    if num_attempts == 1:
+        return torch.where(torch.isnan(log_p), log_p, 1.0)
+    log_p = log_p.clamp(max=0.0)
+    log_one_right = math.log(num_attempts) + log_p + (num_attempts - 1) * _log1mexp(log_p)
+    weight = torch.exp(log_one_right - _log_coverage(log_p, num_attempts)).clamp(max=1.0)
+    return torch.where(log_p == -math.inf, 1.0, weight)
+
+
+def _working_dtype(log_p: Tensor) -> torch.dtype:
+    return torch.float32 if log_p.device.type == "mps" else torch.float64  # Apple's GPU has no float64
+
+
+def _check(log_p: Tensor, num_attempts: int, validate: bool) -> None:
+    check_num_attempts(num_attempts)
+    if not isinstance(log_p, Tensor) or not log_p.is_floating_point():
+        got = f"a tensor of {log_p.dtype}" if isinstance(log_p, Tensor) else f"{type(log_p).__name__}"
+        raise TypeError(f"`log_p` must be a floating-point tensor of log-probabilities, got {got}.")
+    if not validate or log_p.numel() == 0:
+        return
+    largest = log_p.detach().max()  # a NaN wins the maximum
+    if torch.isnan(largest):
+        raise ValueError("`log_p` holds a NaN. The model's logits were NaN or infinite where it was computed.")
+    if largest > max(_ROUNDING, torch.finfo(log_p.dtype).eps):
+        raise ValueError(
+            f"`log_p` must be at most 0, got {largest.item():g}: it is a natural log-probability, not a probability or "
+            "a negative log-likelihood."
+        )
+
+
+def check_num_attempts(num_attempts: int) -> None:
+    """Raise a `ValueError` unless `num_attempts` is an integer of at least 1."""
+    if isinstance(num_attempts, bool) or not isinstance(num_attempts, int) or num_attempts < 1:
+        raise ValueError(
+            f"`num_attempts` must be an integer of at least 1 (1 is plain cross-entropy), got {num_attempts!r}."
+        )
