@@ -54,9 +54,9 @@ def coverage_loss(
         Chen et al., "Rethinking Fine-Tuning when Scaling Test-Time Compute", arXiv 2502.07154, section 4.
 
     Relations:
-        [`DCOTrainer`][dco_trl.DCOTrainer] does not minimise this directly: it weighs the per-token log-probabilities by
-        the detached [`coverage_weight`][dco_trl.coverage_weight], which gives the same gradient. Prefer this one in a
-        training loop of your own.
+        [`DCOTrainer`][dco_trl.DCOTrainer] does not minimise this directly: it weighs the per-token log-probabilities
+        by the detached [`coverage_weight`][dco_trl.coverage_weight], which gives the same gradient. Prefer this one in
+        a training loop of your own.
     """
     return -log_coverage(log_p, num_attempts, validate=validate)
 
@@ -223,8 +223,8 @@ def _check(log_p: Tensor, num_attempts: int, validate: bool) -> None:
         raise ValueError("`log_p` holds a NaN. The model's logits were NaN or infinite where it was computed.")
     if largest > max(_ROUNDING, torch.finfo(log_p.dtype).eps):
         raise ValueError(
-            f"`log_p` must be at most 0, got {largest.item():g}: it is a natural log-probability, not a probability or "
-            "a negative log-likelihood."
+            f"`log_p` must be at most 0, got {largest.item():g}: it is a natural log-probability, not a probability "
+            "or a negative log-likelihood."
         )
 
 

@@ -1,0 +1,26 @@
+"""TRL's collator, telling besides how many documents each example holds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+DOCUMENTS_PER_EXAMPLE = "documents_per_example"
+
+
+@dataclass
+class DCOCollator(DataCollatorForLanguageModeling):
+    """TRL's collator plus, for flattened batches, the number of documents of each example, int64 `(examples,)`.
+
+    Packing merges documents into examples and padding-free batches merge examples into one row. Distributed evaluation
+    repeats *examples* to even out the last batch, so an exact mean over documents must know which belong to a repeat.
+    """
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super().torch_call(examples)
+        if self.padding_free:
+            batch[DOCUMENTS_PER_EXAMPLE] = torch.tensor(
+                [len(example["seq_lengths"]) if "seq_lengths" in example else 1 for example in examples]
+            )
+        return batch

@@ -1,0 +1,77 @@
+"""Arguments of `DCOTrainer`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trl import SFTConfig
+
+from ..coverage import check_num_attempts
+
+_REDUCTIONS = ("token", "sequence", "sequence_mean")
+
+
+@dataclass
+class DCOConfig(SFTConfig):
+    r"""Arguments of [`DCOTrainer`][dco_trl.DCOTrainer]: those of TRL's `SFTConfig`, and three more.
+
+    With \(u\) running over the units (sequences) of an optimizer step, \(T_u\) their number of labelled tokens and
+    \(F_u\) their weight, `loss_reduction` chooses
+
+    $$\texttt{token}: \frac{\sum_u F_u \text{NLL}_u}{\sum_u T_u} \qquad
+      \texttt{sequence}: \frac{\sum_u F_u \text{NLL}_u}{\sum_u 1} \qquad
+      \texttt{sequence\_mean}: \frac{\sum_u F_u \text{NLL}_u / T_u}{\sum_u 1}$$
+
+    Args:
+        num_attempts: Number of attempts N in the loss: how often the model will be sampled for one problem at test
+            time. 1 is cross-entropy. No default is right for everybody; 16 is mild: it only lowers the weight of
+            answers whose probability is above a few per cent, so it costs little pass@1 if you never think about it.
+            Set it to your own budget.
+        loss_reduction: `"token"` is TRL's normaliser, so that `num_attempts=1` is `SFTTrainer`; `"sequence"` is the
+            paper's formula, summed over an answer and averaged over answers; `"sequence_mean"` is the authors'
+            released code, averaged over an answer's tokens first.
+        coverage_at: The k's for which evaluation logs `eval_coverage@k`.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Example:
+        ```python
+        >>> from dco_trl import DCOConfig
+        >>> args = DCOConfig(output_dir="model-dco", num_attempts=256, use_cpu=True, bf16=False, report_to="none")
+        >>> args.loss_reduction
+        'token'
+
+        ```
+
+    References:
+        Chen et al., arXiv 2502.07154, section 4; the authors' released code for `"sequence_mean"`.
+    """
+
+    num_attempts: int = field(
+        default=16,
+        metadata={
+            "help": "Number of attempts N in the loss: how often the model will be sampled for one problem at test "
+            "time. 1 is cross-entropy. The default is mild; set it to your own budget."
+        },
+    )
+    loss_reduction: Literal["token", "sequence", "sequence_mean"] = field(
+        default="token",
+        metadata={
+            "help": "'token': TRL's normaliser, mean over tokens. 'sequence': the paper's, summed over an answer and "
+            "averaged over answers. 'sequence_mean': the authors' code, averaged over an answer's tokens, then "
+            "answers.",
+        },
+    )
+    coverage_at: list[int] = field(
+        default_factory=lambda: [1, 16, 256, 4096],
+        metadata={"help": "The k's for which evaluation logs eval_coverage@k, exactly and without sampling."},
+    )
+
+    def __post_init__(self):
+        check_num_attempts(self.num_attempts)
+        if self.loss_reduction not in _REDUCTIONS:
+            raise ValueError(f"`loss_reduction` must be one of {_REDUCTIONS}, got {self.loss_reduction!r}.")
+        for k in self.coverage_at:
+            if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+                raise ValueError(f"`coverage_at` must be integers of at least 1, got {k!r} in {self.coverage_at!r}.")
+        super().__post_init__()

@@ -1,0 +1,372 @@
+"""`DCOTrainer`: TRL's `SFTTrainer` with each sequence's gradient weighted for coverage."""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import trl
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl.trainer.utils import get_config_model_id
+
+from ..coverage import coverage_loss, coverage_weight, log_coverage
+from ..segments import Segments
+from .collator import DOCUMENTS_PER_EXAMPLE, DCOCollator
+from .data_checks import check_has_completions, check_no_empty_completion, warn_about_truncation
+from .dco_config import DCOConfig
+
+logger = get_logger(__name__)
+
+# Strategies that cut sequences: p would be the probability of a piece.
+_CUTTING_STRATEGIES = ("wrapped", "bfd_split")
+# DCO is cross-entropy while all weights are 1; said once, after this many optimizer steps.
+_IDLE_AFTER_STEPS = 20
+_IDLE_WEIGHT = 0.99
+# The metrics of a unit, in the order in which they are summed.
+_METRICS = ("coverage_loss", "coverage_weight", "weight_below_0.1", "log_p")
+
+
+class DCOTrainer(SFTTrainer):
+    r"""TRL's `SFTTrainer` with Direct Coverage Optimization.
+
+    Each sequence's cross-entropy gradient is multiplied by \(F(N, p)\), \(p\) being the model's own probability of the
+    whole answer, end of sequence included:
+
+    $$\nabla\ell = F(N, p)\,\nabla(-\log p), \qquad F(N, p) = \frac{N p (1-p)^{N-1}}{1 - (1-p)^N}$$
+
+    which is the gradient of \(-\log(1 - (1-p)^N)\). With `num_attempts=1` it is `SFTTrainer`, bit for bit. Only
+    `compute_loss` is changed: padding, packing, LoRA, gradient checkpointing, data-parallel training and TRL's chunked
+    loss, which never builds the logits, work as they do there.
+
+    Logged beside TRL's metrics, as means over the sequences since the last log: `coverage_loss` (the objective, in
+    nats; TRL's `loss` is the weighted surrogate), `coverage_weight` (mean \(F\)), `weight_below_0.1` (share of
+    sequences that hardly train any more), `log_p` (nats). Evaluation adds `eval_coverage@k` for each k of
+    `coverage_at`: the mean of \(1-(1-p)^k\) over the whole evaluation set, exact, without sampling; it counts only the
+    reference's own string.
+
+    Args:
+        model: Model identifier, folder, `PreTrainedModel` or `PeftModel`, as in `SFTTrainer`.
+        args: A [`DCOConfig`][dco_trl.DCOConfig].
+        train_dataset: Rows that tell the answer from the prompt: `prompt` and `completion` columns (plain or
+            conversational), conversations with `assistant_only_loss=True`, or tokenised rows with `labels`.
+        eval_dataset: The same, or a dictionary of such.
+        kwargs: Further arguments of `SFTTrainer`: `processing_class`, `peft_config`, `callbacks`, …
+
+    Raises:
+        ValueError: A setting that would take the loss from elsewhere, or make p the probability of something else than
+            one whole answer.
+        TypeError: `args` is not a `DCOConfig`.
+
+    Example:
+        ```python
+        from datasets import Dataset
+        from dco_trl import DCOConfig, DCOTrainer
+
+        trainer = DCOTrainer(
+            model="HuggingFaceTB/SmolLM2-135M",
+            args=DCOConfig(output_dir="smollm2-dco", num_attempts=256),
+            train_dataset=Dataset.from_dict({"prompt": ["2+2="], "completion": ["4"]}),
+        )
+        trainer.train()
+        ```
+
+    References:
+        Chen et al., "Rethinking Fine-Tuning when Scaling Test-Time Compute: Limiting Confidence Improves Mathematical
+        Reasoning", NeurIPS 2025, arXiv 2502.07154, section 4.
+
+    Relations:
+        Prefer `SFTTrainer` where the model will be sampled once. On a long chain of thought p is so small that every
+        weight is 1 and this trainer is cross-entropy; it says so.
+    """
+
+    _tag_names = ["trl", "dco"]
+    _name = "DCO"
+    _paper = {
+        "title": "Rethinking Fine-Tuning when Scaling Test-Time Compute: "
+        "Limiting Confidence Improves Mathematical Reasoning",
+        "id": "2502.07154",
+    }
+
+    def __init__(
+        self,
+        model: Any,
+        args: DCOConfig | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | Mapping[str, Dataset | IterableDataset] | None = None,
+        **kwargs,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = DCOConfig(f"{name.split('/')[-1]}-DCO")
+        elif not isinstance(args, DCOConfig):
+            raise TypeError(
+                f"`args` must be a `DCOConfig`, got `{type(args).__name__}`: without `num_attempts` there is no "
+                "coverage to optimise. Replace it by `DCOConfig`, which takes the same arguments."
+            )
+        _check_loss_is_trls(args, kwargs.get("compute_loss_func"))
+        _check_sequences_stay_whole(args, kwargs.get("formatting_func"))
+        if (args.dataset_kwargs or {}).get("skip_prepare_dataset", False):
+            evaluation = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
+            for split, dataset in {"train": train_dataset, **evaluation}.items():
+                if dataset is not None:
+                    check_has_completions(dataset, args, split)
+
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            **kwargs,
+        )
+        _check_sequences_are_not_sharded(self.accelerator.parallelism_config)
+        if type(self.data_collator) is DataCollatorForLanguageModeling:
+            self.data_collator = DCOCollator(**vars(self.data_collator))
+
+        self._num_sequences_in_batch: torch.Tensor | int | None = None
+        self._train_sums: torch.Tensor | None = None
+        self._eval_sums: torch.Tensor | None = None
+        self._idle_sums: torch.Tensor | None = torch.zeros(3, dtype=torch.float64)
+        self._check_trl_uses_log_probs()
+
+    # ---------------------------------------------------------------- data
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        check_has_completions(dataset, args, dataset_name)
+        check_no_empty_completion(dataset, dataset_name)
+        if isinstance(dataset, Dataset):
+            # Tokenise first and cut afterwards, with TRL's own code both times, to see what the cut costs.
+            whole = copy.copy(args)
+            whole.max_length, whole.shuffle_dataset = None, False
+            dataset = super()._prepare_dataset(dataset, processing_class, whole, False, formatting_func, dataset_name)
+            warn_about_truncation(dataset, args.max_length, packing, dataset_name)
+        return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+
+    # ---------------------------------------------------------------- loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        documents_per_example = inputs.pop(DOCUMENTS_PER_EXAMPLE, None)
+
+        def weighted_model(*args, **kwargs):
+            outputs = model(*args, **kwargs)
+            if not kwargs.get("fused_lm_head", False):
+                return outputs  # TRL wants the logits, for metrics
+            segments = self._segments(inputs, outputs.label_mask)
+            log_p = segments.sum(outputs.log_probs.detach())
+            weights = self._weights(log_p)
+            self._record(log_p, weights, segments, documents_per_example)
+            scale = self._reduction_scale(segments, num_items_in_batch)
+            per_token = segments.expand(weights if scale is None else weights * scale)
+            return dataclasses.replace(outputs, log_probs=outputs.log_probs * per_token.to(outputs.log_probs.dtype))
+
+        return super().compute_loss(
+            weighted_model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+        )
+
+    def _segments(self, inputs: dict[str, Any], label_mask: torch.Tensor) -> Segments:
+        """Which tokens are one unit."""
+        if "seq_idx" not in inputs:
+            return Segments.rows(label_mask)
+        return Segments.packed(inputs["seq_idx"][:, 1:], label_mask, inputs["cu_seq_lens_q"].numel() - 1)
+
+    def _weights(self, log_p: torch.Tensor) -> torch.Tensor:
+        """What each unit's gradient is multiplied by, detached."""
+        return coverage_weight(log_p, self.args.num_attempts, validate=False)
+
+    def _reduction_scale(self, segments: Segments, num_items_in_batch) -> torch.Tensor | None:
+        """Turns TRL's division by the number of tokens into the one asked for."""
+        if self.args.loss_reduction == "token":
+            return None
+        if num_items_in_batch is None:  # evaluation: this batch alone
+            num_tokens, num_sequences = segments.label_mask.sum(), segments.valid.sum()
+        else:
+            num_tokens, num_sequences = num_items_in_batch, self._num_sequences_in_batch
+        scale = torch.as_tensor(num_tokens) / torch.as_tensor(num_sequences).clamp(min=1).double()
+        if self.args.loss_reduction == "sequence_mean":
+            return scale / segments.num_tokens.clamp(min=1)
+        return scale.expand(segments.num_segments)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+        if self.args.loss_reduction != "token":
+            # One label a sequence, and the count of labels is that of sequences: the parent knows how to add it up
+            # over processes, and where not to.
+            markers = [{"labels": _one_label_a_sequence(batch)} for batch in batch_samples]
+            self._num_sequences_in_batch = super()._get_num_items_in_batch(markers, device)
+        return super()._get_num_items_in_batch(batch_samples, device)
+
+    # ------------------------------------------------------------- metrics
+
+    @torch.no_grad()
+    def _record(self, log_p, weights, segments: Segments, documents_per_example) -> None:
+        mode = "train" if self.model.training else "eval"
+        valid = segments.valid
+        loss = coverage_loss(log_p, self.args.num_attempts, validate=False)
+        columns = [torch.ones_like(log_p), loss, weights, (weights < 0.1).to(log_p.dtype), log_p]
+        if mode == "eval":
+            columns += [log_coverage(log_p, k, validate=False).exp() for k in self.args.coverage_at]
+        table = torch.where(valid[:, None], torch.stack(columns, dim=1), 0.0)
+        if mode == "train":
+            sums = self.accelerator.reduce(table.sum(0), "sum")
+            self._train_sums = sums if self._train_sums is None else self._train_sums + sums
+            return
+        # Evaluation on several processes repeats examples to even out the last batch; `gather_for_metrics` drops the
+        # repeats, by example.
+        by_example = _sum_by_example(table, documents_per_example)
+        sums = self.accelerator.gather_for_metrics(by_example).sum(0)
+        self._eval_sums = sums if self._eval_sums is None else self._eval_sums + sums
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        self._eval_sums = None
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._eval_sums is not None:
+            means = self._means(self._eval_sums)
+            names = [*_METRICS, *(f"coverage@{k}" for k in self.args.coverage_at)]
+            for name, value in zip(names, means, strict=True):
+                output.metrics[f"{metric_key_prefix}_{name}"] = value
+            self._eval_sums = None
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        sums = self._train_sums
+        if self.model.training and sums is not None:
+            for name, value in zip(_METRICS, self._means(sums), strict=True):
+                self._metrics["train"][name].append(value)
+            self._train_sums = None
+            self._warn_when_idle(sums)
+        super().log(logs, start_time)
+
+    def _means(self, sums: torch.Tensor) -> list[float]:
+        count, *totals = sums.tolist()
+        if any(math.isnan(total) for total in totals):
+            raise FloatingPointError(
+                f"The log-probability of an answer became NaN by step {self.state.global_step}: the model's logits "
+                "are NaN or infinite. Usual causes are a learning rate that is too high, float16, or a damaged "
+                "checkpoint."
+            )
+        return [total / count if count else math.nan for total in totals]
+
+    def _warn_when_idle(self, sums: torch.Tensor) -> None:
+        if self._idle_sums is None or self.args.num_attempts == 1:
+            return
+        self._idle_sums = self._idle_sums + sums[[0, 2, 4]].double().cpu()
+        if self.state.global_step < min(_IDLE_AFTER_STEPS, self.state.max_steps):
+            return
+        count, weight, log_p = self._idle_sums.tolist()
+        self._idle_sums = None
+        if count and weight / count > _IDLE_WEIGHT:
+            threshold = -(math.log(self.args.num_attempts) + 1.6)
+            logger.warning(
+                f"DCO is cross-entropy so far: over the first {self.state.global_step} steps the mean weight is "
+                f"{weight / count:.3f}. The mean log p of an answer is {log_p / count:.1f} nats, and with "
+                f"`num_attempts={self.args.num_attempts}` weights only fall below 0.9 where log p is above "
+                f"{threshold:.1f}. On short answers this passes as the model learns. On long completions, a chain of "
+                "thought for example, it does not: p must then be estimated from sampled rationales (the paper's "
+                "chain-of-thought variant), or the final answer trained alone."
+            )
+
+    # ------------------------------------------------------------ contract
+
+    def _check_trl_uses_log_probs(self) -> None:
+        """Fail loudly if this TRL takes its loss from elsewhere than the `log_probs` of the model it is handed."""
+        label_mask = torch.tensor([[False, True, True]], device=self.accelerator.device)
+        log_probs = torch.tensor([[0.0, -3.0, -5.0]], device=self.accelerator.device)
+        outputs = SimpleNamespace(
+            loss=torch.zeros((), device=self.accelerator.device),
+            log_probs=log_probs,
+            label_mask=label_mask,
+            entropy=torch.zeros_like(log_probs),
+            is_top1=torch.zeros_like(label_mask),
+            aux_loss=torch.zeros((), device=self.accelerator.device),
+        )
+        ids = torch.zeros((1, 4), dtype=torch.long, device=self.accelerator.device)
+        metrics, num_tokens = copy.deepcopy(self._metrics), self._total_train_tokens
+        asked_for = []
+
+        def model(**kwargs):
+            asked_for.append(kwargs.get("fused_lm_head"))
+            return outputs
+
+        try:
+            inputs = {"input_ids": ids, "labels": ids, "attention_mask": ids + 1}
+            loss = super().compute_loss(model, inputs).item()
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}"
+        else:
+            found = None if asked_for == [True] and loss == 4.0 else f"calls {asked_for}, loss {loss} instead of 4.0"
+        finally:
+            self._metrics, self._total_train_tokens = metrics, num_tokens
+        if found:
+            raise RuntimeError(
+                f"`SFTTrainer.compute_loss` of TRL {trl.__version__} no longer computes its loss from the `log_probs` "
+                f"of `model(..., fused_lm_head=True)`, so the coverage weights would be ignored ({found}). Install "
+                "a TRL version that `dco_trl` supports: see the dependencies in its package metadata."
+            )
+
+
+def _check_loss_is_trls(args: DCOConfig, compute_loss_func: Callable | None) -> None:
+    reason = "takes the loss from elsewhere, so the coverage weights would be ignored."
+    if args.label_smoothing_factor > 0:
+        raise ValueError(
+            f"`label_smoothing_factor={args.label_smoothing_factor}` {reason} Set it to 0: DCO limits confidence "
+            "itself."
+        )
+    if compute_loss_func is not None:
+        raise ValueError(f"`compute_loss_func` {reason} Leave it out, or use `SFTTrainer` with it.")
+    if args.loss_type != "nll":
+        raise ValueError(
+            f"`loss_type={args.loss_type!r}` would be computed from log-probabilities that already carry the coverage "
+            "weights. Use `loss_type='nll'`, or `SFTTrainer` with this one."
+        )
+
+
+def _check_sequences_stay_whole(args: DCOConfig, formatting_func: Callable | None) -> None:
+    if (args.packing or args.eval_packing) and args.packing_strategy in _CUTTING_STRATEGIES:
+        raise ValueError(
+            f"`packing_strategy={args.packing_strategy!r}` cuts sequences, so p would be the probability of a piece "
+            "of an answer. Use `packing_strategy='bfd'`, which keeps them whole."
+        )
+    if formatting_func is not None:
+        raise ValueError(
+            "`formatting_func` merges prompt and completion into one text, so p would be the probability of both "
+            "together. Give the dataset `prompt` and `completion` columns instead, for example with `dataset.map`."
+        )
+
+
+def _check_sequences_are_not_sharded(parallelism_config: Any) -> None:
+    for name, enabled in (("context", "cp_enabled"), ("sequence", "sp_enabled")):
+        if getattr(parallelism_config, enabled, False):
+            raise ValueError(
+                f"{name.capitalize()} parallelism splits a sequence over devices, so each would see the probability "
+                f"of a piece of the answer. Set `{enabled[:2]}_size=1`; data parallelism, FSDP and ZeRO keep "
+                "sequences whole."
+            )
+
+
+def _one_label_a_sequence(batch: dict[str, Any]) -> torch.Tensor:
+    """Labels of shape `(1, 1 + sequences)`: 0 for each sequence with a label, -100 for one without."""
+    label_mask = batch["labels"][:, 1:] != -100
+    if "seq_idx" in batch:
+        segments = Segments.packed(batch["seq_idx"][:, 1:], label_mask, batch["cu_seq_lens_q"].numel() - 1)
+    else:
+        segments = Segments.rows(label_mask)
+    labels = torch.where(segments.valid, 0, -100)
+    return torch.nn.functional.pad(labels, (1, 0), value=-100)[None]
+
+
+def _sum_by_example(table: torch.Tensor, documents_per_example: torch.Tensor | None) -> torch.Tensor:
+    """Sum a table of units, `(units, columns)`, over the units of each example: `(examples, columns)`."""
+    if documents_per_example is None:
+        return table
+    num_examples = documents_per_example.numel()
+    example = torch.repeat_interleave(torch.arange(num_examples, device=table.device), documents_per_example)
+    # Units beyond the documents are padding, all zero.
+    sums = torch.zeros((num_examples, table.size(1)), dtype=table.dtype, device=table.device)
+    return sums.index_add(0, example, table[: example.numel()])
