@@ -1,0 +1,161 @@
+"""Verdicts remembered on disk, in one SQLite file that several processes may use at a time."""
+
+import hashlib
+import os
+import sqlite3
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from .judge import identity
+
+_SCHEMA = """CREATE TABLE IF NOT EXISTS verdicts
+(key BLOB PRIMARY KEY, score REAL, status TEXT NOT NULL, shown BLOB, timeout REAL, memory_limit INTEGER)
+WITHOUT ROWID"""
+_KEYS_A_QUERY = 500
+_ROWS_A_COMMIT = 1_000
+_SECONDS_A_COMMIT = 5.0
+
+Outcome = tuple[float | None, str, str | None]
+
+
+class VerdictCache:
+    """Verdicts by grader, library versions, reference and answer.
+
+    A verdict that a limit prevented ("timeout", "error") is remembered with the limits: it is tried again under larger
+    ones only. A file that is damaged is set aside and a new one begun; one that cannot be used (locked, no space, no
+    permission) is done without; both with a warning.
+
+    Args:
+        folder: where `verdicts.sqlite` lies; made if absent.
+        timeout: the present limit, seconds a pair.
+        memory_limit: the present limit, bytes.
+    """
+
+    def __init__(self, folder: str | os.PathLike, timeout: float, memory_limit: int):
+        self.path = Path(folder) / "verdicts.sqlite"
+        self.limits = (timeout, memory_limit)
+        self._prefix = identity().encode() + b"\0"
+        self._unsaved: list[tuple] = []
+        self._saved_at = time.monotonic()
+        self._connection: sqlite3.Connection | None = None
+        self._guard(self._open)
+
+    def get(self, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[int, Outcome]]:
+        """Yield (index into `pairs`, outcome) for the pairs that are known."""
+        keys: list[bytes] = []
+        start = 0
+        for pair in pairs:
+            keys.append(self._key(*pair))
+            if len(keys) == _KEYS_A_QUERY:
+                yield from self._look_up(start, keys)
+                start += len(keys)
+                keys = []
+        yield from self._look_up(start, keys)
+
+    def put(self, pair: tuple[str, str], outcome: Outcome) -> None:
+        """Remember one outcome; written with others, at the latest by `flush`."""
+        score, status, shown = outcome
+        blob = None if shown is None else shown.encode("utf-8", "surrogatepass")
+        self._unsaved.append((self._key(*pair), score, status, blob, *self.limits))
+        if len(self._unsaved) >= _ROWS_A_COMMIT or time.monotonic() - self._saved_at > _SECONDS_A_COMMIT:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been put."""
+        self._guard(self._write)
+        self._unsaved.clear()
+        self._saved_at = time.monotonic()
+
+    def close(self) -> None:
+        """Write what has been put and close the file."""
+        self.flush()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path, timeout=30.0)
+        try:
+            connection.execute(_SCHEMA)
+            # Asks for every column: a file of another layout fails here, not in the middle of the work.
+            connection.execute(
+                "SELECT key, score, status, shown, timeout, memory_limit FROM verdicts LIMIT 1"
+            ).fetchall()
+            connection.commit()
+        except sqlite3.Error:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def _write(self) -> None:
+        if self._connection is None or not self._unsaved:
+            return
+        with self._connection:
+            self._connection.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?)", self._unsaved)
+
+    def _look_up(self, start: int, keys: list[bytes]) -> list[tuple[int, Outcome]]:
+        if self._connection is None or not keys:
+            return []
+        rows: list[tuple] = []
+
+        def select() -> None:
+            assert self._connection
+            marks = ",".join("?" * len(keys))
+            query = f"SELECT key, score, status, shown, timeout, memory_limit FROM verdicts WHERE key IN ({marks})"
+            rows.extend(self._connection.execute(query, keys))
+
+        self._guard(select)
+        where = {key: start + i for i, key in enumerate(keys)}
+        found = []
+        for key, score, status, shown, timeout, memory_limit in rows:
+            if status in ("timeout", "error") and (timeout < self.limits[0] or memory_limit < self.limits[1]):
+                continue
+            found.append(
+                (where[key], (score, status, None if shown is None else shown.decode("utf-8", "surrogatepass")))
+            )
+        return found
+
+    def _guard(self, action) -> None:
+        try:
+            action()
+        except sqlite3.OperationalError as error:  # locked, full, read-only, no such folder: the file may be sound
+            if "no such column" in str(error) or "no such table" in str(error):
+                self._rebuild(error)
+            else:
+                self._do_without(error)
+        except OSError as error:
+            self._do_without(error)
+        except sqlite3.DatabaseError as error:  # not a database, or damaged
+            self._rebuild(error)
+
+    def _do_without(self, error: Exception) -> None:
+        self._disconnect()
+        warnings.warn(
+            f"cache_dir: the verdict cache {self.path} cannot be used ({error}); going on without it", stacklevel=4
+        )
+
+    def _rebuild(self, error: Exception) -> None:
+        self._disconnect()
+        aside = self.path.with_name(f"{self.path.name}.damaged-{os.getpid()}-{time.time_ns()}")
+        warnings.warn(
+            f"cache_dir: the verdict cache {self.path} is damaged ({error}). It has been moved to {aside.name} and a "
+            "new one begun: verdicts are computed again. Delete the old file when you like.",
+            stacklevel=4,
+        )
+        try:
+            self.path.rename(aside)
+            self._open()
+        except (OSError, sqlite3.Error) as second:
+            self._do_without(second)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _key(self, reference: str, answer: str) -> bytes:
+        pair = f"{len(reference)}:{reference}{answer}".encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(self._prefix + pair, digest_size=16).digest()

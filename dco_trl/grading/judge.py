@@ -1,0 +1,109 @@
+r"""What `math` means: which strings math-verify is given, and what its answer is worth. Run in the workers.
+
+For a reference r and an extracted answer a, both as `extract` returns them, the verdict is
+
+    verify(math_verify_parse(r), math_verify_parse(a))
+
+where an answer that stands alone is read as `\boxed{a}`, because math-verify reads LaTeX only within delimiters and
+would take 3 from `\left(3, \frac{\pi}{2}\right)`. An answer that has delimiters of its own, or that is prose ("12
+inches"), is first given as it is.
+"""
+
+import re
+from functools import lru_cache
+from importlib.metadata import version
+
+# Raise this when a change here or in extract.py can change a verdict: it is part of the cache's key.
+JUDGE_VERSION = 1
+
+# Longer answers are not sent to math-verify: its regular expressions need quadratic time.
+MAX_ANSWER_CHARS = 10_000
+MAX_SHOWN_CHARS = 1_000
+
+_DELIMITED = re.compile(r"(?<!\\)\$.+?(?<!\\)\$|\\\(.+?\\\)|\\\[.+?\\\]|\\boxed", re.DOTALL)
+_FUNCTION_NAMES = (
+    "sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|arcsin|arccos|arctan|log|exp|sqrt|max|min|lim|mod|gcd|lcm|det"
+)
+_WORD = re.compile(rf"(?:^|\s)(?!(?:{_FUNCTION_NAMES})\b)[A-Za-z]{{3,}}(?=[\s.,:;!?]|$)")
+_INTEGER = re.compile(r"-?[0-9]{1,15}")
+
+
+def identity() -> str:
+    """Names everything a verdict depends on: this module, math-verify and the two libraries under it."""
+    libraries = ("math-verify", "latex2sympy2_extended", "sympy")
+    return "; ".join([f"math {JUDGE_VERSION}", *(f"{name} {version(name)}" for name in libraries)])
+
+
+def quick_verdict(reference: str, answer: str) -> tuple[float | None, str] | None:
+    """The verdict where a comparison of strings settles it, else None. The same verdict that math-verify reaches.
+
+    Equal strings are equal (math-verify agrees whenever it can read the reference at all), and two plain integers are
+    equal if their values are.
+
+    Args:
+        reference: the extracted reference.
+        answer: the extracted answer.
+
+    Returns:
+        (score, status), or None if math-verify has to be asked.
+    """
+    if not answer:
+        return 0.0, "unparsed"
+    if answer == reference:
+        return 1.0, "graded"
+    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(reference):
+        return float(int(answer) == int(reference)), "graded"
+    if len(answer) > MAX_ANSWER_CHARS or len(reference) > MAX_ANSWER_CHARS:
+        return None, "unparsed"
+    return None
+
+
+def judge(reference: str, answer: str) -> tuple[float | None, str, str | None]:
+    """Ask math-verify. To be called where it may be killed: it can run for ever and fill the memory.
+
+    Args:
+        reference: the extracted reference.
+        answer: the extracted answer.
+
+    Returns:
+        Score (1.0, 0.0, or None if the reference cannot be read), status ("graded" or "unparsed"), and, where the
+        answer was prose, what math-verify took from it.
+    """
+    from math_verify import verify
+
+    gold = math_verify_parse(reference)
+    if not gold:
+        return None, "unparsed", None
+    predicted = math_verify_parse(answer)
+    correct = verify(gold, predicted, timeout_seconds=None)
+    if correct or any(not isinstance(part, str) for part in predicted):
+        shown = None
+        if predicted and isinstance(predicted[-1], str) and reads_as_text(answer):
+            shown = predicted[-1][:MAX_SHOWN_CHARS]
+        return float(correct), "graded", shown
+    return 0.0, "unparsed", None
+
+
+@lru_cache(maxsize=2048)
+def math_verify_parse(answer: str, parsing_timeout: int | None = None) -> list:
+    """math-verify's reading of one extracted answer or reference.
+
+    Args:
+        answer: an extracted answer or reference.
+        parsing_timeout: math-verify's own limit (seconds); None: no limit, for where the caller can kill the process.
+
+    Returns:
+        What `math_verify.parse` returns: sympy expressions and a string, or nothing.
+    """
+    from math_verify import parse
+
+    if reads_as_text(answer):
+        parsed = parse(answer, parsing_timeout=parsing_timeout)
+        if parsed:
+            return parsed
+    return parse(f"\\boxed{{{answer}}}", parsing_timeout=parsing_timeout)
+
+
+def reads_as_text(answer: str) -> bool:
+    """Whether an answer is text for math-verify to search, rather than a formula standing alone."""
+    return bool(_DELIMITED.search(answer)) or ("\\" not in answer and bool(_WORD.search(answer)))

@@ -1,0 +1,58 @@
+"""The verifiers of reasoning-gym as a grader: `--grader dco_trl.grading.reasoning_gym:score`."""
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from .errors import GraderError
+from .extract import completion_text, extract_answer
+
+
+def score(completions: Sequence, answer: Sequence, metadata: Sequence, **kwargs: Any) -> list[float | None]:
+    """Score completions with the verifier of the reasoning-gym task that each row comes from.
+
+    The verifier gets the row's entry and what stands in the last `<answer>` tag (reasoning-gym's own habit), else the
+    answer that `extract_answer` finds, else the whole text (grids and the like are answers without a mark).
+
+    Args:
+        completions: strings or lists of messages.
+        answer: column `answer` of the entries.
+        metadata: column `metadata` of the entries, as dicts or JSON; names the task in `source_dataset`.
+        kwargs: further columns; `question`, if there, is handed to the verifier.
+
+    Returns:
+        reasoning-gym's score, 0 to 1. It gives partial credit (0.01 for a wrong answer in some tasks): as everywhere
+        here, above 0.5 is correct.
+
+    Raises:
+        GraderError: reasoning-gym is not installed.
+
+    Example:
+        >>> score(["so the answer is 4"], answer=["4"], metadata=[{"source_dataset": "chain_sum"}])
+        [1.0]
+    """
+    scores: list[float | None] = []
+    questions = kwargs.get("question") or [None] * len(completions)
+    for completion, reference, entry, question in zip(completions, answer, metadata, questions, strict=True):
+        entry = json.loads(entry) if isinstance(entry, str) else entry
+        text = completion_text(completion)
+        given = _tagged(text) or extract_answer(text) or text.strip()
+        full = {"question": question, "answer": reference, "metadata": entry}
+        scores.append(float(_verifier(entry["source_dataset"])(given, full)))
+    return scores
+
+
+def _tagged(text: str) -> str | None:
+    close = text.rfind("</answer>")
+    opening = text.rfind("<answer>", 0, close) if close >= 0 else -1
+    return text[opening + 8 : close].strip() if opening >= 0 else None
+
+
+@lru_cache
+def _verifier(task: str):
+    try:
+        from reasoning_gym import get_score_answer_fn
+    except ImportError as error:
+        raise GraderError("this grader needs reasoning-gym: pip install reasoning-gym") from error
+    return get_score_answer_fn(task)
