@@ -1,0 +1,32 @@
+"""Shared by all tests: quiet, offline, single-threaded, and honest about what was skipped."""
+
+import os
+
+# Before torch is imported: two test processes share two cores, and tiny tensors gain nothing from threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def datasets_are_quiet_and_uncached(tmp_path_factory):
+    """Keep progress bars out of the output, and prepared datasets out of the user's cache."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say last which optional parts were not tested here, and why."""
+    reasons = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[reason] = reasons.get(reason, 0) + 1
+    if reasons:
+        terminalreporter.section("not tested here")
+        for reason, count in sorted(reasons.items()):
+            terminalreporter.write_line(f"{count} x {reason.removeprefix('Skipped: ')}")

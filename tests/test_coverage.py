@@ -1,0 +1,161 @@
+"""`dco_trl.coverage` against the naive formula, mpmath and autograd."""
+
+import math
+import re
+
+import jaxtyping
+import mpmath
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dco_trl import coverage_loss, coverage_weight, log_coverage
+
+ATTEMPTS = [1, 2, 3, 16, 256, 4096, 10**6, 10**9]
+LOG_P = [-1e4, -745.0, -50.0, -37.1, -36.9, -20.0, -5.0, -1.0, -0.7, -0.69, -0.1, -1e-3, -1e-12, 0.0]
+
+
+def exact(log_p: float, num_attempts: int) -> tuple[mpmath.mpf, mpmath.mpf]:
+    """F and log C from their definitions, with as many digits as it takes."""
+    digits = 100 + int(abs(log_p) * 0.87 + num_attempts * math.exp(log_p) * 0.44 if log_p > -700 else abs(log_p))
+    with mpmath.workdps(min(digits, 20_000)):
+        p = mpmath.exp(mpmath.mpf(log_p))
+        if p == 1:
+            return mpmath.mpf(num_attempts == 1), mpmath.mpf(0)
+        miss = mpmath.exp(num_attempts * mpmath.log1p(-p))
+        weight = num_attempts * p * miss / (1 - p) / (1 - miss)
+        return weight, mpmath.log1p(-miss)
+
+
+@pytest.fixture
+def unchecked_types():
+    """Switch jaxtyping off, which refuses wrong types first: users run without it, and see our own errors."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def float64(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("num_attempts", ATTEMPTS)
+@pytest.mark.parametrize("log_p", LOG_P)
+def test_matches_mpmath(log_p, num_attempts):
+    true_weight, true_log_coverage = exact(log_p, num_attempts)
+    weight = coverage_weight(float64(log_p), num_attempts).item()
+    log_c = log_coverage(float64(log_p), num_attempts).item()
+    if true_weight > mpmath.mpf("1e-280"):
+        assert abs(weight / true_weight - 1) < 1e-10
+    else:
+        assert 0 <= weight < 1e-279
+    assert abs(log_c - true_log_coverage) <= 1e-14 * max(1, abs(true_log_coverage))
+    if abs(true_log_coverage) > mpmath.mpf("1e-290"):
+        assert abs(log_c / true_log_coverage - 1) < 1e-12
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    p=st.floats(1e-3, 1 - 1e-3),
+    num_attempts=st.integers(1, 50),
+)
+def test_matches_the_naive_formula(p, num_attempts):
+    x = float64(p).log()
+    naive = num_attempts * p * (1 - p) ** (num_attempts - 1) / (1 - (1 - p) ** num_attempts)
+    assert coverage_weight(x, num_attempts).item() == pytest.approx(naive, rel=1e-9)
+    assert coverage_loss(x, num_attempts).item() == pytest.approx(-math.log(1 - (1 - p) ** num_attempts), rel=1e-8)
+
+
+# PAPER: F = 0.5 and F = 0.1 at these p (derived there and checked numerically).
+@pytest.mark.parametrize(
+    ("num_attempts", "half", "tenth"),
+    [(16, 0.079, 0.210), (64, 0.0197, 0.0555), (256, 0.00491, 0.0141), (1024, 0.00123, 0.00353)],
+)
+def test_golden_points(num_attempts, half, tenth):
+    assert coverage_weight(float64(half).log(), num_attempts).item() == pytest.approx(0.5, abs=0.005)
+    assert coverage_weight(float64(tenth).log(), num_attempts).item() == pytest.approx(0.1, abs=0.002)
+
+
+@pytest.mark.parametrize("log_p", [-math.inf, *LOG_P])
+def test_one_attempt_is_cross_entropy_exactly(log_p):
+    assert coverage_weight(float64(log_p), 1).item() == 1.0
+    assert coverage_loss(float64(log_p), 1).item() == -log_p
+
+
+@pytest.mark.parametrize("num_attempts", ATTEMPTS)
+def test_ends(num_attempts):
+    log_p = float64(-math.inf, 0.0).requires_grad_()
+    log_c = log_coverage(log_p, num_attempts)
+    assert log_c.tolist() == [-math.inf, 0.0]
+    (gradient,) = torch.autograd.grad(log_c.sum(), log_p)
+    assert gradient.tolist() == [1.0, 1.0 if num_attempts == 1 else 0.0]
+    (curvature,) = torch.autograd.grad(coverage_weight(log_p, num_attempts).sum(), log_p)
+    assert curvature.isfinite().all()
+
+
+@pytest.mark.parametrize("num_attempts", [1, 2, 3, 16, 1000])
+def test_gradients(num_attempts):
+    log_p = float64(-12.0, -5.0, -1.0, -0.1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: log_coverage(x, num_attempts, validate=False), log_p)
+    assert torch.autograd.gradgradcheck(lambda x: log_coverage(x, num_attempts, validate=False), log_p)
+    (gradient,) = torch.autograd.grad(log_coverage(log_p, num_attempts).sum(), log_p)
+    torch.testing.assert_close(gradient, coverage_weight(log_p, num_attempts).detach())
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    log_p=st.floats(-1e5, 0.0),
+    num_attempts=st.integers(1, 10**9),
+)
+def test_weight_is_a_finite_share_that_falls_in_p_and_in_attempts(log_p, num_attempts):
+    x = float64(log_p, log_p / 2).requires_grad_()
+    weight = coverage_weight(x, num_attempts)
+    assert ((0 <= weight) & (weight <= 1)).all()
+    assert weight[1] <= weight[0] + 1e-12
+    assert (coverage_weight(x, num_attempts + 1) <= weight + 1e-9).all()
+    (gradient,) = torch.autograd.grad(coverage_loss(x, num_attempts).sum(), x)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 3), (2, 1, 3)])
+def test_any_shape_and_dtype(dtype, shape):
+    log_p = torch.full(shape, -2.0, dtype=dtype)
+    for function in (log_coverage, coverage_weight, coverage_loss):
+        value = function(log_p, 16)
+        assert value.shape == shape and value.dtype == dtype
+        torch.testing.assert_close(value, function(log_p.double(), 16).to(dtype))
+
+
+def test_a_sum_that_rounds_above_zero_is_zero():
+    log_p = float64(1e-7)
+    assert coverage_loss(log_p, 16).item() == 0.0
+    assert coverage_weight(log_p, 16).item() == 0.0
+
+
+@pytest.mark.parametrize("function", [log_coverage, coverage_weight, coverage_loss])
+@pytest.mark.parametrize("num_attempts", [0, -1, 1.0, 2.5, True, "16", None, math.nan])
+def test_refuses_num_attempts(unchecked_types, function, num_attempts):
+    with pytest.raises(
+        ValueError, match=r"`num_attempts` must be an integer of at least 1 .*, got " + re.escape(repr(num_attempts))
+    ):
+        function(float64(-1.0), num_attempts)
+
+
+@pytest.mark.parametrize("function", [log_coverage, coverage_weight, coverage_loss])
+def test_refuses_log_p(unchecked_types, function):
+    with pytest.raises(ValueError, match="`log_p` holds a NaN"):
+        function(float64(-1.0, math.nan), 16)
+    with pytest.raises(ValueError, match="`log_p` must be at most 0, got 0.25: it is a natural log-probability"):
+        function(float64(-1.0, 0.25), 16)
+    with pytest.raises(TypeError, match="floating-point tensor of log-probabilities, got a tensor of torch.int64"):
+        function(torch.tensor([-1]), 16)
+    with pytest.raises(TypeError, match="floating-point tensor of log-probabilities, got float"):
+        function(-1.0, 16)
+
+
+@pytest.mark.parametrize("num_attempts", [1, 16])
+def test_without_validation_a_nan_stays_one(num_attempts):
+    assert coverage_weight(float64(math.nan), num_attempts, validate=False).isnan().all()
+    assert coverage_loss(float64(math.nan), num_attempts, validate=False).isnan().all()

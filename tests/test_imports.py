@@ -1,0 +1,35 @@
+"""Leaves stay leaves: what an import pulls in, seen from a fresh interpreter."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sorted(m for m in sys.modules if '.' not in m))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("statement", "forbidden"),
+    [
+        ("import dco_trl", {"torch", "trl", "vllm", "transformers", "numpy"}),
+        ("import dco_trl.coverage", {"trl", "vllm", "transformers", "datasets"}),
+        ("import dco_trl.segments", {"trl", "vllm", "transformers", "datasets"}),
+        ("import dco_trl.cli", {"torch", "trl", "vllm", "transformers"}),
+        ("from dco_trl import DCOTrainer", {"vllm", "matplotlib", "plotly"}),
+    ],
+)
+def test_import_loads_no_more_than_it_needs(statement, forbidden):
+    assert not loaded_after(statement) & forbidden
+
+
+def test_public_names_resolve():
+    import dco_trl
+
+    for name in dco_trl.__all__:
+        assert getattr(dco_trl, name).__name__ == name
+    assert set(dco_trl.__all__) <= set(dir(dco_trl))
+    with pytest.raises(AttributeError, match="module 'dco_trl' has no attribute 'Nothing'"):
+        dco_trl.Nothing  # noqa: B018
