@@ -228,7 +228,7 @@ def _check(log_p: Tensor, num_attempts: int, validate: bool) -> None:
         )
 
 
-def check_num_attempts(num_attempts: int) -> None:
+def check_num_attempts(num_attempts: object) -> None:
     """Raise a `ValueError` unless `num_attempts` is an integer of at least 1."""
     if isinstance(num_attempts, bool) or not isinstance(num_attempts, int) or num_attempts < 1:
         raise ValueError(

@@ -1,0 +1,184 @@
+"""Classes of runs that must be the same run."""
+
+import math
+
+import pytest
+import torch
+from peft import LoraConfig
+from tiny_models import FAMILIES, make_model
+from training import MANY, SFTTrainer, assert_same_run, dataset, make_trainer, run
+
+from dco_trl import DCOTrainer
+
+BATCHES = {
+    "padded": {},
+    "padding-free": {"padding_free": True, "max_length": None},
+    "packed": {"packing": True, "per_device_train_batch_size": 2, "max_length": 24},
+}
+
+
+def lora() -> dict:
+    return {"peft_config": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")}
+
+
+# -------------------------------------------------------- one attempt is SFTTrainer
+
+
+@pytest.mark.parametrize("batches", BATCHES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_attempt_is_sft_bit_for_bit(family, batches):
+    settings = BATCHES[batches]
+    assert_same_run(
+        run(DCOTrainer, family, num_attempts=1, **settings),
+        run(SFTTrainer, family, **settings),
+    )
+
+
+@pytest.mark.parametrize("batches", BATCHES)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gradient_accumulation_steps": 3},
+        {"gradient_checkpointing": True},
+        {"gradient_accumulation_steps": 2, "gradient_checkpointing": True, "shuffle_dataset": True},
+    ],
+    ids=["accumulation", "checkpointing", "both-shuffled"],
+)
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_one_attempt_is_sft_bit_for_bit_under(settings, batches, adapter):
+    settings = {**BATCHES[batches], **settings}
+    runs = [
+        run(trainer_class, trainer_kwargs=lora() if adapter else {}, **settings, **extra)
+        for trainer_class, extra in ((DCOTrainer, {"num_attempts": 1}), (SFTTrainer, {}))
+    ]
+    assert_same_run(*runs)
+
+
+# ---------------------------------------------------------------- the naive formula
+
+
+def naive_loss(model, batch, num_attempts: int, reduction: str) -> torch.Tensor:
+    """-log(1 - (1-p)^N) from the full logits of a padded batch, with autograd through all of it."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    labels = batch["labels"][:, 1:]
+    mask = labels != -100
+    log_probs = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    p = (log_probs * mask).sum(1).exp()
+    loss = -torch.log(1 - (1 - p) ** num_attempts)
+    if reduction == "token":
+        return loss.sum() / mask.sum()
+    if reduction == "sequence":
+        return loss.mean()
+    return (loss / mask.sum(1)).mean()
+
+
+def gradients(loss: torch.Tensor, model) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence", "sequence_mean"])
+@pytest.mark.parametrize("num_attempts", [2, MANY])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_is_autograds_of_the_naive_formula(family, num_attempts, reduction):
+    model = make_model(family).double()
+    if family == "mixtral":
+        model.set_experts_implementation("eager")  # the grouped kernel has no float64
+    trainer = make_trainer(model=model, num_attempts=num_attempts, loss_reduction=reduction, router_aux_loss_coef=None)
+    trainer.current_gradient_accumulation_steps = 1  # what `train` sets
+    batch = next(iter(trainer.get_train_dataloader()))
+    window = [dict(batch)]
+    num_items = trainer._get_num_items_in_batch(window, torch.device("cpu"))
+    ours = gradients(trainer.compute_loss(model, dict(batch), num_items_in_batch=num_items), model)
+    expected = naive_loss(model, batch, num_attempts, reduction)
+    if family == "mixtral":  # TRL adds the auxiliary loss, unweighted
+        from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+        outputs = model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_router_logits=True
+        )
+        aux_loss = load_balancing_loss_func(outputs.router_logits, 4, 2, batch["attention_mask"])
+        expected = expected + trainer.router_aux_loss_coef * aux_loss
+    expected = gradients(expected, model)
+    assert ours.keys() == expected.keys()
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-6 * largest.item(), msg=name)
+
+
+def test_the_weights_of_that_test_are_not_all_one():
+    trainer = make_trainer(num_attempts=MANY)
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert 0.01 < first["coverage_weight"] < 0.95
+
+
+# ---------------------------------------------------------- how sequences are batched
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence", "sequence_mean"])
+def test_packed_is_padded(reduction):
+    settings = dict(num_attempts=MANY, loss_reduction=reduction, max_steps=2)
+    padded = run(**settings, per_device_train_batch_size=12)
+    padding_free = run(**settings, per_device_train_batch_size=12, **BATCHES["padding-free"])
+    packed = run(**settings, per_device_train_batch_size=12, packing=True, max_length=24)
+    for other in (padding_free, packed):
+        torch.testing.assert_close(torch.tensor(other[1]), torch.tensor(padded[1]), rtol=1e-4, atol=1e-6)
+        for name, weight in padded[2].items():
+            torch.testing.assert_close(other[2][name], weight, rtol=1e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize("batches", ["padded", "padding-free"])
+@pytest.mark.parametrize("reduction", ["token", "sequence", "sequence_mean"])
+def test_a_large_batch_is_many_small_ones(reduction, batches):
+    settings = {**BATCHES[batches], "num_attempts": MANY, "loss_reduction": reduction}
+    large = run(**settings, per_device_train_batch_size=4)
+    small = run(**settings, per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    assert_same_run(small, large, rtol=1e-3, atol=2e-4)
+
+
+def test_mixture_of_experts_auxiliary_loss_is_added_unweighted():
+    losses = {}
+    for coefficient in (0.0, 1.0):
+        trainer = make_trainer(family="mixtral", num_attempts=MANY, router_aux_loss_coef=coefficient, max_steps=1)
+        trainer.train()
+        losses[coefficient] = trainer.state.log_history[0]
+    assert losses[1.0]["loss"] - losses[0.0]["loss"] == pytest.approx(losses[1.0]["aux_loss"], rel=1e-4)
+
+
+def test_resumed_is_never_stopped(tmp_path):
+    settings = dict(num_attempts=MANY, max_steps=6, save_strategy="steps", save_steps=3)
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), **settings)
+    whole.train()
+    resumed = make_trainer(output_dir=str(tmp_path / "resumed"), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    for name, weight in whole.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], weight, rtol=0, atol=0, msg=name)
+    keys = ("loss", "grad_norm", "coverage_loss", "coverage_weight", "log_p")
+    for ours, theirs in zip(resumed.state.log_history[3:6], whole.state.log_history[3:6], strict=True):
+        assert {key: ours[key] for key in keys} == {key: theirs[key] for key in keys}
+
+
+def test_prompt_learning_adapters_widen_the_sequence_and_still_train():
+    from peft import PromptTuningConfig
+
+    trainer = make_trainer(
+        num_attempts=MANY,
+        trainer_kwargs={"peft_config": PromptTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM")},
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    reference = trainer.model(**{k: batch[k] for k in ("input_ids", "attention_mask")}).logits[:, 5:]
+    labels = batch["labels"][:, 1:]
+    log_probs = reference[:, :-1].log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    expected = (log_probs * (labels != -100)).sum(1).mean().item()
+    trainer.train()
+    assert math.isclose(trainer.state.log_history[0]["log_p"], expected, rel_tol=0.2)
+    assert trainer.state.log_history[0]["grad_norm"] > 0
+
+
+def test_every_row_counts_once_in_an_epoch():
+    trainer = make_trainer(num_attempts=MANY, max_steps=-1, num_train_epochs=1, per_device_train_batch_size=5)
+    trainer.train()
+    assert len(trainer.train_dataset) == len(dataset())
+    assert trainer.state.global_step == math.ceil(len(dataset()) / 5)
