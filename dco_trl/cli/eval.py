@@ -1,0 +1,60 @@
+"""`dco-trl eval`: sample, grade and report in one go; each step goes on where it was stopped."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ._common import DatasetConfig, ModelConfig, parse, status
+from .grade import GradingConfig, grade
+from .sample import SamplingConfig, sample
+
+
+@dataclass
+class ReportConfig:
+    """The report."""
+
+    k: list[int] | None = field(
+        default=None, metadata={"help": "Numbers of attempts to report. Unless given, powers of four."}
+    )
+    report: str | None = field(
+        default=None, metadata={"help": "Folder for the report. Unless given, `report` in the run's folder."}
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    configs = parse(
+        "eval",
+        argv,
+        DatasetConfig,
+        ModelConfig,
+        SamplingConfig,
+        GradingConfig,
+        ReportConfig,
+        description="Sample, grade and report. Stopped at any moment, the same command goes on from there.",
+    )
+    return status("eval", lambda: evaluate(*configs))
+
+
+def evaluate(
+    data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, grading: GradingConfig, report: ReportConfig
+) -> None:
+    """Do what the command does.
+
+    Args:
+        data: The problems.
+        model: The model.
+        sampling: How to sample.
+        grading: How to grade.
+        report: What to report, and where.
+    """
+    from ..evaluation import load_results
+    from ..evaluation.report import DEFAULT_K, print_report, write_report
+    from ..grading import load_grader
+
+    load_grader(grading.grader)  # a grader that is not there is better found before sampling than after
+    print(sample(data, model, sampling))
+    summary = grade(sampling.output, grading)
+    print(summary)
+    results = load_results(sampling.output, summary.grader)
+    folder = report.report or str(Path(sampling.output) / "report")
+    print_report(write_report([results], folder, k=report.k or DEFAULT_K))

@@ -1,0 +1,58 @@
+"""`dco-trl grade`: grade a run's samples, again and again, with one grader after another."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ._common import parse, status
+
+
+@dataclass
+class GradingConfig:
+    """How to grade."""
+
+    grader: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
+    num_workers: int | None = field(default=None, metadata={"help": "Worker processes. Unless given, one a CPU."})
+    timeout: float = field(default=10.0, metadata={"help": "Seconds a verdict may take."})
+    verdict_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for verdicts to remember, shared by all runs; 'none' remembers none. Unless given, "
+            "dco-trl in the user's cache folder."
+        },
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    grading, run = parse(
+        "grade",
+        argv,
+        GradingConfig,
+        run="the run's folder",
+        description="Grade the samples of a run that this grader has not graded yet.",
+    )
+    return status("grade", lambda: print(grade(run, grading)))
+
+
+def grade(run: str, grading: GradingConfig) -> Any:
+    """Do what the command does.
+
+    Args:
+        run: The run's folder.
+        grading: How to grade.
+
+    Returns:
+        A `GradingSummary`.
+    """
+    from ..evaluation import grade_run
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dco-trl"
+    return grade_run(
+        run,
+        grading.grader,
+        num_workers=grading.num_workers,
+        timeout=grading.timeout,
+        cache_dir=None if grading.verdict_cache == "none" else grading.verdict_cache or cache,
+    )

@@ -1,0 +1,108 @@
+"""`dco-trl sample`: draw samples into a run folder, chunk by chunk, going on where an earlier call was stopped."""
+
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from ._common import DatasetConfig, ModelConfig, json_object, load_problems, parse, status
+
+
+@dataclass
+class SamplingConfig:
+    """How to sample, and where to."""
+
+    num_samples: int = field(metadata={"help": "Samples a problem. Raised later, it adds to the run."})
+    output: str = field(metadata={"help": "The run's folder."})
+    sampler: Literal["transformers", "vllm", "server"] = field(
+        default="transformers", metadata={"help": "What samples: Transformers, vLLM in process, or a served endpoint."}
+    )
+    base_url: str | None = field(
+        default=None, metadata={"help": "Address of the endpoint for --sampler server: http://HOST:PORT/v1."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Divides the logits."})
+    top_p: float = field(default=1.0, metadata={"help": "Keep the smallest set of tokens with this probability."})
+    top_k: int = field(default=0, metadata={"help": "Keep this many tokens; 0 keeps all."})
+    max_tokens: int = field(default=512, metadata={"help": "Longest completion, in tokens."})
+    stop: list[str] | None = field(default=None, metadata={"help": "Strings that end a completion."})
+    seed: int = field(default=0, metadata={"help": "Seed of the draws."})
+    chunk_size: int | None = field(
+        default=None,
+        metadata={"help": "Sequences written at a time. Unless given, five minutes' work, and 16,384 at most."},
+    )
+    engine_kwargs: str | None = field(
+        default=None,
+        metadata={
+            "help": 'Further options of the sampler, as JSON; of vllm.LLM, for example {"max_model_len": 2048}.'
+        },
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    data, model, sampling = parse(
+        "sample",
+        argv,
+        DatasetConfig,
+        ModelConfig,
+        SamplingConfig,
+        description="Draw samples into a run folder. Stopped at any moment, the same command goes on from there.",
+    )
+    return status("sample", lambda: print(sample(data, model, sampling)))
+
+
+def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig) -> Any:
+    """Do what the command does.
+
+    Args:
+        data: The problems.
+        model: The model.
+        sampling: How to sample.
+
+    Returns:
+        A `SamplingSummary`.
+    """
+    # What can be wrong without the model is found out before minutes are spent on loading it.
+    from ..evaluation import sample_run
+    from ..evaluation.run import check_counts
+    from ..sampling import SamplingParams, make_sampler
+
+    check_counts(sampling.num_samples, sampling.chunk_size)
+    params = SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_tokens,
+        stop=tuple(sampling.stop or ()),
+        seed=sampling.seed,
+    )
+    options = json_object(sampling.engine_kwargs, "engine_kwargs")
+    if model.dtype is not None:
+        if sampling.sampler == "server":
+            raise ValueError(
+                f"dtype={model.dtype!r} cannot be chosen with --sampler server: its model is loaded already"
+            )
+        options["dtype"] = model.dtype
+    if sampling.sampler == "transformers":
+        options.setdefault("batch_size", model.batch_size)
+    problems = load_problems(data)
+    print(f"{len(problems):,} problems × {sampling.num_samples:,} samples", file=sys.stderr)
+    sampler = make_sampler(
+        sampling.sampler,
+        model.model,
+        model.adapter,
+        revision=model.revision,
+        base_url=sampling.base_url,
+        options=options,
+    )
+    try:
+        return sample_run(
+            sampling.output,
+            problems,
+            sampler,
+            sampling.num_samples,
+            params,
+            chunk_size=sampling.chunk_size,
+            dataset=asdict(data),
+        )
+    finally:
+        sampler.close()
