@@ -1,0 +1,21 @@
+"""Train and evaluate under each of some settings, and let the main process write what came out.
+
+Started by `test_distributed.py`, once for each number of processes: starting is what takes long.
+"""
+
+import json
+import sys
+
+import torch
+from training import MANY, dataset, make_trainer
+
+results = []
+for settings in json.loads(sys.argv[1]):
+    trainer = make_trainer(num_attempts=MANY, trainer_kwargs={"eval_dataset": dataset(11)}, **settings)
+    trainer.train()
+    metrics = trainer.evaluate()
+    steps = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    results.append({"steps": steps, "metrics": metrics, "weights": model.state_dict()})
+if trainer.accelerator.is_main_process:
+    torch.save(results, sys.argv[2])

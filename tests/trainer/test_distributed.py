@@ -1,0 +1,62 @@
+"""Two processes are one: gloo, on a CPU."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+RUNS = {
+    "token": {"loss_reduction": "token"},
+    "sequence, accumulated": {"loss_reduction": "sequence", "gradient_accumulation_steps": 3, "max_steps": 2},
+    "sequence mean, padding-free": {"loss_reduction": "sequence_mean", "padding_free": True, "max_length": None},
+    "packed evaluation": {"eval_packing": True, "max_length": 24},
+}
+
+
+def launch(num_processes: int, folder: Path) -> dict[str, dict]:
+    """Results of each of `RUNS`, with the same batches whatever the number of processes."""
+    # 11 evaluation rows over 2 processes: the last batch is evened out with repeats, which must not count.
+    sizes = {
+        "per_device_train_batch_size": 4 // num_processes,
+        "per_device_eval_batch_size": 6 // num_processes,
+    }
+    settings = json.dumps([{**run, **sizes} for run in RUNS.values()])
+    command = [sys.executable, str(HERE / "distributed_run.py"), settings, str(folder / f"{num_processes}.pt")]
+    if num_processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", f"--master_port={port}"]
+        command[1:1] = torchrun
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(zip(RUNS, torch.load(folder / f"{num_processes}.pt"), strict=True))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    return launch(1, folder), launch(2, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_are_one(results, name):
+    one, two = results[0][name], results[1][name]
+    keys = ("loss", "grad_norm", "coverage_loss", "coverage_weight", "weight_below_0.1", "log_p")
+    for ours, theirs in zip(two["steps"], one["steps"], strict=True):
+        assert {k: ours[k] for k in keys} == pytest.approx({k: theirs[k] for k in keys}, rel=2e-3, abs=1e-5)
+    for key in one["metrics"]:
+        if "coverage" in key or "log_p" in key:
+            assert two["metrics"][key] == pytest.approx(one["metrics"][key], rel=2e-3), key
+    for weight_name, weight in one["weights"].items():
+        torch.testing.assert_close(two["weights"][weight_name], weight, rtol=1e-3, atol=5e-4, msg=weight_name)
