@@ -1,0 +1,161 @@
+"""What a sampler is: requests in, samples out. Everything else in the package talks to samplers through this."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+Prompt = str | list[dict[str, str]]
+"""Plain text, or chat messages `[{"role": ..., "content": ...}, ...]`."""
+
+SEED_RANGE = 2**31
+# The odd number nearest to 2**31 / golden ratio. Multiples of it modulo 2**31 spread evenly: the n first keep a
+# distance of at least 0.38 * 2**31 / n from each other (three-distance theorem), so the seed ranges of two problems
+# do not meet as long as problems times samples stays below 0.38 * 2**31, about 800 million.
+_SEED_STEP = 1_327_217_885
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to sample: always sent in full, never completed from a model's or a server's `generation_config`.
+
+    The next token is drawn from softmax(logits / temperature), restricted to the `top_k` most probable tokens, then
+    to the smallest set of tokens that holds probability `top_p`, and renormalised. No penalty of any kind applies.
+
+    Args:
+        temperature: Divides the logits; 0 takes the most probable token (greedy).
+        top_p: Probability mass kept, in (0, 1]; 1 keeps everything.
+        top_k: Number of tokens kept; 0 keeps everything.
+        max_tokens: Longest completion, in tokens, the end of sequence included.
+        stop: Strings that end a completion; not part of its text.
+        seed: Chooses the draws. Equal seeds give equal draws as far as the backend can promise it.
+
+    Raises:
+        ValueError: A value outside its range.
+        TypeError: `stop` is one string and not a tuple of them.
+
+    Example:
+        >>> SamplingParams(temperature=0.6, top_p=0.95, max_tokens=1024).top_k
+        0
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(
+                f"temperature={self.temperature} must be a finite number, at least 0 (0 is greedy decoding)."
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be in (0, 1]; 1 keeps every token.")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} must be at least 0; 0 keeps every token.")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens={self.max_tokens} must be at least 1.")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed} must be in [0, 2**63).")
+        if isinstance(self.stop, str):
+            raise TypeError(f"stop={self.stop!r} must be a tuple of strings; write stop=({self.stop!r},).")
+        object.__setattr__(self, "stop", tuple(self.stop))
+        if any(not stop for stop in self.stop):
+            raise ValueError(f"stop={self.stop} holds an empty string, which would end every completion at once.")
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Some samples of one problem: those with index `first_index` to `first_index + num_samples - 1`.
+
+    Args:
+        prompt: Plain text or chat messages.
+        num_samples: How many samples to draw now.
+        first_index: Index of the first of them among the problem's samples. Draws depend on the index, so a run that
+            is cut in chunks, resumed or extended never repeats a draw.
+        stream: Which problem this is. Draws depend on it too, so problems do not share them.
+
+    Raises:
+        ValueError: A count or an index outside its range, or an empty prompt.
+    """
+
+    prompt: Prompt
+    num_samples: int
+    first_index: int = 0
+    stream: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples={self.num_samples} must be at least 1.")
+        if self.first_index < 0 or self.stream < 0:
+            raise ValueError(f"first_index={self.first_index} and stream={self.stream} must not be negative.")
+        if not self.prompt:
+            raise ValueError(f"prompt={self.prompt!r} is empty: there is nothing to continue.")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One completion.
+
+    Args:
+        text: The completion without special tokens and without the stop string that ended it.
+        token_ids: Its tokens, the end of sequence included; None if the endpoint does not give them.
+        num_tokens: Their number.
+        finish_reason: "stop" (end of sequence or stop string) or "length" (cut off at `max_tokens`).
+    """
+
+    text: str
+    token_ids: tuple[int, ...] | None
+    num_tokens: int
+    finish_reason: str
+
+
+class Sampler(Protocol):
+    """Draws completions. `TransformersSampler`, `VLLMSampler` and `ServerSampler` are the three there are."""
+
+    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
+        """Draw `num_samples` completions for each request, in the order of the requests and of the indices.
+
+        All of them are held in memory until the last is done: cut large runs into calls of 10 to 50 thousand samples.
+        """
+        ...
+
+    def identity(self) -> dict[str, str]:
+        """Who samples: model, revision, adapter, sampler and versions, for the manifest of a run."""
+        ...
+
+    def close(self) -> None:
+        """Free what the sampler holds. It cannot be used afterwards; closing twice is harmless."""
+        ...
+
+
+def request_seed(seed: int, stream: int, index: int) -> int:
+    """Seed of sample `index` of problem `stream`, for backends that take one integer a sequence.
+
+    (h(seed) + stream * step) mod 2**31 + index, with `step` near 2**31 divided by the golden ratio. Consecutive
+    samples have consecutive seeds, which is what vLLM gives the children of a request with n > 1 (child i has the
+    request's seed plus i). The ranges of different problems do not overlap while problems times samples stays below
+    about 800 million. 31 bits, because some servers parse seeds as 32-bit integers and PyTorch's CPU generator uses
+    only the low 32 bits of its seed.
+
+    Args:
+        seed: The run's seed.
+        stream: Which problem.
+        index: Which of its samples.
+
+    Returns:
+        An integer in [0, 2**31 + index).
+
+    Example:
+        >>> request_seed(0, stream=3, index=10) - request_seed(0, stream=3, index=0)
+        10
+
+    References:
+        T. van Ravenstein, The three gap theorem (Steinhaus conjecture), J. Austral. Math. Soc. 45 (1988).
+    """
+    offset = int(np.random.SeedSequence(seed).generate_state(1, np.uint32)[0])
+    return (offset + stream * _SEED_STEP) % SEED_RANGE + index

@@ -1,0 +1,369 @@
+"""Sampling with Transformers' `generate`: the default, which needs nothing more than training does."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import transformers
+from tqdm.auto import tqdm
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from .fingerprint import describe
+from .protocol import Sample, SampleRequest, SamplingParams
+from .tokens import check_length, cut_at_stop, encode_prompt, end_token_ids, make_samples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class TransformersSampler:
+    """Sample with Transformers, on whatever device the model is on.
+
+    Each sample has its own stream of uniform numbers, a counter-based generator (Philox) keyed by seed, problem and
+    index, and each token is the inverse of the cumulative distribution at the next of them. So a sample does not
+    depend on the other rows of its batch (but for rounding in the model), no draw ever repeats between chunks, and
+    PyTorch's global random state, which a trainer depends on, is neither read nor moved.
+
+    The sequences of a batch that share a prompt share its computation: each distinct prompt goes through the model
+    once, and its key-value cache is then copied to the rows. (`generate(num_return_sequences=n)` would run the prompt
+    n times.) Prompts are sorted by length, so left padding is short. A batch lasts until its longest sequence ends;
+    where lengths vary much, vLLM is quicker.
+
+    Args:
+        model: Folder or hub name; or a model in memory, such as the one being trained, unwrapped from DDP or FSDP. A
+            model in memory is used as it is: sampling switches it to evaluation mode and restores each module's mode
+            and the generation config afterwards, also after an error. Gradient checkpointing and `config.use_cache`
+            are left alone: the first does nothing in evaluation mode, the second is overridden in the call.
+        tokenizer: The model's tokenizer; None loads it from `model`'s name.
+        adapter: Folder of a PEFT adapter to load on top; only with a model given by name.
+        batch_size: Sequences generated at the same time.
+        revision: Hub revision of model and tokenizer.
+        progress: Show a progress bar on standard error.
+        **model_kwargs: For `AutoModelForCausalLM.from_pretrained`. `dtype` is "auto" unless given; the model goes to
+            the accelerator if there is one, unless `device_map` says otherwise.
+
+    Raises:
+        ValueError: Arguments that only apply to a model given by name, or an encoder-decoder model.
+
+    Example:
+        >>> from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler
+        >>> sampler = TransformersSampler("Qwen/Qwen2.5-0.5B")  # doctest: +SKIP
+        >>> [samples] = sampler.sample([SampleRequest("2 + 2 =", num_samples=8)], SamplingParams())  # doctest: +SKIP
+
+    Relations:
+        `VLLMSampler` for long completions or many samples; `ServerSampler` for a model served elsewhere. This one for
+        small models, for a model in the middle of training, and where nothing else is installed. Transformers'
+        continuous batching is not used: it seeds a whole batch and not a sequence, and needs a GPU.
+    """
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        adapter: str | None = None,
+        *,
+        batch_size: int = 64,
+        revision: str | None = None,
+        progress: bool = True,
+        **model_kwargs: Any,
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1.")
+        self.batch_size = batch_size
+        self.progress = progress
+        self._adapter = adapter
+        self._revision = revision
+        self._name: str
+        if isinstance(model, str):
+            self._name = model
+            self._where = "loaded"
+            self.model: Any = _load(model, revision, model_kwargs)
+        else:
+            given = {"adapter": adapter, "revision": revision, **model_kwargs}
+            given = {name: value for name, value in given.items() if value is not None}
+            if given:
+                raise ValueError(
+                    f"{', '.join(given)} cannot be combined with a model in memory, which is sampled as it is. Load "
+                    "the adapter into the model first (`PeftModel.from_pretrained`), or pass the model by name."
+                )
+            self._name = model.config.name_or_path or ""
+            self._where = "in memory"
+            self.model = model
+        if self.model.config.is_encoder_decoder:
+            raise ValueError(f"model={self._name!r} is an encoder-decoder; only causal language models are sampled.")
+        if adapter is not None:
+            self.load_adapter(adapter)
+        self.tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(
+            self._name, revision=revision, **{k: v for k, v in model_kwargs.items() if k == "gguf_file"}
+        )
+        self.end_ids = end_token_ids(self.tokenizer, self._base_model().generation_config)
+
+    def load_adapter(self, adapter: str) -> None:
+        """Sample with this PEFT adapter from now on, in place of the one before it.
+
+        Args:
+            adapter: Folder that `PeftModel.save_pretrained` wrote.
+        """
+        from peft import PeftModel
+
+        if isinstance(self.model, PeftModel):
+            self.model = self.model.unload()
+        self.model = PeftModel.from_pretrained(self.model, adapter)
+        self._adapter = adapter
+
+    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
+        """Draw the samples of all requests; see `Sampler.sample`.
+
+        Args:
+            requests: What to draw.
+            params: How to draw it.
+
+        Returns:
+            For each request, its samples in the order of their indices.
+
+        Raises:
+            ValueError: A prompt that leaves no room for `max_tokens` in the model's context.
+        """
+        if self.model is None:
+            raise RuntimeError("This sampler is closed. Make a new one.")
+        prompts = [encode_prompt(self.tokenizer, request.prompt) for request in requests]
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        for ids in prompts:
+            check_length(len(ids), params.max_tokens, context, "Lower max_tokens or drop the prompt.")
+        # Longest first: if the memory does not suffice, it shows at once.
+        order = sorted(range(len(requests)), key=lambda r: len(prompts[r]), reverse=True)
+        rows = [(r, i) for r in order for i in range(requests[r].num_samples)]
+        results: list[list[Sample | None]] = [[None] * request.num_samples for request in requests]
+        with (
+            _ready_to_generate(self.model, self._base_model()),
+            tqdm(total=len(rows), desc="sampling", unit="sample", disable=not self.progress) as bar,
+        ):
+            for start in range(0, len(rows), self.batch_size):
+                batch = rows[start : start + self.batch_size]
+                uniforms = np.stack([_uniforms(requests[r], i, params) for r, i in batch])
+                completions = self._generate([r for r, _ in batch], prompts, uniforms, params)
+                samples = make_samples(self.tokenizer, completions, self.end_ids, params.stop)
+                for (r, i), sample in zip(batch, samples, strict=True):
+                    results[r][i] = sample
+                bar.update(len(batch))
+        return results  # type: ignore[return-value]
+
+    def identity(self) -> dict[str, str]:
+        """Who samples; see `Sampler.identity`."""
+        commit = getattr(self._base_model().config, "_commit_hash", None)
+        return {
+            "sampler": f"transformers ({self._where})",
+            **describe("model", self._name),
+            "revision": commit or self._revision or "",
+            **describe("adapter", self._adapter),
+            "dtype": str(self._base_model().dtype),
+            "transformers_version": transformers.__version__,
+            "torch_version": torch.__version__,
+        }
+
+    def close(self) -> None:
+        """Let go of the model; see `Sampler.close`."""
+        self.model = None
+
+    def _base_model(self) -> Any:
+        """The Transformers model: inside a PEFT model, it holds the LoRA layers too."""
+        return self.model.get_base_model() if _is_peft(self.model) else self.model
+
+    @torch.no_grad()
+    def _generate(
+        self, request_of_row: list[int], prompts: list[list[int]], uniforms: np.ndarray, params: SamplingParams
+    ) -> list[list[int]]:
+        """Completions of one batch of rows, each up to and including its end of sequence."""
+        device = self.model.device
+        distinct = list(dict.fromkeys(request_of_row))
+        which = torch.tensor([distinct.index(r) for r in request_of_row], device=device)
+        width = max(len(prompts[r]) for r in distinct)
+        pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_ids[0]
+        input_ids = torch.full((len(distinct), width), pad_id, dtype=torch.long)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, r in enumerate(distinct):
+            input_ids[row, width - len(prompts[r]) :] = torch.tensor(prompts[r])
+            attention_mask[row, width - len(prompts[r]) :] = 1
+        input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
+
+        processors = LogitsProcessorList()
+        if params.temperature > 0:
+            if params.temperature != 1:
+                processors.append(TemperatureLogitsWarper(params.temperature))
+            if params.top_k > 0:
+                processors.append(TopKLogitsWarper(params.top_k))
+            if params.top_p < 1:
+                processors.append(TopPLogitsWarper(params.top_p))
+            processors.append(_InverseCDF(uniforms, width, device))
+        stops = _StopStrings(self.tokenizer, params.stop, self.end_ids, width, len(request_of_row), device)
+
+        generator, cache = self._base_model(), None
+        if getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False):
+            generator = self.model  # it puts its virtual tokens in front, so a cache computed here would lack them
+        elif len(distinct) < len(request_of_row) and width > 1:
+            cache = _prompt_cache(generator, input_ids[:, :-1], attention_mask[:, :-1], which)
+        output = generator.generate(
+            input_ids=input_ids[which],
+            attention_mask=attention_mask[which],
+            # Greedy on what _InverseCDF leaves, which is the token it drew.
+            generation_config=GenerationConfig(
+                max_new_tokens=params.max_tokens,
+                do_sample=False,
+                use_cache=True,
+                eos_token_id=list(self.end_ids),
+                pad_token_id=pad_id,
+            ),
+            logits_processor=processors,
+            stopping_criteria=StoppingCriteriaList([stops] if params.stop else []),
+            **({} if cache is None else {"past_key_values": cache}),
+        )
+        completions = output[:, width:].tolist()
+        ends = set(self.end_ids)
+        lengths = stops.lengths.tolist()
+        cut = []
+        for ids, stopped_at in zip(completions, lengths, strict=True):
+            ids = ids[:stopped_at] if stopped_at else ids
+            end = next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))
+            cut.append(ids[:end])
+        return cut
+
+
+def _is_peft(model: Any) -> bool:
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def _load(name: str, revision: str | None, model_kwargs: dict[str, Any]) -> Any:
+    model_kwargs = {"dtype": "auto", **model_kwargs}
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(name, revision=revision, **model_kwargs)
+    if "device_map" not in model_kwargs and torch.accelerator.is_available():
+        model = model.to(torch.accelerator.current_accelerator())
+    return model.eval()
+
+
+def _uniforms(request: SampleRequest, i: int, params: SamplingParams) -> np.ndarray:
+    """The uniform numbers of sample `first_index + i`, one a token, float64 in [0, 1).
+
+    Philox maps (key, counter) to random words; the sample's index sits in the counter's second word, so that each
+    sample has 2**64 words of its own.
+    """
+    bits = np.random.Philox(counter=[0, request.first_index + i, 0, 0], key=[params.seed, request.stream])
+    return np.random.Generator(bits).random(params.max_tokens)
+
+
+@contextmanager
+def _ready_to_generate(model: Any, base_model: Any) -> Iterator[None]:
+    """Evaluation mode, and a generation config without the model's own defaults; both restored afterwards.
+
+    `generate` fills what a passed config leaves open from `model.generation_config`, so a repetition penalty or a list
+    of suppressed tokens there would change the distribution unless the config is out of the way.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    saved = base_model.generation_config
+    model.eval()
+    base_model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        base_model.generation_config = saved
+        for module, mode in modes:
+            module.training = mode
+
+
+def _prompt_cache(
+    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, which: torch.Tensor
+) -> DynamicCache | None:
+    """Key-value cache of the prompts' tokens but the last, one row for each sequence; None if the model has no such
+    cache (state-space models), in which case `generate` computes the prompt for each row.
+
+    Args:
+        model: A causal language model.
+        input_ids: Left-padded prompts, (prompts, width - 1).
+        attention_mask: Same shape.
+        which: For each sequence, the row of its prompt, (sequences,).
+    """
+    position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    # The body without the language-modelling head: nobody needs the logits of a prompt.
+    outputs = model.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=True
+    )
+    cache = getattr(outputs, "past_key_values", None)
+    if type(cache) is not DynamicCache or not all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
+        return None
+    cache.batch_select_indices(which)
+    return cache
+
+
+class _InverseCDF(LogitsProcessor):
+    """Draws the token where the cumulative distribution passes the row's next uniform number, and rules out the rest.
+
+    Args:
+        uniforms: (rows, max_tokens), float64.
+        prompt_width: Tokens before the completion.
+        device: Where the scores are.
+    """
+
+    def __init__(self, uniforms: np.ndarray, prompt_width: int, device: torch.device):
+        # Double precision: a cumulative sum over 150,000 tokens in single precision would round rare ones away.
+        self.dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.uniforms = torch.from_numpy(uniforms).to(device=device, dtype=self.dtype)
+        self.prompt_width = prompt_width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        cdf = scores.to(self.dtype).softmax(-1).cumsum(-1)
+        total = cdf[:, -1:]
+        drawn = self.uniforms[:, input_ids.shape[1] - self.prompt_width, None] * total
+        # Strictly below the total, and to the right of equal entries: a token of probability 0 is never drawn.
+        drawn = torch.minimum(drawn, torch.nextafter(total, torch.zeros_like(total)))
+        tokens = torch.searchsorted(cdf, drawn, right=True)
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)
+
+
+class _StopStrings(StoppingCriteria):
+    """Ends a row when its completion holds a stop string, and remembers after how many tokens.
+
+    Transformers' own `StopStringCriteria` also matches strings that begin in the prompt, which neither vLLM nor the
+    OpenAI interface does.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        stop: Sequence[str],
+        end_ids: Sequence[int],
+        prompt_width: int,
+        rows: int,
+        device: torch.device,
+    ):
+        self.tokenizer, self.stop, self.prompt_width = tokenizer, stop, prompt_width
+        self.end_ids = torch.tensor(end_ids, device=device)
+        # A token holds at least one byte of text, so a match that ends in the last token begins within this many; a
+        # few more keep it clear of the first, which some tokenizers decode without its space.
+        self.tail = max((len(s.encode()) for s in stop), default=0) + 4
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.done = torch.zeros(rows, dtype=torch.bool, device=device)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        length = input_ids.shape[1] - self.prompt_width
+        self.done |= torch.isin(input_ids[:, -1], self.end_ids)
+        open_rows = (~self.done).nonzero().flatten().tolist()
+        tails = input_ids[open_rows, max(self.prompt_width, input_ids.shape[1] - self.tail) :].tolist()
+        texts = self.tokenizer.batch_decode(tails, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for row, text in zip(open_rows, texts, strict=True):
+            if cut_at_stop(text, self.stop)[1]:
+                self.lengths[row] = length
+                self.done[row] = True
+        return self.lengths > 0

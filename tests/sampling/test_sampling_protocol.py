@@ -1,0 +1,198 @@
+"""Parameters, requests, seeds, tokens and fingerprints: what all samplers share."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import GenerationConfig
+from trl import apply_chat_template
+from word_llama import END_IDS, make_word_tokenizer
+
+from dco_trl.sampling import SampleRequest, SamplingParams, make_sampler, request_seed
+from dco_trl.sampling.fingerprint import folder_fingerprint
+from dco_trl.sampling.tokens import check_length, cut_at_stop, encode_prompt, end_token_ids, make_samples
+
+
+class TestSamplingParams:
+    @pytest.mark.parametrize(
+        "values, message",
+        [
+            ({"temperature": -0.1}, r"temperature=-0.1 must be a finite number, at least 0 \(0 is greedy"),
+            ({"temperature": float("nan")}, "temperature=nan must be a finite number"),
+            ({"temperature": float("inf")}, "temperature=inf must be a finite number"),
+            ({"top_p": 0.0}, r"top_p=0.0 must be in \(0, 1\]; 1 keeps every token"),
+            ({"top_p": 1.1}, r"top_p=1.1 must be in \(0, 1\]"),
+            ({"top_k": -1}, "top_k=-1 must be at least 0; 0 keeps every token"),
+            ({"max_tokens": 0}, "max_tokens=0 must be at least 1"),
+            ({"seed": -1}, r"seed=-1 must be in \[0, 2\*\*63\)"),
+            ({"stop": ("a", "")}, "holds an empty string, which would end every completion at once"),
+        ],
+    )
+    def test_values_out_of_range_are_refused(self, values, message):
+        with pytest.raises(ValueError, match=message):
+            SamplingParams(**values)
+
+    def test_one_stop_string_is_not_taken_for_its_letters(self):
+        with pytest.raises(TypeError, match=r"write stop=\('###',\)"):
+            SamplingParams(stop="###")
+
+    def test_a_list_of_stop_strings_becomes_a_tuple(self):
+        assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
+
+
+class TestSampleRequest:
+    @pytest.mark.parametrize(
+        "values, message",
+        [
+            ({"num_samples": 0}, "num_samples=0 must be at least 1"),
+            ({"num_samples": 1, "first_index": -1}, "first_index=-1 and stream=0 must not be negative"),
+            ({"num_samples": 1, "stream": -2}, "first_index=0 and stream=-2 must not be negative"),
+            ({"num_samples": 1, "prompt": ""}, "prompt='' is empty"),
+            ({"num_samples": 1, "prompt": []}, r"prompt=\[\] is empty"),
+        ],
+    )
+    def test_values_out_of_range_are_refused(self, values, message):
+        with pytest.raises(ValueError, match=message):
+            SampleRequest(**{"prompt": "a", **values})
+
+
+class TestRequestSeed:
+    @given(st.integers(0, 2**63 - 1), st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 10**5))
+    def test_seeds_step_with_the_index(self, seed, stream, index, step):
+        assert request_seed(seed, stream, index + step) == request_seed(seed, stream, index) + step
+        assert 0 <= request_seed(seed, stream, 0) < 2**31
+
+    @pytest.mark.parametrize("seed, streams, samples", [(0, 500, 4096), (1, 20_000, 64), (2, 3, 2**20)])
+    def test_no_two_samples_of_a_run_share_a_seed(self, seed, streams, samples):
+        starts = np.array([request_seed(seed, stream, 0) for stream in range(streams)])
+        starts.sort()
+        gaps = np.diff(np.append(starts, starts[0] + 2**31))
+        assert gaps.min() >= samples
+        assert gaps.min() >= 0.38 * 2**31 / streams
+
+    def test_runs_with_neighbouring_seeds_are_far_apart(self):
+        starts = sorted(request_seed(seed, 0, 0) for seed in range(100))
+        assert np.diff(starts).min() > 4096
+
+
+class TestTokens:
+    def test_a_string_is_tokenized_as_it_is(self):
+        assert encode_prompt(make_word_tokenizer(), "a b c") == [5, 6, 7]
+
+    def test_messages_are_rendered_as_trl_renders_them(self):
+        tokenizer = make_word_tokenizer()
+        messages = [{"role": "user", "content": "a b"}]
+        rendered = apply_chat_template({"prompt": messages}, tokenizer)["prompt"]
+        assert rendered == "<user> a b <end> <user>"
+        assert encode_prompt(tokenizer, messages) == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+
+    def test_messages_without_a_template_are_refused(self):
+        tokenizer = make_word_tokenizer()
+        tokenizer.chat_template = None
+        with pytest.raises(ValueError, match="has no chat template.*Give plain text prompts"):
+            encode_prompt(tokenizer, [{"role": "user", "content": "a"}])
+
+    def test_a_prompt_without_tokens_is_refused(self):
+        with pytest.raises(ValueError, match=r"prompt=' ' has no tokens"):
+            encode_prompt(make_word_tokenizer(), " ")
+
+    def test_the_end_of_sequence_is_the_tokenizers_and_the_generation_configs(self):
+        tokenizer = make_word_tokenizer()
+        assert end_token_ids(tokenizer) == (1,)
+        assert end_token_ids(tokenizer, GenerationConfig(eos_token_id=[4, 1])) == (1, 4)
+        assert end_token_ids(tokenizer, {"eos_token_id": 7}) == (1, 7)
+        assert end_token_ids(tokenizer, {}) == (1,)
+        tokenizer.eos_token = None
+        assert end_token_ids(tokenizer, {"eos_token_id": 7}) == (7,)
+        with pytest.raises(ValueError, match="no eos_token and the generation config names none"):
+            end_token_ids(tokenizer)
+
+    def test_context_is_counted_to_the_last_token(self):
+        check_length(10, 6, 16, "")
+        check_length(10, 6, None, "")
+        with pytest.raises(ValueError, match="make 17 tokens, more than the 16 of the context. Do this."):
+            check_length(10, 7, 16, "Do this.")
+
+    def test_text_is_cut_at_the_first_stop_string(self):
+        assert cut_at_stop("one two three", ["three", "two"]) == ("one ", True)
+        assert cut_at_stop("one two", ["four"]) == ("one two", False)
+        assert cut_at_stop("one two", []) == ("one two", False)
+        assert cut_at_stop("", ["x"]) == ("", False)
+
+    def test_samples_have_no_special_tokens_and_no_end_even_if_it_is_an_ordinary_word(self):
+        completions = [(5, 0, 6, 4), (5, 6, 1), (5, 6), (4,), ()]
+        samples = make_samples(make_word_tokenizer(), completions, END_IDS, ())
+        assert [s.text for s in samples] == ["a b", "a b", "a b", "", ""]
+        assert [s.finish_reason for s in samples] == ["stop", "stop", "length", "stop", "length"]
+        assert [s.token_ids for s in samples] == completions
+        assert [s.num_tokens for s in samples] == [4, 3, 2, 1, 0]
+
+    def test_a_stop_string_makes_the_reason_stop(self):
+        [sample] = make_samples(make_word_tokenizer(), [(5, 6, 7)], END_IDS, ("b",))
+        assert (sample.text, sample.finish_reason, sample.num_tokens) == ("a ", "stop", 3)
+
+
+class TestFingerprint:
+    def test_it_follows_the_content_and_not_the_place(self, tmp_path):
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "model.safetensors").write_bytes(b"\0" * 1000)
+            (tmp_path / name / "notes.md").write_text(name)
+        one, two = (folder_fingerprint(tmp_path / name) for name in ("one", "two"))
+        assert one == two
+        (tmp_path / "two" / "model.safetensors").write_bytes(b"\0" * 999 + b"\1")
+        assert folder_fingerprint(tmp_path / "two") != one
+
+    def test_large_files_are_probed_from_end_to_end(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("dco_trl.sampling.fingerprint._WHOLE", 1000)
+        monkeypatch.setattr("dco_trl.sampling.fingerprint._PROBE_SIZE", 10)
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(b"\0" * 100_000)
+        seen = {folder_fingerprint(tmp_path)}
+        for content in (b"\1" + b"\0" * 99_999, b"\0" * 99_999 + b"\1", b"\2" * 100_000, b"\0" * 100_001):
+            path.write_bytes(content)
+            seen.add(folder_fingerprint(tmp_path))
+        assert len(seen) == 5
+
+
+class TestMakeSampler:
+    @pytest.mark.parametrize(
+        "name, options, message",
+        [
+            ("vlm", {}, "sampler='vlm' is not known. Choose one of: transformers, vllm, server."),
+            ("server", {}, "sampler='server' needs base_url"),
+            ("server", {"base_url": "http://h/v1", "revision": "r"}, "revision='r' cannot be chosen"),
+            ("vllm", {"base_url": "http://h/v1"}, "base_url='http://h/v1' has no meaning for sampler='vllm'"),
+            ("transformers", {"base_url": "http://h/v1"}, "has no meaning for sampler='transformers'"),
+        ],
+    )
+    def test_what_does_not_fit_together_is_refused(self, name, options, message):
+        with pytest.raises(ValueError, match=message):
+            make_sampler(name, "model", **options)
+
+    def test_the_transformers_sampler_is_made_from_names(self, checkpoint, adapters):
+        sampler = make_sampler(
+            "transformers", str(checkpoint), str(adapters[0]), progress=False, options={"batch_size": 8}
+        )
+        assert sampler.identity()["adapter"] == str(adapters[0])
+        assert sampler.batch_size == 8
+
+
+def test_importing_the_package_loads_no_backend():
+    code = (
+        "import sys, json, dco_trl.sampling\n"
+        "print(json.dumps([m for m in ('torch', 'transformers', 'vllm', 'openai', 'trl') if m in sys.modules]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout) == []
+
+
+def test_unknown_names_are_attribute_errors():
+    import dco_trl.sampling
+
+    with pytest.raises(AttributeError, match="has no attribute 'HFSampler'"):
+        _ = dco_trl.sampling.HFSampler

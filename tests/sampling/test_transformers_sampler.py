@@ -1,0 +1,362 @@
+"""TransformersSampler against exact probabilities, against `generate`, and beside a trainer."""
+
+import random
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from exact_answers import answer_probabilities, chi_squared
+from word_llama import CONTEXT, END_IDS, VOCABULARY, load_reference, make_word_model, make_word_tokenizer
+
+from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler
+
+PROMPT, PROMPT_IDS = "a b c", [5, 6, 7]
+
+
+@pytest.fixture(scope="module")
+def sampler(checkpoint):
+    return TransformersSampler(str(checkpoint), batch_size=2500, progress=False)
+
+
+def draw(sampler, n, *, prompt=PROMPT, first_index=0, stream=0, **params):
+    params = SamplingParams(**{"max_tokens": 3, **params})
+    [samples] = sampler.sample([SampleRequest(prompt, n, first_index, stream)], params)
+    assert len(samples) == n
+    return samples
+
+
+def ids_of(samples):
+    return [sample.token_ids for sample in samples]
+
+
+class TestDistribution:
+    @pytest.mark.parametrize("temperature, other", [(1.0, 1.7), (1.7, 1.0)])
+    def test_samples_follow_the_exact_distribution(self, sampler, checkpoint, temperature, other):
+        model = load_reference(checkpoint)
+        # Two prompts of different length in one batch: the shorter is padded.
+        requests = [SampleRequest(PROMPT, 10_000), SampleRequest("g", 10_000, stream=1)]
+        groups = sampler.sample(requests, SamplingParams(temperature=temperature, max_tokens=3))
+        for prompt_ids, samples in zip([PROMPT_IDS, [11]], groups, strict=True):
+            exact = {
+                t: answer_probabilities(model, prompt_ids, END_IDS, 3, temperature=t) for t in (temperature, other)
+            }
+            assert chi_squared(ids_of(samples), exact[temperature]) > 1e-3
+            # The test can tell: the other temperature's distribution is refused.
+            assert chi_squared(ids_of(samples), exact[other]) < 1e-6
+
+    @pytest.mark.parametrize("top_k, top_p, temperature", [(3, 1.0, 1.0), (0, 0.6, 1.0), (5, 0.8, 1.4)])
+    def test_restricted_samples_keep_to_the_support_and_follow_it(
+        self, sampler, checkpoint, top_k, top_p, temperature
+    ):
+        restriction = dict(top_k=top_k, top_p=top_p, temperature=temperature)
+        exact = answer_probabilities(load_reference(checkpoint), PROMPT_IDS, END_IDS, 3, **restriction)
+        ids = ids_of(draw(sampler, 5000, **restriction))
+        assert set(ids) <= set(exact)
+        assert chi_squared(ids, exact) > 1e-3
+
+    def test_an_adapter_changes_the_distribution_to_its_own(self, checkpoint, adapters):
+        exact = [answer_probabilities(load_reference(checkpoint, a), PROMPT_IDS, END_IDS, 3) for a in adapters]
+        sampler = TransformersSampler(str(checkpoint), adapter=str(adapters[0]), batch_size=2500, progress=False)
+        ids = ids_of(draw(sampler, 5000))
+        assert chi_squared(ids, exact[0]) > 1e-3
+        assert chi_squared(ids, exact[1]) < 1e-6
+        sampler.load_adapter(str(adapters[1]))
+        assert sampler.identity()["adapter"] == str(adapters[1])
+        assert chi_squared(ids_of(draw(sampler, 5000)), exact[1]) > 1e-3
+
+    def test_messages_are_rendered_with_the_chat_template(self, sampler, checkpoint):
+        # <user> a b <end> <user>
+        exact = answer_probabilities(load_reference(checkpoint), [3, 5, 6, 4, 3], END_IDS, 3)
+        ids = ids_of(draw(sampler, 5000, prompt=[{"role": "user", "content": "a b"}]))
+        assert chi_squared(ids, exact) > 1e-3
+
+    def test_no_token_of_probability_zero_is_drawn_at_the_ends_of_the_interval(self):
+        from dco_trl.sampling.transformers_sampler import _InverseCDF
+
+        scores = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(4, -1).clone()
+        uniforms = np.array([[0.0], [0.49999], [0.5], [np.nextafter(1.0, 0.0)]])
+        picked = _InverseCDF(uniforms, 2, torch.device("cpu"))(torch.zeros(4, 2, dtype=torch.long), scores)
+        assert picked.argmax(-1).tolist() == [1, 1, 3, 3]
+
+
+class TestDraws:
+    def test_chunks_and_batches_do_not_change_a_sample(self, checkpoint):
+        params = dict(max_tokens=40, temperature=1.7, stream=3)
+        whole = ids_of(draw(TransformersSampler(str(checkpoint), batch_size=768, progress=False), 768, **params))
+        small = TransformersSampler(str(checkpoint), batch_size=200, progress=False)
+        chunks = [ids_of(draw(small, 256, first_index=first, **params)) for first in (0, 256, 512)]
+        assert sum(chunks, []) == whole
+        long = [ids for ids in whole if len(ids) > 8]  # short ones coincide by chance
+        assert len(long) > 30
+        assert max(Counter(long).values()) == 1
+
+    def test_chunks_coincide_no_more_often_than_independent_draws(self, sampler, checkpoint):
+        exact = answer_probabilities(load_reference(checkpoint), PROMPT_IDS, END_IDS, 3)
+        first = ids_of(draw(sampler, 5000))
+        second = ids_of(draw(sampler, 5000, first_index=5000))
+        coincident = sum(a == b for a, b in zip(first, second, strict=True))
+        p = sum(q * q for q in exact.values())
+        assert abs(coincident - 5000 * p) < 4 * np.sqrt(5000 * p * (1 - p))
+        again = ids_of(draw(sampler, 5000))  # what forgetting to step the seeds would look like
+        assert sum(a == b for a, b in zip(first, again, strict=True)) == 5000
+
+    @pytest.mark.parametrize("change", [{"stream": 1}, {"seed": 1}, {"first_index": 256}])
+    def test_problems_seeds_and_indices_have_draws_of_their_own(self, sampler, change):
+        params = dict(max_tokens=40, temperature=1.7)
+        ids = ids_of(draw(sampler, 256, **params)) + ids_of(draw(sampler, 256, **params, **change))
+        long = [i for i in ids if len(i) > 8]
+        assert len(long) > 20
+        assert max(Counter(long).values()) == 1
+
+    def test_global_random_state_is_neither_read_nor_moved(self, sampler):
+        torch.manual_seed(0)
+        before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+        first = draw(sampler, 50)
+        after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+        assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+        torch.manual_seed(1)
+        assert draw(sampler, 50) == first
+
+
+class TestEnds:
+    def test_both_ends_of_sequence_end_a_completion(self, sampler):
+        samples = draw(sampler, 1000, max_tokens=6)
+        ended = [s for s in samples if s.token_ids[-1] in END_IDS]
+        assert {s.token_ids[-1] for s in ended} == set(END_IDS)
+        assert all(token not in END_IDS for s in samples for token in s.token_ids[:-1])
+        assert {s.finish_reason for s in ended} == {"stop"}
+        cut = [s for s in samples if s.token_ids[-1] not in END_IDS]
+        assert cut and {(s.finish_reason, s.num_tokens) for s in cut} == {("length", 6)}
+        # A padding token that was sampled is part of the completion; one that fills up the batch is not.
+        assert any(0 in s.token_ids for s in samples)
+
+    def test_training_ends_with_a_token_that_ends_sampling(self, sampler, checkpoint, tmp_path):
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+
+        trainer = SFTTrainer(
+            str(checkpoint),
+            SFTConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False),
+            train_dataset=Dataset.from_list([{"prompt": "a b", "completion": " c"}]),
+        )
+        assert trainer.train_dataset[0]["input_ids"][-1] == sampler.end_ids[0] == 1
+
+    @pytest.mark.parametrize("stop", [("e",), ("d a", "f"), ("e d",)])
+    def test_stop_strings_cut_the_same_draws_short(self, sampler, stop):
+        free, stopped = draw(sampler, 400, max_tokens=12), draw(sampler, 400, max_tokens=12, stop=stop)
+        assert sum(s.finish_reason == "stop" for s in stopped) > sum(s.finish_reason == "stop" for s in free)
+        for a, b in zip(free, stopped, strict=True):
+            at = min((a.text.find(s) for s in stop if s in a.text), default=None)
+            assert b.text == (a.text if at is None else a.text[:at])
+            assert b.token_ids == a.token_ids[: b.num_tokens]
+            assert b.finish_reason == (a.finish_reason if at is None else "stop")
+            if at is not None:  # the last token completes the stop string, and no earlier one did
+                tokenizer = sampler.tokenizer
+                text = [tokenizer.decode(b.token_ids[:n], skip_special_tokens=True) for n in range(b.num_tokens + 1)]
+                assert any(s in text[-1] for s in stop) and not any(s in text[-2] for s in stop)
+
+    def test_a_stop_string_does_not_begin_in_the_prompt(self, sampler):
+        # The prompt ends with "c"; "c a" would be a match across the border.
+        samples = draw(sampler, 300, max_tokens=8, stop=("c a",))
+        starting = [s for s in samples if s.token_ids[0] == 5]
+        assert starting and any(s.num_tokens > 1 for s in starting)
+
+    def test_one_token_is_a_completion(self, sampler):
+        samples = draw(sampler, 50, max_tokens=1)
+        assert {s.num_tokens for s in samples} == {1}
+        assert {s.finish_reason for s in samples} == {"stop", "length"}
+
+
+class TestAgainstGenerate:
+    PROMPTS = ["a b c", "g", "a b c d e f g a b c", "b a"]
+
+    def greedy(self, model, prompt_ids, max_tokens):
+        """`generate` alone: no batch, no padding, no shared cache, no generation config of the model's."""
+        model.generation_config = transformers.GenerationConfig(eos_token_id=list(END_IDS), pad_token_id=0)
+        ids = torch.tensor([prompt_ids])
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False)
+        return tuple(output[0, len(prompt_ids) :].tolist())
+
+    @pytest.mark.parametrize("family", ["llama", "mistral", "gemma", "mamba", "gpt_neox"])
+    def test_greedy_equals_generate_for_caches_of_every_kind(self, family):
+        """Full attention, sliding window, both in turn, a state-space model, and another library of layers."""
+        from tiny_models import make_model
+
+        sizes = dict(vocab_size=len(VOCABULARY), initializer_range=0.3)
+        if family in ("llama", "gemma"):
+            model = make_model(family, **sizes)
+        else:
+            config = {
+                "mistral": lambda: transformers.MistralConfig(sliding_window=4, num_key_value_heads=2, **self.SMALL),
+                "mamba": lambda: transformers.MambaConfig(
+                    hidden_size=32, num_hidden_layers=2, state_size=4, vocab_size=len(VOCABULARY)
+                ),
+                "gpt_neox": lambda: transformers.GPTNeoXConfig(**self.SMALL),
+            }[family]()
+            torch.manual_seed(0)
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        model.eval()
+        model.generation_config.eos_token_id = list(END_IDS)
+        sampler = TransformersSampler(model, make_word_tokenizer(), batch_size=6, progress=False)
+        groups = sampler.sample(
+            [SampleRequest(prompt, 3) for prompt in self.PROMPTS], SamplingParams(temperature=0, max_tokens=12)
+        )
+        for prompt, samples in zip(self.PROMPTS, groups, strict=True):
+            expected = self.greedy(model, sampler.tokenizer(prompt)["input_ids"], 12)
+            assert set(ids_of(samples)) == {expected}
+
+    SMALL = dict(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=len(VOCABULARY),
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
+
+    def test_prompt_tuning_keeps_its_virtual_tokens(self):
+        from peft import PromptTuningConfig, TaskType, get_peft_model
+
+        torch.manual_seed(0)
+        model = get_peft_model(
+            make_word_model(), PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3)
+        )
+        model.eval()
+        sampler = TransformersSampler(model, make_word_tokenizer(), batch_size=6, progress=False)
+        [samples] = sampler.sample([SampleRequest(PROMPT, 3000)], SamplingParams(max_tokens=1))
+        logits = model(torch.tensor([PROMPT_IDS])).logits[0, -1].detach().double()
+        exact = {(token,): float(p) for token, p in enumerate(logits.softmax(-1))}
+        assert chi_squared(ids_of(samples), exact) > 1e-3
+
+    def test_a_prompt_is_computed_once_a_batch(self, checkpoint):
+        sampler = TransformersSampler(str(checkpoint), batch_size=100, progress=False)
+        positions = []
+        sampler.model.get_input_embeddings().register_forward_hook(
+            lambda module, args, output: positions.append(output.shape[0] * output.shape[1])
+        )
+        draw(sampler, 200, prompt="a b c d e f g a b c", max_tokens=1)
+        # Two batches; in each, nine prompt tokens once, and the tenth, whose logits are drawn from, for every row.
+        assert positions == [9, 100, 9, 100]
+
+
+class TestModelInMemory:
+    @pytest.fixture
+    def model(self):
+        model = make_word_model()
+        model.gradient_checkpointing_enable()
+        model.config.use_cache = False
+        model.train()
+        model.model.layers[1].mlp.eval()  # a frozen part that somebody keeps in evaluation mode
+        return model
+
+    def state_of(self, model):
+        return (
+            [module.training for module in model.modules()],
+            id(model.generation_config),
+            model.generation_config.to_dict(),
+            model.config.use_cache,
+            model.is_gradient_checkpointing,
+            [parameter.requires_grad for parameter in model.parameters()],
+        )
+
+    def test_everything_is_as_before_and_the_distribution_is_right(self, model, checkpoint):
+        before = self.state_of(model)
+        sampler = TransformersSampler(model, make_word_tokenizer(), batch_size=2500, progress=False)
+        ids = ids_of(draw(sampler, 5000))
+        assert self.state_of(model) == before
+        exact = answer_probabilities(load_reference(checkpoint), PROMPT_IDS, END_IDS, 3)
+        assert chi_squared(ids, exact) > 1e-3
+
+    def test_everything_is_as_before_after_an_error(self, model):
+        before = self.state_of(model)
+        sampler = TransformersSampler(model, make_word_tokenizer(), progress=False)
+
+        def fail(module, args):
+            raise RuntimeError("out of memory, say")
+
+        hook = model.lm_head.register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="out of memory, say"):
+            draw(sampler, 5)
+        hook.remove()
+        assert self.state_of(model) == before
+
+    def test_the_next_training_step_is_the_same_with_and_without_sampling(self):
+        def step(sample: bool):
+            model = make_word_model()
+            model.config.attention_dropout = 0.5
+            for layer in model.model.layers:
+                layer.self_attn.attention_dropout = 0.5
+            model.gradient_checkpointing_enable()
+            model.train()
+            torch.manual_seed(5)
+            if sample:
+                draw(TransformersSampler(model, make_word_tokenizer(), progress=False), 20)
+            ids = torch.tensor([[5, 6, 7, 8, 9, 1]])
+            model(input_ids=ids, labels=ids).loss.backward()
+            return [parameter.grad for parameter in model.parameters()]
+
+        assert all(torch.equal(a, b) for a, b in zip(step(False), step(True), strict=True))
+
+    def test_weights_changed_by_training_are_the_ones_sampled(self, model):
+        sampler = TransformersSampler(model, make_word_tokenizer(), batch_size=2500, progress=False)
+        draw(sampler, 10)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.2)
+        exact = answer_probabilities(model.eval(), PROMPT_IDS, END_IDS, 3)
+        assert chi_squared(ids_of(draw(sampler, 5000)), exact) > 1e-3
+
+    def test_a_lora_model_in_training_is_sampled_with_its_adapter(self, checkpoint, adapters):
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(make_word_model(), adapters[0], is_trainable=True).train()
+        sampler = TransformersSampler(model, make_word_tokenizer(), batch_size=2500, progress=False)
+        exact = answer_probabilities(load_reference(checkpoint, adapters[0]), PROMPT_IDS, END_IDS, 3)
+        assert chi_squared(ids_of(draw(sampler, 5000)), exact) > 1e-3
+        assert model.training and all(p.requires_grad for n, p in model.named_parameters() if "lora_" in n)
+
+    def test_arguments_for_a_named_model_are_refused(self, model):
+        with pytest.raises(ValueError, match="adapter, dtype cannot be combined with a model in memory"):
+            TransformersSampler(model, make_word_tokenizer(), adapter="folder", dtype="auto")
+
+
+class TestBadInput:
+    def test_a_prompt_without_room_is_refused(self, sampler):
+        with pytest.raises(ValueError, match=rf"make {CONTEXT + 1} tokens, more than the {CONTEXT} of the context"):
+            draw(sampler, 1, max_tokens=CONTEXT - 2)
+
+    def test_a_batch_of_nothing_is_refused(self, checkpoint):
+        with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+            TransformersSampler(str(checkpoint), batch_size=0)
+
+    def test_an_encoder_decoder_is_refused(self):
+        config = transformers.T5Config(d_model=8, d_ff=8, num_layers=1, num_heads=1, vocab_size=12, d_kv=8)
+        with pytest.raises(ValueError, match="is an encoder-decoder; only causal language models"):
+            TransformersSampler(transformers.T5ForConditionalGeneration(config), make_word_tokenizer())
+
+    def test_a_closed_sampler_says_so(self, checkpoint):
+        sampler = TransformersSampler(str(checkpoint), progress=False)
+        sampler.close()
+        sampler.close()
+        with pytest.raises(RuntimeError, match="This sampler is closed"):
+            draw(sampler, 1)
+
+    def test_no_requests_give_no_samples(self, sampler):
+        assert sampler.sample([], SamplingParams()) == []
+
+
+def test_progress_goes_to_standard_error(checkpoint):
+    code = (
+        "import sys\n"
+        "from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler\n"
+        "sampler = TransformersSampler(sys.argv[1])\n"
+        "sampler.sample([SampleRequest('a', 7)], SamplingParams(max_tokens=2))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(checkpoint)], capture_output=True, text=True, check=True)
+    assert "7/7" in result.stderr and "sampling" in result.stderr
+    assert result.stdout == ""

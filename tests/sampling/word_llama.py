@@ -1,0 +1,72 @@
+"""A tiny Llama over twelve words, with every answer's probability within reach, and adapters for it."""
+
+from pathlib import Path
+
+import torch
+from tiny_models import make_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+VOCABULARY = ["<pad>", "<eos>", "<unk>", "<user>", "<end>", "a", "b", "c", "d", "e", "f", "g"]
+END_IDS = (1, 4)  # <eos>, the tokenizer's; <end>, the generation config's
+CONTEXT = 96
+
+
+def make_word_tokenizer() -> PreTrainedTokenizerFast:
+    """Twelve words apart by spaces, and a chat template."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="right"
+    )
+    fast.chat_template = (
+        "{% for message in messages %}<user> {{ message['content'] }} <end> {% endfor %}"
+        "{% if add_generation_prompt %}<user>{% endif %}"
+    )
+    return fast
+
+
+def make_word_model(seed: int = 0):
+    """A Llama over those words whose next-token probabilities are neither flat nor peaked.
+
+    Its generation config is hostile: every value in it would change the distribution if it were not overridden.
+    """
+    model = make_model(
+        "llama", seed, vocab_size=len(VOCABULARY), max_position_embeddings=CONTEXT, initializer_range=0.15
+    )
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=0.3,
+        top_k=2,
+        repetition_penalty=3.0,
+        suppress_tokens=[5, 6],
+        eos_token_id=list(END_IDS),
+        pad_token_id=0,
+    )
+    return model.eval()
+
+
+def save_adapter(checkpoint: Path, folder: Path, seed: int) -> Path:
+    """A LoRA adapter that is already trained somewhere: both factors random, large enough to matter."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(checkpoint),
+        LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]),
+    )
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.25)
+    model.save_pretrained(folder)
+    return folder
+
+
+def load_reference(checkpoint: Path, adapter: Path | None = None):
+    """The model to compute exact probabilities with."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    return (model if adapter is None else PeftModel.from_pretrained(model, adapter)).eval()
