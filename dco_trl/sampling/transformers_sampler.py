@@ -144,8 +144,10 @@ class TransformersSampler:
             check_length(len(ids), params.max_tokens, context, "Lower max_tokens or drop the prompt.")
         # Longest first: if the memory does not suffice, it shows at once.
         order = sorted(range(len(requests)), key=lambda r: len(prompts[r]), reverse=True)
-        rows = [(r, i) for r in order for i in range(requests[r].num_samples)]
-        results: list[list[Sample | None]] = [[None] * request.num_samples for request in requests]
+        # Greedy completions are all the same: one is generated, and copied below.
+        counts = [request.num_samples if params.temperature > 0 else 1 for request in requests]
+        rows = [(r, i) for r in order for i in range(counts[r])]
+        results: list[list[Any]] = [[None] * count for count in counts]
         with (
             _ready_to_generate(self.model, self._base_model()),
             tqdm(total=len(rows), desc="sampling", unit="sample", disable=not self.progress) as bar,
@@ -158,7 +160,9 @@ class TransformersSampler:
                 for (r, i), sample in zip(batch, samples, strict=True):
                     results[r][i] = sample
                 bar.update(len(batch))
-        return results  # type: ignore[return-value]
+        if params.temperature == 0:
+            return [samples * request.num_samples for samples, request in zip(results, requests, strict=True)]
+        return results
 
     def identity(self) -> dict[str, str]:
         """Who samples; see `Sampler.identity`."""

@@ -1,8 +1,6 @@
 """TransformersSampler against exact probabilities, against `generate`, and beside a trainer."""
 
 import random
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -202,12 +200,13 @@ class TestAgainstGenerate:
         model.eval()
         model.generation_config.eos_token_id = list(END_IDS)
         sampler = TransformersSampler(model, make_word_tokenizer(), batch_size=6, progress=False)
-        groups = sampler.sample(
-            [SampleRequest(prompt, 3) for prompt in self.PROMPTS], SamplingParams(temperature=0, max_tokens=12)
-        )
-        for prompt, samples in zip(self.PROMPTS, groups, strict=True):
-            expected = self.greedy(model, sampler.tokenizer(prompt)["input_ids"], 12)
-            assert set(ids_of(samples)) == {expected}
+        requests = [SampleRequest(prompt, 3) for prompt in self.PROMPTS]
+        # Greedy, and drawing from the single most probable token, which shares a prompt's cache between its rows.
+        for one_token in (dict(temperature=0.0), dict(top_k=1)):
+            groups = sampler.sample(requests, SamplingParams(max_tokens=12, **one_token))
+            for prompt, samples in zip(self.PROMPTS, groups, strict=True):
+                expected = self.greedy(model, sampler.tokenizer(prompt)["input_ids"], 12)
+                assert ids_of(samples) == [expected] * 3
 
     SMALL = dict(
         hidden_size=32,
@@ -350,13 +349,10 @@ class TestBadInput:
         assert sampler.sample([], SamplingParams()) == []
 
 
-def test_progress_goes_to_standard_error(checkpoint):
-    code = (
-        "import sys\n"
-        "from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler\n"
-        "sampler = TransformersSampler(sys.argv[1])\n"
-        "sampler.sample([SampleRequest('a', 7)], SamplingParams(max_tokens=2))\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code, str(checkpoint)], capture_output=True, text=True, check=True)
-    assert "7/7" in result.stderr and "sampling" in result.stderr
-    assert result.stdout == ""
+def test_progress_goes_to_standard_error(checkpoint, capsys):
+    sampler = TransformersSampler(str(checkpoint))
+    capsys.readouterr()
+    draw(sampler, 7)
+    output, progress = capsys.readouterr()
+    assert "7/7" in progress and "sampling" in progress
+    assert output == ""

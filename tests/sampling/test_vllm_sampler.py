@@ -1,0 +1,205 @@
+"""The real vLLM, in process: one engine for all tests of this file."""
+
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from exact_answers import answer_probabilities, chi_squared
+from word_llama import CONTEXT, END_IDS, load_reference
+
+from dco_trl.sampling import SampleRequest, SamplingParams, VLLMSampler, make_sampler
+
+NEEDS_VLLM = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.xdist_group("vllm")]
+PROMPT, PROMPT_IDS = "a b c", [5, 6, 7]
+
+
+@pytest.fixture(scope="module")
+def sampler(vllm_environment, checkpoint):
+    engine = dict(enable_lora=True, max_lora_rank=8, max_model_len=CONTEXT, enforce_eager=True, dtype="float32")
+    sampler = VLLMSampler(str(checkpoint), progress=False, **engine)
+    yield sampler
+    sampler.close()
+
+
+@pytest.fixture
+def base_sampler(sampler):
+    """The shared sampler without an adapter, before and after."""
+    sampler.load_adapter(None)
+    yield sampler
+    sampler.load_adapter(None)
+
+
+def draw(sampler, n, *, prompt=PROMPT, first_index=0, stream=0, **params):
+    params = SamplingParams(**{"max_tokens": 2, **params})
+    [samples] = sampler.sample([SampleRequest(prompt, n, first_index, stream)], params)
+    assert len(samples) == n
+    return samples
+
+
+def ids_of(samples):
+    return [sample.token_ids for sample in samples]
+
+
+class TestWithEngine:
+    pytestmark = NEEDS_VLLM
+
+    @pytest.mark.parametrize("temperature, other", [(1.0, 1.7), (1.7, 1.0)])
+    def test_samples_follow_the_exact_distribution(self, base_sampler, checkpoint, temperature, other):
+        model = load_reference(checkpoint)
+        ids = ids_of(draw(base_sampler, 3000, temperature=temperature, seed=11))
+        exact = {t: answer_probabilities(model, PROMPT_IDS, END_IDS, 2, temperature=t) for t in (temperature, other)}
+        assert chi_squared(ids, exact[temperature]) > 1e-3
+        # The test can tell: the other temperature's distribution is refused.
+        assert chi_squared(ids, exact[other]) < 1e-6
+
+    @pytest.mark.parametrize("top_k, top_p", [(3, 1.0), (0, 0.6), (5, 0.8)])
+    def test_restricted_samples_keep_to_the_support_and_follow_it(self, base_sampler, checkpoint, top_k, top_p):
+        exact = answer_probabilities(load_reference(checkpoint), PROMPT_IDS, END_IDS, 2, top_k=top_k, top_p=top_p)
+        ids = ids_of(draw(base_sampler, 1000, top_k=top_k, top_p=top_p))
+        assert set(ids) <= set(exact)
+        assert chi_squared(ids, exact) > 1e-3
+
+    def test_greedy_takes_the_most_probable_tokens_whatever_the_generation_config_says(self, base_sampler, checkpoint):
+        model = load_reference(checkpoint)
+        [ids] = set(ids_of(draw(base_sampler, 3, temperature=0, max_tokens=12)))
+        context = list(PROMPT_IDS)
+        for token in ids:
+            [best] = answer_probabilities(model, context, END_IDS, 1, top_k=1)
+            assert (token,) == best
+            context.append(token)
+
+    def test_chunks_continue_each_other_and_repeat_nothing(self, base_sampler):
+        params = dict(max_tokens=40, temperature=1.7, stream=3)
+        whole = ids_of(draw(base_sampler, 384, **params))
+        chunks = [ids_of(draw(base_sampler, 128, first_index=first, **params)) for first in (0, 128, 256)]
+        long = [ids for chunk in chunks for ids in chunk if len(ids) > 8]  # short ones coincide by chance
+        assert len(long) > 30
+        assert max(Counter(long).values()) == 1
+        # Seeds follow the index, so chunks give (but for rounding in other batch shapes) what one request gives.
+        assert sum(a == b for a, b in zip(whole, sum(chunks, []), strict=True)) > 300
+
+    def test_problems_and_seeds_have_draws_of_their_own(self, base_sampler):
+        params = dict(max_tokens=40, temperature=1.7)
+        groups = [draw(base_sampler, 128, **params)]
+        groups += [draw(base_sampler, 128, stream=1, **params), draw(base_sampler, 128, seed=1, **params)]
+        long = [ids for group in groups for ids in ids_of(group) if len(ids) > 8]
+        assert len(long) > 30
+        assert max(Counter(long).values()) == 1
+
+    def test_both_ends_of_sequence_end_a_completion(self, base_sampler):
+        samples = draw(base_sampler, 300, max_tokens=6)
+        ended = [s for s in samples if s.token_ids[-1] in END_IDS]
+        assert {s.token_ids[-1] for s in ended} == set(END_IDS)
+        assert all(token not in END_IDS for s in samples for token in s.token_ids[:-1])
+        assert {s.finish_reason for s in ended} == {"stop"}
+        cut = [s for s in samples if s.token_ids[-1] not in END_IDS]
+        assert cut and {(s.finish_reason, s.num_tokens) for s in cut} == {("length", 6)}
+        assert not any("<eos>" in s.text or "<end>" in s.text for s in ended)
+
+    def test_stop_strings_end_a_completion_and_are_left_out(self, base_sampler):
+        samples = draw(base_sampler, 300, max_tokens=12, stop=("e", "d a"))
+        assert not any("e" in s.text or "d a" in s.text for s in samples)
+        stopped = [s for s in samples if s.token_ids[-1] == 9]
+        assert stopped and {s.finish_reason for s in stopped} == {"stop"}
+        assert all(9 not in s.token_ids[:-1] for s in samples)
+
+    def test_messages_are_rendered_with_the_chat_template(self, base_sampler, checkpoint):
+        # <user> a b <end> <user>
+        exact = answer_probabilities(load_reference(checkpoint), [3, 5, 6, 4, 3], END_IDS, 2)
+        ids = ids_of(draw(base_sampler, 1000, prompt=[{"role": "user", "content": "a b"}]))
+        assert chi_squared(ids, exact) > 1e-3
+
+    def test_requests_keep_their_order_and_counts(self, base_sampler):
+        requests = [SampleRequest("a", 3), SampleRequest("a b c d e f g", 1), SampleRequest("b", 5)]
+        groups = base_sampler.sample(requests, SamplingParams(temperature=0, max_tokens=4))
+        assert [len(group) for group in groups] == [3, 1, 5]
+        alone = [base_sampler.sample([r], SamplingParams(temperature=0, max_tokens=4))[0] for r in requests]
+        assert groups == alone
+
+    def test_more_samples_than_one_request_may_hold(self, base_sampler, monkeypatch):
+        whole = ids_of(draw(base_sampler, 50, max_tokens=20))
+        monkeypatch.setattr("dco_trl.sampling.vllm_sampler.MAX_SEQUENCES_PER_REQUEST", 16)
+        parts = ids_of(draw(base_sampler, 50, max_tokens=20))
+        assert sum(a == b for a, b in zip(whole, parts, strict=True)) > 40
+
+    def test_adapters_change_the_distribution_to_their_own(self, base_sampler, checkpoint, adapters):
+        exact = [answer_probabilities(load_reference(checkpoint, a), PROMPT_IDS, END_IDS, 2) for a in adapters]
+        for mine, adapter in enumerate(adapters):
+            base_sampler.load_adapter(str(adapter))
+            assert base_sampler.identity()["adapter"] == str(adapter)
+            ids = ids_of(draw(base_sampler, 2000))
+            assert chi_squared(ids, exact[mine]) > 1e-3
+            assert chi_squared(ids, exact[1 - mine]) < 1e-6
+
+    def test_an_adapter_overwritten_in_place_is_read_anew(self, base_sampler, checkpoint, adapters, tmp_path):
+        folder = tmp_path / "moving"
+        for adapter in adapters:
+            folder.mkdir(exist_ok=True)
+            for file in adapter.iterdir():
+                (folder / file.name).write_bytes(file.read_bytes())
+            base_sampler.load_adapter(str(folder))
+            exact = answer_probabilities(load_reference(checkpoint, folder), PROMPT_IDS, END_IDS, 2)
+            assert chi_squared(ids_of(draw(base_sampler, 1000)), exact) > 1e-3
+
+    def test_reloaded_weights_are_the_ones_sampled(self, base_sampler, checkpoint, other_checkpoint):
+        other = answer_probabilities(load_reference(other_checkpoint), PROMPT_IDS, END_IDS, 2)
+        base = answer_probabilities(load_reference(checkpoint), PROMPT_IDS, END_IDS, 2)
+        base_sampler.reload_weights(str(other_checkpoint))
+        try:
+            ids = ids_of(draw(base_sampler, 1000))
+            assert base_sampler.identity()["model"] == str(other_checkpoint)
+            assert chi_squared(ids, other) > 1e-3
+            assert chi_squared(ids, base) < 1e-6
+        finally:
+            base_sampler.reload_weights(str(checkpoint))
+        assert chi_squared(ids_of(draw(base_sampler, 1000)), base) > 1e-3
+
+    def test_the_identity_names_model_and_versions(self, base_sampler, checkpoint):
+        import vllm
+
+        identity = base_sampler.identity()
+        assert identity["sampler"] == "vllm"
+        assert identity["model"] == str(checkpoint)
+        assert identity["vllm_version"] == vllm.__version__
+        assert all(isinstance(value, str) for value in identity.values())
+
+    def test_a_prompt_without_room_is_refused(self, base_sampler):
+        with pytest.raises(ValueError, match=r"prompt of 3 tokens and max_tokens=94 make 97 tokens.*Raise max_model"):
+            draw(base_sampler, 1, max_tokens=94)
+
+    def test_an_adapter_of_too_large_a_rank_is_refused(self, base_sampler, adapters, tmp_path):
+        config = (adapters[0] / "adapter_config.json").read_text()
+        (tmp_path / "adapter_config.json").write_text(config.replace('"r": 4', '"r": 12'))
+        with pytest.raises(ValueError, match=r"rank 12, more than the max_lora_rank=8.*Pass max_lora_rank=16"):
+            base_sampler.load_adapter(str(tmp_path))
+
+    def test_a_folder_that_is_no_adapter_is_refused(self, base_sampler, tmp_path):
+        with pytest.raises(ValueError, match="no adapter_config.json"):
+            base_sampler.load_adapter(str(tmp_path))
+        (tmp_path / "adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING"}')
+        with pytest.raises(ValueError, match="of type PROMPT_TUNING, and vLLM loads LoRA only"):
+            base_sampler.load_adapter(str(tmp_path))
+
+
+class TestStarting:
+    @pytest.mark.vllm
+    @pytest.mark.slow
+    @pytest.mark.xdist_group("vllm")
+    def test_a_model_that_cannot_be_loaded_is_reported_with_what_to_do(self, vllm_environment, tmp_path):
+        with pytest.raises(RuntimeError, match=r"vLLM could not start with model=.*lower max_model_len"):
+            VLLMSampler(str(tmp_path / "nothing"))
+
+    def test_without_vllm_the_extra_is_named(self):
+        code = (
+            "import sys; sys.modules['vllm'] = None\n"
+            "from dco_trl.sampling import VLLMSampler\n"
+            "try:\n    VLLMSampler('model')\nexcept ImportError as error:\n    print(error)\n"
+        )
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert "pip install 'dco-trl[vllm]'" in result.stdout
+        assert "sampler='transformers'" in result.stdout
+
+    def test_an_adapter_is_checked_before_the_engine_starts(self, tmp_path):
+        with pytest.raises(ValueError, match="no adapter_config.json"):
+            make_sampler("vllm", "model", str(tmp_path))
