@@ -65,7 +65,8 @@ class TransformersSampler:
     Relations:
         `VLLMSampler` for long completions or many samples; `ServerSampler` for a model served elsewhere. This one for
         small models, for a model in the middle of training, and where nothing else is installed. Transformers'
-        continuous batching is not used: it seeds a whole batch and not a sequence, and needs a GPU.
+        continuous batching is not used: it seeds a whole run and not a sequence, so that a resumed run would repeat
+        draws.
     """
 
     def __init__(
@@ -110,8 +111,8 @@ class TransformersSampler:
         )
         self.end_ids = end_token_ids(self.tokenizer, self._base_model().generation_config)
 
-    def load_adapter(self, adapter: str) -> None:
-        """Sample with this PEFT adapter from now on, in place of the one before it.
+    def load_adapter(self, adapter: str | None) -> None:
+        """Sample with this PEFT adapter from now on, in place of the one before it; None goes back to the model alone.
 
         Args:
             adapter: Folder that `PeftModel.save_pretrained` wrote.
@@ -120,7 +121,8 @@ class TransformersSampler:
 
         if isinstance(self.model, PeftModel):
             self.model = self.model.unload()
-        self.model = PeftModel.from_pretrained(self.model, adapter)
+        if adapter is not None:
+            self.model = PeftModel.from_pretrained(self.model, adapter)
         self._adapter = adapter
 
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
@@ -167,9 +169,11 @@ class TransformersSampler:
     def identity(self) -> dict[str, str]:
         """Who samples; see `Sampler.identity`."""
         commit = getattr(self._base_model().config, "_commit_hash", None)
+        # The folder that a model in memory came from says nothing about its weights now.
+        model = {"model": self._name} if self._where == "in memory" else describe("model", self._name)
         return {
             "sampler": f"transformers ({self._where})",
-            **describe("model", self._name),
+            **model,
             "revision": commit or self._revision or "",
             **describe("adapter", self._adapter),
             "dtype": str(self._base_model().dtype),

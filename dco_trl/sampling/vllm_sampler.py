@@ -102,7 +102,9 @@ class VLLMSampler:
             adapter: Folder that `PeftModel.save_pretrained` wrote.
 
         Raises:
-            ValueError: The engine was started without room for adapters, or for less than this one's rank.
+            ValueError: The engine was started without room for adapters, or for less than this one's rank; or the
+                folder holds no LoRA adapter.
+            RuntimeError: vLLM refuses the adapter. The one before it stays.
         """
         if adapter is None:
             self._adapter = self._lora_request = None
@@ -120,8 +122,16 @@ class VLLMSampler:
         from vllm.lora.request import LoRARequest
 
         number = next(self._lora_ids)
-        self._lora_request = LoRARequest(f"adapter-{number}", number, str(Path(adapter).resolve()))
-        self._adapter = adapter
+        request = LoRARequest(f"adapter-{number}", number, str(Path(adapter).resolve()))
+        try:
+            # Now, and not with the first sample, where a failure would take the engine down.
+            self.llm.llm_engine.add_lora(request)
+        except Exception as error:
+            raise RuntimeError(
+                f"vLLM could not load adapter={adapter!r}: {error} If it has parts that vLLM does not support "
+                "(modules_to_save, DoRA, embeddings), merge it into the model (`merge_and_unload`) and sample that."
+            ) from error
+        self._lora_request, self._adapter = request, adapter
 
     def reload_weights(self, folder: str) -> None:
         """Replace the model's weights by those of another checkpoint of the same architecture.

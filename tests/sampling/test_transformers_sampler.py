@@ -65,6 +65,10 @@ class TestDistribution:
         sampler.load_adapter(str(adapters[1]))
         assert sampler.identity()["adapter"] == str(adapters[1])
         assert chi_squared(ids_of(draw(sampler, 5000)), exact[1]) > 1e-3
+        sampler.load_adapter(None)
+        alone = TransformersSampler(str(checkpoint), batch_size=2500, progress=False)
+        assert draw(sampler, 50) == draw(alone, 50)
+        assert sampler.identity() == alone.identity()
 
     def test_messages_are_rendered_with_the_chat_template(self, sampler, checkpoint):
         # <user> a b <end> <user>
@@ -268,6 +272,7 @@ class TestModelInMemory:
         sampler = TransformersSampler(model, make_word_tokenizer(), batch_size=2500, progress=False)
         ids = ids_of(draw(sampler, 5000))
         assert self.state_of(model) == before
+        assert sampler.identity()["sampler"] == "transformers (in memory)"
         exact = answer_probabilities(load_reference(checkpoint), PROMPT_IDS, END_IDS, 3)
         assert chi_squared(ids, exact) > 1e-3
 

@@ -174,12 +174,27 @@ class TestWithEngine:
         with pytest.raises(ValueError, match=r"rank 12, more than the max_lora_rank=8.*Pass max_lora_rank=16"):
             base_sampler.load_adapter(str(tmp_path))
 
+    def test_an_adapter_that_vllm_refuses_leaves_the_engine_as_it_was(self, base_sampler, adapters, tmp_path):
+        before = draw(base_sampler, 5)
+        for file in adapters[0].iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        (tmp_path / "adapter_model.safetensors").write_bytes(b"not tensors")
+        with pytest.raises(RuntimeError, match=r"vLLM could not load adapter=.*merge_and_unload"):
+            base_sampler.load_adapter(str(tmp_path))
+        assert base_sampler.identity()["adapter"] == ""
+        assert draw(base_sampler, 5) == before
+
     def test_a_folder_that_is_no_adapter_is_refused(self, base_sampler, tmp_path):
         with pytest.raises(ValueError, match="no adapter_config.json"):
             base_sampler.load_adapter(str(tmp_path))
         (tmp_path / "adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING"}')
         with pytest.raises(ValueError, match="of type PROMPT_TUNING, and vLLM loads LoRA only"):
             base_sampler.load_adapter(str(tmp_path))
+
+    def test_without_room_for_adapters_none_is_loaded(self, base_sampler, adapters, monkeypatch):
+        monkeypatch.setattr(base_sampler, "_lora_enabled", False)
+        with pytest.raises(ValueError, match="the engine was started without adapters. Pass enable_lora=True"):
+            base_sampler.load_adapter(str(adapters[0]))
 
 
 class TestStarting:
