@@ -288,8 +288,8 @@ def _distinct_pairs(completions: Sequence, answers: Sequence) -> tuple[list[tupl
             if slot is None:
                 reference = references.get(gold)
                 if reference is None:
-                    if gold is None or gold == "":
-                        raise ValueError(f"answers[{row}] is {gold!r}: a sample without a reference cannot be graded")
+                    if gold is None:
+                        raise ValueError(f"answers[{row}] is None: a sample without a reference cannot be graded")
                     reference = references[gold] = extract_reference(gold)
                 answer = extract_answer(text)
                 long = len(answer) > MAX_ANSWER_CHARS and answer != reference

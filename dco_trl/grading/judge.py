@@ -47,6 +47,8 @@ def quick_verdict(reference: str, answer: str) -> tuple[float | None, str] | Non
     Returns:
         (score, status), or None if math-verify has to be asked.
     """
+    if not reference:
+        return None, "unparsed"
     if not answer:
         return 0.0, "unparsed"
     if answer == reference:

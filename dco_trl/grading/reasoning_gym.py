@@ -22,8 +22,8 @@ def score(completions: Sequence, answer: Sequence, metadata: Sequence, **kwargs:
         kwargs: further columns; `question`, if there, is handed to the verifier.
 
     Returns:
-        reasoning-gym's score, 0 to 1. It gives partial credit (0.01 for a wrong answer in some tasks): as everywhere
-        here, above 0.5 is correct.
+        1.0 where the verifier gives full marks, else 0.0. Its partial credit is not passed on: a text that merely
+        contains the right answer gets up to 0.99 from it, and above 0.5 is correct everywhere here.
 
     Raises:
         GraderError: reasoning-gym is not installed.
@@ -39,7 +39,7 @@ def score(completions: Sequence, answer: Sequence, metadata: Sequence, **kwargs:
         text = completion_text(completion)
         given = _tagged(text) or extract_answer(text) or text.strip()
         full = {"question": question, "answer": reference, "metadata": entry}
-        scores.append(float(_verifier(entry["source_dataset"])(given, full)))
+        scores.append(float(_verifier(entry["source_dataset"])(given, full) >= 1.0))
     return scores
 
 

@@ -1,0 +1,155 @@
+"""The verdict cache: what it remembers, for whom, and what happens when the file is damaged, locked or shared."""
+
+import sqlite3
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from dco_trl.grading import BulkGrader
+from dco_trl.grading.cache import VerdictCache
+
+PAIRS = [("1", f"\\frac{{{i}}}{{3}}") for i in range(6)]
+
+
+def grade(folder, pairs=PAIRS, **options):
+    with BulkGrader("math", num_workers=1, cache_dir=folder, **options) as grader:
+        verdicts = grader.grade(None, [a for _, a in pairs], [r for r, _ in pairs], progress=False)
+    return verdicts, grader.stats
+
+
+def outcome(cache, *pair):
+    return dict(cache.get([pair])).get(0)
+
+
+def test_second_time_from_disk(tmp_path):
+    first, stats = grade(tmp_path / "new" / "folder")
+    assert (stats.computed, stats.from_cache) == (6, 0)
+    again, stats = grade(tmp_path / "new" / "folder")
+    assert (stats.computed, stats.from_cache) == (0, 6)
+    assert again == first and [v.score for v in again] == [0, 0, 0, 1, 0, 0]
+    shown, _ = grade(tmp_path, [("12", "12 inches")])
+    assert grade(tmp_path, [("12", "12 inches")])[0] == shown and shown[0].answer == "12"
+
+
+def test_keys(tmp_path, monkeypatch):
+    cache = VerdictCache(tmp_path, 10.0, 1 << 30)
+    hostile = [("a", "b"), ("ab", ""), ("", "ab"), ("1", "\ud800"), ("1", "\x00"), ("1:", "2"), ("1", ":2")]
+    for i, pair in enumerate(hostile):
+        cache.put(pair, (float(i), "graded", "\ud800" if i else None))
+    cache.flush()
+    assert [outcome(cache, *pair)[0] for pair in hostile] == list(range(7))
+    assert outcome(cache, "1", "\ud800")[2] == "\ud800" and outcome(cache, "a", "b")[2] is None
+    many = [("x", str(i)) for i in range(1200)]
+    for pair in many[::2]:
+        cache.put(pair, (1.0, "graded", None))
+    cache.flush()
+    assert sorted(i for i, _ in cache.get(many)) == list(range(0, 1200, 2))
+    cache.close()
+    # Another version of a library may judge otherwise.
+    monkeypatch.setattr("dco_trl.grading.cache.identity", lambda: "math 1; math-verify 99")
+    other = VerdictCache(tmp_path, 10.0, 1 << 30)
+    assert outcome(other, "a", "b") is None
+    other.close()
+
+
+def test_limits_are_tried_again_only_if_raised(tmp_path):
+    cache = VerdictCache(tmp_path, 2.0, 1 << 30)
+    cache.put(("1", "hang"), (None, "timeout", None))
+    cache.put(("1", "crash"), (None, "error", None))
+    cache.put(("1", "2"), (0.0, "graded", None))
+    cache.close()
+    for timeout, memory, known in [(2.0, 1 << 30, 3), (1.0, 1 << 29, 3), (3.0, 1 << 30, 1), (2.0, 1 << 31, 1)]:
+        cache = VerdictCache(tmp_path, timeout, memory)
+        assert len(list(cache.get([("1", "hang"), ("1", "crash"), ("1", "2")]))) == known
+        cache.close()
+
+
+@pytest.mark.parametrize("damage", ["text", "torn", "layout"])
+def test_a_damaged_file_is_set_aside(tmp_path, damage):
+    path = tmp_path / "verdicts.sqlite"
+    if damage == "text":
+        path.write_bytes(b"this is no database " * 100)
+    elif damage == "torn":
+        cache = VerdictCache(tmp_path, 10.0, 1 << 30)
+        for i in range(5000):
+            cache.put(("1", str(i)), (0.0, "graded", None))
+        cache.close()
+        data = bytearray(path.read_bytes())
+        data[4096:] = b"\xa5" * (len(data) - 4096)
+        path.write_bytes(data)
+    else:
+        connection = sqlite3.connect(path)
+        connection.execute("CREATE TABLE verdicts (something)")
+        connection.commit()
+        connection.close()
+    with pytest.warns(UserWarning, match="verdict cache .*verdicts.sqlite is damaged .* a new one begun"):
+        verdicts, stats = grade(tmp_path)
+    assert [v.score for v in verdicts] == [0, 0, 0, 1, 0, 0]
+    assert len(list(tmp_path.glob("verdicts.sqlite.damaged-*"))) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again, stats = grade(tmp_path)
+    assert again == verdicts and stats.from_cache == 6
+
+
+def test_a_folder_that_cannot_be_used(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="cannot be used .*; going on without it"):
+        verdicts, _ = grade(tmp_path / "file" / "below")
+    assert [v.score for v in verdicts] == [0, 0, 0, 1, 0, 0]
+
+
+def test_a_locked_file_is_done_without(tmp_path, monkeypatch):
+    grade(tmp_path)
+    real = sqlite3.connect
+    monkeypatch.setattr("dco_trl.grading.cache.sqlite3.connect", lambda path, timeout: real(path, timeout=0.1))
+    other = real(tmp_path / "verdicts.sqlite")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.warns(UserWarning, match="database is locked"):
+        verdicts, _ = grade(tmp_path)
+    other.close()
+    assert [v.score for v in verdicts] == [0, 0, 0, 1, 0, 0]
+    assert not list(tmp_path.glob("*damaged*"))
+
+
+def test_two_processes_write_at_once(tmp_path):
+    code = (
+        "import sys, warnings\nwarnings.simplefilter('error')\n"
+        "from dco_trl.grading.cache import VerdictCache\n"
+        "me = int(sys.argv[2])\n"
+        "cache = VerdictCache(sys.argv[1], 10.0, 1 << 30)\n"
+        "for i in range(3000):\n"
+        "    cache.put(('both' if i % 2 else str(me), str(i)), (float(i), 'graded', None))\n"
+        "    if i % 50 == 0: cache.flush()\n"
+        "cache.close()"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(me)], stderr=subprocess.PIPE) for me in (1, 2)
+    ]
+    for process in processes:
+        assert process.communicate()[1] == b"" and process.returncode == 0
+    cache = VerdictCache(tmp_path, 10.0, 1 << 30)
+    for who in ("1", "2", "both"):
+        pairs = [(who, str(i)) for i in range(3000)]
+        found = {i: o[0] for i, o in cache.get(pairs)}
+        assert found == {i: float(i) for i in range(3000) if bool(i % 2) == (who == "both")}
+    cache.close()
+
+
+def test_an_interrupted_grading_keeps_what_it_has(tmp_path, monkeypatch):
+    with BulkGrader("math", num_workers=1, cache_dir=tmp_path) as grader:
+        real = grader._pool.run
+
+        def interrupted(pairs):
+            for i, item in enumerate(real(pairs)):
+                if i == 4:
+                    raise KeyboardInterrupt
+                yield item
+
+        monkeypatch.setattr(grader._pool, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            grader.grade(None, [a for _, a in PAIRS], ["1"] * 6, progress=False)
+    _, stats = grade(tmp_path)
+    assert (stats.from_cache, stats.computed) == (4, 2)

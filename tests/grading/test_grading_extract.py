@@ -1,0 +1,156 @@
+"""Extraction and normalisation: the field's habits, and linear time on hostile text."""
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dco_trl.grading import completion_text, extract_answer, extract_reference, normalize_answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so $x = \\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"),
+        ("\\boxed{1} and later \\boxed{2}", "2"),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed{a_{b_{c}}} trailing } brace", "a_{b_{c}}"),
+        ("\\boxed{3} and, cut off, \\boxed{\\frac{1}{", "3"),
+        ("\\boxed{} after \\boxed{7}", "7"),
+        ("\\boxed{\\boxed{5}}", "5"),
+        ("\\boxed {6}", "6"),
+        ("\\boxed 6.", "6"),
+        ("\\fbox{8}", "8"),
+        ("\\boxed{$9$}", "9"),
+        ("\\boxed{1} but #### 2", "1"),
+        ("48/2 = 24\n#### 72", "72"),
+        ("#### 1\n#### 2\nThank you", "2"),
+        ("<think>6*7</think><answer> 42 </answer>", "42"),
+        ("The answer is 5.", "5"),
+        ("The answer is 3.5. We are done.", "3.5"),
+        ("the answer is: 1, the final answer is $\\frac{1}{2}$. I hope it is correct.", "\\frac{1}{2}"),
+        ("**Final Answer:** $x^2$", "x^2"),
+        ("Answer: **12**", "12"),
+        ("The answer is\n\\[\n\\frac{3}{4}\n\\]\nas claimed.", "\\frac{3}{4}"),
+        ("The answer is $1$ and $2$.", "$1$ and $2$"),
+        ("ANSWER: B", "B"),
+        ("42", "42"),
+        (" $42$.\n", "42"),
+        ("\\(x + 1\\)", "x + 1"),
+        ("\\left( 3, \\frac{\\pi}{2} \\right)", "\\left( 3, \\frac{\\pi}{2} \\right)"),
+        ("costs $5\\$", "costs $5\\$"),
+        ("", ""),
+        ("  \n ", ""),
+        ("12 " + "and so on " * 100, ""),
+        ("The answer is", "The answer is"),
+    ],
+)
+def test_extract_answer(text, answer):
+    assert extract_answer(text) == answer
+
+
+def test_a_long_text_without_a_mark_has_no_answer_but_a_long_reference_has():
+    text = "x + " * 100 + "1"
+    assert extract_answer(text) == ""
+    assert extract_reference(text) == text
+    assert extract_reference("we get \\boxed{3}") == "3"
+    assert extract_reference(72) == "72"
+
+
+@given(st.text(alphabet="ab1,+^_ \\frac", max_size=40).map(str.strip).filter(lambda s: s and "\\" not in s[-1]))
+@settings(max_examples=200, deadline=None)
+def test_boxed_content_comes_back(answer):
+    # A backslash before a brace escapes it, so it is kept out of the end.
+    assert extract_answer(f"bla $\\boxed{{{answer}}}$ bla") == answer
+
+
+@given(st.text(max_size=200))
+@settings(max_examples=300, deadline=None)
+def test_any_text_gives_a_string(text):
+    answer = extract_answer(text)
+    assert isinstance(answer, str) and answer == answer.strip()
+    assert isinstance(normalize_answer(answer), str)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "\\boxed{",
+        "\\boxed",
+        "\\boxed ",
+        "{",
+        "}",
+        "####",
+        "answer is ",
+        "answer ",
+        "<answer>",
+        "</answer>",
+        "$",
+        "\\",
+        "a. B",
+    ],
+)
+def test_hostile_repetition_costs_linear_time(unit):
+    def seconds(count):
+        text = unit * count + "\n" + " " * count
+        best = float("inf")
+        for _ in range(3):
+            start = time.process_time()
+            extract_answer(text)
+            best = min(best, time.process_time() - start)
+        return best
+
+    # Eight times the length: linear gives 8, quadratic 64. The constant covers the clock's resolution.
+    assert seconds(160_000) < 32 * (seconds(20_000) + 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("$\\left( \\dfrac12, 1 \\right)$", "(\\frac{1}{2},1)"),
+        ("1,000", "1000"),
+        ("1{,}234{,}567", "1234567"),
+        ("-1,000.50", "-1000.5"),
+        (".50", "0.5"),
+        ("3.0", "3"),
+        ("\\text{(A)}", "(A)"),
+        ("90^\\circ", "90"),
+        ("90^{\\circ}", "90"),
+        ("\\$18", "18"),
+        ("\\sqrt2", "\\sqrt{2}"),
+        ("x \\, y", "xy"),
+        ("12.", "12"),
+    ],
+)
+def test_normalised_equal(left, right):
+    assert normalize_answer(left) == normalize_answer(right)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("1/2", "0.5"),
+        ("1,2", "12"),
+        ("(1,234)", "1234"),
+        ("1", "-1"),
+        ("a", "A"),
+        (".", "0"),
+        ("10", "1"),
+        ("1.05", "1.5"),
+    ],
+)
+def test_normalised_different(left, right):
+    assert normalize_answer(left) != normalize_answer(right)
+
+
+def test_completion_text():
+    assert completion_text("a") == "a"
+    assert completion_text([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]) == "a"
+    assert completion_text([{"role": "assistant", "content": None}]) == ""
+    parts = [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]
+    assert completion_text([{"role": "assistant", "content": parts}]) == "ab"
+    with pytest.raises(TypeError, match="a completion must be a string or a list of messages .* got int: '3'"):
+        completion_text(3)
+    with pytest.raises(TypeError, match="got list"):
+        completion_text([])

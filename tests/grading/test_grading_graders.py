@@ -1,0 +1,196 @@
+"""The two built-in graders, the loader, and reward functions of others: TRL's, reasoning-gym's, the user's."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dco_trl.grading import (
+    BulkGrader,
+    GraderError,
+    call_grader,
+    exact_grader,
+    grader_name,
+    load_grader,
+    math_grader,
+)
+from dco_trl.grading import reasoning_gym as gym_grader
+
+
+def message(text):
+    return [{"role": "assistant", "content": text}]
+
+
+def test_exact():
+    completions = ["so it is \\boxed{1{,}000}", "999", message("#### 1,000"), "", "x" * 1000]
+    assert exact_grader(completions, answer=["1000"] * 5) == [1.0, 0.0, 1.0, 0.0, 0.0]
+    assert exact_grader(["1/2", "0.5"], solution=["0.5", "0.5"]) == [0.0, 1.0]
+    assert exact_grader([""], answer=[""]) == [0.0]
+
+
+def test_math_as_a_reward_function():
+    completions = ["so $x = \\boxed{0.5}$", "2", message("The answer is $\\frac{2}{4}$."), "12 inches", ""]
+    half = "\\frac{1}{2}"
+    got = math_grader(completions=completions, prompts=["p"] * 5, answer=[half, half, half, "12", "1"], other=[0] * 5)
+    assert got == [1.0, 0.0, 1.0, 1.0, 0.0]
+    assert math_grader(["3"], solution=["we find \\boxed{3}"]) == [1.0]
+    assert math_grader([], answer=[]) == []
+
+
+@pytest.mark.parametrize("grader", [exact_grader, math_grader])
+def test_references_are_asked_for(grader):
+    with pytest.raises(GraderError, match="needs the reference answers: give the data set a column named `answer`"):
+        grader(["1"])
+    with pytest.raises(GraderError, match="got 2 references for 1 completions"):
+        grader(["1"], answer=["1", "2"])
+
+
+def test_load_grader(tmp_path, monkeypatch):
+    assert load_grader("math") is math_grader and load_grader("exact") is exact_grader
+    assert load_grader(len) is len
+    assert load_grader("dco_trl.grading:exact_grader") is exact_grader
+    (tmp_path / "my_reward_of_test.py").write_text(
+        "class A:\n    @staticmethod\n    def f(completions): return [0.0]\nx = 3\n"
+    )
+    (tmp_path / "my_broken_of_test.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert load_grader("my_reward_of_test:A.f")(["a"]) == [0.0]
+    for name, text in {
+        "maths": "'maths' is not known: give 'math', 'exact', or 'package.module:function'",
+        "trl.rewards.accuracy_reward": "a colon before",
+        "no_such_module_here:f": "importing 'no_such_module_here' failed: ModuleNotFoundError",
+        "my_broken_of_test:f": "failed: ZeroDivisionError: division by zero",
+        "my_reward_of_test:g": "module 'my_reward_of_test' has no 'g'",
+        "my_reward_of_test:x": "is int, not a function",
+    }.items():
+        with pytest.raises(GraderError, match=text):
+            load_grader(name)
+
+
+def test_grader_name():
+    assert grader_name("a:b") == "a:b"
+    assert grader_name(math_grader) == "math" and grader_name(exact_grader) == "exact"
+    assert grader_name(message) == f"{__name__}:message"
+
+
+def test_trl_accuracy_reward():
+    grader = load_grader("trl.rewards:accuracy_reward")
+    completions = ["\\boxed{\\frac{1}{2}}", message("\\boxed{3}"), "no formula"]
+    answers = ["$\\frac{1}{2}$", "$\\frac{1}{2}$", "$1$"]
+    direct = grader(completions=[message(c) if isinstance(c, str) else c for c in completions], solution=answers)
+    assert direct == [1.0, 0.0, 0.0]
+    with BulkGrader("trl.rewards:accuracy_reward") as bulk:
+        verdicts = bulk.grade(["p"] * 3, completions, answers, progress=False)
+    assert [v.score for v in verdicts] == direct
+    assert [v.answer for v in verdicts] == ["\\frac{1}{2}", "3", "no formula"]
+
+
+def test_trl_accuracy_reward_cannot_read_the_reference():
+    with BulkGrader("trl.rewards:accuracy_reward") as bulk:
+        verdict = bulk.grade(None, ["$1$"], ["no formula"], progress=False)[0]
+    assert (verdict.score, verdict.status) == (None, "unparsed")
+
+
+@pytest.mark.parametrize("task", ["chain_sum", "countdown", "letter_counting", "mini_sudoku"])
+def test_reasoning_gym(task):
+    reasoning_gym = pytest.importorskip("reasoning_gym")
+    entries = list(reasoning_gym.create_dataset(task, size=4, seed=3))
+    scorer = reasoning_gym.get_score_answer_fn(task)
+    right = [f"<think>1 2 3</think><answer>{e['answer']}</answer>" for e in entries]
+    wrong = [f"the answer is {e['answer']}7" for e in entries]
+    bare = [e["answer"] for e in entries]
+    columns = {name: [e[name] for e in entries] * 3 for name in ("question", "metadata")}
+    with BulkGrader("dco_trl.grading.reasoning_gym:score") as bulk:
+        verdicts = bulk.grade(columns["question"], right + wrong + bare, bare * 3, columns, progress=False)
+    scores = [v.score for v in verdicts]
+    assert scores[:4] == scores[8:] == [scorer(e["answer"], e) for e in entries] == [1.0] * 4
+    assert scores[4:8] == [0.0] * 4  # though chain_sum gives partial credit for a number that contains the right one
+
+
+def test_reasoning_gym_reads_metadata_as_json():
+    pytest.importorskip("reasoning_gym")
+    assert gym_grader.score(["4"], answer=["4"], metadata=['{"source_dataset": "chain_sum"}']) == [1.0]
+
+
+def test_a_reasoning_gym_scorer_in_three_lines():
+    """What the documentation tells a user to write for a scorer that is not TRL's."""
+    reasoning_gym = pytest.importorskip("reasoning_gym")
+    score = reasoning_gym.get_score_answer_fn("chain_sum")
+
+    def grader(completions, answer):
+        return [score(c, {"answer": a}) for c, a in zip(completions, answer, strict=True)]
+
+    assert call_grader(grader, None, ["4", "5"], ["4", "4"]) == [1.0, 0.0]
+
+
+def test_what_a_function_is_given():
+    seen = {}
+
+    def everything(prompts, completions, answer, solution, level, **kwargs):
+        seen.update(
+            prompts=prompts, completions=completions, answer=answer, solution=solution, level=level, more=kwargs
+        )
+        return [1, None]
+
+    columns = {"level": [1, 2], "subject": ["a", "b"]}
+    assert call_grader(everything, ["p", "q"], ["c", "d"], ["x", "y"], columns) == [1.0, None]
+    assert seen["completions"] == ["c", "d"] and seen["answer"] == seen["solution"] == ["x", "y"]
+    assert seen["level"] == [1, 2] and seen["more"] == {"subject": ["a", "b"]}
+
+    def few(completions, answer):
+        return [float(c == a) for c, a in zip(completions, answer, strict=True)]
+
+    assert call_grader(few, ["p"], ["c"], ["c"], {"level": [1]}) == [1.0]
+
+    def own_solution(completions, solution, **kwargs):
+        return [float(s == "worked") for s in solution]
+
+    assert call_grader(own_solution, None, ["c"], ["a"], {"solution": ["worked"]}) == [1.0]
+
+
+def test_coroutine_arrays_and_callable_objects():
+    async def later(completions, **kwargs):
+        return np.array([0.25] * len(completions))
+
+    class Reward:
+        def __call__(self, completions, **kwargs):
+            return tuple(np.float32(1) for _ in completions)
+
+    assert call_grader(later, None, ["a", "b"], ["1", "1"]) == [0.25, 0.25]
+    assert call_grader(Reward(), None, ["a"], ["1"]) == [1.0]
+
+
+def _raise(completions, **kwargs):
+    raise KeyError("gold")
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (_raise, r"_raise' raised KeyError: 'gold'. It was called with 2 completions and .*'answer', 'completions'"),
+        (lambda completions, needed, **k: [0, 0], "raised TypeError: .*missing 1 required .*'needed'"),
+        (lambda completions, **k: [1.0], "must return one score a completion: 2 expected, got 1"),
+        (lambda completions, **k: 1.0, "must return a list of scores, one a completion, got float: '1.0'"),
+        (lambda completions, **k: None, "must return a list of scores, one a completion, got NoneType"),
+        (lambda completions, **k: [1.0, math.nan], "returned NaN as score 1: return None for a completion"),
+        (lambda completions, **k: [1.0, "yes"], "must return numbers or None: score 1 is str 'yes'"),
+        (lambda completions, **k: [[1.0], 0], r"must return numbers or None: score 0 is list '\[1.0\]'"),
+    ],
+)
+def test_faulty_functions_are_named(function, text):
+    with pytest.raises(GraderError, match=text):
+        call_grader(function, ["p", "p"], ["a", "b"], ["1", "1"])
+    with BulkGrader(function) as bulk, pytest.raises(GraderError, match=text):
+        bulk.grade(["p", "p"], ["a", "b"], ["1", "1"], progress=False)
+
+
+def test_the_package_is_light_to_import():
+    """Neither torch nor TRL nor vLLM nor even math-verify: a worker imports this package, and the command line too."""
+    code = (
+        "import sys; from dco_trl.grading import BulkGrader, load_grader; load_grader('math');"
+        "print([m for m in ('torch', 'trl', 'transformers', 'vllm', 'math_verify') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
