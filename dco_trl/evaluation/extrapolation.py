@@ -23,7 +23,8 @@ class ExtrapolatedPassAtK:
         k: Numbers of samples, int64, shape (K,).
         estimate: Mean over problems, float64, shape (K,).
         low: Lower ends of intervals over problems, float64, shape (K,). They hold if the rates follow a Beta
-            distribution; they do not cover that assumption's being wrong, which is the larger risk.
+            distribution; they do not cover that assumption's being wrong, which is the larger risk. (Simulated with Beta(.3, 1), 200
+            problems and 64 samples, the 95 % interval covered in 92 to 93 %, up to 256 times the samples.)
         high: Upper ends, float64, shape (K,).
         extrapolated: True where k exceeds the samples of at least one problem, bool, shape (K,). Elsewhere `estimate`
             is the unbiased one.
@@ -114,7 +115,8 @@ def extrapolate_pass_at_k(
 
     the last being the probability of a success within k - n further samples, given n failures. So the curve is
     continuous at k = n, and the Beta matters for unsolved problems only; using it for all of them, as
-    \(1 - B(\alpha, \beta+k)/B(\alpha, \beta)\), has the same error if it is right and up to 1.8 times as much if not.
+    \(1 - B(\alpha, \beta+k)/B(\alpha, \beta)\), has the same error if it is right and 1.6 times as much (at twice the
+    samples, in simulation) if it is not.
 
     A guess is as good as the Beta near rate 0, where the data say least. If some problems can never be solved, it
     promises too much (in simulation with 40 % such problems and 64 samples: +.03 at twice the samples, +.11 at 16
