@@ -23,8 +23,8 @@ class ExtrapolatedPassAtK:
         k: Numbers of samples, int64, shape (K,).
         estimate: Mean over problems, float64, shape (K,).
         low: Lower ends of intervals over problems, float64, shape (K,). They hold if the rates follow a Beta
-            distribution; they do not cover that assumption's being wrong, which is the larger risk. (Simulated with Beta(.3, 1), 200
-            problems and 64 samples, the 95 % interval covered in 92 to 93 %, up to 256 times the samples.)
+            distribution (simulated with Beta(.3, 1), 200 problems, 64 samples: the 95 % interval covered in 92 to
+            93 %, up to 256 times the samples). They do not cover a wrong assumption, which is the larger risk.
         high: Upper ends, float64, shape (K,).
         extrapolated: True where k exceeds the samples of at least one problem, bool, shape (K,). Elsewhere `estimate`
             is the unbiased one.
