@@ -90,7 +90,7 @@ def _figures(report: dict[str, Any], group_index: int) -> dict[str, Any]:
         CoverageCurve(
             run["name"],
             *([entry[key] for entry in run["curve"]] for key in ("k", "estimate", "low", "high")),
-            *([entry[key] for entry in run["extrapolation"]["pass_at_k"]] for key in ("k", "estimate")),
+            *([entry[key] for entry in run["extrapolation"]["curve"]] for key in ("k", "estimate")),
         )
         for run in runs
     ]

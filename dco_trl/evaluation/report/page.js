@@ -1,7 +1,7 @@
 "use strict";
 // All text from models, data sets and manifests reaches the page through textContent, never as markup.
 
-const PAGE = 200; // rows added at a time
+const PAGE = 100; // rows added at a time
 const report = JSON.parse(document.getElementById("report-data").textContent);
 const percent = (share) => (100 * share).toFixed(share > 0 && share < 0.001 ? 3 : 1) + " %";
 const count = (value) => value.toLocaleString("en-GB");
@@ -117,7 +117,7 @@ function problemTable(group, groupIndex) {
 function rateCell(run, r) {
   const share = run.c / run.n;
   return element("td", { style: { "--fill": `var(${runColour(r)})` } },
-    `${percent(share)} `, element("span", { class: "interval" }, `${count(run.c)} of ${count(run.n)}`),
+    `${percent(share)} `, element("span", { class: "interval nowrap" }, `${count(run.c)} of ${count(run.n)}`),
     element("span", { class: "bar", "aria-hidden": "true" }, element("i", { style: { width: `${100 * share}%` } })));
 }
 
@@ -230,17 +230,17 @@ function coveragePlot(node, group) {
     { title: { text: "pass@k" }, range: [0, 1], tickformat: ".0%" }, { hovermode: "closest" }), CONFIG);
 }
 
-function confidencePlot(node, group, run) {
+function confidencePlot(node, run) {
   const { right, wrong } = run.confidence;
   const width = 1 / right.length;
   const bar = (name, heights, ink, shape, verb) => ({
     type: "bar", name, x: heights.map((_, i) => (i + 0.5) * width), y: heights, width,
-    marker: { color: ink, pattern: { shape, fgcolor: colour("--paper"), solidity: 0.2 }, line: { color: colour("--paper"), width: 1 } },
+    marker: { color: ink, pattern: { shape, fgcolor: colour("--paper"), solidity: 0.2, fillmode: "overlay" }, line: { color: colour("--paper"), width: 1 } },
     customdata: heights.map((_, i) => [i * width, (i + 1) * width]),
     hovertemplate: `share %{customdata[0]:.0%} to %{customdata[1]:.0%}: %{y} problems ${verb}<extra></extra>`,
   });
   Plotly.react(node, [bar("right", right, colour("--right"), "", "right"), bar("wrong", wrong, colour("--wrong"), "/", "wrong")],
-    layout({ title: { text: "share of the most frequent answer" }, range: [0, 1], tickformat: ".0%" },
+    layout({ title: { text: "share of the most frequent answer" }, range: [0, 1], dtick: 0.2, tickformat: ".0%" },
       { title: { text: "problems" }, rangemode: "tozero" }, { barmode: "stack" }), CONFIG);
 }
 
@@ -248,7 +248,7 @@ function successPlot(node, group) {
   const labels = group.success_labels;
   const traces = group.runs.map((run, r) => ({
     type: "bar", name: label(run.name), x: labels.map((_, i) => i), y: run.success,
-    marker: { color: colour(runColour(r)), pattern: { shape: PATTERNS[r % 5], fgcolor: colour("--paper"), solidity: 0.2 } },
+    marker: { color: colour(runColour(r)), pattern: { shape: PATTERNS[r % 5], fgcolor: colour("--paper"), solidity: 0.2, fillmode: "overlay" } },
     customdata: labels.map((text, i) => (i === 0 ? "never solved" : `success rate above ${i > 1 ? labels[i - 1] : "0"}, up to ${text}`)),
     hovertemplate: `<b>${label(run.name)}</b> %{customdata}: %{y} problems<extra></extra>`,
   }));
@@ -257,12 +257,26 @@ function successPlot(node, group) {
     { title: { text: "problems" }, rangemode: "tozero" }, { barmode: "group", bargap: 0.2, showlegend: true }), CONFIG);
 }
 
+// The first plot is drawn at once; the histograms when they come near the window, so that the page opens sooner.
+const draws = new Map();
+let waiting;
+
 function drawPlots() {
   report.groups.forEach((group, g) => {
-    coveragePlot(document.getElementById(`coverage-${g}`), group);
-    successPlot(document.getElementById(`success-${g}`), group);
-    group.runs.forEach((run, r) => confidencePlot(document.getElementById(`confidence-${g}-${r}`), group, run));
+    draws.set(document.getElementById(`coverage-${g}`), (node) => coveragePlot(node, group));
+    draws.set(document.getElementById(`success-${g}`), (node) => successPlot(node, group));
+    group.runs.forEach((run, r) =>
+      draws.set(document.getElementById(`confidence-${g}-${r}`), (node) => confidencePlot(node, run)));
   });
+  waiting = new IntersectionObserver((entries) => entries.filter((e) => e.isIntersecting).forEach((e) => draw(e.target)),
+    { rootMargin: "400px" });
+  for (const node of draws.keys()) waiting.observe(node);
+  addEventListener("beforeprint", () => draws.forEach((_, node) => draw(node)));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
+    draws.forEach((_, node) => { if (node.classList.contains("js-plotly-plot")) draw(node); }));
 }
 
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawPlots);
+function draw(node) {
+  waiting.unobserve(node);
+  draws.get(node)(node);
+}

@@ -131,16 +131,16 @@ def _group_section(report: dict[str, Any], group: dict[str, Any], index: int) ->
         "<p>pass@k: the chance that at least one of k samples of a problem is right, averaged over the problems.</p>",
         f'<figure><div class="plot" id="coverage-{index}" role="img" '
         'aria-label="pass@k against k for each run; the table below has the numbers"></div></figure>',
-        _table(*tables.pass_at_k_table(group, runs)),
-        *(f'<p class="note">{escape(note)}</p>' for note in tables.notes(report, runs)),
+        f'<div class="tables"><div><h3>With intervals</h3>{_table(*tables.pass_at_k_table(group, runs))}</div>',
     ]
     if group["comparisons"]:
         parts += [
-            f"<h3>{tables.PAIRED_TITLE}</h3>",
-            '<p class="note">What makes a problem hard for both runs cancels, so this is sharper than comparing two '
-            "intervals. Bold: the interval leaves out 0.</p>",
+            f"<div><h3>{tables.PAIRED_TITLE}</h3>",
             _table(*tables.comparison_table(group), clear=_clear_cells(group)),
+            '<p class="note">What makes a problem hard for both runs cancels, so this is sharper than comparing two '
+            "intervals. Bold: the interval leaves out 0.</p></div>",
         ]
+    parts += ["</div>", *(f'<p class="note">{escape(note)}</p>' for note in tables.notes(report, runs))]
     parts += ["<h3>How sure, and how often right</h3>", '<div class="plots">']
     for number, run in enumerate(runs):
         right = sum(problem["top_correct"] for problem in run["problems"])
@@ -213,7 +213,7 @@ def _group_data(report: dict[str, Any], results: Sequence[RunResult], group: dic
                 "name": run["name"],
                 "curve": {key: [entry[key] for entry in run["curve"]] for key in ("k", "estimate", "low", "high")},
                 "extrapolated": {
-                    key: [entry[key] for entry in run["extrapolation"]["pass_at_k"]] for key in ("k", "estimate")
+                    key: [entry[key] for entry in run["extrapolation"]["curve"]] for key in ("k", "estimate")
                 },
                 "confidence": {"right": right, "wrong": wrong},
                 "success": counts.tolist(),

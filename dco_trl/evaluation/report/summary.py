@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import __version__
+from ..extrapolation import check_extrapolation, extrapolate_pass_at_k
 from ..intervals import PassAtKCurve, mean_curve, paired_difference, pass_at_k_curve
 from ..majority_vote import majority_at_k
 from ..results import AnswerCount, ProblemResult, RunResult
@@ -17,6 +18,8 @@ Summary = dict[str, Any]
 
 DEFAULT_K = (1, 4, 16, 64, 256, 1024, 4096)
 CONFIDENCE = 0.95
+# Beyond this many times the samples at hand, an extrapolation says more about its assumption than about the run.
+FARTHEST = 16
 INTERVAL_METHOD = (
     "Brackets and bands are 95 % intervals for the mean over problems (BCa bootstrap over problems), each k on its "
     "own. Where fewer than five problems' worth separate the mean from 0 or 1, the interval is too short; such values "
@@ -90,7 +93,7 @@ def _check(results: Sequence[RunResult], k: Sequence[int]) -> None:
         empty = next((problem for problem in result.problems if problem.num_samples < 1), None)
         if empty is not None:
             raise ValueError(
-                f"results: problem {empty.problem_id!r} of run {result.name!r} has no samples, so it has no pass@k, and "
+                f"results: problem {empty.problem_id!r} of run {result.name!r} has no samples, so no pass@k, and "
                 "leaving it out would bias the mean; finish sampling first"
             )
     if len(k) == 0 or any(int(value) != value or value < 1 for value in k):
@@ -207,7 +210,7 @@ def _run(result: RunResult, ks: list[int]) -> Summary:
         ],
         "majority_at_k": _majority(problems, reported),
         "never_solved": {"count": never.count, "share": never.share, "low": never.low, "high": never.high},
-        "extrapolation": {"method": "", "pass_at_k": []},
+        "extrapolation": _extrapolation(n, c, ks),
         "curve": _curve(n, c, ids, sorted({*reported, *curve_points(fewest)})),
         "problems": [_problem(problem) for problem in problems],
     }
@@ -241,6 +244,38 @@ def _entries(curve: PassAtKCurve) -> list[Summary]:
         {"k": int(k), "estimate": float(value), "low": float(low), "high": float(high), "reliable": bool(reliable)}
         for k, value, low, high, reliable in columns
     ]
+
+
+def _extrapolation(n: NDArray, c: NDArray, ks: list[int]) -> Summary:
+    """Guess the k that were asked for and have too few samples, up to FARTHEST times as many; where none, 4 n."""
+    fewest = int(n.min())
+    if not c.any():
+        return {"note": "", "pass_at_k": [], "curve": [], "check": None}
+    beyond = [k for k in ks if fewest < k <= FARTHEST * fewest] or [4 * fewest]
+    curve = [k for k in curve_points(beyond[-1]) if k > fewest]
+    guess = extrapolate_pass_at_k(n, c, sorted({*beyond, *curve}), confidence=CONFIDENCE)
+    entries = [
+        {"k": int(k), "estimate": float(value), "low": float(low), "high": float(high)}
+        for k, value, low, high in zip(guess.k, guess.estimate, guess.low, guess.high, strict=True)
+    ]
+    note, check = guess.note, None
+    try:
+        found = check_extrapolation(n, c)
+    except ValueError:
+        # Half of so few samples holds too little to fit.
+        note += " There are too few samples to check it on this run."
+    else:
+        check = {"fitted_on": found.fitted_on, "k": int(found.k[-1]), "rms_error": float(found.rms_error[-1])}
+        note += (
+            f" Fitted on {found.fitted_on} samples a problem of this run, it missed its pass@{check['k']} by "
+            f"{100 * check['rms_error']:.1f} points (root mean square)."
+        )
+    return {
+        "note": note,
+        "pass_at_k": [entry for entry in entries if entry["k"] in beyond],
+        "curve": entries,
+        "check": check,
+    }
 
 
 def _problem(problem: ProblemResult) -> Summary:

@@ -14,13 +14,17 @@ def percent(share: float) -> str:
     return f"{100 * share:.3f} %" if 0 < share < 0.001 else f"{100 * share:.1f} %"
 
 
-def with_interval(entry: dict[str, Any], key: str = "estimate", signed: bool = False) -> str:
-    """Return an estimate and its interval as text: "12.3 % [10.1, 14.7]"."""
-    sign = "+" if signed else ""
-    value, low, high = (100 * entry[name] for name in (key, "low", "high"))
-    digits = 3 if 0 < abs(value) < 0.1 and not signed else 1
+def with_interval(entry: dict[str, Any]) -> str:
+    """Return an estimate and its interval as text: "12.3 % [10.1, 14.7]", with * where the interval is too short."""
+    value, low, high = (100 * entry[name] for name in ("estimate", "low", "high"))
+    digits = 3 if 0 < value < 0.1 else 1
     mark = "" if entry.get("reliable", True) else "*"
-    return f"{value:{sign}.{digits}f} % [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]{mark}"
+    return f"{value:.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]{mark}"
+
+
+def difference(entry: dict[str, Any]) -> str:
+    """Return a difference in percentage points and its interval as text: "-3.1 [-5.0, -1.2]"."""
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * entry[name] for name in ("difference", "low", "high")))
 
 
 def pass_at_k_table(group: dict[str, Any], runs: list[dict[str, Any]]) -> tuple[list[str], Rows]:
@@ -57,10 +61,7 @@ def comparison_table(group: dict[str, Any]) -> tuple[list[str], Rows]:
     header = ["", *(f"{entry['run']} - {entry['baseline']}" for entry in comparisons)]
     rows = []
     for k in sorted({row["k"] for entry in comparisons for row in entry["pass_at_k"]}):
-        cells = [
-            _cell(entry["pass_at_k"], k, lambda row: with_interval(row, "difference", signed=True))
-            for entry in comparisons
-        ]
+        cells = [_cell(entry["pass_at_k"], k, difference) for entry in comparisons]
         rows.append([f"pass@{k}", *cells])
     return header, rows
 
@@ -131,7 +132,7 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-PAIRED_TITLE = "Paired differences, on the same problems"
+PAIRED_TITLE = "Paired differences in percentage points, on the same problems"
 
 
 def title(report: dict[str, Any]) -> str:
@@ -163,7 +164,7 @@ def notes(report: dict[str, Any], runs: list[dict[str, Any]]) -> list[str]:
                 f"(fewest: {first['fewest']:,}, problem {first['problem_id']!r})."
             )
         if run["extrapolation"]["pass_at_k"]:
-            lines.append(f"{run['name']}: {run['extrapolation']['method']}")
+            lines.append(f"{run['name']}: {run['extrapolation']['note']}")
     return lines
 
 

@@ -1,0 +1,63 @@
+"""`dco-trl report`: pass@k with intervals, plots and one HTML page for one or more graded runs."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import TrlParser
+
+from ._common import status
+
+
+@dataclass
+class ReportConfig:
+    """What to report, and where."""
+
+    output: str = field(default="report", metadata={"help": "Folder for the report."})
+    k: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Numbers of attempts to report, such as --k 1 16 256. Unless given, powers of four to 4096."
+        },
+    )
+    grader: str | None = field(
+        default=None, metadata={"help": "Whose verdicts to read, where a run was graded by more than one."}
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    parser = TrlParser(
+        [ReportConfig],
+        prog="dco-trl report",
+        description="Report graded runs: tables here, and Markdown, JSON, pictures and one HTML page in a folder. The "
+        "first run is the one that the others are compared with.",
+    )
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of graded runs")
+    try:
+        config, rest = parser.parse_args_and_config(argv)
+    except (ValueError, OSError) as error:  # a YAML file with unknown keys, or none at all
+        parser.exit(2, f"dco-trl report: {error}\n")
+    if not rest.runs:
+        parser.error("no RUN given; name at least one folder of a graded run, such as runs/ce")
+    return status("report", lambda: report(rest.runs, config))
+
+
+def report(runs: list[str], config: ReportConfig) -> None:
+    """Do what the command does.
+
+    Args:
+        runs: Folders of graded runs.
+        config: What to report, and where.
+    """
+    from ..evaluation import load_results
+    from ..evaluation.report import DEFAULT_K, print_report, write_report
+
+    results = [load_results(run, config.grader) for run in runs]
+    names = [result.name for result in results]
+    # Folders of one name in different places are told apart by their paths.
+    results = [
+        dataclasses.replace(result, name=Path(run).as_posix()) if names.count(result.name) > 1 else result
+        for run, result in zip(runs, results, strict=True)
+    ]
+    print_report(write_report(results, config.output, k=config.k or DEFAULT_K))
