@@ -3,7 +3,8 @@
 import json
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,15 @@ def status(command: str, work: Callable[[], None]) -> int:
         print(f"dco-trl {command}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def naming(model: str) -> Iterator[None]:
+    """Say which model could not be loaded: not every message of Transformers does."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"model {model!r} could not be loaded: {error}") from error
 
 
 def load_problems(config: DatasetConfig, answer_column: str | None = None) -> list:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ._common import DatasetConfig, ModelConfig, load_problems, parse, status, unescape
+from ._common import DatasetConfig, ModelConfig, load_problems, naming, parse, status, unescape
 
 NOTE = (
     "Exact coverage counts the reference's exact string only, in its usual tokens and followed by the end of "
@@ -79,7 +79,8 @@ def coverage(data: DatasetConfig, model: ModelConfig, config: CoverageConfig) ->
     from ..sampling import TransformersSampler
 
     options: dict[str, Any] = {"dtype": model.dtype} if model.dtype else {}
-    loaded = TransformersSampler(model.model, adapter=model.adapter, revision=model.revision, **options)
+    with naming(model.model):
+        loaded = TransformersSampler(model.model, adapter=model.adapter, revision=model.revision, **options)
     exact = exact_coverage(
         loaded.model,
         loaded.tokenizer,
@@ -90,15 +91,16 @@ def coverage(data: DatasetConfig, model: ModelConfig, config: CoverageConfig) ->
     )
     values = exact.pass_at_k(ks)
 
-    table = Table(
-        title=f"{len(problems):,} problems, reference from column {column!r}, temperature {config.temperature:g}",
-        title_justify="left",
-    )
+    table = Table()
     for name in ("k", "exact pass@k") + ((sampled["title"],) if sampled else ()):
         table.add_column(name, justify="right")
     for row, k in enumerate(ks):
         table.add_row(f"{k:,}", f"{values[row]:.2%}", *([sampled["cells"].get(k, "")] if sampled else []))
     console = Console(highlight=False, emoji=False)
+    console.print(
+        f"{len(problems):,} problems, reference from column {column!r}, temperature {config.temperature:g}",
+        soft_wrap=True,
+    )
     console.print(table)
     for line in [NOTE, *(sampled["notes"] if sampled else [])]:
         console.print(line)

@@ -4,7 +4,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ._common import DatasetConfig, ModelConfig, json_object, load_problems, parse, status
+from ._common import DatasetConfig, ModelConfig, json_object, load_problems, naming, parse, status
 
 
 @dataclass
@@ -86,14 +86,15 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig) ->
         options.setdefault("batch_size", model.batch_size)
     problems = load_problems(data)
     print(f"{len(problems):,} problems × {sampling.num_samples:,} samples", file=sys.stderr)
-    sampler = make_sampler(
-        sampling.sampler,
-        model.model,
-        model.adapter,
-        revision=model.revision,
-        base_url=sampling.base_url,
-        options=options,
-    )
+    with naming(model.model):
+        sampler = make_sampler(
+            sampling.sampler,
+            model.model,
+            model.adapter,
+            revision=model.revision,
+            base_url=sampling.base_url,
+            options=options,
+        )
     try:
         return sample_run(
             sampling.output,

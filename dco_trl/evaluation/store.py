@@ -130,6 +130,7 @@ class RunStore:
         if folder.exists() and not folder.is_dir():
             raise StoreError(f"{folder} is a file; name a folder for the run")
         _make_folder(folder)
+        _refuse_other_files(folder)
         with locked(folder):
             asked = _jsonable({"format": FORMAT, **manifest, "dataset_fingerprint": fingerprint(problems)})
             asked["num_problems"] = len(problems)
@@ -141,13 +142,6 @@ class RunStore:
                 asked["num_samples"] = max(store.manifest.get("num_samples") or 0, asked.get("num_samples") or 0)
                 asked["sessions"] = [*store.manifest.get("sessions", []), session]
             else:
-                foreign = sorted(p.name for p in folder.iterdir() if p.name not in (".lock", "problems.parquet"))
-                foreign = [name for name in foreign if not name.startswith(".tmp-")]
-                if foreign:
-                    raise StoreError(
-                        f"{folder} holds other files ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}) "
-                        "and no run. Name a new or an empty folder."
-                    )
                 asked["created"] = session["started"]
                 asked["sessions"] = [session]
                 write_atomically(folder / "problems.parquet", _parquet(_problem_table(problems)))
@@ -482,6 +476,18 @@ def _problem_table(problems: Sequence[Problem]) -> pa.Table:
 def _problem(row: Mapping[str, Any]) -> Problem:
     prompt = json.loads(row["prompt"]) if row["conversational"] else row["prompt"]
     return Problem(row["problem_id"], prompt, row["answer"], json.loads(row["columns"]))
+
+
+def _refuse_other_files(folder: Path) -> None:
+    if (folder / "manifest.json").exists():
+        return
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in (".lock", "problems.parquet"))
+    foreign = [name for name in foreign if not name.startswith(".tmp-")]
+    if foreign:
+        raise StoreError(
+            f"{folder} holds other files ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}) and no run. "
+            "Name a new or an empty folder."
+        )
 
 
 def _refuse_changes(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -1,0 +1,254 @@
+"""The evaluation commands as a user types them, on a tiny checkpoint on disk."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from tiny_models import save_checkpoint
+
+from dco_trl.cli import main
+from dco_trl.evaluation import load_results
+
+# Short, and a little model of characters answers nothing right: what is tested is the way from command to report.
+SAMPLING = ["--prompt-template", "{problem}=", "--max-tokens", "3"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model and a data set, to work in."""
+    folder = tmp_path_factory.mktemp("place")
+    save_checkpoint(folder / "MODEL", initializer_range=0.2)
+    rows = [{"id": f"q{i}", "problem": f"{i}+1", "answer": i + 1, "completion": str(i + 1)} for i in range(6)]
+    (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "empty.jsonl").write_text("")
+    (folder / "my_graders.py").write_text(
+        "def short(completions, **kwargs):\n    return [float(len(text) < 3) for text in completions]\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def here(place, monkeypatch, tmp_path):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return place
+
+
+def dco_trl(*arguments, cwd):
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "dco_trl", *arguments]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cwd / "cache"), "COLUMNS": "160"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def sample(*arguments, output, num_samples=4, dataset="problems.jsonl"):
+    return main(
+        ["sample", "--model", "MODEL", "--dataset", dataset, "--output", output]
+        + ["--num-samples", str(num_samples), *SAMPLING, *arguments]
+    )
+
+
+@pytest.mark.slow
+def test_the_four_commands_word_for_word(place):
+    # eval: sample, grade, report.
+    done = dco_trl(
+        *["eval", "--model", "MODEL", "--dataset", "problems.jsonl", "--num-samples", "16", "--grader", "math"],
+        *["--output", "runs/ce", *SAMPLING],
+        cwd=place,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "96 samples drawn" in done.stdout and "96 samples graded by math (96 of them now)" in done.stdout
+    assert "pass@16" in done.stdout and "sampling: 96 of 96 samples" in done.stderr
+    report = json.loads((place / "runs/ce/report/report.json").read_text())
+    estimates = {entry["k"]: entry["estimate"] for entry in report["runs"][0]["pass_at_k"]}
+    problems = load_results(place / "runs/ce").problems
+    assert estimates[1] == pytest.approx(sum(p.num_correct for p in problems) / 96)
+    assert "<html" in (place / "runs/ce/report/report.html").read_text()
+
+    # sample: another run, cut in chunks, and later more of it.
+    for number in (8, 16):
+        done = dco_trl(
+            *["sample", "--model", "MODEL", "--dataset", "problems.jsonl", "--num_samples", str(number)],
+            *["--chunk-size", "20", "--temperature", "0.7", "--output", "runs/dco", *SAMPLING],
+            cwd=place,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "48 samples drawn" in done.stdout and f"{6 * number} in the run" in done.stdout
+    assert "48 samples are there, 48 are to be drawn" in done.stderr
+    keys = [
+        (row["problem_id"], row["sample_index"])
+        for part in (place / "runs/dco/samples").iterdir()
+        for row in pq.read_table(part, partitioning=None).to_pylist()
+    ]
+    assert sorted(keys) == sorted((f"q{i}", j) for i in range(6) for j in range(16))
+
+    # grade: once, again, and with a grader of one's own.
+    for grader, told in [
+        ("math", "96 samples graded by math (96 of them now)"),
+        ("math", "96 samples graded by math (0 of them now)"),
+        ("my_graders:short", "96 samples graded by my_graders:short (96 of them now)"),
+    ]:
+        done = dco_trl("grade", "runs/dco", "--grader", grader, cwd=place)
+        assert done.returncode == 0 and told in done.stdout, done.stderr
+
+    # report: both runs.
+    done = dco_trl("report", "runs/ce", "runs/dco", "--output", "report/", "--grader", "math", cwd=place)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((place / "report/report.json").read_text())
+    assert [run["name"] for run in report["runs"]] == ["ce", "dco"]
+
+    # coverage: exact, beside the sampled run.
+    done = dco_trl(
+        *["coverage", "--model", "MODEL", "--dataset", "problems.jsonl", "--prompt-template", "{problem}="],
+        *["--k", "1", "16", "4096", "--run", "runs/ce", "--output", "exact.json"],
+        cwd=place,
+    )
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((place / "exact.json").read_text())
+    assert [entry["k"] for entry in numbers["pass_at_k"]] == [1, 16, 4096]
+    assert numbers["answer_column"] == "completion" and len(numbers["problems"]) == 6
+    shown = re.search(r"4,096 │ +([0-9.]+)%", done.stdout)
+    assert shown and float(shown[1]) == pytest.approx(100 * numbers["pass_at_k"][2]["exact"], abs=0.006)
+    assert "counts the reference's exact string only" in done.stdout
+    assert "sampled, grader math" in done.stdout and "says nothing about larger k" in done.stdout
+
+
+def test_a_yaml_file_and_the_command_line_are_the_same(here, tmp_path, capsys):
+    config = tmp_path / "sample.yaml"
+    config.write_text(
+        "model: MODEL\ndataset: problems.jsonl\nprompt_template: '{problem}='\nmax_tokens: 3\ndtype: float32\n"
+        f"num_samples: 2\noutput: {tmp_path}/yaml\nengine_kwargs: {{batch_size: 4}}\n"
+    )
+    assert main(["sample", "--config", str(config)]) == 0
+    assert (
+        sample(
+            "--dtype", "float32", "--engine-kwargs", '{"batch_size": 4}', output=str(tmp_path / "flags"), num_samples=2
+        )
+        == 0
+    )
+    tables = [pq.read_table(tmp_path / name / "samples/part-000000.parquet") for name in ("yaml", "flags")]
+    assert tables[0].equals(tables[1])
+    assert "12 samples drawn" in capsys.readouterr().out
+
+
+def test_line_breaks_in_a_template(here, tmp_path):
+    assert sample("--prompt-template", r"{problem}\n", "--num-problems", "1", output=str(tmp_path / "run")) == 0
+    assert pq.read_table(tmp_path / "run/problems.parquet")["prompt"].to_pylist() == ["0+1\n"]
+
+
+def test_coverage_counts_the_reference_only(here, capsys):
+    command = ["coverage", "--model", "MODEL", "--dataset", "problems.jsonl", "--prompt-template", "{problem}="]
+    assert main([*command, "--answer-column", "answer", "--completion-template", " {answer}", "--k", "10"]) == 0
+    out = capsys.readouterr().out
+    assert "reference from column 'answer'" in out and "is a lower" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--num-samples", "0"], "num_samples must be at least 1, got 0"),
+        (["--temperature", "-1"], "temperature=-1.0 must be a finite number"),
+        (["--dataset", "absent.jsonl"], "data set 'absent.jsonl': there is no such file"),
+        (["--dataset", "empty.jsonl"], "empty.jsonl is empty: there is nothing to sample"),
+        (["--answer-column", "target"], "has no column 'target' to grade against"),
+        (["--prompt-template", "{question}"], "prompt_template names ['question']"),
+        (["--engine-kwargs", "{oops"], "engine_kwargs must be a JSON object such as"),
+        (["--engine-kwargs", "[1]"], "engine_kwargs must be a JSON object, got [1]"),
+        (["--model", "no/such-model"], "model 'no/such-model' could not be loaded: "),
+        (["--sampler", "server"], "sampler='server' needs base_url"),
+        (["--sampler", "server", "--dtype", "float32"], "dtype='float32' cannot be chosen"),
+        (["--base-url", "http://127.0.0.1:9"], "base_url='http://127.0.0.1:9' has no meaning"),
+        (["--output", "problems.jsonl"], "problems.jsonl is a file; name a folder for the run"),
+        (["--output", "."], "holds other files"),
+    ],
+)
+def test_mistakes_are_one_message_and_status_2(here, tmp_path, capsys, arguments, told):
+    before = sorted(here.iterdir())
+    assert sample(*arguments, output=str(tmp_path / "run")) == 2
+    err = capsys.readouterr().err
+    assert f"dco-trl sample: {err.split('dco-trl sample: ')[-1]}" in err and told in err
+    assert "Traceback" not in err
+    assert sorted(here.iterdir()) == before
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_changed_run_is_refused(here, tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert sample(output=run) == 0
+    assert sample("--seed", "1", output=run) == 2
+    err = capsys.readouterr().err
+    assert "sampling.seed: the run has 0, now 1" in err and "Nothing was changed" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["sample", "--model", "m"], "the following arguments are required: --dataset, --num_samples"),
+        (["sample", "--modle", "m"], "required"),
+        (["grade"], "the following arguments are required: RUN"),
+        (["sample", "--sampler", "vlm"], "invalid choice: 'vlm'"),
+    ],
+)
+def test_wrong_arguments(capsys, argv, told):
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_unknown_keys_and_flags(here, tmp_path, capsys):
+    config = tmp_path / "c.yaml"
+    config.write_text("model: MODEL\ndataset: problems.jsonl\nnum_samples: 1\noutput: run\nnum_sample: 3\n")
+    for argv in (["sample", "--config", str(config)], ["grade", "run", "--grade", "x", "--oops", "1"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(argv)
+        assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert "num_sample" in err and "oops" in err
+    with pytest.raises(SystemExit):
+        main(["sample", "--config", str(tmp_path / "absent.yaml")])
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_grading_mistakes(here, tmp_path, capsys):
+    assert main(["grade", str(tmp_path / "absent")]) == 2
+    assert "holds no run: it has no manifest.json" in capsys.readouterr().err
+    run = str(tmp_path / "run")
+    assert sample(output=run) == 0
+    assert main(["grade", run, "--grader", "maths"]) == 2
+    assert "grader 'maths' is not known" in capsys.readouterr().err
+    assert main(["coverage", "--model", "MODEL", "--dataset", "problems.jsonl", "--prompt-column", "problem"]) == 0
+    assert (
+        main(
+            ["coverage", "--model", "MODEL", "--dataset", "problems.jsonl", "--prompt-column", "problem", "--run", run]
+        )
+        == 2
+    )
+    assert "was sampled on other problems (6 there, 6 here; ids and prompts must agree)" in capsys.readouterr().err
+    assert main(["coverage", "--model", "MODEL", "--dataset", "problems.jsonl", "--k", "0"]) == 2
+    assert "k must be at least 1, got [0]" in capsys.readouterr().err
+
+
+def test_eval_finds_a_missing_grader_before_it_samples(here, tmp_path, capsys):
+    argv = ["eval", "--model", "MODEL", "--dataset", "problems.jsonl", "--num-samples", "1", "--grader", "a:b"]
+    assert main([*argv, "--output", str(tmp_path / "run")]) == 2
+    assert "importing 'a' failed" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_an_error_that_is_not_the_users_keeps_its_traceback(monkeypatch):
+    from dco_trl.cli._common import status
+
+    def broken():
+        Path("x").relative_to("/y")  # a ValueError of the standard library's, in its own code
+
+    with pytest.raises(ValueError, match="is not in the subpath"):
+        status("sample", broken)
+
+    def stopped():
+        raise KeyboardInterrupt
+
+    assert status("sample", stopped) == 130
