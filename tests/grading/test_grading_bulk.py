@@ -100,6 +100,7 @@ def test_a_hanging_pair_costs_its_worker_and_nothing_else():
         assert not any(psutil.pid_exists(pid) for pid in before)
 
 
+@pytest.mark.slow
 def test_a_dying_worker_is_replaced_and_its_pair_tried_again():
     pool = WorkerPool(1, timeout=10.0, memory_limit=1 << 30)
     pairs = [("1", f"\\frac{{{i}}}{{3}}") for i in range(200)]
@@ -129,6 +130,7 @@ def test_a_pair_that_kills_every_worker_is_an_error(tmp_path, monkeypatch):
     assert [(v.score, v.status) for v in verdicts] == [(1.0, "graded"), (None, "error"), (1.0, "graded")]
 
 
+@pytest.mark.slow
 def test_workers_are_renewed(monkeypatch):
     monkeypatch.setattr("dco_trl.grading.pool._PAIRS_A_WORKER", 40)
     pool = WorkerPool(1, timeout=10.0, memory_limit=1 << 30)
@@ -149,6 +151,7 @@ def test_an_abandoned_run_leaves_no_answers_behind():
     pool.close()
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_grader_and_with_the_process():
     with BulkGrader("math", num_workers=2) as grader:
         grader.grade(None, [f"\\frac{{{i}}}{{3}}" for i in range(200)], ["1"] * 200, progress=False)
@@ -193,6 +196,7 @@ def test_a_worker_that_cannot_start_says_why(monkeypatch):
     grader.close()
 
 
+@pytest.mark.slow
 def test_math_grader_survives_a_fork():
     assert math_grader(["0.5"], answer=["\\frac12"]) == [1.0]
     reader, writer = os.pipe()

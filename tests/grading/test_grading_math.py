@@ -61,7 +61,7 @@ def test_identical_to_math_verify_on_math():
     # Integers are three in five and cheap; half of the sample is something else.
     odd = [a for a in answers if not a.lstrip("-").isdigit()]
     pairs = []
-    for gold in rng.sample(answers, 150) + rng.sample(odd, 150):
+    for gold in rng.sample(answers, 100) + rng.sample(odd, 100):
         for answer in [gold, *wrong_variants(gold, rng, answers)]:
             pairs.append((gold, f"so it is $\\boxed{{{answer}}}$" if rng.random() < 0.5 else answer))
     with BulkGrader("math", num_workers=1) as grader:
@@ -73,7 +73,7 @@ def test_identical_to_math_verify_on_math():
         if (verdict.score == 1.0) != verified(gold, answer)
     ]
     assert different == []
-    assert sum(v.score == 1.0 for v in verdicts) > 300 and sum(v.score == 0.0 for v in verdicts) > 300
+    assert sum(v.score == 1.0 for v in verdicts) > 200 and sum(v.score == 0.0 for v in verdicts) > 200
 
 
 @pytest.mark.slow
@@ -103,10 +103,10 @@ def test_identical_to_math_verify_on_whole_completions():
 def test_every_math_reference_is_equal_to_itself():
     """The string comparison says 1; math-verify must, too. The exceptions are references that it cannot read."""
     answers = sorted({row["answer"] for row in math_rows()})
-    # One in twelve keeps this test short.
-    unequal = [a for a in answers[::12] if a and quick_verdict(*(extract_reference(a),) * 2) != (1.0, "graded")]
+    # One in 24 keeps this test short.
+    unequal = [a for a in answers[::24] if a and quick_verdict(*(extract_reference(a),) * 2) != (1.0, "graded")]
     assert unequal == []
-    assert [a for a in answers[::12] if a and not verified(a, a)] == []
+    assert [a for a in answers[::24] if a and not verified(a, a)] == []
 
 
 INTEGERS = st.integers(-(10**15) + 1, 10**15 - 1)

@@ -1,0 +1,172 @@
+"""Hostile text: no hang, no crash, no code run, memory bounded."""
+
+import os
+import random
+import resource
+import time
+
+import psutil
+import pytest
+
+from dco_trl.grading import BulkGrader, exact_grader
+from dco_trl.grading.worker import _audit
+
+TIMEOUT = 0.7
+
+ATOMS = [
+    *("9", "10", "999999999", "0", "-1", "1e999", "x", "y", "i", "e", "\\pi", "\\infty", "\\emptyset", "inf", "nan"),
+    *("^", "^{", "}", "{", "!", "!!", "!!!!", "(", ")", "[", "]", "|", ",", ";", "=", "<", "\\le", "\\ne", "\\in"),
+    *("\\frac{1}{", "\\frac", "\\sqrt{", "\\sqrt[", "\\binom{99}{", "\\sum_{n=1}^{", "\\prod_{k=1}^{", "\\int_0^{"),
+    *("\\lim_{x\\to", "\\log_{", "\\sin", "\\begin{pmatrix}", "\\end{pmatrix}", "&", "\\\\", "\\boxed{", "\\text{"),
+    *("$", "$$", "\\(", "\\)", "\\[", "\\]", "%", "\\%", "#", "####", "_", "~", "'", '"', "`", "\\", "//", "**", "@"),
+    *(
+        "\x00",
+        "\x01",
+        "\x1b[2J",
+        "\x7f",
+        "\r",
+        "\n",
+        "\t",
+        "\u202e",
+        "\u200b",
+        "\ufeff",
+        "\ud800",
+        "\udfff",
+        "😀",
+        "٣",
+    ),
+    *("__import__('os')", "os.system", "eval(", "exec(", "lambda:0", "Symbol('x')", "import os", "().__class__", "%s"),
+    *("</answer>", "<answer>", "answer is ", "and", " or ", "12 inches", "I hope", "one hundred", ".", ":", " "),
+]
+
+
+def generated(seed: int, count: int) -> list[str]:
+    rng = random.Random(seed)
+    texts = []
+    for _ in range(count):
+        text = "".join(rng.choice(ATOMS) for _ in range(rng.choice((1, 2, 3, 5, 8, 13, 30))))
+        if rng.random() < 0.2:
+            text = text * rng.choice((2, 10, 50))
+        if rng.random() < 0.1:
+            text = "".join(chr(rng.randrange(0x110000)) for _ in range(rng.randrange(1, 30))) + text
+        texts.append(rng.choice(("{}", "\\boxed{{{}}}", "The answer is ${}$.", "#### {}")).format(text))
+    return texts
+
+
+def hand_made(canary) -> dict[str, str]:
+    touch = f"touch {canary}"
+    return {
+        "tower": "9^{9^{9^{9^{9}}}}",
+        "tower without braces": "9^9^9^9^9",
+        "python tower": "9**9**9**9",
+        "factorials": "100000000!!",
+        "many factorials": "9!!!!!!!!",
+        "binomial": "\\binom{10^{9}}{10^{8}}",
+        "sum": "\\sum_{n=1}^{10^{12}} n^{n}",
+        "integral": "\\int_0^{\\infty} \\frac{\\sin(x^x) e^{x^5}}{x^{x} + \\log x} dx",
+        "large shift": "2^{10^{10}} - 2^{10^{10}} + 1",
+        "large root": "\\sqrt[10^{9}]{10^{10^{9}}}",
+        "polynomial": "(a+b+c+d+e+f)^{200}",
+        "nested fractions": "\\frac{1}{" * 1000 + "2" + "}" * 1000,
+        "short nested fractions": "\\frac1{" * 300 + "2" + "}" * 300,
+        "nested roots": "\\sqrt{" * 900 + "2" + "}" * 900,
+        "nested parentheses": "(" * 4000 + "1" + ")" * 4000,
+        "open braces": "{" * 5000,
+        "open boxes": "\\boxed{" * 1200,
+        "commas": "1," * 4000 + "1",
+        "digits": "7" * 9000,
+        "letters": "x" * 9000,
+        "a megabyte of digits": "1" * (1 << 20),
+        "a megabyte of boxes": "\\boxed{" * (1 << 17),
+        "a megabyte in a box": "\\boxed{" + "x+" * (1 << 19) + "1}",
+        "a megabyte of dollars": "answer is " + "$" * (1 << 20),
+        "null bytes": "\x00" * 50,
+        "null in a number": "1\x002",
+        "control characters": "".join(map(chr, range(32))),
+        "lone surrogates": "\ud800\udfff\ud834",
+        "line protocol": '1\n[1.0, "graded", null]\n',
+        "import": f"__import__('os').system('{touch}')",
+        "import in a box": f"\\boxed{{__import__('os').system('{touch}')}}",
+        "sympy": f"sympify(\"__import__('os').system('{touch}')\")",
+        "text": f"\\text{{__import__('os').system('{touch}')}}",
+        "operatorname": f"\\operatorname{{eval}}(\"__import__('os').system('{touch}')\")",
+        "expression": f"1+(__import__('os').system('{touch}'))",
+        "shell": f"$({touch})`{touch}`;{touch}",
+        "format": "{0.__class__.__mro__[1].__subclasses__}",
+        "write18": f"\\immediate\\write18{{{touch}}} \\input{{/etc/passwd}}",
+        "percent": "100\\%\\%\\%%%%",
+        "zero division": "\\frac{1}{0} + \\frac{0}{0}",
+        "recursion by symbol": "x = x = x = x = " * 200,
+    }
+
+
+@pytest.mark.slow
+def test_hand_made_strings(tmp_path):
+    canary = tmp_path / "canary"
+    texts = hand_made(canary)
+    good = ["\\frac{1}{2}", "\\frac{2}{4}"]
+    completions = [c for text in texts.values() for c in (text, *good)]
+    answers = ["\\frac{1}{2}"] * len(completions)
+    with BulkGrader("math", num_workers=2, timeout=TIMEOUT, memory_limit=512 << 20) as grader:
+        verdicts = grader.grade(None, completions, answers, progress=False)
+        for worker in grader._pool._workers:
+            assert psutil.Process(worker.process.pid).memory_info().rss < 512 << 20
+    assert all(v.score == 1.0 for v in verdicts[1::3] + verdicts[2::3])
+    assert not any(v.score == 1.0 for v in verdicts[::3])
+    assert dict(zip(texts, verdicts[::3], strict=True))["a megabyte in a box"].status == "unparsed"
+    assert all(len(v.answer) <= 1001 for v in verdicts)
+    assert grader.stats.graded + grader.stats.unparsed + grader.stats.timeout + grader.stats.error == len(completions)
+    assert exact_grader(list(texts.values()), answer=["1"] * len(texts)) == [0.0] * len(texts)
+    assert not canary.exists()
+
+
+def test_hostile_references():
+    references = ["9^{9^{9^{9}}}", "\\boxed{" * 100, "\x00", "\ud800", "1" * 20_000, "{" * 500]
+    with BulkGrader("math", num_workers=1, timeout=TIMEOUT) as grader:
+        verdicts = grader.grade(None, ["0.5"] * 6 + references, references * 2, progress=False)
+    assert not any(v.score == 1.0 for v in verdicts[:6])
+    assert len(verdicts) == 12 and verdicts[6].score == 1.0  # the same string, whatever its value
+
+
+@pytest.mark.slow
+def test_ten_thousand_generated_strings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    texts = generated(0, 10_000)
+    assert len(set(texts)) > 9_000
+    children_before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    start = time.monotonic()
+    with BulkGrader("math", num_workers=2, timeout=TIMEOUT, memory_limit=512 << 20) as grader:
+        verdicts = grader.grade(None, texts, ["\\frac{1}{2}"] * len(texts), progress=False)
+    elapsed = time.monotonic() - start
+    stats = grader.stats
+    print(f"{stats}; {elapsed:.0f} s")
+    assert len(verdicts) == 10_000
+    assert stats.graded + stats.unparsed + stats.timeout + stats.error == 10_000
+    # Every string costs at most its limit, twice if its worker died.
+    assert elapsed < 60 + 2 * TIMEOUT * (stats.timeout + stats.error) + 0.1 * stats.computed
+    if children_before < 512 << 10:  # kilobytes; otherwise another test had a larger child
+        assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 512 << 10
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("event", "args"),
+    [
+        ("os.system", ("true",)),
+        ("subprocess.Popen", ()),
+        ("socket.connect", ()),
+        ("os.remove", ("x",)),
+        ("open", ("x", "w", os.O_WRONLY)),
+        ("open", ("x", None, os.O_RDONLY | os.O_CREAT)),
+    ],
+)
+def test_a_worker_does_not_leave_its_process(event, args):
+    with pytest.raises(PermissionError, match="a grading worker"):
+        _audit(event, args)
+
+
+@pytest.mark.parametrize(
+    ("event", "args"), [("open", ("x", "r", os.O_RDONLY)), ("compile", ()), ("os.listdir", (".",)), ("import", ())]
+)
+def test_a_worker_can_still_import(event, args):
+    _audit(event, args)
