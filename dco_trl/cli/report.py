@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from trl import TrlParser
 
@@ -27,8 +28,9 @@ class ReportConfig:
 
 def main(argv: list[str]) -> int:
     """Run the command."""
+    configs: list[Any] = [ReportConfig]
     parser = TrlParser(
-        [ReportConfig],
+        configs,
         prog="dco-trl report",
         description="Report graded runs: tables here, and Markdown, JSON, pictures and one HTML page in a folder. The "
         "first run is the one that the others are compared with.",

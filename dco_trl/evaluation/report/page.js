@@ -240,7 +240,7 @@ function confidencePlot(node, run) {
     hovertemplate: `share %{customdata[0]:.0%} to %{customdata[1]:.0%}: %{y} problems ${verb}<extra></extra>`,
   });
   Plotly.react(node, [bar("right", right, colour("--right"), "", "right"), bar("wrong", wrong, colour("--wrong"), "/", "wrong")],
-    layout({ title: { text: "share of the most frequent answer" }, range: [0, 1], dtick: 0.2, tickformat: ".0%" },
+    layout({ title: { text: "share of the most frequent answer" }, range: [0, 1], tickvals: [0, 0.2, 0.4, 0.6, 0.8, 1], tickformat: ".0%" },
       { title: { text: "problems" }, rangemode: "tozero" }, { barmode: "stack" }), CONFIG);
 }
 

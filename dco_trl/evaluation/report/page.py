@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -168,7 +168,7 @@ def _clear_cells(group: dict[str, Any]) -> set[tuple[str, int]]:
     }
 
 
-def _table(header: list[str], rows: list[list[str]], clear: set[tuple[str, int]] = frozenset()) -> str:
+def _table(header: list[str], rows: list[list[str]], clear: Collection[tuple[str, int]] = ()) -> str:
     def cell(row: list[str], column: int) -> str:
         value, bracket, interval = row[column].partition(" [")
         text = escape(value) + (f' <span class="interval">[{escape(interval)}</span>' if bracket else "")
