@@ -378,25 +378,29 @@ def test_slugs_are_folder_names():
 
 @pytest.mark.slow
 def test_killed_at_twenty_moments_a_run_is_whole_in_the_end(tmp_path):
-    run, problems, samples = tmp_path / "run", 40, 300
-    command = [sys.executable, str(SCRIPT), str(run), str(problems), str(samples), "20", "0.01", "200"]
+    run, problems, samples = tmp_path / "run", 40, 200
+    command = [sys.executable, str(SCRIPT), str(run), str(problems), str(samples), "20", "0.005", "200"]
     seed = random.randrange(2**32)
     moments = random.Random(seed)
     killed, grew = 0, []
     while killed < 20:
         process = subprocess.Popen(command, env=environment())
-        # From the start of the work on: imports take longer than the work between two kills.
+        # Imports take longer than the work between two kills, and how long depends on the machine: so some parts later,
+        # and then at any phase of the next one.
+        parts = len(list(run.glob("samples/part-*"))) + moments.randrange(20)
         deadline = time.monotonic() + 60
-        while not held_by(run, process.pid) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0, 1.0))
+        while process.poll() is None and time.monotonic() < deadline:
+            if held_by(run, process.pid) and len(list(run.glob("samples/part-*"))) >= parts:
+                break
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, f"it ended before it was killed; seed {seed}"
         killed += 1
         found = keys(run)
         assert not found or max(found.values()) == 1, f"seed {seed}"
         grew.append(sum(found.values()))
-    assert grew == sorted(grew) and len(set(grew)) > 5, f"nothing is lost, and kills came while it worked: {grew}"
+    assert grew == sorted(grew) and len(set(grew)) > 10, f"nothing is lost, and kills came while it worked: {grew}"
     assert subprocess.run(command, env=environment()).returncode == 0
     assert keys(run) == exactly(problems, samples), f"seed {seed}"
     assert not list(run.rglob(".tmp-*"))
