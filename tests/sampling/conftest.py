@@ -49,7 +49,7 @@ def vllm_environment():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def vllm_server(vllm_environment, checkpoint, tmp_path_factory):
     """Base URL of vLLM's own OpenAI-compatible server, serving the tiny model as "tiny" on the loopback address."""
     with socket.socket() as probe:

@@ -291,15 +291,16 @@ class TestFailures:
         assert "pip install 'dco-trl[server]'" in result.stdout
 
 
+@pytest.fixture(scope="module")
+def sampler(vllm_server):
+    with contextlib.closing(ServerSampler("tiny", vllm_server, progress=False)) as sampler:
+        yield sampler
+
+
 @pytest.mark.vllm
 @pytest.mark.slow
 @pytest.mark.xdist_group("vllm")
 class TestWithVLLM:
-    @pytest.fixture(scope="class")
-    def sampler(self, vllm_server):
-        with contextlib.closing(ServerSampler("tiny", vllm_server, progress=False)) as sampler:
-            yield sampler
-
     def served(self, url):
         return {model["id"] for model in json.load(urllib.request.urlopen(url + "/models"))["data"]}
 
