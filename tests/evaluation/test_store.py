@@ -385,8 +385,8 @@ def test_killed_at_twenty_moments_a_run_is_whole_in_the_end(tmp_path):
     killed, grew = 0, []
     while killed < 20:
         process = subprocess.Popen(command, env=environment())
-        # Imports take longer than the work between two kills, and how long depends on the machine: so some parts later,
-        # and then at any phase of the next one.
+        # Imports take longer than the work between two kills, and how long depends on the machine: so some parts
+        # later, and then at any phase of the next one.
         parts = len(list(run.glob("samples/part-*"))) + moments.randrange(20)
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
