@@ -81,7 +81,7 @@ class RunStore:
         >>> from dco_trl.evaluation import Problem, RunStore
         >>> folder = tempfile.mkdtemp()
         >>> with RunStore.writing(folder, {"model": "m"}, [Problem("a", "1 + 1 =", "2")]) as store:
-        ...     store.write_samples([("a", 0, "2", 2, "stop"), ("a", 1, "3", 2, "stop")])
+        ...     _ = store.write_samples([("a", 0, "2", 2, "stop"), ("a", 1, "3", 2, "stop")])
         >>> RunStore(folder).present()
         {'a': array([0, 1], dtype=int32)}
 
