@@ -7,6 +7,9 @@ BIN := .venv/bin
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(GPU),,--constraint constraints-cpu.txt)
 
+# Material for MkDocs announces its successor on every build.
+export NO_MKDOCS_2_WARNING := 1
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check docs bench notebooks
 

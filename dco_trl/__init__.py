@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .callbacks import PassAtKCallback
     from .coverage import coverage_loss, coverage_weight, log_coverage
     from .trainer import DCOConfig, DCOTrainer
 
@@ -16,12 +17,13 @@ __version__ = "0.1.0"
 _HOME = {
     "DCOConfig": "trainer",
     "DCOTrainer": "trainer",
+    "PassAtKCallback": "callbacks",
     "coverage_loss": "coverage",
     "coverage_weight": "coverage",
     "log_coverage": "coverage",
 }
 
-__all__ = ["DCOConfig", "DCOTrainer", "coverage_loss", "coverage_weight", "log_coverage"]
+__all__ = ["DCOConfig", "DCOTrainer", "PassAtKCallback", "coverage_loss", "coverage_weight", "log_coverage"]
 
 
 def __getattr__(name: str):

@@ -54,9 +54,9 @@ def coverage_loss(
         Chen et al., "Rethinking Fine-Tuning when Scaling Test-Time Compute", arXiv 2502.07154, section 4.
 
     Relations:
-        [`DCOTrainer`][dco_trl.DCOTrainer] does not minimise this directly: it weighs the per-token log-probabilities
-        by the detached [`coverage_weight`][dco_trl.coverage_weight], which gives the same gradient. Prefer this one in
-        a training loop of your own.
+        [`DCOTrainer`][dco_trl.trainer.DCOTrainer] does not minimise this directly: it weighs the per-token
+        log-probabilities by the detached [`coverage_weight`][dco_trl.coverage.coverage_weight], which gives the same
+        gradient. Prefer this one in a training loop of your own.
     """
     return -log_coverage(log_p, num_attempts, validate=validate)
 
@@ -131,7 +131,7 @@ def coverage_weight(
         >>> import torch
         >>> from dco_trl import coverage_weight
         >>> coverage_weight(torch.tensor([-1e4, -5.3, -0.1]), num_attempts=256)
-        tensor([1.0000, 0.4948, 0.0000])
+        tensor([1.0000, 0.4939, 0.0000])
 
         ```
 
@@ -139,8 +139,8 @@ def coverage_weight(
         Chen et al., arXiv 2502.07154, section 4.
 
     Relations:
-        The derivative of [`log_coverage`][dco_trl.log_coverage]. Prefer it, detached, where the log-probabilities are
-        there token by token and a host library sums them.
+        The derivative of [`log_coverage`][dco_trl.coverage.log_coverage]. Prefer it, detached, where the
+        log-probabilities are there token by token and a host library sums them.
     """
     _check(log_p, num_attempts, validate)
     return _CoverageWeight.apply(log_p.to(_working_dtype(log_p)), num_attempts).to(log_p.dtype)

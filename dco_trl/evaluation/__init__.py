@@ -12,6 +12,12 @@ from .pass_at_k import exact_pass_at_k, pass_at_k
 if TYPE_CHECKING:
     from .data import DataError, Problem, fingerprint, problems_from_rows, read_problems
     from .exact import ExactCoverage, exact_coverage
+    from .extrapolation import (
+        ExtrapolatedPassAtK,
+        ExtrapolationCheck,
+        check_extrapolation,
+        extrapolate_pass_at_k,
+    )
     from .intervals import PairedDifference, PassAtKCurve, default_ks, mean_curve, paired_difference, pass_at_k_curve
     from .majority_vote import majority_at_k
     from .results import AnswerCount, ProblemResult, RunResult, load_results

@@ -12,7 +12,7 @@ _REDUCTIONS = ("token", "sequence", "sequence_mean")
 
 @dataclass
 class DCOConfig(SFTConfig):
-    r"""Arguments of [`DCOTrainer`][dco_trl.DCOTrainer]: those of TRL's `SFTConfig`, and three more.
+    r"""Arguments of [`DCOTrainer`][dco_trl.trainer.DCOTrainer]: those of TRL's `SFTConfig`, and three more.
 
     With \(u\) running over the units (sequences) of an optimizer step, \(T_u\) their number of labelled tokens and
     \(F_u\) their weight, `loss_reduction` chooses

@@ -53,7 +53,7 @@ class DCOTrainer(SFTTrainer):
 
     Args:
         model: Model identifier, folder, `PreTrainedModel` or `PeftModel`, as in `SFTTrainer`.
-        args: A [`DCOConfig`][dco_trl.DCOConfig].
+        args: A [`DCOConfig`][dco_trl.trainer.DCOConfig].
         train_dataset: Rows that tell the answer from the prompt: `prompt` and `completion` columns (plain or
             conversational), conversations with `assistant_only_loss=True`, or tokenised rows with `labels`.
         eval_dataset: The same, or a dictionary of such.
