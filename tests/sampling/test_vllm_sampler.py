@@ -60,6 +60,23 @@ class TestWithEngine:
         assert set(ids) <= set(exact)
         assert chi_squared(ids, exact) > 1e-3
 
+    def test_more_prompt_tokens_than_a_step_takes(self, base_sampler):
+        # A prompt split over two steps would take vLLM down on a CPU; see the workaround in VLLMSampler.
+        step = base_sampler.llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+        prompt = " ".join(["a", "b", "c"] * ((CONTEXT - 4) // 3))
+        num_requests = 2 * step // (CONTEXT - 4)
+        requests = [SampleRequest(f"{prompt} a", 1, stream=stream) for stream in range(num_requests)]
+        drawn = base_sampler.sample(requests, SamplingParams(max_tokens=1))
+        assert [len(samples) for samples in drawn] == [1] * num_requests
+
+    def test_the_workaround_for_split_prompts_is_still_needed(self):
+        import inspect
+
+        from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+        source = inspect.getsource(GPUModelRunner._bookkeeping_sync)
+        assert "gen.set_offset(gen.get_offset() - 4)" in source, "remove enable_chunked_prefill from VLLMSampler"
+
     def test_greedy_takes_the_most_probable_tokens_whatever_the_generation_config_says(self, base_sampler, checkpoint):
         model = load_reference(checkpoint)
         [ids] = set(ids_of(draw(base_sampler, 3, temperature=0, max_tokens=12)))
