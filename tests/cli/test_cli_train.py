@@ -148,7 +148,7 @@ def test_one_attempt_is_trl_sft(here, tmp_path):
 def test_accelerate_launch_on_two_processes_is_one_process(here, tmp_path):
     arguments = ["--config", "config.yaml", *EVALUATE, "--eval_dataset_name", "data/test.jsonl", "--save_steps", "4"]
     two = [*arguments, "--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "two")]
-    # `--cpu` would leave several processes to MPI; this is the launcher of machines with GPUs, and `use_cpu` in the file.
+    # `--cpu` would leave several processes to MPI. This is the launcher for GPUs, with `use_cpu` in the file.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     done = subprocess.run([*launch, "-m", "dco_trl", "train", *two], capture_output=True, text=True)
