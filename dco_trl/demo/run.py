@@ -1,0 +1,262 @@
+"""The whole demonstration: independent runs in processes of one thread each, and what they show."""
+
+import json
+import multiprocessing
+import os
+import platform
+import queue
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+
+# The k of the comparison, and the N whose run is held against cross-entropy.
+COMPARED_AT = 256
+# What "shows what the paper shows" means, as relative changes in pass@256.
+CE_FALLS_BY, DCO_ABOVE_BEST_BY, DCO_ABOVE_END_BY = 0.20, 0.10, 0.40
+
+_WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # tiny matrices: two runs on a core each beat one run on two
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def run_demo(
+    num_attempts: Sequence[int] = (16, 256),
+    seeds: Sequence[int] = (0,),
+    num_epochs: int | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Train cross-entropy and DCO for each N and seed, and measure coverage as they learn.
+
+    Args:
+        num_attempts: The N's of the DCO runs. Cross-entropy, N = 1, is always run.
+        seeds: One set of runs each.
+        num_epochs: Epochs a run. By default those of the demonstration.
+        workers: Runs at a time. By default the number of cores.
+        progress: Called with the number of epochs done, over all runs, and of all there are.
+
+    Returns:
+        A JSON-serialisable record: `runs`, `summary` (one entry a seed), `settings`, `versions`, `hardware`,
+        `seconds`.
+
+    Raises:
+        ValueError: An argument is out of its range.
+        RuntimeError: A run's process was killed.
+
+    Example:
+        ```python
+        from dco_trl.demo.run import run_demo
+
+        if __name__ == "__main__":  # the runs are processes
+            results = run_demo(num_attempts=[256], num_epochs=2)
+            print(results["summary"])
+        ```
+    """
+    from ..coverage import check_num_attempts
+    from .training import NUM_EPOCHS, SETTINGS, train_run
+
+    num_epochs = NUM_EPOCHS if num_epochs is None else num_epochs
+    for name, values in (("num_attempts", num_attempts), ("seeds", seeds)):
+        if not values or len(set(values)) != len(values):
+            raise ValueError(f"`{name}` must be distinct numbers and at least one of them, got {list(values)}.")
+    for n in num_attempts:
+        check_num_attempts(n)
+        if n == 1:
+            raise ValueError("`num_attempts=1` is cross-entropy, which is always run. Give DCO's N's, 2 and above.")
+    if min(seeds) < 0:
+        raise ValueError(f"`seeds` must not be negative, got {list(seeds)}.")
+    if num_epochs < 1:
+        raise ValueError(f"`num_epochs` must be at least 1, got {num_epochs}.")
+    jobs = [(n, seed) for seed in seeds for n in (1, *sorted(num_attempts, reverse=True))]
+    workers = min(len(jobs), workers or available_cores())
+
+    started = time.perf_counter()
+    runs = _run_in_processes(
+        train_run,
+        jobs,
+        num_epochs,
+        max(1, num_epochs // 10),
+        workers,
+        lambda done: progress(done, len(jobs) * num_epochs),
+    )
+    runs.sort(key=lambda run: (run["seed"], run["num_attempts"]))
+    return {
+        "task": "two-digit multiplication, 2,000 problems to train on and 500 held out",
+        "settings": {**SETTINGS, "num_train_epochs": num_epochs, "workers": workers, "threads_per_worker": 1},
+        "versions": {
+            "dco-trl": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "trl", "numpy")},
+        },
+        "hardware": {"processor": processor_name(), "cores": available_cores(), "system": platform.platform()},
+        "seconds": time.perf_counter() - started,
+        "summary": [summarise([run for run in runs if run["seed"] == seed]) for seed in seeds],
+        "runs": runs,
+    }
+
+
+def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Compare the runs of one seed: does cross-entropy lose pass@256 as it trains, and what does DCO end with.
+
+    Args:
+        runs: Records of `train_run`, one with `num_attempts` 1 among them and at least one other. Of the others, the
+            one nearest to N = 256 is compared.
+
+    Returns:
+        Coverages as shares of 1, changes as relative ones, and three booleans under `shown`: against the thresholds
+        `CE_FALLS_BY`, `DCO_ABOVE_BEST_BY` and `DCO_ABOVE_END_BY`.
+    """
+    (ce,) = (run for run in runs if run["num_attempts"] == 1)
+    dco = min(
+        (run for run in runs if run["num_attempts"] > 1),
+        key=lambda run: max(run["num_attempts"], COMPARED_AT) / min(run["num_attempts"], COMPARED_AT),
+    )
+    at_1, at_256 = coverage_at(ce, 1), coverage_at(ce, COMPARED_AT)
+    best = max(range(len(at_256)), key=lambda i: at_256[i])
+    end = coverage_at(dco, COMPARED_AT)[-1]
+    fall, above_best, above_end = 1 - at_256[-1] / at_256[best], end / at_256[best] - 1, end / at_256[-1] - 1
+    return {
+        "seed": ce["seed"],
+        "ce_best_epoch": ce["epochs"][best],
+        "ce_pass@256_best": at_256[best],
+        "ce_pass@256_end": at_256[-1],
+        "ce_pass@1_at_best": at_1[best],
+        "ce_pass@1_end": at_1[-1],
+        "ce_falls_by": fall,
+        "dco_num_attempts": dco["num_attempts"],
+        "dco_pass@256_end": end,
+        "dco_above_ce_best_by": above_best,
+        "dco_above_ce_end_by": above_end,
+        "shown": {
+            "ce_falls_while_pass@1_rises": fall >= CE_FALLS_BY and at_1[-1] > at_1[best],
+            "dco_above_ce_best": above_best >= DCO_ABOVE_BEST_BY,
+            "dco_above_ce_end": above_end >= DCO_ABOVE_END_BY,
+        },
+    }
+
+
+def coverage_at(run: dict[str, Any], k: int) -> list[float]:
+    """Coverage at k for each measured epoch of a run."""
+    column = run["k"].index(k)
+    return [row[column] for row in run["coverage"]]
+
+
+def run_name(num_attempts: int) -> str:
+    """What a run is called in the table and the picture."""
+    return "cross-entropy" if num_attempts == 1 else f"DCO, N = {num_attempts}"
+
+
+def save_results(results: dict[str, Any], folder: str | Path) -> list[Path]:
+    """Write `demo.json`, `demo.png` and `demo.svg`.
+
+    Args:
+        results: What `run_demo` returned.
+        folder: Where to; made if it is not there.
+
+    Returns:
+        The three paths.
+    """
+    from .figure import plot_demo
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "demo.json", folder / "demo.png", folder / "demo.svg"]
+    paths[0].write_text(json.dumps(results) + "\n")
+    figure = plot_demo(results)
+    figure.savefig(paths[1], dpi=150)
+    figure.savefig(paths[2])
+    return paths
+
+
+def available_cores() -> int:
+    """Cores that this process may use: in a container or a batch job often fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """The processor's name, as well as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _run_in_processes(
+    train_run: Callable[..., dict[str, Any]],
+    jobs: Sequence[tuple[int, int]],
+    num_epochs: int,
+    measure_every: int,
+    workers: int,
+    progress: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    # A fresh interpreter, not a fork: forked threads of torch can hang.
+    context = multiprocessing.get_context("spawn")
+    ticks = context.Queue()
+    before = {name: os.environ.get(name) for name in _WORKER_ENVIRONMENT}
+    os.environ.update(_WORKER_ENVIRONMENT)  # read by the libraries as the processes start
+    done = 0
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(ticks,))
+    try:
+        pending: set[Future] = {pool.submit(_work, train_run, n, seed, num_epochs, measure_every) for n, seed in jobs}
+        finished: list[dict[str, Any]] = []
+        while pending:
+            ready, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            while True:
+                try:
+                    ticks.get_nowait()
+                except queue.Empty:
+                    break
+                done += 1
+            progress(done)
+            finished += [future.result() for future in ready]
+        progress(len(jobs) * num_epochs)
+    except BrokenProcessPool:
+        raise RuntimeError(
+            "a training process was killed, most likely for want of memory: each needs about 1 GB. Close other "
+            "programs, or run one at a time with --workers 1."
+        ) from None
+    except BaseException:  # an error in one run, or Ctrl-C: do not wait for the others
+        for process in list(pool._processes.values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+    return finished
+
+
+_ticks: Any = None
+
+
+def _start_worker(ticks: Any) -> None:
+    global _ticks
+    _ticks = ticks
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+
+def _work(
+    train_run: Callable[..., dict[str, Any]], num_attempts: int, seed: int, num_epochs: int, measure_every: int
+) -> dict[str, Any]:
+    try:
+        return train_run(num_attempts, seed, num_epochs, measure_every, progress=lambda: _ticks.put(1))
+    finally:
+        sys.stdout.flush()

@@ -1,0 +1,65 @@
+"""The task and the model of the demonstration: two-digit multiplication, answered at once, by a tiny Llama."""
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+NUM_TRAIN, NUM_HELD_OUT = 2000, 500
+# "47*86=" and "4042": every prompt has 6 tokens, every answer at most 4 digits and the end of sequence.
+PROMPT_LENGTH, ANSWER_LENGTH = 6, 5
+VOCABULARY = ["<pad>", "<eos>", "*", "=", *"0123456789"]
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token a character; any character outside the task is an error."""
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()  # the default puts spaces between tokens
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+def make_model(seed: int) -> PreTrainedModel:
+    """Return an untrained Llama of 0.7 million parameters, in float32.
+
+    Wide and shallow: width is what memorises, and cross-entropy's overconfidence comes from memorising.
+    """
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=192,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=32,
+        pad_token_id=VOCABULARY.index("<pad>"),
+        eos_token_id=VOCABULARY.index("<eos>"),
+        bos_token_id=None,
+    )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def make_problems(seed: int) -> tuple[Dataset, Dataset]:
+    """Draw the training problems and the held-out ones.
+
+    The two share no problem in either order: if 47*86 is held out, 86*47 is not trained on.
+
+    Args:
+        seed: Seed of the draw.
+
+    Returns:
+        2,000 and 500 rows with the columns `prompt` and `completion`, TRL's prompt-completion format.
+    """
+    rng = np.random.default_rng(seed)
+    pairs = np.array([(a, b) for a in range(10, 100) for b in range(a, 100)])
+    pairs = rng.permutation(pairs)
+    held_out = rng.permuted(pairs[:NUM_HELD_OUT], axis=1)
+    rest = pairs[NUM_HELD_OUT:]
+    both_orders = np.unique(np.concatenate([rest, rest[:, ::-1]]), axis=0)
+    return _rows(rng.permutation(both_orders)[:NUM_TRAIN]), _rows(held_out)
+
+
+def _rows(pairs: np.ndarray) -> Dataset:
+    return Dataset.from_list([{"prompt": f"{a}*{b}=", "completion": str(a * b)} for a, b in pairs.tolist()])
