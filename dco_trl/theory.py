@@ -49,8 +49,8 @@ def win_probability(bet_probability: ArrayLike, num_attempts: ArrayLike) -> Any:
         Chen et al., "Rethinking Fine-Tuning when Scaling Test-Time Compute", arXiv 2502.07154: coverage, or pass@N.
 
     Relations:
-        [`log_coverage`][dco_trl.coverage.log_coverage] is the logarithm of this from a log-probability, in torch and with a
-        gradient. Prefer that one for a model's answers, whose probabilities underflow.
+        [`log_coverage`][dco_trl.coverage.log_coverage] is the logarithm of this from a log-probability, in torch and
+        with a gradient. Prefer that one for a model's answers, whose probabilities underflow.
     """
     q = _probabilities("bet_probability", bet_probability)
     n = _attempts(num_attempts)
@@ -145,8 +145,8 @@ def optimal_policy(p: ArrayLike, num_attempts: int) -> NDArray[np.float64]:
 
     Relations:
         [`confidence_bounds`][dco_trl.theory.confidence_bounds] bounds its largest entry.
-        [`coverage_loss`][dco_trl.coverage.coverage_loss] minimises the mean of -log C, not of -C. Where an answer is random
-        the two optima differ: with many attempts by little, with one by all (cross-entropy gives q = p).
+        [`coverage_loss`][dco_trl.coverage.coverage_loss] minimises the mean of -log C, not of -C. Where an answer is
+        random the two optima differ: with many attempts by little, with one by all (cross-entropy gives q = p).
     """
     p = _distribution(p)
     n = _one_count(num_attempts)
