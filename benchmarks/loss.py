@@ -100,8 +100,8 @@ def peak_memory(name: str, shape: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", help="JSON file to write")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of time for each shape")
-    parser.add_argument("--memory-rounds", type=int, default=3, help="interleaved rounds of memory for each shape")
+    parser.add_argument("--rounds", type=int, default=4, help="interleaved rounds of time for each shape")
+    parser.add_argument("--memory-rounds", type=int, default=2, help="interleaved rounds of memory for each shape")
     parser.add_argument("--peak-memory", nargs=2, metavar=("LOSS", "SHAPE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak_memory:

@@ -36,12 +36,14 @@ def environment() -> dict:
 
 def quiet() -> None:
     """Leave the output to the benchmark."""
+    import logging
     import warnings
 
     import datasets
     import transformers
 
     warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

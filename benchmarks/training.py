@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from measure import environment, peak_resident_bytes, quiet, ratio_summary
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from dco_trl import DCOConfig, DCOTrainer
@@ -30,7 +30,7 @@ SHAPES = {
     "padding-free, 16 x 64": (16, 64, 32, {"padding_free": True, "max_length": None}),
     "checkpointed, 8 x 128": (8, 128, 64, {"gradient_checkpointing": True}),
 }
-VOCABULARY = 32_000
+VOCABULARY = 8_000
 
 
 def make_trainer(kind: str, shape: str):
@@ -69,12 +69,14 @@ def make_trainer(kind: str, shape: str):
         max_length=length,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    return trainer_class(
+    trainer = trainer_class(
         LlamaForCausalLM(config),
         args=config_class(**{**arguments, **settings, **extra}),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer(),
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -141,8 +143,8 @@ def memory_ratio(shape: str, num_pairs: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", help="JSON file to write")
-    parser.add_argument("--pairs", type=int, default=30, help="pairs of training steps for each shape")
-    parser.add_argument("--memory-pairs", type=int, default=3, help="pairs of processes for each shape")
+    parser.add_argument("--pairs", type=int, default=20, help="pairs of training steps for each shape")
+    parser.add_argument("--memory-pairs", type=int, default=2, help="pairs of processes for each shape")
     parser.add_argument("--peak-memory", nargs=2, metavar=("KIND", "SHAPE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     quiet()
