@@ -88,13 +88,10 @@ def _against_k(figure: SubFigure, runs: Sequence[dict[str, Any]]) -> None:
 
 
 def _confidence(figure: SubFigure, runs: Sequence[dict[str, Any]]) -> None:
-    measured = runs[0]["epochs"]
-    columns = sorted({round(x) for x in np.linspace(0, len(measured) - 1, min(4, len(measured)))})
-    panels = figure.subplots(len(runs), len(columns), sharex=True, sharey=True, squeeze=False)
+    panels = figure.subplots(len(runs), len(runs[0]["greedy"]), sharex=True, sharey=True, squeeze=False)
     for row, run in zip(panels, runs, strict=True):
-        for panel, index in zip(row, columns, strict=True):
-            probability = np.array(run["greedy_probability"][index])
-            right = np.array(run["greedy_correct"][index], dtype=bool)
+        for panel, greedy in zip(row, run["greedy"], strict=True):
+            probability, right = np.array(greedy["probability"]), np.array(greedy["correct"], dtype=bool)
             edges = np.linspace(0, 1, 21)
             heights = [np.histogram(probability[which], edges)[0] for which in (right, ~right)]
             panel.bar(edges[:-1], heights[0], 0.05, align="edge", color=RIGHT, edgecolor="white", linewidth=0.4)
@@ -109,7 +106,7 @@ def _confidence(figure: SubFigure, runs: Sequence[dict[str, Any]]) -> None:
                 linewidth=0.4,
                 hatch="///",
             )
-            panel.set_title(f"{run_name(run['num_attempts'])}, epoch {measured[index]}", loc="left", fontsize=9)
+            panel.set_title(f"{run_name(run['num_attempts'])}, epoch {greedy['epoch']}", loc="left", fontsize=9)
             panel.text(
                 0.97,
                 0.95,
@@ -148,6 +145,7 @@ def _line(panel: Axes, x: Any, values: np.ndarray, style: int, label: str | None
         color=colour,
         linestyle=LINE_STYLES[style % len(LINE_STYLES)],
         marker=MARKERS[style % len(MARKERS)],
+        markevery=max(1, len(x) // 8),
         markersize=4,
         linewidth=1.8,
         label=label,

@@ -85,7 +85,6 @@ def run_demo(
         train_run,
         jobs,
         num_epochs,
-        max(1, num_epochs // 10),
         workers,
         lambda done: progress(done, len(jobs) * num_epochs),
     )
@@ -198,7 +197,6 @@ def _run_in_processes(
     train_run: Callable[..., dict[str, Any]],
     jobs: Sequence[tuple[int, int]],
     num_epochs: int,
-    measure_every: int,
     workers: int,
     progress: Callable[[int], None],
 ) -> list[dict[str, Any]]:
@@ -210,7 +208,7 @@ def _run_in_processes(
     done = 0
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(ticks,))
     try:
-        pending: set[Future] = {pool.submit(_work, train_run, n, seed, num_epochs, measure_every) for n, seed in jobs}
+        pending: set[Future] = {pool.submit(_work, train_run, n, seed, num_epochs) for n, seed in jobs}
         finished: list[dict[str, Any]] = []
         while pending:
             ready, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -253,10 +251,8 @@ def _start_worker(ticks: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
 
-def _work(
-    train_run: Callable[..., dict[str, Any]], num_attempts: int, seed: int, num_epochs: int, measure_every: int
-) -> dict[str, Any]:
+def _work(train_run: Callable[..., dict[str, Any]], num_attempts: int, seed: int, num_epochs: int) -> dict[str, Any]:
     try:
-        return train_run(num_attempts, seed, num_epochs, measure_every, progress=lambda: _ticks.put(1))
+        return train_run(num_attempts, seed, num_epochs, progress=lambda: _ticks.put(1))
     finally:
         sys.stdout.flush()
