@@ -43,6 +43,7 @@ def load_gguf(folder: Path):
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.clean_up_tokenization_spaces = False  # would strip spaces; transformers warns of it at every decoding
     return model, tokenizer
 
 
