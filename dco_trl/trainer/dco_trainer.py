@@ -177,6 +177,12 @@ class DCOTrainer(SFTTrainer):
     def _segments(self, inputs: dict[str, Any], label_mask: torch.Tensor) -> Segments:
         """Which tokens are one unit."""
         if "seq_idx" not in inputs:
+            if "attention_mask" not in inputs:
+                raise ValueError(
+                    f"A flattened batch (padding-free or packed) came without `seq_idx`, got {sorted(inputs)}: the "
+                    "whole row would count as one answer. Use TRL's own collator, or padded batches with an "
+                    "`attention_mask`."
+                )
             return Segments.rows(label_mask)
         return Segments.packed(inputs["seq_idx"][:, 1:], label_mask, inputs["cu_seq_lens_q"].numel() - 1)
 

@@ -210,6 +210,14 @@ def test_rows_without_labels_count_in_no_mean():
             assert mixed[key] == pytest.approx(alone[key], rel=1e-5), (reduction, key)
 
 
+def test_a_flattened_batch_must_say_where_documents_end():
+    trainer = make_trainer(padding_free=True, max_length=None)
+    batch = next(iter(trainer.get_train_dataloader()))
+    del batch["seq_idx"]
+    with pytest.raises(ValueError, match="without `seq_idx`, got .*cu_seq_lens_k.*Use TRL's own collator"):
+        trainer.compute_loss(trainer.model, batch)
+
+
 def test_nan_logits_are_one_clear_error():
     model = make_model()
     with torch.no_grad():
