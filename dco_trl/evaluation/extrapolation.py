@@ -5,14 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
-from scipy.special import betaln, digamma
+from scipy.special import betaln
 
+from ..success import fit_beta_binomial
 from .intervals import check_interval_options
 from .pass_at_k import as_counts, check_counts, pass_at_k
-
-# Bounds of log alpha and log beta. At the lower ones nearly all rates are 0 or 1, at the upper ones all are equal.
-_LOG_BOUNDS = (-12.0, 14.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,11 +159,11 @@ def extrapolate_pass_at_k(
     # Problems with equal counts are one category with a weight.
     (n_kind, c_kind), weights = np.unique(np.stack([n, c]), axis=1, return_counts=True)
     measured = _measured(n_kind, c_kind, ks)
-    alpha, beta = _fit_beta(n_kind, c_kind, weights)
+    alpha, beta = fit_beta_binomial(n_kind, c_kind, multiplicity=weights)
     rng = np.random.default_rng(seed)
     resampled = []
     for resample in rng.multinomial(n.size, weights / n.size, size=num_resamples):
-        fit = _fit_beta(n_kind, c_kind, resample, start=(alpha, beta))
+        fit = fit_beta_binomial(n_kind, c_kind, multiplicity=resample, start=(alpha, beta))
         resampled.append(_mean_pass(n_kind, c_kind, ks, measured, resample, *fit))
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return ExtrapolatedPassAtK(
@@ -248,7 +245,7 @@ def check_extrapolation(
             )
         c_kind, weights = np.unique(part, return_counts=True)
         n_kind = np.full_like(c_kind, kept)
-        fit = _fit_beta(n_kind, c_kind, weights)
+        fit = fit_beta_binomial(n_kind, c_kind, multiplicity=weights)
         predicted.append(_mean_pass(n_kind, c_kind, ks, _measured(n_kind, c_kind, ks), weights, *fit))
     errors = np.array(predicted) - observed
     return ExtrapolationCheck(
@@ -283,25 +280,3 @@ def _mean_pass(
     unsolved = (c == 0)[:, None] & (ks > n[:, None])
     further = -np.expm1(betaln(alpha, beta + np.maximum(ks, n[:, None])) - betaln(alpha, beta + n[:, None]))
     return weights @ np.where(unsolved, further, measured) / weights.sum()
-
-
-def _fit_beta(
-    n: NDArray, c: NDArray, weights: NDArray, start: tuple[float, float] = (0.5, 0.5)
-) -> tuple[float, float]:
-    """Maximum-likelihood alpha and beta of beta-binomial counts, each pair (n, c) counted `weights` times."""
-
-    def negative_log_likelihood(log_parameters: NDArray) -> tuple[float, NDArray]:
-        a, b = np.exp(log_parameters)
-        value = weights @ (betaln(a + c, b + n - c) - betaln(a, b))
-        both = digamma(a + b) - digamma(a + b + n)
-        slope_a = weights @ (digamma(a + c) - digamma(a) + both)
-        slope_b = weights @ (digamma(b + n - c) - digamma(b) + both)
-        # For each problem, so that the optimiser's tolerances do not depend on how many there are.
-        return -value / weights.sum(), -np.array([a * slope_a, b * slope_b]) / weights.sum()
-
-    options = {"ftol": 1e-13, "gtol": 1e-9}
-    fit = minimize(
-        negative_log_likelihood, np.log(start), jac=True, method="L-BFGS-B", bounds=[_LOG_BOUNDS] * 2, options=options
-    )
-    alpha, beta = np.exp(fit.x)
-    return float(alpha), float(beta)

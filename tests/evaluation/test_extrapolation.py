@@ -8,25 +8,21 @@ from scipy.special import betaln
 
 from dco_trl.evaluation.extrapolation import (
     ExtrapolatedPassAtK,
-    _fit_beta,
     check_extrapolation,
     extrapolate_pass_at_k,
 )
 from dco_trl.evaluation.pass_at_k import pass_at_k
+from dco_trl.success import fit_beta_binomial
 
 
 def beta_pass_at_k(a, b, k):
     return -np.expm1(betaln(a, b + np.asarray(k)) - betaln(a, b))
 
 
-def kinds(n, c):
-    return [np.asarray(x) for x in (np.full(len(c), n), c, np.ones(len(c)))]
-
-
 def test_fit_is_the_maximum_of_scipys_beta_binomial():
     rng = np.random.default_rng(0)
     counts = rng.binomial(32, rng.beta(0.4, 1.5, size=150))
-    alpha, beta = _fit_beta(*kinds(32, counts))
+    alpha, beta = fit_beta_binomial(32, counts)
     best = stats.betabinom.logpmf(counts, 32, alpha, beta).sum()
     for factor_a in (0.5, 0.9, 0.99, 1.0, 1.01, 1.1, 2.0):
         for factor_b in (0.5, 0.9, 0.99, 1.0, 1.01, 1.1, 2.0):
@@ -35,7 +31,7 @@ def test_fit_is_the_maximum_of_scipys_beta_binomial():
 
 def test_fit_recovers_the_parameters():
     rng = np.random.default_rng(1)
-    alpha, beta = _fit_beta(*kinds(64, rng.binomial(64, rng.beta(0.3, 2.0, size=20_000))))
+    alpha, beta = fit_beta_binomial(64, rng.binomial(64, rng.beta(0.3, 2.0, size=20_000)))
     assert alpha == pytest.approx(0.3, rel=0.05) and beta == pytest.approx(2.0, rel=0.1)
 
 
