@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .callbacks import PassAtKCallback
     from .coverage import coverage_loss, coverage_weight, log_coverage
-    from .trainer import DCOConfig, DCOTrainer
+    from .trainer import CoTDCOConfig, CoTDCOTrainer, DCOConfig, DCOTrainer
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "CoTDCOConfig": "trainer",
+    "CoTDCOTrainer": "trainer",
     "DCOConfig": "trainer",
     "DCOTrainer": "trainer",
     "PassAtKCallback": "callbacks",
@@ -23,7 +25,16 @@ _HOME = {
     "log_coverage": "coverage",
 }
 
-__all__ = ["DCOConfig", "DCOTrainer", "PassAtKCallback", "coverage_loss", "coverage_weight", "log_coverage"]
+__all__ = [
+    "CoTDCOConfig",
+    "CoTDCOTrainer",
+    "DCOConfig",
+    "DCOTrainer",
+    "PassAtKCallback",
+    "coverage_loss",
+    "coverage_weight",
+    "log_coverage",
+]
 
 
 def __getattr__(name: str):

@@ -150,6 +150,22 @@ class VLLMSampler:
             raise RuntimeError("vLLM kept its prefix cache over the change of weights: samples would mix both.")
         self._weights = folder
 
+    def sleep(self) -> bool:
+        """Give the engine's device memory back until `wake_up`: weights move to the host, cached prompts are dropped.
+
+        Returns:
+            Whether it sleeps. It can only if it was started with `enable_sleep_mode=True`, which vLLM has for GPUs.
+        """
+        if not self.llm.llm_engine.vllm_config.model_config.enable_sleep_mode:
+            return False
+        self.llm.sleep(level=1)
+        return True
+
+    def wake_up(self) -> None:
+        """Take the device memory again that `sleep` gave back; nothing happens to an engine that is awake."""
+        if self.llm.llm_engine.vllm_config.model_config.enable_sleep_mode:
+            self.llm.wake_up()
+
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
         """Draw the samples of all requests; see `Sampler.sample`.
 

@@ -1,4 +1,4 @@
-"""TRL's collator, telling besides how many documents each example holds."""
+"""TRL's collator, telling besides which examples a batch holds and of how many documents each is."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,11 +7,13 @@ import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 DOCUMENTS_PER_EXAMPLE = "documents_per_example"
+EXAMPLE_ID = "example_id"
 
 
 @dataclass
 class DCOCollator(DataCollatorForLanguageModeling):
-    """TRL's collator plus, for flattened batches, the number of documents of each example, int64 `(examples,)`.
+    """TRL's collator plus, for flattened batches, the number of documents of each example, int64 `(examples,)`; and
+    the examples' ids where they have any.
 
     Packing merges documents into examples and padding-free batches merge examples into one row. Distributed evaluation
     repeats *examples* to even out the last batch, so an exact mean over documents must know which belong to a repeat.
@@ -23,4 +25,6 @@ class DCOCollator(DataCollatorForLanguageModeling):
             batch[DOCUMENTS_PER_EXAMPLE] = torch.tensor(
                 [len(example["seq_lengths"]) if "seq_lengths" in example else 1 for example in examples]
             )
+        if all(EXAMPLE_ID in example for example in examples):
+            batch[EXAMPLE_ID] = torch.tensor([example[EXAMPLE_ID] for example in examples])
         return batch

@@ -58,6 +58,43 @@ def _is_empty(completion: str | Sequence[dict[str, Any]] | None) -> bool:
     return not any(message.get("content") or message.get("tool_calls") for message in completion)
 
 
+def check_has_answers(dataset: Dataset) -> None:
+    """Raise a `ValueError` unless every row has a prompt to sample and an answer to grade by."""
+    columns = dataset.column_names
+    for name, use in (("prompt", "rationales are sampled for"), ("answer", "sampled rationales are graded by")):
+        if name not in columns:
+            raise ValueError(
+                f"The train dataset has the columns {columns} and no `{name}`, which {use}. Add it, for example with "
+                "`dataset.rename_column`; or use `sampler='none'` and a data set that `dco-trl estimate` wrote."
+            )
+    missing = [i for i, answer in enumerate(dataset["answer"]) if answer is None or not str(answer).strip()]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(dataset)} rows of the train dataset have no reference `answer` (first: row "
+            f"{missing[0]}): their rationales could not be graded. Remove the rows, for example with `dataset.filter`."
+        )
+
+
+def check_has_counts(dataset: Dataset) -> None:
+    """Raise a `ValueError` unless every row has possible counts of sampled and correct rationales."""
+    absent = [name for name in ("num_sampled", "num_correct") if name not in dataset.column_names]
+    if absent:
+        raise ValueError(
+            f"The train dataset has no `{'` and `'.join(absent)}`, which `sampler='none'` takes the success rates "
+            "from. Write them with `dco-trl estimate --model … --dataset … --num-samples 64 --output …`, or choose a "
+            "sampler."
+        )
+    counts = zip(dataset["num_sampled"], dataset["num_correct"], strict=True)
+    wrong = [(i, n, c) for i, (n, c) in enumerate(counts) if n is None or c is None or not 0 <= c <= n or n == 0]
+    if wrong:
+        row, n, c = wrong[0]
+        raise ValueError(
+            f"{len(wrong)} of {len(dataset)} rows of the train dataset have impossible counts (first: row {row}, "
+            f"`num_sampled={n}`, `num_correct={c}`). There must be at least one sample, and at most as many correct "
+            "ones. `dco-trl estimate` writes such columns."
+        )
+
+
 def warn_about_truncation(tokenized: Dataset, max_length: int | None, packing: bool, name: str) -> None:
     """Warn, with numbers, about rows that `max_length` cuts and rows that it leaves without any label."""
     num_cut, num_unlabelled = 0, 0

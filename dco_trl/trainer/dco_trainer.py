@@ -163,7 +163,7 @@ class DCOTrainer(SFTTrainer):
             if not kwargs.get("fused_lm_head", False):
                 return outputs  # TRL wants the logits, for metrics
             segments = self._segments(inputs, outputs.label_mask)
-            log_p = segments.sum(outputs.log_probs.detach())
+            log_p = self._log_p(segments, outputs.log_probs.detach())
             weights = self._weights(log_p)
             self._record(log_p, weights, segments, documents_per_example)
             scale = self._reduction_scale(segments, num_items_in_batch)
@@ -185,6 +185,10 @@ class DCOTrainer(SFTTrainer):
                 )
             return Segments.rows(label_mask)
         return Segments.packed(inputs["seq_idx"][:, 1:], label_mask, inputs["cu_seq_lens_q"].numel() - 1)
+
+    def _log_p(self, segments: Segments, log_probs: torch.Tensor) -> torch.Tensor:
+        """Log-probability of a right answer to each unit's prompt: here, of the unit itself."""
+        return segments.sum(log_probs)
 
     def _weights(self, log_p: torch.Tensor) -> torch.Tensor:
         """What each unit's gradient is multiplied by, detached."""

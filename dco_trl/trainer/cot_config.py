@@ -1,0 +1,188 @@
+"""Arguments of `CoTDCOTrainer`."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..success import ESTIMATORS
+from .dco_config import DCOConfig
+
+SAMPLERS = ("transformers", "vllm", "server", "none")
+TARGETS = ("reference", "sampled")
+
+
+@dataclass
+class CoTDCOConfig(DCOConfig):
+    r"""Arguments of [`CoTDCOTrainer`][dco_trl.trainer.CoTDCOTrainer]: those of `DCOConfig`, and how p is estimated.
+
+    Args:
+        num_rationales: Most rationales sampled for one prompt in one window.
+        rationale_batch: Rationales of a prompt sampled at a time, before looking whether more are needed.
+        weight_tolerance: Posterior standard deviation of a prompt's weight at which its sampling stops; 0 draws
+            `num_rationales` for every prompt.
+        estimator: "posterior", the mean of \(F(N, p)\) over what the counts say about p; or "plugin", the authors'
+            \(F(N, c/n)\), which is biased and never stops early.
+        count_memory: What counts of earlier windows are multiplied by when their prompt comes up again: 0 forgets
+            them, 1 takes the model for unchanged.
+        sampling_interval: Optimizer steps between two samplings: a number, or "epoch". 1 is the authors' recipe.
+        ce_warmup_steps: Steps of plain cross-entropy before the first sampling (not `warmup_steps`, which is the
+            learning rate's). The authors use 20.
+        max_success_rate: The authors' hard filter: rows whose success rate is above it are left out, and the batch is
+            filled with further rows. None trains on every row.
+        targets: "reference" trains on the given rationale (the paper); "sampled" on the model's own first correct one
+            of the window, which makes the gradient that of coverage itself.
+        sampler: "transformers" needs nothing more and samples the model in training; "vllm" runs an engine in this
+            process, on the same device; "server" asks an OpenAI-compatible endpoint; "none" takes the counts in the
+            data set's columns `num_sampled` and `num_correct`, which `dco-trl estimate` writes.
+        sampler_kwargs: Options of the sampler's constructor, as a dictionary or JSON: `batch_size` for
+            "transformers"; `gpu_memory_utilization`, `max_model_len`, … for "vllm"; `base_url`, and `model` if it is
+            served under another name, for "server".
+        max_rationale_tokens: Longest rationale, end of sequence included. A longer one is cut off and counts as wrong.
+        max_length: Longest training row, in tokens; TRL's default of 1,024 cuts longer ones.
+
+    Raises:
+        ValueError: An argument is out of its range, or two do not go together.
+
+    Example:
+        ```python
+        >>> from dco_trl import CoTDCOConfig
+        >>> args = CoTDCOConfig(
+        ...     output_dir="model-cot-dco", num_attempts=64, sampler="vllm", sampler_kwargs={"max_model_len": 2048},
+        ...     use_cpu=True, bf16=False, report_to="none",
+        ... )
+        >>> args.sampling_interval
+        'epoch'
+
+        ```
+
+    References:
+        Chen et al., arXiv 2502.07154, section on chain of thought; the authors' released code for the warm-up, the
+        hard filter and `sampling_interval=1`.
+    """
+
+    num_rationales: int = field(default=64, metadata={"help": "Most rationales sampled for one prompt in one window."})
+    rationale_batch: int = field(
+        default=8,
+        metadata={"help": "Rationales of a prompt sampled at a time, before looking whether more are needed."},
+    )
+    weight_tolerance: float = field(
+        default=0.1,
+        metadata={
+            "help": "Posterior standard deviation of a prompt's weight at which its sampling stops; 0 draws "
+            "num_rationales for every prompt."
+        },
+    )
+    estimator: Literal["posterior", "plugin"] = field(
+        default="posterior",
+        metadata={"help": "'posterior': the mean weight over what the counts say about p. 'plugin': the authors'."},
+    )
+    count_memory: float = field(
+        default=0.5,
+        metadata={
+            "help": "What counts of earlier windows are multiplied by when their prompt comes up again: 0 forgets "
+            "them, 1 takes the model for unchanged."
+        },
+    )
+    sampling_interval: str = field(
+        default="epoch",
+        metadata={"help": "Optimizer steps between two samplings: a number, or 'epoch'. 1 is the authors' recipe."},
+    )
+    ce_warmup_steps: int = field(
+        default=20,
+        metadata={"help": "Steps of plain cross-entropy before the first sampling (not warmup_steps)."},
+    )
+    max_success_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "The authors' hard filter: rows whose success rate is above it are left out, and the batch is "
+            "filled with further rows. Unless given, every row is trained on."
+        },
+    )
+    targets: Literal["reference", "sampled"] = field(
+        default="reference",
+        metadata={
+            "help": "'reference' trains on the given rationale (the paper); 'sampled' on the model's own correct one."
+        },
+    )
+    sampler: Literal["transformers", "vllm", "server", "none"] = field(
+        default="transformers",
+        metadata={
+            "help": "What samples rationales. 'none': take the counts in the columns num_sampled and num_correct, "
+            "which `dco-trl estimate` writes."
+        },
+    )
+    sampler_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Options of the sampler, as a dictionary or JSON: {"batch_size": 128} for transformers, '
+            '{"gpu_memory_utilization": 0.3} for vllm, {"base_url": "http://HOST:PORT/v1"} for server.'
+        },
+    )
+    max_rationale_tokens: int = field(
+        default=512,
+        metadata={"help": "Longest rationale, end of sequence included. A longer one is cut off and counts as wrong."},
+    )
+    coverage_at: list[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "The k's for which evaluation logs eval_coverage@k. Unless given, none: it is that of the "
+            "reference rationale's own string, which is next to nothing. Use PassAtKCallback."
+        },
+    )
+
+    # Parsed by the trainer's `_VALID_DICT_FIELDS` machinery, as `model_init_kwargs` is.
+    _VALID_DICT_FIELDS = [*DCOConfig._VALID_DICT_FIELDS, "sampler_kwargs"]
+
+    def __post_init__(self):
+        for name in ("num_rationales", "rationale_batch", "max_rationale_tokens"):
+            _check_integer(name, getattr(self, name), 1)
+        _check_integer("ce_warmup_steps", self.ce_warmup_steps, 0)
+        self.sampling_interval = _interval(self.sampling_interval)
+        if not self.weight_tolerance >= 0:
+            raise ValueError(
+                f"`weight_tolerance` is a standard deviation of a weight, so at least 0, got {self.weight_tolerance}."
+            )
+        if not 0 <= self.count_memory <= 1:
+            raise ValueError(f"`count_memory` must be from 0 to 1, got {self.count_memory}.")
+        if self.max_success_rate is not None and not 0 < self.max_success_rate <= 1:
+            raise ValueError(
+                f"`max_success_rate` must be above 0 and at most 1, got {self.max_success_rate}. The authors use 0.1; "
+                "leave it out to train on every row."
+            )
+        for name, choices in (("estimator", ESTIMATORS), ("targets", TARGETS), ("sampler", SAMPLERS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
+        if self.targets == "sampled" and self.sampler == "none":
+            raise ValueError(
+                "`targets='sampled'` trains on rationales sampled during training, and `sampler='none'` samples none. "
+                "Choose a sampler, or `targets='reference'`."
+            )
+        if self.packing or self.eval_packing:
+            raise ValueError(
+                "`packing` merges rows, and each row's weight is that of its own prompt, sampled while training. Use "
+                "`padding_free=True`, which wastes no padding either."
+            )
+        super().__post_init__()
+        if self.sampler == "server" and "base_url" not in (self.sampler_kwargs or {}):
+            raise ValueError(
+                "`sampler='server'` needs the endpoint's address: "
+                "`sampler_kwargs={'base_url': 'http://127.0.0.1:8000/v1'}`."
+            )
+
+
+def _check_integer(name: str, value: Any, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {value!r}.")
+
+
+def _interval(value: Any) -> Any:
+    if value == "epoch":
+        return value
+    try:
+        steps = int(value)
+    except (TypeError, ValueError):
+        steps = 0
+    if steps < 1 or str(steps) != str(value):
+        raise ValueError(
+            f"`sampling_interval` must be 'epoch' or a number of optimizer steps of at least 1, got {value!r}."
+        )
+    return steps
