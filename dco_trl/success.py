@@ -27,10 +27,10 @@ _LOG_PRIOR_BOUNDS = (math.log(0.01), math.log(1000.0))
 # Standard deviation of the log-normal around Jeffreys' prior that `fit_prior` starts from.
 _LOG_PRIOR_SPREAD = 1.5
 
-# Quadrature: nodes for each posterior, and the nats below the peak where a density is negligible.
-_NODES = 224
+# Quadrature: widest step in log-odds, and the nats below the peak where a density is negligible.
+_STEP = 0.33
 _NEGLIGIBLE = 40.0
-# Posteriors worked on at a time: 8 MB an array.
+# Posteriors worked on at a time: at most 8 MB an array.
 _CHUNK = 4096
 
 
@@ -148,20 +148,23 @@ def posterior_weight(
 
 
 def needs_sampling(
-    deviation: ArrayLike, num_drawn: ArrayLike, *, weight_tolerance: float, num_rationales: int
+    deviation: ArrayLike, num_sampled: ArrayLike, *, weight_tolerance: float, num_rationales: int
 ) -> NDArray[np.bool_]:
     r"""Which prompts to draw a further batch of rationales for.
 
-    A prompt leaves when the standard deviation of its weight is at most `weight_tolerance`, or when `num_rationales`
-    have been drawn for it. Looking at the posterior after each batch does not bias it: the likelihood of the counts is
-    the same whatever made the sampling stop.
+    A prompt leaves when the standard deviation of its weight is at most `weight_tolerance`, or when its counts are
+    worth `num_rationales` samples, remembered ones included at what forgetting left of them. One whose counts are
+    worth less than one sample is always drawn: the prior alone settles nothing, least of all before it was fitted.
+
+    Looking at the posterior after each batch does not bias it: the likelihood of the counts is the same whatever made
+    the sampling stop.
 
     Args:
-        deviation: Posterior standard deviation of each weight. NaN, as `estimator="plugin"` gives, never leaves early,
-            so that every prompt is drawn `num_rationales` times as the paper's authors do.
-        num_drawn: Rationales drawn so far in this window. The two broadcast.
+        deviation: Posterior standard deviation of each weight. NaN, as `estimator="plugin"` gives, never leaves early:
+            with forgetting by a factor of 0, every prompt is drawn `num_rationales` times, as the paper's authors do.
+        num_sampled: Samples that the counts of each prompt are worth, n >= 0. The two broadcast.
         weight_tolerance: Standard deviation to stop at, at least 0; 0 turns early stopping off.
-        num_rationales: Most rationales to draw, at least 1.
+        num_rationales: Most samples for the counts of a prompt to be worth, at least 1.
 
     Returns:
         True where a further batch is needed, bool, of the broadcast shape.
@@ -172,13 +175,13 @@ def needs_sampling(
     Example:
         ```python
         >>> from dco_trl.success import needs_sampling
-        >>> needs_sampling([0.3, 0.01, 0.3], [8, 8, 64], weight_tolerance=0.1, num_rationales=64).tolist()
-        [True, False, False]
+        >>> needs_sampling([0.3, 0.01, 0.3, 0.01], [8, 8, 64, 0], weight_tolerance=0.1, num_rationales=64).tolist()
+        [True, False, False, True]
 
         ```
 
     Relations:
-        [`SuccessCounts.weights`][dco_trl.success.SuccessCounts.weights] gives the deviations.
+        [`SuccessCounts.weights`][dco_trl.success.SuccessCounts] gives the deviations.
     """
     if not weight_tolerance >= 0.0:
         raise ValueError(
@@ -186,8 +189,9 @@ def needs_sampling(
             "[0, 1]; 0 draws num_rationales for every prompt."
         )
     _check_at_least_1("num_rationales", num_rationales, "the most rationales to draw for a prompt")
+    n = np.asarray(num_sampled, dtype=np.float64)
     settled = (np.asarray(deviation, dtype=np.float64) <= weight_tolerance) & (weight_tolerance > 0.0)
-    return ~settled & (np.asarray(num_drawn) < num_rationales)
+    return (n < 1.0) | (~settled & (n < num_rationales))
 
 
 def fit_beta_binomial(
@@ -206,7 +210,7 @@ def fit_beta_binomial(
     Args:
         num_sampled: Samples of each prompt, n >= 0, shape (P,) or a scalar. Real numbers are fine.
         num_correct: Correct ones, 0 <= c <= n, shape (P,).
-        multiplicity: How often each pair of counts is there, shape (P,); once, unless given.
+        multiplicity: How often each pair of counts is there, shape (P,); 1, unless given.
         start: Where the search starts.
 
     Returns:
@@ -237,7 +241,9 @@ def fit_beta_binomial(
     return _fit(*_fit_arguments(num_sampled, num_correct, multiplicity), start, _LOG_BOUNDS, spread=math.inf)
 
 
-def fit_prior(num_sampled: ArrayLike, num_correct: ArrayLike) -> tuple[float, float]:
+def fit_prior(
+    num_sampled: ArrayLike, num_correct: ArrayLike, *, multiplicity: ArrayLike | None = None
+) -> tuple[float, float]:
     r"""Beta prior of a data set's success rates, from its own counts (empirical Bayes).
 
     The beta-binomial likelihood, with a \(\mathrm{Normal}(\log\frac12, 1.5^2)\) on each of \(\log a\) and \(\log b\):
@@ -255,6 +261,7 @@ def fit_prior(num_sampled: ArrayLike, num_correct: ArrayLike) -> tuple[float, fl
         num_sampled: Rationales drawn for each prompt, n >= 0, shape (P,) or a scalar. Real numbers are fine. Prompts
             without samples count for nothing.
         num_correct: Those that led to the answer, 0 <= c <= n, shape (P,).
+        multiplicity: How much each pair of counts is to count, shape (P,); 1, unless given.
 
     Returns:
         a and b, each between 0.01 and 1000.
@@ -278,10 +285,10 @@ def fit_prior(num_sampled: ArrayLike, num_correct: ArrayLike) -> tuple[float, fl
     Relations:
         [`fit_beta_binomial`][dco_trl.success.fit_beta_binomial] is likelihood alone.
     """
-    n, c, multiplicity = _fit_arguments(num_sampled, num_correct, None)
+    n, c, times = _fit_arguments(num_sampled, num_correct, multiplicity)
     if not n.any():
         return JEFFREYS
-    return _fit(n, c, multiplicity, JEFFREYS, _LOG_PRIOR_BOUNDS, _LOG_PRIOR_SPREAD)
+    return _fit(n, c, times, JEFFREYS, _LOG_PRIOR_BOUNDS, _LOG_PRIOR_SPREAD)
 
 
 class SuccessCounts:
@@ -291,12 +298,18 @@ class SuccessCounts:
     sample that is w windows old the weight \(\gamma^w\): exponential forgetting. Prompts that were settled become
     uncertain again, and are sampled again.
 
+    The discounted counts make the posterior, and would make a wrong prior: a share of samples with weights \(w_j\) has
+    the noise of \(n^* = (\sum_j w_j)^2 / \sum_j w_j^2\) plain ones (Kish), which is more than their sum n, so that the
+    rates of the data set would look more alike than they are. The prior is fitted to counts scaled to \(n^*\), each
+    prompt counted \(n / n^*\) times, so that stale ones fade.
+
     Args:
         num_examples: Prompts in the data set; example ids are 0 ... num_examples - 1.
 
     Attributes:
         num_sampled: Rationales drawn, discounted by forgetting, float64, shape (num_examples,).
         num_correct: Those that led to the answer, discounted likewise, float64, shape (num_examples,).
+        sum_squares: Sum of the squared discounts of the rationales, float64, shape (num_examples,).
         prior: Parameters (a, b) of the Beta prior; Jeffreys' until the first `refit`.
 
     Raises:
@@ -323,6 +336,7 @@ class SuccessCounts:
         _check_at_least_1("num_examples", num_examples, "the number of prompts in the data set")
         self.num_sampled = np.zeros(num_examples)
         self.num_correct = np.zeros(num_examples)
+        self.sum_squares = np.zeros(num_examples)
         self.prior: tuple[float, float] = JEFFREYS
 
     def add(self, example_ids: ArrayLike, num_sampled: ArrayLike, num_correct: ArrayLike) -> None:
@@ -345,24 +359,38 @@ class SuccessCounts:
             )
         np.add.at(self.num_sampled, ids, n.ravel())
         np.add.at(self.num_correct, ids, c.ravel())
+        np.add.at(self.sum_squares, ids, n.ravel())
 
-    def forget(self, factor: float) -> None:
-        """Multiply all counts by `factor`, from 0 (forget everything) to 1 (the policy has not moved).
+    def forget(self, factor: float, example_ids: ArrayLike | None = None) -> None:
+        """Multiply counts by `factor`, from 0 (forget everything) to 1 (the policy has not moved).
+
+        Args:
+            factor: What old samples are worth from now on.
+            example_ids: Prompts, integers, each at most once; all of them, unless given.
 
         Raises:
-            ValueError: `factor` is not between 0 and 1.
+            ValueError: `factor` is not between 0 and 1, or ids outside of the data set.
         """
         if not 0.0 <= factor <= 1.0:
             raise ValueError(
                 f"factor must be between 0 (forget everything) and 1 (keep everything), got {factor!r}: it is what "
                 "old counts are multiplied by."
             )
-        self.num_sampled *= factor
-        self.num_correct *= factor
+        ids = slice(None) if example_ids is None else self._check_ids(example_ids)
+        self.num_sampled[ids] *= factor
+        self.num_correct[ids] *= factor
+        self.sum_squares[ids] *= factor**2
 
     def refit(self) -> None:
         """Fit the prior to the counts at hand."""
-        self.prior = fit_prior(self.num_sampled, self.num_correct)
+        known = self.sum_squares > 0
+        if not known.any():
+            self.prior = JEFFREYS
+            return
+        n, c, fading = self.num_sampled[known], self.num_correct[known], self.sum_squares[known]
+        # n* = n (n / sum of squares); a sample that was never discounted has n* = n.
+        noise = np.maximum(n / fading, 1.0)
+        self.prior = fit_prior(n * noise, c * noise, multiplicity=1.0 / noise)
 
     def weights(
         self, example_ids: ArrayLike, num_attempts: int, estimator: str = "posterior"
@@ -395,6 +423,7 @@ class SuccessCounts:
         return {
             "num_sampled": self.num_sampled.copy(),
             "num_correct": self.num_correct.copy(),
+            "sum_squares": self.sum_squares.copy(),
             "prior": np.array(self.prior),
         }
 
@@ -404,7 +433,7 @@ class SuccessCounts:
         Raises:
             ValueError: An entry is missing, belongs to a data set of another size, or holds impossible values.
         """
-        missing = [name for name in ("num_sampled", "num_correct", "prior") if name not in state]
+        missing = [name for name in self.state_dict() if name not in state]
         if missing:
             raise ValueError(f"state has no {', '.join(missing)}: it is not what SuccessCounts.state_dict returns.")
         n, c = _check_counts(state["num_sampled"], state["num_correct"])
@@ -413,8 +442,9 @@ class SuccessCounts:
                 f"state holds the counts of {n.size} prompts, the data set has {self.num_sampled.size}. Resume with "
                 "the data set that the checkpoint was made with."
             )
+        _, squares = _check_counts(n, state["sum_squares"], "sum_squares")
         self.prior = _check_prior(state["prior"])
-        self.num_sampled, self.num_correct = n.copy(), c.copy()
+        self.num_sampled, self.num_correct, self.sum_squares = n.copy(), c.copy(), squares.copy()
 
     def _check_ids(self, example_ids: ArrayLike) -> NDArray[np.int64]:
         ids = np.asarray(example_ids)
@@ -450,23 +480,23 @@ def _moments(alpha: NDArray, beta: NDArray, num_attempts: int) -> tuple[NDArray,
     def log_density(t: NDArray) -> NDArray:
         return alpha * -np.logaddexp(0.0, -t) + beta * -np.logaddexp(0.0, t) - log_norm
 
-    # F = S to rounding at the left of the first and at the right of the second.
-    left = np.full_like(alpha, -math.log(num_attempts) - 37.0)
-    right = np.full_like(alpha, math.log(math.expm1(37.0 / k)))
+    # F = S to rounding at the left of `first` and at the right of `last`.
+    first, last = -math.log(num_attempts) - 37.0, math.log(math.expm1(37.0 / k))
+    num_nodes = math.ceil((last - first) / _STEP)
     mode = np.log(alpha / beta)
     floor = log_density(mode) - _NEGLIGIBLE
-    left = _bisect(left, np.maximum(left, mode), lambda t: log_density(t) < floor)
-    right = _bisect(right, np.minimum(right, mode), lambda t: log_density(t) < floor)
+    left = _bisect(np.full_like(mode, first), np.maximum(mode, first), lambda t: log_density(t) < floor)
+    right = _bisect(np.full_like(mode, last), np.minimum(mode, last), lambda t: log_density(t) < floor)
 
-    step = np.maximum(right - left, 0.0) / _NODES
-    t = left[:, None] + step[:, None] * (np.arange(_NODES) + 0.5)
+    step = np.maximum(right - left, 0.0) / num_nodes
+    t = left[:, None] + step[:, None] * (np.arange(num_nodes) + 0.5)
     log_p, log_q = -np.logaddexp(0.0, -t), -np.logaddexp(0.0, t)
     mass = step[:, None] * np.exp(alpha[:, None] * log_p + beta[:, None] * log_q - log_norm[:, None])
     weight, control = _weight(log_p, log_q, num_attempts), np.exp(k * log_q)
     control_mean, control_second = (np.exp(betaln(alpha, beta + m * k) - log_norm) for m in (1, 2))
-    first = control_mean + (mass * (weight - control)).sum(axis=1)
+    mean = control_mean + (mass * (weight - control)).sum(axis=1)
     second = control_second + (mass * (weight**2 - control**2)).sum(axis=1)
-    return first, second
+    return mean, second
 
 
 def _bisect(outside: NDArray, inside: NDArray, is_outside: Any) -> NDArray:
@@ -526,10 +556,12 @@ def _fit(
     return float(alpha), float(beta)
 
 
-def _check_counts(num_sampled: ArrayLike, num_correct: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _check_counts(
+    num_sampled: ArrayLike, num_correct: ArrayLike, name_correct: str = "num_correct"
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Counts as two float arrays of one shape; raises where they are impossible."""
     arrays = []
-    for name, value in (("num_sampled", num_sampled), ("num_correct", num_correct)):
+    for name, value in (("num_sampled", num_sampled), (name_correct, num_correct)):
         array = np.asarray(value)
         if array.dtype.kind not in "iuf":
             hint = " An empty entry of a table is often the reason." if array.dtype.kind == "O" else ""
@@ -548,13 +580,13 @@ def _check_counts(num_sampled: ArrayLike, num_correct: ArrayLike) -> tuple[NDArr
         n, c = np.broadcast_arrays(*arrays)
     except ValueError:
         raise ValueError(
-            f"num_sampled has shape {arrays[0].shape} and num_correct {arrays[1].shape}: they must be equal, or one a "
-            "scalar."
+            f"num_sampled has shape {arrays[0].shape} and {name_correct} {arrays[1].shape}: they must be "
+            "equal, or one a scalar."
         ) from None
     wrong = c > n
     if wrong.any():
         raise ValueError(
-            f"num_correct={c[wrong].flat[0]:g} is more than num_sampled={n[wrong].flat[0]:g} (entry "
+            f"{name_correct}={c[wrong].flat[0]:g} is more than num_sampled={n[wrong].flat[0]:g} (entry "
             f"{np.flatnonzero(wrong)[0]}, counted from 0; {wrong.sum()} such entries). Are the two swapped, or some "
             "samples graded twice?"
         )
