@@ -16,7 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results" / "benchmarks.json"
-BENCHMARKS = ("training", "loss", "grading", "sampling")
+BENCHMARKS = ("training", "loss", "grading", "sampling", "success")
 
 
 def main() -> None:

@@ -3,12 +3,13 @@
     python benchmarks/success.py --output success.json
 
 The authors draw 64 rationales for every prompt and take F(N, c/n). Here: the mean of F under the Beta posterior,
-with the prior fitted to the counts, and rounds of rationales until its standard deviation is small. Four parts, all
+with the prior fitted to the counts, and rounds of rationales until its standard deviation is small. Five parts, all
 simulated on success rates that are known:
 
 - window: one window from nothing, over distributions of rates and N;
 - tuning: the same for other values of `rationale_batch` and `weight_tolerance`;
 - drift: twelve windows of a policy that drifts, with counts remembered and forgotten exponentially;
+- held-out: both again on rates that the defaults were not chosen on;
 - conditional: averaging the probability of the answer after each rationale, in place of its 0 or 1.
 
 `--log-p FILE` adds the rates of a file that `dco-trl coverage --output FILE` wrote; `--run DIR` those of a graded run
@@ -53,6 +54,15 @@ SHAPES = {
     "log-uniform, 1e-5 to 1": lambda rng, size: np.exp(rng.uniform(np.log(1e-5), 0, size)),
 }
 
+# Looked at once, after the defaults were chosen on the shapes above.
+HELD_OUT = {
+    "Beta(.1, 1)": lambda rng, size: rng.beta(0.1, 1, size),
+    "Beta(1, 20)": lambda rng, size: rng.beta(1, 20, size),
+    "Beta(3, 3)": lambda rng, size: rng.beta(3, 3, size),
+    "30 % at 0, else Beta(.5, 5)": lambda rng, size: np.where(rng.random(size) < 0.3, 0.0, rng.beta(0.5, 5, size)),
+    "log-normal, median .003": lambda rng, size: np.minimum(np.exp(rng.normal(np.log(0.003), 1.5, size)), 1.0),
+}
+
 
 def rates_of(shape, seed: int) -> np.ndarray:
     rng = np.random.default_rng([seed, 0])
@@ -68,10 +78,12 @@ def summary(estimate: np.ndarray, truth: np.ndarray, samples: float) -> dict[str
     return {"rms": float(np.sqrt(np.mean(error**2))), "bias": float(error.mean()), "samples": float(samples)}
 
 
-def sample_window(counts: SuccessCounts, rates, num_attempts: int, batch: int, tolerance: float, rng) -> np.ndarray:
-    """Draw in rounds, as the trainer does: one for every prompt, more where they are needed.
+def sample_window(
+    counts: SuccessCounts, rates, num_attempts: int, batch: int, tolerance: float, rng, cap_new: bool = False
+) -> np.ndarray:
+    """Draw in rounds, one for every prompt and more where they are needed; returns how many for each prompt.
 
-    Returns the rationales drawn for each prompt.
+    At most 64, remembered ones included at their discount; with `cap_new`, 64 new ones.
     """
     everyone = np.arange(rates.size)
     counts.add(everyone, batch, rng.binomial(batch, rates))
@@ -80,7 +92,12 @@ def sample_window(counts: SuccessCounts, rates, num_attempts: int, batch: int, t
     while True:
         _, deviation = counts.weights(everyone, num_attempts)
         ids = np.flatnonzero(
-            needs_sampling(deviation, counts.num_sampled, weight_tolerance=tolerance, num_rationales=NUM_RATIONALES)
+            needs_sampling(
+                deviation,
+                drawn if cap_new else counts.num_sampled,
+                weight_tolerance=tolerance,
+                num_rationales=NUM_RATIONALES,
+            )
         )
         if not ids.size:
             return drawn
@@ -153,7 +170,9 @@ def drifting_rates(shape, drift: tuple[float, float], seed: int) -> list[np.ndar
     return list(1 / (1 + np.exp(-path)))
 
 
-def drift_study(shapes, drift: tuple[float, float], forgetting: float, tolerance: float) -> list[dict]:
+def drift_study(
+    shapes, drift: tuple[float, float], forgetting: float, tolerance: float, cap_new: bool = False
+) -> list[dict]:
     """Windows after the first, which has nothing to remember."""
     rows = []
     for name, shape in shapes.items():
@@ -163,7 +182,7 @@ def drift_study(shapes, drift: tuple[float, float], forgetting: float, tolerance
             ours, authors = [], []
             for i, rates in enumerate(drifting_rates(shape, drift, seed=0)):
                 counts.forget(forgetting)
-                drawn = sample_window(counts, rates, num_attempts, BATCH, tolerance, rng)
+                drawn = sample_window(counts, rates, num_attempts, BATCH, tolerance, rng, cap_new)
                 if i:
                     weight, _ = counts.weights(np.arange(PROMPTS), num_attempts)
                     ours.append(summary(weight, true_weight(rates, num_attempts), drawn.mean()))
@@ -237,6 +256,7 @@ def environment() -> dict:
 def show(label: str, grid: dict) -> None:
     print(
         f"{label:42} rms {grid['rms']:.4f} (authors {grid['authors_rms']:.4f})  samples {grid['samples']:5.1f}  "
+        f"rms no worse in {grid['cells_no_worse']}, at worst {grid['worst_rms_ratio']:.2f} times  "
         f"worst bias {grid['worst_bias']:+.4f}  |bias| >= .01 in {grid['cells_biased']} of {grid['cells']} cells",
         flush=True,
     )
@@ -249,7 +269,10 @@ def main() -> None:
     parser.add_argument("--log-p", nargs="*", default=[path for path in REAL if path.exists()], metavar="FILE")
     parser.add_argument("--run", action="append", default=[], metavar="DIR", help="a graded run; may be repeated")
     parser.add_argument(
-        "--parts", nargs="*", default=["window", "tuning", "drift", "conditional"], help="which; unless given, all"
+        "--parts",
+        nargs="*",
+        default=["window", "tuning", "drift", "held-out", "conditional"],
+        help="which; unless given, all",
     )
     args = parser.parse_args()
     shapes = SHAPES | real_shapes(args.log_p, args.run)
@@ -280,14 +303,24 @@ def main() -> None:
                 show(f"rationale_batch {batch}, weight_tolerance {tolerance}", grid)
     if "drift" in args.parts:
         record["drift"] = []
-        settings = [("moderate", f, TOLERANCE) for f in FORGETTINGS]
-        settings += [(drift, FORGETTING, TOLERANCE) for drift in DRIFTS if drift != "moderate"]
-        for drift, forgetting, tolerance in settings:
-            rows = drift_study(shapes, DRIFTS[drift], forgetting, tolerance)
+        settings = [("moderate", f, False) for f in FORGETTINGS]
+        settings += [(drift, FORGETTING, False) for drift in DRIFTS if drift != "moderate"]
+        settings += [("moderate", FORGETTING, True)]
+        for drift, forgetting, cap_new in settings:
+            rows = drift_study(shapes, DRIFTS[drift], forgetting, TOLERANCE, cap_new)
             grid = over_grid(rows)
-            setting = {"drift": drift, "forgetting": forgetting, "weight_tolerance": tolerance}
+            setting = {"drift": drift, "forgetting": forgetting, "cap_new": cap_new}
             record["drift"].append({**setting, "grid": grid, "rows": rows})
-            show(f"drift {drift}, forgetting {forgetting}", grid)
+            show(f"drift {drift}, forgetting {forgetting}{', 64 new' if cap_new else ''}", grid)
+    if "held-out" in args.parts:
+        rows = window_study(HELD_OUT, BATCH, TOLERANCE, args.repeats)
+        moving = drift_study(HELD_OUT, DRIFTS["moderate"], FORGETTING, TOLERANCE)
+        record["held-out"] = {
+            "window": {"rows": rows, "grid": over_grid(rows)},
+            "drift": {"rows": moving, "grid": over_grid(moving)},
+        }
+        show("held-out rates, one window", over_grid(rows))
+        show("held-out rates, moderate drift", over_grid(moving))
     if "conditional" in args.parts:
         record["conditional"] = conditional_study(SHAPES, repeats=1)
         for row in record["conditional"]:
