@@ -18,11 +18,11 @@ class CoTDCOConfig(DCOConfig):
         num_rationales: Most rationales sampled for one prompt in one window.
         rationale_batch: Rationales of a prompt sampled at a time, before looking whether more are needed.
         weight_tolerance: Posterior standard deviation of a prompt's weight at which its sampling stops; 0 draws
-            `num_rationales` for every prompt.
+            `num_rationales` for every prompt. Lower it where weights must be more exact, or N is small.
         estimator: "posterior", the mean of \(F(N, p)\) over what the counts say about p; or "plugin", the authors'
             \(F(N, c/n)\), which is biased and never stops early.
         count_memory: What counts of earlier windows are multiplied by when their prompt comes up again: 0 forgets
-            them, 1 takes the model for unchanged.
+            them, 1 takes the model for unchanged. `estimator="plugin"` forgets, as the authors do.
         sampling_interval: Optimizer steps between two samplings: a number, or "epoch". 1 is the authors' recipe.
         ce_warmup_steps: Steps of plain cross-entropy before the first sampling (not `warmup_steps`, which is the
             learning rate's). The authors use 20.
@@ -65,7 +65,7 @@ class CoTDCOConfig(DCOConfig):
         metadata={"help": "Rationales of a prompt sampled at a time, before looking whether more are needed."},
     )
     weight_tolerance: float = field(
-        default=0.1,
+        default=0.15,
         metadata={
             "help": "Posterior standard deviation of a prompt's weight at which its sampling stops; 0 draws "
             "num_rationales for every prompt."
@@ -141,6 +141,8 @@ class CoTDCOConfig(DCOConfig):
             raise ValueError(
                 f"`weight_tolerance` is a standard deviation of a weight, so at least 0, got {self.weight_tolerance}."
             )
+        if self.estimator == "plugin":
+            self.count_memory = 0.0
         if not 0 <= self.count_memory <= 1:
             raise ValueError(f"`count_memory` must be from 0 to 1, got {self.count_memory}.")
         if self.max_success_rate is not None and not 0 < self.max_success_rate <= 1:

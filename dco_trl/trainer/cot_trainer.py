@@ -315,8 +315,7 @@ class CoTDCOTrainer(DCOTrainer):
             ids = draws.problems[new]
             if not ids.size:
                 continue
-            self._counts.num_sampled[ids] *= self.args.count_memory
-            self._counts.num_correct[ids] *= self.args.count_memory
+            self._counts.forget(self.args.count_memory, ids)
             self._counts.add(ids, draws.graded[new], draws.correct[new])
             self._drawn[ids] += draws.drawn[new]
         self._counts.refit()

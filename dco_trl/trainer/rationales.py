@@ -95,23 +95,16 @@ def draw_rationales(
             for some in np.split(undecided, range(size, len(undecided), size)):
                 _draw_some(draws, some, batch, row_of, drawn_before, sampler, grader, tokenizer, params)
                 bar.update(batch * len(some))
-            if args.estimator == "plugin":
-                deviation = np.full(len(undecided), np.nan)
-            else:
-                _, deviation = posterior_weight(
-                    args.count_memory * counts.num_sampled[ids[undecided]] + draws.graded[undecided],
-                    args.count_memory * counts.num_correct[ids[undecided]] + draws.correct[undecided],
-                    args.num_attempts,
-                    counts.prior,
-                )
-            undecided = undecided[
-                needs_sampling(
-                    deviation,
-                    draws.drawn[undecided],
-                    weight_tolerance=args.weight_tolerance,
-                    num_rationales=args.num_rationales,
-                )
-            ]
+            # What the counts are worth, and what they say about the weight.
+            n = args.count_memory * counts.num_sampled[ids[undecided]] + draws.graded[undecided]
+            c = args.count_memory * counts.num_correct[ids[undecided]] + draws.correct[undecided]
+            deviation = np.full(len(undecided), np.nan)
+            if args.estimator == "posterior":
+                _, deviation = posterior_weight(n, c, args.num_attempts, counts.prior)
+            goes_on = needs_sampling(
+                deviation, n, weight_tolerance=args.weight_tolerance, num_rationales=args.num_rationales
+            )
+            undecided = undecided[goes_on & (draws.drawn[undecided] < args.num_rationales)]
     draws.settled = int((draws.drawn < args.num_rationales).sum())
     draws.seconds = time.perf_counter() - started
     return draws

@@ -1,0 +1,512 @@
+"""`CoTDCOTrainer`: windows, weights, targets, resuming."""
+
+import itertools
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cot import ROWS, last_word, make_cot_trainer, settings, steps_of, weights_after
+from datasets import Dataset
+from tiny_models import make_model, make_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from trl import SFTConfig, SFTTrainer
+
+from dco_trl import CoTDCOConfig, CoTDCOTrainer
+from dco_trl.grading import GraderError
+from dco_trl.success import posterior_weight
+from dco_trl.trainer import cot_trainer
+
+COUNTED = [{**row, "num_sampled": 64, "num_correct": 5 * i} for i, row in enumerate(ROWS)]
+
+
+# ------------------------------------------------------------------------- weights
+
+
+@pytest.mark.parametrize("batches", [{}, {"padding_free": True, "max_length": None}])
+def test_one_attempt_is_sft_bit_for_bit(batches):
+    common = settings(gradient_accumulation_steps=2, **batches)
+    ours = weights_after(make_cot_trainer(num_attempts=1, gradient_accumulation_steps=2, **batches))
+    own = set(CoTDCOConfig.__dataclass_fields__) - set(SFTConfig.__dataclass_fields__)
+    sft = SFTTrainer(
+        make_model(),
+        args=SFTConfig(**{name: value for name, value in common.items() if name not in own}),
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=make_tokenizer(),
+    )
+    sft.train()
+    for name, weight in sft.model.state_dict().items():
+        torch.testing.assert_close(ours[name], weight, rtol=0, atol=0, msg=name)
+
+
+def test_weights_are_those_of_the_counts_in_the_data_set():
+    trainer = make_cot_trainer(COUNTED, sampler="none", per_device_train_batch_size=len(ROWS), max_steps=1)
+    trainer.train()
+    counts = [64] * len(ROWS), [row["num_correct"] for row in COUNTED]
+    expected, _ = posterior_weight(*counts, 16, trainer._counts.prior)
+    [step] = steps_of(trainer)
+    assert step["coverage_weight"] == pytest.approx(expected.mean(), abs=1e-6)
+    a, b = trainer._counts.prior
+    rates = (a + np.array(counts[1])) / (a + b + 64)
+    assert step["success_rate"] == pytest.approx(rates.mean(), abs=1e-6)
+    assert step["log_p"] == pytest.approx(np.log(rates).mean(), abs=1e-5)
+
+
+def test_the_authors_estimator():
+    trainer = make_cot_trainer(
+        COUNTED, sampler="none", estimator="plugin", per_device_train_batch_size=len(ROWS), max_steps=1
+    )
+    trainer.train()
+    p = np.array([row["num_correct"] for row in COUNTED[1:]]) / 64
+    naive = [1.0, *(16 * (1 - p) ** 15 * p / (1 - (1 - p) ** 16))]
+    assert steps_of(trainer)[0]["coverage_weight"] == pytest.approx(np.mean(naive), abs=1e-6)
+
+
+def test_rows_of_the_same_prompt_share_their_counts():
+    twice = [ROWS[0], {**ROWS[0], "completion": "other 2"}, ROWS[1]]
+    trainer = make_cot_trainer(twice, num_rationales=8, per_device_train_batch_size=3, max_steps=1)
+    trainer.train()
+    assert trainer._drawn.tolist() == [8, 0, 8]
+
+
+def test_counts_in_the_data_set_are_the_first_memory_of_a_sampler():
+    kwargs = dict(num_rationales=8, max_steps=1, per_device_train_batch_size=len(ROWS))
+    known = [{**row, "num_sampled": 1000, "num_correct": 900} for row in ROWS]
+    remembering, forgetting = make_cot_trainer(known, **kwargs), make_cot_trainer(known, count_memory=0.0, **kwargs)
+    for trainer in (remembering, forgetting):
+        trainer.train()
+    # Half of 900 in 1,000, and 8 of an untrained model, which gets none right.
+    assert steps_of(remembering)[0]["success_rate"] == pytest.approx(450 / 508, abs=0.01)
+    assert steps_of(forgetting)[0]["success_rate"] < 0.1
+
+
+def test_success_rates_are_those_of_the_model():
+    # Trained for a while, so that the rates are neither 0 nor 1; then the exact ones, by summing over rationales.
+    trainer = make_cot_trainer(num_train_epochs=12, num_attempts=1, num_rationales=8)
+    trainer.train()
+    model = trainer.model
+    measuring = make_cot_trainer(
+        model=model, num_rationales=512, weight_tolerance=0.0, learning_rate=0.0, max_steps=1,
+        per_device_train_batch_size=len(ROWS),
+    )  # fmt: skip
+    measuring.train()
+    rate = measuring._counts.num_correct / 512
+    assert 0.02 < rate.mean() < 0.98
+    again = make_cot_trainer(
+        model=model, num_rationales=512, weight_tolerance=0.0, learning_rate=0.0, max_steps=1,
+        per_device_train_batch_size=len(ROWS), seed=1,
+    )  # fmt: skip
+    again.train()
+    other = again._counts.num_correct / 512
+    error = np.sqrt((rate * (1 - rate) + other * (1 - other)) / 512 + 1e-6)
+    assert (np.abs(rate - other) < 5 * error).all() and (rate != other).any()
+
+
+# ------------------------------------------------------------------------- windows
+
+
+def count_windows(monkeypatch) -> list[list[int]]:
+    calls: list[list[int]] = []
+    draw = cot_trainer.draw_rationales
+
+    def counted(problems, *args, **kwargs):
+        calls.append(list(problems))
+        return draw(problems, *args, **kwargs)
+
+    monkeypatch.setattr(cot_trainer, "draw_rationales", counted)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("interval", "warmup", "windows"),
+    [("epoch", 0, [12, 12]), (1, 0, [4] * 6), (2, 0, [8, 4, 8, 4]), ("epoch", 2, [4, 12]), ("2", 3, [8, 4])],
+)
+def test_sampling_fires_once_a_window(monkeypatch, interval, warmup, windows):
+    calls = count_windows(monkeypatch)
+    trainer = make_cot_trainer(
+        sampling_interval=interval,
+        ce_warmup_steps=warmup,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+    )
+    trainer.train()
+    assert [len(call) for call in calls] == windows
+    assert trainer.state.global_step == 6
+    steps = steps_of(trainer)
+    assert [step["coverage_weight"] == 1 for step in steps[:warmup]] == [True] * warmup
+    assert all(step["coverage_weight"] < 1 for step in steps[warmup:])
+    sampled = [i for i, step in enumerate(steps) if "rationales" in step]
+    assert len(sampled) == len(windows)
+
+
+def test_an_epoch_is_not_sampled_beyond_the_last_step(monkeypatch):
+    calls = count_windows(monkeypatch)
+    make_cot_trainer(max_steps=2).train()
+    assert [len(call) for call in calls] == [8]
+
+
+def test_draws_never_repeat(monkeypatch):
+    trainer = make_cot_trainer(num_train_epochs=3, num_rationales=16, weight_tolerance=0.0)
+    requested: list[tuple[int, int]] = []
+    from dco_trl.sampling import TransformersSampler
+
+    sample = TransformersSampler.sample
+
+    def recorded(self, requests, params):
+        requested.extend((r.stream, r.first_index + i) for r in requests for i in range(r.num_samples))
+        return sample(self, requests, params)
+
+    monkeypatch.setattr(TransformersSampler, "sample", recorded)
+    trainer.train()
+    assert len(requested) == len(set(requested)) == trainer._drawn.sum() > 0
+
+
+def test_a_prompt_leaves_when_its_weight_is_known():
+    strict = make_cot_trainer(weight_tolerance=0.0, num_rationales=24, max_steps=3)
+    lax = make_cot_trainer(weight_tolerance=1.0, num_rationales=24, max_steps=3)
+    for trainer in (strict, lax):
+        trainer.train()
+    assert steps_of(strict)[0]["rationales"] == 24 and steps_of(strict)[0]["prompts_settled"] == 0
+    assert steps_of(lax)[0]["rationales"] == 8 and steps_of(lax)[0]["prompts_settled"] == 1
+
+
+def test_metrics_of_a_window():
+    trainer = make_cot_trainer(num_train_epochs=3, gradient_accumulation_steps=3)
+    trainer.train()
+    first, second, third = steps_of(trainer)
+    assert "training_seconds" not in first and second["training_seconds"] > 0
+    for step in (first, second, third):
+        assert step["sampling_seconds"] > 0 and step["rationale_tokens"] > 0
+        assert 0 < step["success_rate"] < 1 and 0 <= step["rationales_truncated"] <= 1
+        assert step["rationales_ungraded"] == 0
+        assert step["coverage_loss"] > 0 and step["log_p"] < 0
+
+
+# ------------------------------------------------------------------------- hard filter
+
+
+@pytest.mark.parametrize("estimator", ["posterior", "plugin"])
+def test_the_hard_filter_keeps_rows_at_most_so_easy_and_fills_the_batch(estimator):
+    trainer = make_cot_trainer(COUNTED, sampler="none", estimator=estimator, max_success_rate=0.3, num_train_epochs=1)
+    trainer.state.max_steps = 3
+    trainer._open_window(iter([{"example_id": torch.arange(4)}] * 3))
+    assert [len(batch) for batch in trainer._window] == [4, 4, 4]
+    rows = list(itertools.chain(*trainer._window))
+    hard = [i for i, row in enumerate(COUNTED) if row["num_correct"] / 64 <= 0.3]
+    assert set(rows) == set(hard)
+    assert max(rows.count(row) for row in hard) - min(rows.count(row) for row in hard) <= 1
+
+
+def test_the_hard_filter_trains_as_many_steps_as_without():
+    trainer = make_cot_trainer(max_success_rate=0.9, sampling_interval=1)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert all(0 < step["rows_kept"] <= 1 for step in steps_of(trainer))
+
+
+def test_nothing_hard_left_is_an_error():
+    easy = [{**row, "num_sampled": 1000, "num_correct": 999} for row in ROWS]
+    trainer = make_cot_trainer(easy, sampler="none", max_success_rate=0.5)
+    with pytest.raises(
+        RuntimeError, match="None of the 12 rows tried.*`max_success_rate=0.5`.*Raise it, leave it out"
+    ):
+        trainer.train()
+
+
+# ------------------------------------------------------------------------- targets
+
+SYMBOLS = ["<pad>", "<eos>", "a", "b", "c", "="]
+
+
+def enumerable_trainer(**overrides) -> CoTDCOTrainer:
+    """A model over six symbols whose rationales have at most two, so that all 43 can be summed over.
+
+    A rationale is right if it ends in "b".
+    """
+    tokenizer = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(SYMBOLS)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    torch.manual_seed(0)
+    return CoTDCOTrainer(
+        make_model(vocab_size=len(SYMBOLS), initializer_range=0.1, hidden_size=32),
+        args=CoTDCOConfig(**settings(max_rationale_tokens=3, loss_reduction="sequence", **overrides)),
+        train_dataset=Dataset.from_list([{"prompt": "a=", "completion": "cb", "answer": "b"}]),
+        grader=lambda completions, answer, **_: [float(text.endswith("b")) for text in completions],
+        processing_class=PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>"),
+    )
+
+
+def log_probability(model, completion: list[int]) -> torch.Tensor:
+    ids = torch.tensor([[2, 5, *completion]])
+    log_probs = model(ids).logits.log_softmax(-1)[0, 1:-1]
+    return log_probs.gather(-1, torch.tensor(completion)[:, None]).sum()
+
+
+def gradient(model, loss) -> torch.Tensor:
+    grads = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+    return torch.cat([grad.flatten() for grad in grads]).double()
+
+
+def window_gradient(trainer: CoTDCOTrainer, seed: int) -> torch.Tensor:
+    """The gradient of one window with draws of its own."""
+    trainer.args.seed, trainer.state.max_steps = seed, 1
+    trainer._counts.forget(0.0)
+    trainer._window.clear()
+    [batch], count = trainer.get_batch_samples(iter([{"example_id": torch.tensor([0])}]), 1, torch.device("cpu"))
+    trainer.model.train()
+    return gradient(trainer.model, trainer.compute_loss(trainer.model, batch, num_items_in_batch=count))
+
+
+@pytest.mark.parametrize("targets", ["sampled", "reference"])
+def test_the_expected_gradient_over_all_rationales(targets):
+    num_attempts, num_draws = 3, 150
+    trainer = enumerable_trainer(
+        targets=targets,
+        num_attempts=num_attempts,
+        estimator="plugin",  # with this many rationales, F at their share of correct ones is F at p
+        num_rationales=1024,
+        rationale_batch=1024,
+        sampler_kwargs={"batch_size": 1024},
+    )
+    model = trainer.model
+    right = [[*text, 3, 1] for length in (0, 1) for text in itertools.product(range(len(SYMBOLS)), repeat=length)]
+    right = [completion for completion in right if 1 not in completion[:-1]]
+    right.append([3, 0, 1])  # padding is not part of the text
+    p = torch.stack([log_probability(model, completion) for completion in right]).exp().sum()
+    assert 0.02 < p < 0.7
+    if targets == "sampled":
+        expected = gradient(model, -torch.log(1 - (1 - p) ** num_attempts))
+    else:
+        q = p.detach()
+        weight = num_attempts * q * (1 - q) ** (num_attempts - 1) / (1 - (1 - q) ** num_attempts)
+        expected = weight * gradient(model, -log_probability(model, [4, 3, 1]))
+    draws = torch.stack([window_gradient(trainer, seed) for seed in range(num_draws)])
+    # Along a few directions, the expected gradient's own among them.
+    directions = torch.cat([expected[None], torch.randn(20, len(expected), dtype=torch.float64)])
+    directions /= directions.norm(dim=1, keepdim=True)
+    along, wanted = draws @ directions.T, directions @ expected
+    error = along.std(0) / math.sqrt(num_draws) + 1e-6
+    assert ((along.mean(0) - wanted).abs() < 5 * error + 2e-3 * expected.norm()).all()
+    # The test can tell: the other kind of target has another gradient.
+    assert along.std(0).max() < expected.norm() * 5
+    assert float((along.mean(0)[0] - 1.2 * wanted[0]).abs()) > 5 * float(error[0]) + 2e-3 * float(expected.norm())
+
+
+def test_sampled_targets_are_the_models_own_correct_rationales():
+    trainer = make_cot_trainer(
+        num_train_epochs=20, targets="sampled", num_attempts=2, num_rationales=16, learning_rate=1e-2
+    )
+    trainer.train()
+    last = steps_of(trainer)[-3]
+    assert last["reference_targets"] < 1
+    rows = {int(trainer._problem_of[row]) for row in trainer._position_of}
+    tokenizer = trainer.processing_class
+    for problem, tokens in trainer._rationales.items():
+        assert problem in rows and tokens[-1] == tokenizer.eos_token_id
+        text = tokenizer.decode(tokens[:-1])
+        assert last_word([text], [ROWS[problem]["answer"]]) == [1.0]
+        target = trainer._sampled_target(problem)
+        assert target["input_ids"][-len(tokens) :] == tokens == target["labels"][-len(tokens) :]
+        assert tokenizer.decode(target["input_ids"][: -len(tokens)]) == ROWS[problem]["prompt"]
+
+
+def test_a_rationale_too_long_for_max_length_is_not_a_target():
+    trainer = make_cot_trainer(targets="sampled", max_length=12)
+    trainer._rationales = {0: [5] * 20}
+    assert trainer._sampled_target(0) is None
+
+
+# ------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampling_interval": "epoch"},
+        {"sampling_interval": 2, "targets": "sampled", "num_attempts": 2},
+        {"sampling_interval": 2, "max_success_rate": 0.9},
+        {"sampling_interval": 4, "ce_warmup_steps": 3, "gradient_accumulation_steps": 2},
+    ],
+    ids=["epoch", "sampled targets", "hard filter", "warm-up"],
+)
+def test_resumed_is_never_stopped(tmp_path, options):
+    kwargs = dict(num_train_epochs=4, per_device_train_batch_size=2, lr_scheduler_type="constant", **options)
+    straight = weights_after(make_cot_trainer(**kwargs))
+    saving = dict(output_dir=str(tmp_path), save_strategy="steps", save_steps=5)
+    stopped = make_cot_trainer(**kwargs, **saving)
+    stopped.args.max_steps = 5
+    # The window must be what it would have been, so the run only ends early, it does not know that it will.
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 5:
+                control.should_save = control.should_training_stop = True
+
+    stopped.args.max_steps = -1
+    stopped.add_callback(Stop())
+    stopped.train()
+    resumed = make_cot_trainer(**kwargs, **saving)
+    weights = weights_after(resumed, resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    for name, weight in straight.items():
+        torch.testing.assert_close(weights[name], weight, rtol=0, atol=0, msg=name)
+
+
+def test_a_checkpoint_without_counts_is_refused(tmp_path):
+    saving = dict(output_dir=str(tmp_path), save_strategy="steps", save_steps=1, max_steps=1)
+    make_cot_trainer(**saving).train()
+    (tmp_path / "checkpoint-1" / cot_trainer.STATE_NAME).unlink()
+    with pytest.raises(FileNotFoundError, match="has no cot_state.json.*pass the folder as `model`"):
+        make_cot_trainer(**saving).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_a_checkpoint_of_more_processes_is_refused(tmp_path):
+    import json
+
+    saving = dict(output_dir=str(tmp_path), save_strategy="steps", save_steps=1, max_steps=1)
+    make_cot_trainer(**saving).train()
+    path = tmp_path / "checkpoint-1" / cot_trainer.STATE_NAME
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({**state, "processes": state["processes"] * 2}))
+    with pytest.raises(ValueError, match="made by 2 processes, and there are 1.*Resume with as many"):
+        make_cot_trainer(**saving).train(resume_from_checkpoint=str(path.parent))
+
+
+# ------------------------------------------------------------------------- evaluation
+
+
+def test_evaluation_is_that_of_the_reference_rationale():
+    trainer = make_cot_trainer(trainer_kwargs={"eval_dataset": Dataset.from_list(ROWS)}, max_steps=1)
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] > 0 and not any("coverage@" in name for name in metrics)
+    with_k = make_cot_trainer(trainer_kwargs={"eval_dataset": Dataset.from_list(ROWS)}, coverage_at=[1])
+    assert 0 < with_k.evaluate()["eval_coverage@1"] < 1
+
+
+# ------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"num_rationales": 0}, "`num_rationales` must be an integer of at least 1, got 0"),
+        ({"rationale_batch": 2.0}, "`rationale_batch` must be an integer of at least 1, got 2.0"),
+        ({"max_rationale_tokens": 0}, "`max_rationale_tokens` must be an integer of at least 1, got 0"),
+        ({"ce_warmup_steps": -1}, "`ce_warmup_steps` must be an integer of at least 0, got -1"),
+        ({"sampling_interval": 0}, "`sampling_interval` must be 'epoch' or a number.*got 0"),
+        ({"sampling_interval": "often"}, "`sampling_interval` must be 'epoch' or a number.*got 'often'"),
+        ({"sampling_interval": "1.5"}, "`sampling_interval` must be 'epoch' or a number.*got '1.5'"),
+        ({"weight_tolerance": float("nan")}, "`weight_tolerance` is a standard deviation.*got nan"),
+        ({"count_memory": 1.5}, "`count_memory` must be from 0 to 1, got 1.5"),
+        ({"max_success_rate": 0.0}, "`max_success_rate` must be above 0.*got 0.0.*The authors use 0.1"),
+        ({"estimator": "mean"}, r"`estimator` must be one of \('posterior', 'plugin'\), got 'mean'"),
+        ({"targets": "own"}, r"`targets` must be one of \('reference', 'sampled'\), got 'own'"),
+        ({"sampler": "vlm"}, "`sampler` must be one of .*got 'vlm'"),
+        ({"targets": "sampled", "sampler": "none"}, "`targets='sampled'`.*`sampler='none'` samples none"),
+        ({"packing": True}, "`packing` merges rows.*Use `padding_free=True`"),
+        ({"sampler": "server"}, "`sampler='server'` needs the endpoint's address.*base_url"),
+    ],
+)
+def test_refused_setting(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        CoTDCOConfig(**settings(**overrides))
+
+
+@pytest.mark.parametrize(
+    ("rows", "overrides", "message"),
+    [
+        ([{"prompt": "1+1=", "completion": "2"}], {}, "columns .* and no `answer`, which sampled rationales are"),
+        ([*ROWS, {**ROWS[0], "answer": " "}], {}, "1 of 13 rows.*no reference `answer` .first: row 12.*filter"),
+        ([*ROWS, {**ROWS[0], "answer": None}], {}, "1 of 13 rows.*no reference `answer`"),
+        (ROWS, {"sampler": "none"}, "no `num_sampled` and `num_correct`.*dco-trl estimate"),
+        (
+            [{**ROWS[0], "num_sampled": 4, "num_correct": 5}],
+            {"sampler": "none"},
+            "1 of 1 rows.*impossible counts .first: row 0, `num_sampled=4`, `num_correct=5`",
+        ),
+        ([{**ROWS[0], "num_sampled": 0, "num_correct": 0}], {"sampler": "none"}, "at least one sample"),
+        ([{**ROWS[0], "example_id": 7}], {}, "has a column `example_id`, which the trainer adds. Rename it"),
+    ],
+)
+def test_refused_data(rows, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        make_cot_trainer(rows, **overrides)
+
+
+def test_refused_arguments():
+    from datasets import IterableDataset
+
+    stream = IterableDataset.from_generator(lambda: iter(ROWS))
+    with pytest.raises(TypeError, match="`train_dataset` must be a `Dataset`, got `IterableDataset`.*need a number"):
+        CoTDCOTrainer(make_model(), args=CoTDCOConfig(**settings()), train_dataset=stream)
+    with pytest.raises(TypeError, match="`args` must be a `CoTDCOConfig`, got `NoneType`"):
+        CoTDCOTrainer(make_model(), train_dataset=Dataset.from_list(ROWS))
+    with pytest.raises(ValueError, match="`data_collator` is TRL's own here"):
+        make_cot_trainer(trainer_kwargs={"data_collator": lambda rows: rows})
+    with pytest.raises(ValueError, match="`sampler='server'` can be given LoRA adapters.*Train with LoRA"):
+        make_cot_trainer(sampler="server", sampler_kwargs={"base_url": "http://127.0.0.1:9/v1"})
+    with pytest.raises(GraderError, match="grader 'maths' is not known"):
+        make_cot_trainer(grader="maths")
+
+
+@pytest.mark.parametrize(
+    ("grader", "message"),
+    [
+        (lambda completions, **_: 1 / 0, "raised ZeroDivisionError"),
+        (lambda completions, **_: [math.nan] * len(completions), "returned NaN"),
+        (lambda completions, **_: [1.0], "one score a completion"),
+    ],
+    ids=["raises", "NaN", "wrong length"],
+)
+def test_a_grader_that_fails_stops_training(grader, message):
+    with pytest.raises(GraderError, match=message):
+        make_cot_trainer(grader=grader, max_steps=1).train()
+
+
+@pytest.mark.parametrize("estimator", ["posterior", "plugin"])
+def test_rationales_that_cannot_be_judged_do_not_count(estimator):
+    trainer = make_cot_trainer(grader=lambda completions, **_: [None] * len(completions), estimator=estimator)
+    # Cut-off rationales are wrong without being judged; here there are none.
+    trainer.args.max_rationale_tokens = 200
+    trainer.args.max_steps = 1
+    trainer.train()
+    [step] = steps_of(trainer)
+    assert step["rationales_ungraded"] > 0.5
+    if estimator == "plugin":
+        assert step["coverage_weight"] > 0.9  # no opinion: cross-entropy
+
+
+def test_all_rationales_cut_off_is_said(caplog):
+    trained = make_cot_trainer(num_train_epochs=10, num_attempts=1, num_rationales=1)
+    trained.train()  # so that it does not end a completion at its first token
+    with caplog.at_level(logging.WARNING):
+        trainer = make_cot_trainer(model=trained.model, max_rationale_tokens=2, max_steps=1)
+        trainer.train()
+    assert steps_of(trainer)[0]["rationales_truncated"] == 1
+    assert "All 64 rationales sampled at step 0 were cut off at `max_rationale_tokens=2`" in caplog.text
+    assert "raise `ce_warmup_steps`" in caplog.text
+
+
+def test_missing_samples_are_an_error(monkeypatch):
+    from dco_trl.sampling import TransformersSampler
+
+    monkeypatch.setattr(TransformersSampler, "sample", lambda self, requests, params: [[] for _ in requests])
+    with pytest.raises(RuntimeError, match="returned 0 rationales for 4 prompts and not the 8 for each.*resumed"):
+        make_cot_trainer(max_steps=1).train()
+
+
+def test_an_idle_method_is_said(caplog):
+    with caplog.at_level(logging.WARNING):
+        make_cot_trainer(grader=lambda completions, **_: [0.0] * len(completions), num_rationales=64).train()
+    said = [record for record in caplog.records if "DCO is cross-entropy at step" in record.message]
+    assert len(said) == 1 and "mean success rate" in said[0].message
+
+
+def test_what_was_saved_for_the_sampler_is_removed():
+    trainer = make_cot_trainer(max_steps=1)
+    trainer.train()
+    assert not Path(trainer.args.output_dir, "sampler").exists()
