@@ -11,10 +11,12 @@ import torch
 from tiny_models import save_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dco_trl import CoTDCOConfig
 from dco_trl.cli.train import parse
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
+RECIPES = sorted(path for path in (EXAMPLES / "recipes").glob("*.yaml") if "cot" not in path.stem)
+COT_RECIPES = sorted(path for path in (EXAMPLES / "recipes").glob("*.yaml") if "cot" in path.stem)
 PROBLEMS = [
     {"id": "a", "problem": " What is 2+2? ", "answer": "4", "solution": "count"},
     {"id": "b", "problem": "What is 20+22?", "answer": " 42 ", "solution": "count"},
@@ -152,3 +154,57 @@ def test_dco_script_from_the_shell():
     done = subprocess.run([*script, "--use_cpu", "--num_atempts", "1"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "unknown argument: `num_atempts`" in done.stderr
+
+
+# ------------------------------------------------------------- dco_cot.py, recipes
+
+WORDS = [
+    {"problem": " What is 2+2? ", "solution": "2+2 is <<2+2=4>>4.", "answer": "4"},
+    {"question": "What is 1000+1?", "answer": "Add: <<1000+1=1001>>1001.\n#### 1,001"},
+]
+
+
+def test_gsm8k_rows(here, monkeypatch, capsys):
+    for i, row in enumerate(WORDS):
+        Path("one.jsonl").write_text(json.dumps(row) + "\n")
+        run("prepare_gsm8k", monkeypatch, "--dataset", "one.jsonl", "--output", f"data/{i}.jsonl")
+    assert rows_of("data/0.jsonl") == [
+        {"prompt": "Question: What is 2+2?\nAnswer:", "completion": " 2+2 is 4.\n#### 4", "answer": "4"}
+    ]
+    assert rows_of("data/1.jsonl")[0]["completion"] == " Add: 1001.\n#### 1,001"
+    assert rows_of("data/1.jsonl")[0]["answer"] == "1001"
+    assert "1 problems written to data/1.jsonl" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run("prepare_gsm8k", monkeypatch, "--dataset", "nosuch.jsonl", "--output", "x.jsonl")
+    assert "there is no file nosuch.jsonl" in capsys.readouterr().err
+
+
+def test_there_are_cot_recipes():
+    names = ["qwen2.5-1.5b-gsm8k-cot-lora.yaml", "smollm2-135m-gsm8k-cot-smoke.yaml"]
+    assert [path.name for path in COT_RECIPES] == names
+
+
+@pytest.mark.parametrize("recipe", COT_RECIPES, ids=lambda path: path.stem)
+def test_cot_recipe_trains(here, monkeypatch, recipe):
+    """Every key is known, and the recipe runs: on a tiny model and data, sampled with Transformers."""
+    save_checkpoint("MODEL", initializer_range=0.2)
+    script_args, args, *_ = parse(["--config", str(recipe), "--use_cpu", "true"], CoTDCOConfig)
+    assert (script_args.grader, args.num_attempts, args.sampler) == ("math", 64, "vllm")
+    Path("words.jsonl").write_text(json.dumps(WORDS[0]) + "\n")
+    run("prepare_gsm8k", monkeypatch, "--dataset", "words.jsonl", "--output", script_args.dataset_name)
+    arguments = ["--model_name_or_path", "MODEL", "--use_cpu", "true", "--max_steps", "2", "--output_dir", "out"]
+    arguments += ["--sampler", "transformers", "--sampler_kwargs", '{"batch_size": 16}', "--ce_warmup_steps", "1"]
+    arguments += ["--max_rationale_tokens", "8", "--num_rationales", "8", "--max_length", "128"]
+    assert main_of("dco_cot")(["--config", str(recipe), *arguments], CoTDCOConfig) == 0
+    assert Path("out/adapter_model.safetensors").is_file()
+    assert not Path("out/sampler").exists()
+
+
+def test_a_grader_that_is_not_there_is_one_message(here, monkeypatch, capsys):
+    save_checkpoint("MODEL")
+    Path("words.jsonl").write_text(json.dumps(WORDS[0]) + "\n")
+    run("prepare_gsm8k", monkeypatch, "--dataset", "words.jsonl", "--output", "train.jsonl")
+    arguments = ["--model_name_or_path", "MODEL", "--dataset_name", "train.jsonl", "--eval_strategy", "no"]
+    arguments += ["--use_cpu", "true", "--bf16", "false", "--output_dir", "out", "--grader", "maths"]
+    assert main_of("dco_cot")(arguments, CoTDCOConfig) == 2
+    assert "grader 'maths' is not known" in capsys.readouterr().err

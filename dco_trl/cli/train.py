@@ -23,11 +23,12 @@ from trl import (
 )
 from yaml import YAMLError
 
-from ..trainer import DCOConfig, DCOTrainer
+from ..grading import GraderError
+from ..trainer import CoTDCOConfig, CoTDCOTrainer, DCOConfig, DCOTrainer
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 # What a user's mistake raises, in TRL and below it, before the first step.
-_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, DatasetsError, YAMLError)
+_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, DatasetsError, YAMLError, GraderError)
 
 _DESCRIPTION = """\
 Fine-tune a language model with Direct Coverage Optimization. Every argument of `trl sft` works (TRL's SFTConfig,
@@ -56,9 +57,22 @@ class DCOScriptArguments(ScriptArguments):
     )
 
 
-def make_parser(prog: str = "dco-trl train") -> TrlParser:
-    """TRL's parser over the arguments of `trl sft`, with `DCOConfig` for `SFTConfig`."""
-    dataclass_types: Any = (DCOScriptArguments, DCOConfig, ModelConfig, DatasetMixtureConfig)
+@dataclass
+class CoTDCOScriptArguments(DCOScriptArguments):
+    """And what grades sampled rationales."""
+
+    grader: str = field(
+        default="math",
+        metadata={
+            "help": "'math', 'exact', or 'package.module:function' with the signature of a TRL reward function."
+        },
+    )
+
+
+def make_parser(config_class: type[DCOConfig] = DCOConfig, prog: str = "dco-trl train") -> TrlParser:
+    """TRL's parser over the arguments of `trl sft`, with `DCOConfig` or `CoTDCOConfig` for `SFTConfig`."""
+    script_class = CoTDCOScriptArguments if issubclass(config_class, CoTDCOConfig) else DCOScriptArguments
+    dataclass_types: Any = (script_class, config_class, ModelConfig, DatasetMixtureConfig)
     return TrlParser(
         dataclass_types,
         prog=prog,
@@ -70,13 +84,15 @@ def make_parser(prog: str = "dco-trl train") -> TrlParser:
     )
 
 
-def parse(argv: list[str]) -> tuple[DCOScriptArguments, DCOConfig, ModelConfig, DatasetMixtureConfig]:
+def parse(
+    argv: list[str], config_class: type[DCOConfig] = DCOConfig
+) -> tuple[DCOScriptArguments, DCOConfig, ModelConfig, DatasetMixtureConfig]:
     """Parse flags and `--config FILE`; unknown flags and unknown keys are errors.
 
     Raises:
         ValueError: An unknown key or flag, or a value out of its range.
     """
-    parser = make_parser()
+    parser = make_parser(config_class)
     parsed: Any = parser.parse_args_and_config(argv, return_remaining_strings=True, separate_remaining_strings=True)
     *arguments, from_config, from_flags = parsed
     known = [action.dest for action in parser._actions]
@@ -164,14 +180,19 @@ def make_trainer(
         "dtype": model_args.dtype,
         **(given or {}),
     }
+    trainer_class: type[DCOTrainer] = DCOTrainer
+    further: dict[str, Any] = {}
+    if isinstance(script_args, CoTDCOScriptArguments):
+        trainer_class, further = CoTDCOTrainer, {"grader": script_args.grader}
     try:
-        return DCOTrainer(
+        return trainer_class(
             model=model_args.model_name_or_path,
             args=training_args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
+            **further,
         )
     except OSError as error:  # transformers does not always say which model it did not find
         raise OSError(f"cannot load `model_name_or_path={model_args.model_name_or_path}`: {error}") from error
@@ -193,11 +214,11 @@ def _checkpoint(training_args: DCOConfig) -> str | None:
     return asked
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], config_class: type[DCOConfig] = DCOConfig) -> int:
     """Train, save, and push to the hub if asked to; return the exit status."""
     debug = False
     try:
-        arguments = parse(argv)
+        arguments = parse(argv, config_class)
         training_args = arguments[1]
         debug = training_args.log_level == "debug"
         trainer = make_trainer(*arguments)
