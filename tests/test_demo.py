@@ -31,11 +31,11 @@ K = [4**i for i in range(8)]
 
 def test_held_out_problems_are_not_trained_on_in_either_order():
     train, held_out = task.make_problems(seed=0)
-    assert (len(train), len(held_out)) == (2000, 500)
+    assert (len(train), len(held_out)) == (1500, 500)
     factors = [[tuple(map(int, row.rstrip("=").split("*"))) for row in part["prompt"]] for part in (train, held_out)]
     unordered = [{tuple(sorted(pair)) for pair in part} for part in factors]
     assert not unordered[0] & unordered[1]
-    assert len(set(factors[0])) == 2000 and len(unordered[1]) == 500  # no repeats within a part
+    assert len(set(factors[0])) == 1500 and len(unordered[1]) == 500  # no repeats within a part
     for part, pairs in zip((train, held_out), factors, strict=True):
         assert part["completion"] == [str(a * b) for a, b in pairs]
         assert all(10 <= factor <= 99 for pair in pairs for factor in pair)

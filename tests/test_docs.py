@@ -16,6 +16,8 @@ EXAMPLES = [
     "dco_trl.segments",
     "dco_trl.theory",
     "dco_trl.trainer.dco_config",
+    "dco_trl.trainer.cot_config",
+    "dco_trl.success",
     "dco_trl.evaluation.pass_at_k",
     "dco_trl.evaluation.intervals",
     "dco_trl.evaluation.majority_vote",

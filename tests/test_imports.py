@@ -18,6 +18,7 @@ def loaded_after(statement: str) -> set[str]:
         ("import dco_trl.coverage", {"trl", "vllm", "transformers", "datasets"}),
         ("import dco_trl.segments", {"trl", "vllm", "transformers", "datasets"}),
         ("import dco_trl.theory", {"torch", "scipy", "trl", "transformers", "matplotlib"}),
+        ("import dco_trl.success", {"torch", "trl", "transformers", "matplotlib"}),
         ("import dco_trl.evaluation", {"torch", "trl", "vllm", "transformers", "matplotlib", "plotly"}),
         ("import dco_trl.cli", {"torch", "trl", "vllm", "transformers"}),
         ("from dco_trl import DCOTrainer", {"vllm", "matplotlib", "plotly"}),

@@ -83,7 +83,8 @@ class DCOTrainer(SFTTrainer):
 
     Relations:
         Prefer `SFTTrainer` where the model will be sampled once. On a long chain of thought p is so small that every
-        weight is 1 and this trainer is cross-entropy; it says so.
+        weight is 1 and this trainer is cross-entropy (it says so): use
+        [`CoTDCOTrainer`][dco_trl.trainer.CoTDCOTrainer].
     """
 
     _tag_names = ["trl", "dco"]
@@ -283,8 +284,8 @@ class DCOTrainer(SFTTrainer):
                 f"{weight / count:.3f}. The mean log p of an answer is {log_p / count:.1f} nats, and with "
                 f"`num_attempts={self.args.num_attempts}` weights only fall below 0.9 where log p is above "
                 f"{threshold:.1f}. On short answers this passes as the model learns. On long completions, a chain of "
-                "thought for example, it does not: p must then be estimated from sampled rationales (the paper's "
-                "chain-of-thought variant), or the final answer trained alone."
+                "thought for example, it does not: use `CoTDCOTrainer`, which estimates p from sampled rationales, or "
+                "train the final answer alone."
             )
 
     # ------------------------------------------------------------ contract
