@@ -1,0 +1,26 @@
+"""Train the CoT trainer under each of some settings, and let the main process write what came out.
+
+Started by `test_cot_distributed.py`, once for each number of processes.
+"""
+
+import json
+import sys
+
+import torch
+from cot import make_cot_trainer, steps_of
+
+results = []
+for settings in json.loads(sys.argv[1]):
+    trainer = make_cot_trainer(**settings)
+    trainer.train()
+    results.append(
+        {
+            "steps": steps_of(trainer),
+            "counts": (trainer._counts.num_sampled, trainer._counts.num_correct, trainer._drawn),
+            "prior": trainer._counts.prior,
+            "weights": trainer.accelerator.unwrap_model(trainer.model).state_dict(),
+        }
+    )
+    trainer.accelerator.wait_for_everyone()
+if trainer.accelerator.is_main_process:
+    torch.save(results, sys.argv[2])

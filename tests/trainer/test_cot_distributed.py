@@ -1,0 +1,59 @@
+"""Two processes, each sampling its own prompts, give the weights of one: gloo, on a CPU."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+RUNS = {
+    "epoch": {"sampling_interval": "epoch", "ce_warmup_steps": 1},
+    "two steps, sampled targets": {"sampling_interval": 2, "targets": "sampled"},
+}
+
+
+def launch(num_processes: int, folder: Path) -> dict[str, dict]:
+    sizes = {"per_device_train_batch_size": 4 // num_processes, "learning_rate": 1e-3}
+    settings = json.dumps([{**run, **sizes} for run in RUNS.values()])
+    command = [sys.executable, str(HERE / "cot_distributed_run.py"), settings, str(folder / f"{num_processes}.pt")]
+    if num_processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", f"--master_port={port}"]
+        command[1:1] = torchrun
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(zip(RUNS, torch.load(folder / f"{num_processes}.pt", weights_only=False), strict=True))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cot-distributed")
+    return launch(1, folder), launch(2, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_are_one(results, name):
+    one, two = results[0][name], results[1][name]
+    # The first window is sampled from the same weights, with the same draws: the same counts.
+    first = next(step for step in one["steps"] if "rationales" in step)
+    theirs = next(step for step in two["steps"] if "rationales" in step)
+    for key in ("rationales", "rationale_tokens", "success_rate", "rationales_truncated"):
+        assert theirs[key] == pytest.approx(first[key], rel=1e-6), key
+    for ours, others in zip(two["steps"], one["steps"], strict=True):
+        keys = ("loss", "coverage_weight", "log_p")
+        assert {k: ours[k] for k in keys} == pytest.approx({k: others[k] for k in keys}, rel=5e-3, abs=1e-4)
+    np.testing.assert_allclose(two["prior"], one["prior"], rtol=1e-3)
+    for ours, others in zip(two["counts"], one["counts"], strict=True):
+        np.testing.assert_allclose(ours, others)
+    for weight_name, weight in one["weights"].items():
+        torch.testing.assert_close(two["weights"][weight_name], weight, rtol=1e-3, atol=5e-4, msg=weight_name)
