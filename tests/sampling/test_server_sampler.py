@@ -371,3 +371,72 @@ class TestWithVLLM:
         identity = sampler.identity()
         assert identity["base_url"] == vllm_server
         assert identity["vllm_version"] == vllm.__version__
+
+    def test_the_cot_trainer_gives_it_the_adapter_in_training(self, vllm_server, checkpoint, monkeypatch, tmp_path):
+        from datasets import Dataset
+        from peft import LoraConfig
+
+        from dco_trl import CoTDCOConfig, CoTDCOTrainer
+        from dco_trl.trainer import cot_trainer
+
+        p_values: list[float] = []
+        draw_rationales = cot_trainer.draw_rationales
+
+        def watched(problems, row_of, counts, drawn, sampler, *rest, **options):
+            model = trainer.model.eval()
+            ids = ids_of(draw(sampler, 1500, seed=len(p_values)))
+            p_values.append(chi_squared(ids, answer_probabilities(model, PROMPT_IDS, END_IDS, 2)))
+            models.append(answer_probabilities(model, PROMPT_IDS, END_IDS, 2))
+            assert chi_squared(ids, models[0]) < 1e-6 or len(models) == 1
+            model.train()
+            return draw_rationales(problems, row_of, counts, drawn, sampler, *rest, **options)
+
+        models: list[dict] = []
+        monkeypatch.setattr(cot_trainer, "draw_rationales", watched)
+        args = CoTDCOConfig(
+            output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", save_strategy="no",
+            disable_tqdm=True, gradient_checkpointing=False, max_steps=4, sampling_interval=1, ce_warmup_steps=0,
+            learning_rate=0.05, num_rationales=8, max_rationale_tokens=6, model_init_kwargs={"dtype": "float32"},
+            sampler="server", sampler_kwargs={"base_url": vllm_server, "model": "tiny"},
+        )  # fmt: skip
+        rows = [{"prompt": PROMPT, "completion": " d", "answer": "d"}] * 8
+        trainer = CoTDCOTrainer(
+            str(checkpoint),
+            args=args,
+            train_dataset=Dataset.from_list(rows),
+            grader="exact",
+            peft_config=LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"]),
+        )
+        trainer.train()
+        assert len(p_values) == 4 and min(p_values) > 1e-3
+        assert self.served(vllm_server) == {"tiny"}
+        assert not (tmp_path / "sampler").exists()
+
+
+def test_an_endpoint_that_is_down_stops_cot_training(checkpoint, tmp_path):
+    from datasets import Dataset
+    from peft import LoraConfig
+
+    from dco_trl import CoTDCOConfig, CoTDCOTrainer
+
+    trainer = CoTDCOTrainer(
+        str(checkpoint),
+        args=CoTDCOConfig(
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            disable_tqdm=True,
+            max_steps=1,
+            ce_warmup_steps=0,
+            gradient_checkpointing=False,
+            sampler="server",
+            max_rationale_tokens=6,
+            sampler_kwargs={"base_url": "http://127.0.0.1:9/v1", "max_retries": 0},
+        ),  # fmt: skip
+        train_dataset=Dataset.from_list([{"prompt": PROMPT, "completion": " d", "answer": "d"}]),
+        grader="exact",
+        peft_config=LoraConfig(r=4, target_modules=["q_proj"]),
+    )
+    with pytest.raises(EndpointError, match="127.0.0.1:9"):
+        trainer.train()
