@@ -6,6 +6,7 @@ from importlib import import_module
 COMMANDS = {
     "demo": "reproduce the paper's Table 1 at small scale, on this machine, in minutes",
     "train": "fine-tune with DCO: every argument of `trl sft`, and DCO's own",
+    "estimate": "count right and wrong samples of a training data set, for CoTDCOTrainer with sampler='none'",
     "coverage": "exact pass@k of short reference answers, from teacher-forced probabilities, no sampling",
     "eval": "sample, grade and report in one go",
     "sample": "draw samples into a run folder; resumable",

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -131,19 +132,36 @@ def load_problems(config: DatasetConfig, answer_column: str | None = None) -> li
     Returns:
         Problems.
     """
-    from ..evaluation import read_problems
+    return load_rows_and_problems(config, answer_column)[1]
 
-    return read_problems(
-        config.dataset,
-        split=config.split,
-        config=config.dataset_config,
+
+def load_rows_and_problems(config: DatasetConfig, answer_column: str | None = None) -> tuple[list[dict], list]:
+    """Read the rows that a command line names, and the problem in each.
+
+    Args:
+        config: The command line's.
+        answer_column: In place of the config's.
+
+    Returns:
+        The rows with all of their columns, and as many problems in the same order.
+    """
+    from ..evaluation import problems_from_rows
+    from ..evaluation.data import read_rows
+
+    source = read_rows(config.dataset, split=config.split, config=config.dataset_config)
+    # Not the whole of a large data set for a few rows; a number below 1 is refused below.
+    rows: list = list(source if config.num_problems is None else islice(source, max(config.num_problems, 0)))
+    problems = problems_from_rows(
+        rows,
         num_problems=config.num_problems,
         prompt_column=config.prompt_column,
         answer_column=answer_column or config.answer_column or "answer",
         id_column=config.id_column,
         prompt_template=unescape(config.prompt_template),
         chat=config.chat,
+        name=config.dataset,
     )
+    return rows, problems
 
 
 def unescape(template: str | None) -> str | None:

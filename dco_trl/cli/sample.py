@@ -50,13 +50,14 @@ def main(argv: list[str]) -> int:
     return status("sample", lambda: print(sample(data, model, sampling)))
 
 
-def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig) -> Any:
+def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, problems: list | None = None) -> Any:
     """Do what the command does.
 
     Args:
         data: The problems.
         model: The model.
         sampling: How to sample.
+        problems: Those of `data`, if they have been read before.
 
     Returns:
         A `SamplingSummary`.
@@ -84,7 +85,7 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig) ->
         options["dtype"] = model.dtype
     if sampling.sampler == "transformers":
         options.setdefault("batch_size", model.batch_size)
-    problems = load_problems(data)
+    problems = load_problems(data) if problems is None else problems
     print(f"{len(problems):,} problems × {sampling.num_samples:,} samples", file=sys.stderr)
     with naming(model.model):
         sampler = make_sampler(

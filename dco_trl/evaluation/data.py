@@ -88,9 +88,8 @@ def read_problems(
     Relations:
         [`problems_from_rows`][dco_trl.evaluation.problems_from_rows] does the same for rows that are in memory.
     """
-    rows = _read_rows(str(source), split, config, num_problems)
     return problems_from_rows(
-        rows,
+        read_rows(source, split=split, config=config),
         num_problems=num_problems,
         prompt_column=prompt_column,
         answer_column=answer_column,
@@ -215,8 +214,21 @@ def fingerprint(problems: Sequence[Problem]) -> str:
     return digest.hexdigest()
 
 
-def _read_rows(source: str, split: str, config: str | None, num_problems: int | None) -> Iterable[Mapping[str, Any]]:
-    path = Path(source)
+def read_rows(source: str | Path, *, split: str = "test", config: str | None = None) -> Iterable[Mapping[str, Any]]:
+    """Read rows as they are, from what [`read_problems`][dco_trl.evaluation.read_problems] reads problems from.
+
+    Args:
+        source: See there.
+        split: See there.
+        config: See there.
+
+    Returns:
+        The rows in order, unchecked.
+
+    Raises:
+        DataError: The source cannot be read.
+    """
+    path, source = Path(source), str(source)
     kind = path.suffix.lower()
     if path.is_dir() or (kind not in FILE_TYPES and not path.exists()):
         return _load_with_datasets(path, source, split, config)

@@ -47,6 +47,8 @@ class ProblemResult:
         num_truncated: Those cut off at the token limit.
         answers: Distinct answers, the most frequent first.
         examples: (sample_index, raw text, correct) of a few samples, right and wrong.
+        num_ungraded: Samples, not cut off, that the grader could not judge.
+        num_truncated_correct: Samples accepted although they were cut off.
     """
 
     problem_id: str
@@ -57,6 +59,8 @@ class ProblemResult:
     num_truncated: int
     answers: tuple[AnswerCount, ...]
     examples: tuple[tuple[int, str, bool], ...]
+    num_ungraded: int = 0
+    num_truncated_correct: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.num_samples = self.num_correct = self.num_truncated = 0
+        self.num_ungraded = self.num_truncated_correct = 0
         self.answers: Counter[tuple[str, bool, str]] = Counter()
         self.examples: dict[bool, list[tuple[int, str, bool]]] = {True: [], False: []}
 
@@ -155,6 +160,8 @@ class _Tally:
             self.num_truncated,
             tuple(AnswerCount(answer, count, correct, status) for (answer, correct, status), count in answers),
             tuple(sorted(self.examples[True] + self.examples[False])),
+            self.num_ungraded,
+            self.num_truncated_correct,
         )
 
 
@@ -185,7 +192,10 @@ def _count_part(store: RunStore, part: Path, graded: Path, tallies: dict[str, _T
             answer = _shortened(answers[row] or "")
             tally.num_samples += 1
             tally.num_correct += correct
-            tally.num_truncated += finish[row] == "length"
+            is_truncated = finish[row] == "length"
+            tally.num_truncated += is_truncated
+            tally.num_ungraded += scores[row] is None and not is_truncated
+            tally.num_truncated_correct += correct and is_truncated
             tally.answers[seen.setdefault(answer, answer), correct, statuses[row]] += 1
             if len(wanted[correct]) + len(tally.examples[correct]) < EXAMPLES:
                 wanted[correct].append((index, row))
