@@ -368,6 +368,8 @@ class _StopStrings(StoppingCriteria):
         length = input_ids.shape[1] - self.prompt_width
         self.done |= torch.isin(input_ids[:, -1], self.end_ids)
         open_rows = (~self.done).nonzero().flatten().tolist()
+        if not open_rows:
+            return self.lengths > 0
         tails = input_ids[open_rows, max(self.prompt_width, input_ids.shape[1] - self.tail) :].tolist()
         texts = self.tokenizer.batch_decode(tails, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         for row, text in zip(open_rows, texts, strict=True):

@@ -147,6 +147,12 @@ class TestEnds:
         )
         assert trainer.train_dataset[0]["input_ids"][-1] == sampler.end_ids[0] == 1
 
+    def test_a_batch_that_ends_by_end_of_sequence_alone_needs_no_stop_string(self, sampler):
+        for index in range(20):  # one sample a batch: sooner or later it ends by its end of sequence
+            [alone] = draw(sampler, 1, first_index=index, max_tokens=12, stop=("no such word",))
+            [free] = draw(sampler, 1, first_index=index, max_tokens=12)
+            assert alone == free
+
     @pytest.mark.parametrize("stop", [("e",), ("d a", "f"), ("e d",)])
     def test_stop_strings_cut_the_same_draws_short(self, sampler, stop):
         free, stopped = draw(sampler, 400, max_tokens=12), draw(sampler, 400, max_tokens=12, stop=stop)
