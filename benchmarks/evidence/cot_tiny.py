@@ -1,0 +1,209 @@
+"""Chain of thought at tiny scale: cross-entropy, DCO on reference rationales, DCO on sampled ones.
+
+Products of two-digit numbers by the distributive law, in four equivalent forms: either factor may be split, and either
+part may come first. A tiny Llama, made on the spot, learns one form a problem; sampled rationales take any.
+
+    python benchmarks/evidence/cot_tiny.py --output docs/results/cot-tiny.json --seeds 3
+
+Measured on held-out problems by sampling, with intervals over problems. Finished runs are kept in the output file and
+not run again, so the command can be stopped and repeated.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
+
+from dco_trl import CoTDCOConfig, CoTDCOTrainer
+from dco_trl.evaluation import pass_at_k_curve
+from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler
+
+VOCABULARY = ["<pad>", "<eos>", *"0123456789", *"*+=()"]
+NUM_TRAIN, NUM_HELD_OUT = 1500, 300
+KS = (1, 4, 16, 64)
+METHODS: dict[str, dict[str, Any]] = {
+    "cross-entropy": {"num_attempts": 1, "sampler": "none"},
+    "DCO, reference rationales": {"num_attempts": 64, "targets": "reference"},
+    "DCO, sampled rationales": {"num_attempts": 64, "targets": "sampled"},
+}
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+def make_model(seed: int):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def rationale(a: int, b: int, form: int) -> str:
+    """47*86 = 47*80+47*6 = 3760+282 = 4042, or another of four."""
+    if form & 1:
+        a, b = b, a
+    parts = [b // 10 * 10, b % 10]
+    if form & 2:
+        parts.reverse()
+    return f"{a}*{parts[0]}+{a}*{parts[1]}={a * parts[0]}+{a * parts[1]}={a * b}"
+
+
+def make_problems(seed: int) -> tuple[Dataset, list[dict]]:
+    rng = np.random.default_rng(seed)
+    pairs = rng.permutation([(a, b) for a in range(10, 100) for b in range(a, 100)])
+    rows = [
+        {
+            "prompt": f"{a}*{b}=",
+            "completion": rationale(a, b, int(rng.integers(4))),
+            "answer": str(a * b),
+            "num_sampled": 1,  # read with `sampler="none"` only; weights are 1 for cross-entropy
+            "num_correct": 0,
+        }
+        for a, b in pairs.tolist()
+    ]
+    train = Dataset.from_list(rows[NUM_HELD_OUT : NUM_HELD_OUT + NUM_TRAIN])
+    return train, rows[:NUM_HELD_OUT]
+
+
+def last_number(completions: list[str], answer: list[str], **columns) -> list[float]:
+    return [float(text.split("=")[-1] == reference) for text, reference in zip(completions, answer, strict=True)]
+
+
+class Measure(TrainerCallback):
+    """pass@k of held-out problems every so many epochs, by sampling."""
+
+    def __init__(self, tokenizer, problems: list[dict], every: int, num_samples: int):
+        self.tokenizer, self.problems, self.every, self.num_samples = tokenizer, problems, every, num_samples
+        self.record: list[dict] = []
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        epoch = round(state.epoch)
+        if epoch % self.every:
+            return
+        sampler = TransformersSampler(model, self.tokenizer, batch_size=1024, progress=False)
+        requests = [SampleRequest(row["prompt"], self.num_samples, stream=i) for i, row in enumerate(self.problems)]
+        drawn = sampler.sample(requests, SamplingParams(max_tokens=40, seed=1))
+        correct = [
+            sum(last_number([s.text for s in samples], [row["answer"]] * len(samples)))
+            for samples, row in zip(drawn, self.problems, strict=True)
+        ]
+        curve = pass_at_k_curve(np.full(len(correct), self.num_samples), np.array(correct, dtype=int), k=KS)
+        self.record.append(
+            {"epoch": epoch, "pass": curve.estimate.tolist(), "low": curve.low.tolist(), "high": curve.high.tolist()}
+        )
+        print(f"  epoch {epoch}: " + "/".join(f"{value:.3f}" for value in curve.estimate), flush=True)
+
+
+def run(method: str, seed: int, num_epochs: int, every: int, num_samples: int) -> dict[str, Any]:
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    train, held_out = make_problems(seed)
+    tokenizer = make_tokenizer()
+    measure = Measure(tokenizer, held_out, every, num_samples)
+    settings = METHODS[method]
+    if settings.get("sampler") != "none":
+        train = train.remove_columns(["num_sampled", "num_correct"])
+    started = time.perf_counter()
+    with TemporaryDirectory() as folder:
+        trainer = CoTDCOTrainer(
+            make_model(seed),
+            args=CoTDCOConfig(
+                output_dir=folder,
+                num_train_epochs=num_epochs,
+                per_device_train_batch_size=64,
+                learning_rate=1e-3,
+                lr_scheduler_type="constant",
+                adam_beta2=0.99,
+                weight_decay=0.0,
+                seed=seed,
+                use_cpu=True,
+                bf16=False,
+                gradient_checkpointing=False,
+                report_to="none",
+                logging_steps=24,
+                save_strategy="no",
+                disable_tqdm=True,
+                ce_warmup_steps=24 * 5,
+                sampling_interval="epoch",
+                num_rationales=16,
+                rationale_batch=4,
+                max_rationale_tokens=40,
+                **settings,
+                **({} if settings.get("sampler") == "none" else {"sampler_kwargs": {"batch_size": 1024}}),
+            ),
+            train_dataset=train,
+            grader=last_number,
+            processing_class=tokenizer,
+            callbacks=[measure],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    windows = [entry for entry in trainer.state.log_history if "rationales" in entry]
+    return {
+        "method": method,
+        "seed": seed,
+        "k": list(KS),
+        "epochs": measure.record,
+        "rationales_per_prompt": [entry["rationales"] for entry in windows],
+        "success_rate": [entry["success_rate"] for entry in windows],
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="JSON file; runs in it are not run again.")
+    parser.add_argument("--seeds", type=int, default=3, help="Number of seeds.")
+    parser.add_argument("--epochs", type=int, default=40, help="Epochs a run.")
+    parser.add_argument("--every", type=int, default=10, help="Epochs between two measurements.")
+    parser.add_argument("--num_samples", type=int, default=64, help="Samples of each held-out problem.")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="Which to run.")
+    args = parser.parse_args()
+    settings = {"num_epochs": args.epochs, "every": args.every, "num_samples": args.num_samples}
+    record: dict[str, Any] = {"settings": settings, "runs": []}
+    if args.output.exists():
+        record = json.loads(args.output.read_text())
+        if record["settings"] != settings:
+            parser.error(f"{args.output} holds runs with {record['settings']}: give another --output")
+    packages = ("dco-trl", "torch", "transformers", "trl")
+    record["versions"] = {name: version(name) for name in packages} | {"python": platform.python_version()}
+    for seed in range(args.seeds):
+        for method in args.methods:
+            if any((done["method"], done["seed"]) == (method, seed) for done in record["runs"]):
+                continue
+            print(f"{method}, seed {seed}", flush=True)
+            record["runs"].append(run(method, seed, **settings))
+            args.output.write_text(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
