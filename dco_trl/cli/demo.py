@@ -17,7 +17,7 @@ class DemoConfig:
     output_dir: str = field(default="demo", metadata={"help": "Folder for demo.json, demo.png and demo.svg."})
     full: bool = field(
         default=False,
-        metadata={"help": "More N's (4, 16, 64, 256, 1024, 4096) and five seeds. About an hour on two cores."},
+        metadata={"help": "More N's (4, 16, 64, 256, 1024, 4096) and five seeds. About 20 minutes on two cores."},
     )
     num_attempts: list[int] | None = field(
         default=None, metadata={"help": "N's of the DCO runs. Unless given, 16 and 256, or those of --full."}
@@ -68,7 +68,7 @@ def demo(config: DemoConfig) -> None:
 
     console = Console(highlight=False)
     console.print(
-        "Two-digit multiplication, answered at once: 2,000 problems to train on, 500 held out.\n"
+        "Two-digit multiplication, answered at once: 1,500 problems to train on, 500 held out.\n"
         f"{num_runs} runs of a tiny Llama, {workers} at a time: cross-entropy (TRL's SFTTrainer), and DCO with N = "
         f"{', '.join(map(str, num_attempts))}.\n"
     )

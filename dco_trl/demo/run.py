@@ -90,7 +90,7 @@ def run_demo(
     )
     runs.sort(key=lambda run: (run["seed"], run["num_attempts"]))
     return {
-        "task": "two-digit multiplication, 2,000 problems to train on and 500 held out",
+        "task": "two-digit multiplication, 1,500 problems to train on and 500 held out",
         "settings": {**SETTINGS, "num_train_epochs": num_epochs, "workers": workers, "threads_per_worker": 1},
         "versions": {
             "dco-trl": __version__,

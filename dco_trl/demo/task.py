@@ -6,7 +6,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-NUM_TRAIN, NUM_HELD_OUT = 2000, 500
+NUM_TRAIN, NUM_HELD_OUT = 1500, 500
 # "47*86=" and "4042": every prompt has 6 tokens, every answer at most 4 digits and the end of sequence.
 PROMPT_LENGTH, ANSWER_LENGTH = 6, 5
 VOCABULARY = ["<pad>", "<eos>", "*", "=", *"0123456789"]
@@ -21,15 +21,15 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(seed: int) -> PreTrainedModel:
-    """Return an untrained Llama of 0.45 million parameters, in float32."""
+    """Return an untrained Llama of 0.74 million parameters, in float32."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(VOCABULARY),
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=3,
-        num_key_value_heads=3,
+        hidden_size=192,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
         max_position_embeddings=32,
         pad_token_id=VOCABULARY.index("<pad>"),
         eos_token_id=VOCABULARY.index("<eos>"),
@@ -47,7 +47,7 @@ def make_problems(seed: int) -> tuple[Dataset, Dataset]:
         seed: Seed of the draw.
 
     Returns:
-        2,000 and 500 rows with the columns `prompt` and `completion`, TRL's prompt-completion format.
+        1,500 and 500 rows with the columns `prompt` and `completion`, TRL's prompt-completion format.
     """
     rng = np.random.default_rng(seed)
     pairs = np.array([(a, b) for a in range(10, 100) for b in range(a, 100)])
