@@ -4,6 +4,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 
 from ..grading import BulkGrader
+from ..sampling import Sampler
 from ..segments import Segments
 from ..success import SuccessCounts
 from .collator import EXAMPLE_ID
@@ -233,16 +235,21 @@ class CoTDCOTrainer(DCOTrainer):
         upcoming = islice(epoch_iterator, num_steps * args.gradient_accumulation_steps)
         rows = [batch[EXAMPLE_ID].tolist() for batch in upcoming]
         if rows and not is_warmup:
-            rows, all_draws = self._sample_for(rows) if args.max_success_rate is None else self._hard_rows_for(rows)
-            self._learn_from(all_draws)
+            started = time.perf_counter()
+            choose = self._all_rows if args.max_success_rate is None else self._hard_rows
+            # Once a window, on every process: how often a process draws within it is its own affair.
+            with self._sampler.synchronised() if self._sampler is not None else nullcontext() as sampler:
+                rows, all_draws = choose(rows, sampler)
+            self._learn_from(all_draws, time.perf_counter() - started)
             self._estimate(rows)
         self._window = deque(rows)
         self._trained_since = time.perf_counter()
 
-    def _sample_for(self, rows: list[list[int]]) -> tuple[list[list[int]], list[Draws]]:
-        return rows, self._draw(_distinct(self._problem_of[row] for batch in rows for row in batch))
+    def _all_rows(self, rows: list[list[int]], sampler: Sampler | None) -> tuple[list[list[int]], list[Draws]]:
+        """The rows as they are, sampled for."""
+        return rows, self._draw(_distinct(self._problem_of[row] for batch in rows for row in batch), sampler)
 
-    def _hard_rows_for(self, rows: list[list[int]]) -> tuple[list[list[int]], list[Draws]]:
+    def _hard_rows(self, rows: list[list[int]], sampler: Sampler | None) -> tuple[list[list[int]], list[Draws]]:
         """As many rows in as many micro-batches, all of them with a success rate of at most `max_success_rate`.
 
         They come from a stream of its own that goes over the data as often as it takes, so that an epoch keeps its
@@ -255,7 +262,7 @@ class CoTDCOTrainer(DCOTrainer):
         while len(hard) < wanted:
             candidates = self._stream.take(wanted - len(hard))
             new = _distinct(p for p in map(self._problem_of.__getitem__, candidates) if p not in is_hard)
-            drawn = self._draw(new)
+            drawn = self._draw(new, sampler)
             for problem, rate in zip(new, self._rates(new, drawn), strict=True):
                 is_hard[problem] = rate <= self.args.max_success_rate
             all_draws += drawn
@@ -271,23 +278,22 @@ class CoTDCOTrainer(DCOTrainer):
         refilled = iter(hard)
         return [list(islice(refilled, len(batch))) for batch in rows], all_draws
 
-    def _draw(self, problems: list[int]) -> list[Draws]:
+    def _draw(self, problems: list[int], sampler: Sampler | None) -> list[Draws]:
         """Rationales of these prompts, on this process: one `Draws`, or none without a sampler or prompts."""
-        if self._sampler is None or not problems:
+        if sampler is None or not problems:
             return []
         assert self._grader is not None
-        with self._sampler.synchronised() as sampler:
-            draws = draw_rationales(
-                problems,
-                self._row,
-                self._counts,
-                self._drawn,
-                sampler,
-                self._grader,
-                self._tokenizer,
-                self.args,
-                progress=not self.args.disable_tqdm and self.accelerator.is_local_main_process,
-            )
+        draws = draw_rationales(
+            problems,
+            self._row,
+            self._counts,
+            self._drawn,
+            sampler,
+            self._grader,
+            self._tokenizer,
+            self.args,
+            progress=not self.args.disable_tqdm and self.accelerator.is_local_main_process,
+        )
         self._rationales |= draws.rationales
         return [draws]
 
@@ -301,7 +307,7 @@ class CoTDCOTrainer(DCOTrainer):
         a, b = self._counts.prior
         return (a + c) / (a + b + n)
 
-    def _learn_from(self, drawn: list[Draws]) -> None:
+    def _learn_from(self, drawn: list[Draws], seconds: float) -> None:
         """Take the draws of all processes into the counts, fit the prior anew, and log what was drawn."""
         if self._sampler is None:
             self._counts.refit()
@@ -329,7 +335,7 @@ class CoTDCOTrainer(DCOTrainer):
             rationales_truncated=truncated / num_drawn,
             rationales_unparsed=sum(draws.unparsed for draws in everywhere) / num_drawn,
             rationales_ungraded=sum(int((draws.drawn - draws.graded).sum()) for draws in everywhere) / num_drawn,
-            sampling_seconds=sum(draws.seconds for draws in drawn),
+            sampling_seconds=seconds,
         )
         if truncated == num_drawn:
             logger.warning(

@@ -1,6 +1,5 @@
 """Sample rationales for prompts and grade them, in rounds, until each prompt's weight is known well enough."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +31,6 @@ class Draws:
         truncated: Rationales cut off at `max_rationale_tokens`, and therefore wrong whatever they say.
         unparsed: Rationales in which the grader found no answer.
         settled: Prompts that stopped before `num_rationales`.
-        seconds: Time it took.
     """
 
     problems: np.ndarray
@@ -44,7 +42,6 @@ class Draws:
     truncated: int = 0
     unparsed: int = 0
     settled: int = 0
-    seconds: float = 0.0
 
 
 def draw_rationales(
@@ -81,7 +78,6 @@ def draw_rationales(
         RuntimeError: The sampler returned another number of samples than was asked for.
         GraderError: The grader failed, or returned what a grader may not.
     """
-    started = time.perf_counter()
     ids = np.asarray(problems, dtype=np.int64)
     draws = Draws(ids, drawn=np.zeros_like(ids), graded=np.zeros_like(ids), correct=np.zeros_like(ids))
     params = SamplingParams(temperature=1.0, max_tokens=args.max_rationale_tokens, seed=args.seed)
@@ -106,7 +102,6 @@ def draw_rationales(
             )
             undecided = undecided[goes_on & (draws.drawn[undecided] < args.num_rationales)]
     draws.settled = int((draws.drawn < args.num_rationales).sum())
-    draws.seconds = time.perf_counter() - started
     return draws
 
 
