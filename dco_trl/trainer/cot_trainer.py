@@ -142,7 +142,7 @@ class CoTDCOTrainer(DCOTrainer):
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
 
         prepared: Any = self.train_dataset
-        self._prepared: Dataset = prepared
+        self._prepared: Dataset = prepared.select_columns(["input_ids", "labels"])
         self._position_of = {example: i for i, example in enumerate(prepared[EXAMPLE_ID])}
         self._drawn = np.zeros(len(self._problem_of), dtype=np.int64)
         self._grader = None if args.sampler == "none" else BulkGrader(grader)
@@ -383,8 +383,7 @@ class CoTDCOTrainer(DCOTrainer):
         """A micro-batch of these rows, with their weights."""
         examples = []
         for row in rows:
-            prepared = self._prepared[self._position_of[row]]
-            examples.append(self._sampled_target(row) or {name: prepared[name] for name in ("input_ids", "labels")})
+            examples.append(self._sampled_target(row) or self._prepared[self._position_of[row]])
         batch = self.data_collator(examples)
         problems = [int(self._problem_of[row]) for row in rows]
         if self._estimates:
