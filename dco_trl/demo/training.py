@@ -55,25 +55,8 @@ def train_run(
     train_dataset, held_out = task.make_problems(seed)
     tokenizer, model = task.make_tokenizer(), task.make_model(seed)
     recorder = Recorder(tokenizer, held_out["prompt"], held_out["completion"], num_epochs, progress)
-    steps = num_epochs * math.ceil(len(train_dataset) / SETTINGS["per_device_train_batch_size"])
-    decay_steps = math.ceil(_DECAY * steps)
     with TemporaryDirectory(prefix="dco-trl-demo-") as folder:
-        common = dict(
-            output_dir=folder,
-            num_train_epochs=num_epochs,
-            seed=seed,
-            lr_scheduler_kwargs={"num_decay_steps": decay_steps, "decay_type": "linear"},
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,  # the model is tiny: memory is no concern, time is
-            dataloader_pin_memory=False,
-            shuffle_dataset=False,
-            report_to="none",
-            logging_strategy="no",
-            save_strategy="no",
-            disable_tqdm=True,
-            **SETTINGS,
-        )
+        common = training_arguments(folder, len(train_dataset), num_epochs, seed)
         data: dict[str, Any] = dict(
             model=model, train_dataset=train_dataset, processing_class=tokenizer, callbacks=[recorder]
         )
@@ -93,6 +76,37 @@ def train_run(
         "check": _check_by_sampling(model.eval(), tokenizer, held_out, seed),
         "seconds": time.perf_counter() - started,
     }
+
+
+def training_arguments(folder: str, num_problems: int, num_epochs: int, seed: int) -> dict[str, Any]:
+    """What every run gives to `SFTConfig` or `DCOConfig`.
+
+    Args:
+        folder: Output folder.
+        num_problems: Training problems.
+        num_epochs: Epochs; the learning rate falls to zero over the last 15 % of their steps.
+        seed: Seed of the order of the batches.
+
+    Returns:
+        Keyword arguments.
+    """
+    steps = num_epochs * math.ceil(num_problems / SETTINGS["per_device_train_batch_size"])
+    return dict(
+        output_dir=folder,
+        num_train_epochs=num_epochs,
+        seed=seed,
+        lr_scheduler_kwargs={"num_decay_steps": math.ceil(_DECAY * steps), "decay_type": "linear"},
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,  # the model is tiny: memory is no concern, time is
+        dataloader_pin_memory=False,
+        shuffle_dataset=False,
+        report_to="none",
+        logging_strategy="no",
+        save_strategy="no",
+        disable_tqdm=True,
+        **SETTINGS,
+    )
 
 
 class Recorder(TrainerCallback):
