@@ -157,16 +157,16 @@ def load_rows_and_problems(config: DatasetConfig, answer_column: str | None = No
         prompt_column=config.prompt_column,
         answer_column=answer_column or config.answer_column or "answer",
         id_column=config.id_column,
-        prompt_template=unescape(config.prompt_template),
+        prompt_template=config.prompt_template and unescape(config.prompt_template),
         chat=config.chat,
         name=config.dataset,
     )
     return rows, problems
 
 
-def unescape(template: str | None) -> str | None:
+def unescape(text: str) -> str:
     r"""Line breaks and tabs written as \n and \t, which a shell hands over as two characters."""
-    return template and template.replace("\\n", "\n").replace("\\t", "\t")
+    return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def json_object(text: str | dict | None, option: str) -> dict[str, Any]:

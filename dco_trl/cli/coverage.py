@@ -85,7 +85,7 @@ def coverage(data: DatasetConfig, model: ModelConfig, config: CoverageConfig) ->
         loaded.model,
         loaded.tokenizer,
         problems,
-        completion_template=unescape(config.completion_template) or "{answer}",
+        completion_template=unescape(config.completion_template),
         temperature=config.temperature,
         batch_size=model.batch_size,
     )

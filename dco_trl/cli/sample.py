@@ -4,7 +4,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ._common import DatasetConfig, ModelConfig, json_object, load_problems, naming, parse, status
+from ._common import DatasetConfig, ModelConfig, json_object, load_problems, naming, parse, status, unescape
 
 
 @dataclass
@@ -23,7 +23,9 @@ class SamplingConfig:
     top_p: float = field(default=1.0, metadata={"help": "Keep the smallest set of tokens with this probability."})
     top_k: int = field(default=0, metadata={"help": "Keep this many tokens; 0 keeps all."})
     max_tokens: int = field(default=512, metadata={"help": "Longest completion, in tokens."})
-    stop: list[str] | None = field(default=None, metadata={"help": "Strings that end a completion."})
+    stop: list[str] | None = field(
+        default=None, metadata={"help": r"Strings that end a completion. \n is a line break."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the draws."})
     chunk_size: int | None = field(
         default=None,
@@ -73,7 +75,7 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, pr
         top_p=sampling.top_p,
         top_k=sampling.top_k,
         max_tokens=sampling.max_tokens,
-        stop=tuple(sampling.stop or ()),
+        stop=tuple(unescape(text) for text in sampling.stop or ()),
         seed=sampling.seed,
     )
     options = json_object(sampling.engine_kwargs, "engine_kwargs")

@@ -1,0 +1,182 @@
+"""Every command and every block of code in the README and the guide is executed, on tiny models and data.
+
+What is replaced, and nothing else: models' names stand for tiny checkpoints in folders of the same names; numbers of
+samples and steps are small; vLLM (tested elsewhere) gives way to Transformers; training happens on the CPU. Commands
+that take minutes (`make`, `dco-trl train` with a recipe, the benchmarks) have tests of their own: here their arguments
+are checked.
+"""
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from tiny_models import make_model, save_checkpoint
+
+from dco_trl import CoTDCOConfig
+from dco_trl.cli import main as dco_trl
+from dco_trl.cli.train import parse
+
+ROOT = Path(__file__).resolve().parent.parent
+GUIDE = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RESULTS = sorted((ROOT / "docs" / "results").glob("*.md"))
+MODELS = (
+    "HuggingFaceTB/SmolLM2-135M",
+    "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "meta-llama/Meta-Llama-3-8B",
+    "Qwen/Qwen2.5-1.5B",
+    "my-model",
+    "MODEL",
+)
+ROWS = [
+    {"prompt": f"{a}+1=", "completion": f" {a + 1}", "answer": str(a + 1), "problem": f"what is {a}+1?"}
+    for a in range(4)
+]
+ON_CPU = ["--use_cpu", "true", "--bf16", "false"]
+SMALL = {"--num-samples": "2", "--max-tokens": "4"}
+
+
+def blocks(path: Path, *languages: str) -> list[str]:
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
+    return [code for language, code in found if language in languages]
+
+
+def commands(path: Path) -> list[list[str]]:
+    lines = "".join(blocks(path, "sh", "bash")).replace("\\\n", " ").splitlines()
+    split = [shlex.split(line, comments=True) for line in lines]
+    # Settings of the environment before a command.
+    return [words[next(i for i, word in enumerate(words) if "=" not in word) :] for words in split if words]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_documents_have_code():
+    assert sum(len(commands(path)) for path in GUIDE) > 15
+    assert sum(len(blocks(path, "python")) for path in GUIDE) > 5
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A folder as the documents assume it: models under their names, data, an adapter."""
+    monkeypatch.chdir(tmp_path)
+    checkpoint = save_checkpoint("checkpoint", max_position_embeddings=1024)
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    (checkpoint / "chat_template.jinja").write_text(template)
+    for name in MODELS:
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).symlink_to(checkpoint.resolve(), target_is_directory=True)
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    for name in (
+        "problems.jsonl",
+        "data/test.jsonl",
+        "data/math/test.jsonl",
+        "data/gsm8k/train.jsonl",
+        "data/gsm8k/test.jsonl",
+    ):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
+    return tmp_path
+
+
+def save_adapter(folder: str) -> None:
+    base = make_model(max_position_embeddings=1024)
+    base.config._name_or_path = "MODEL"
+    get_peft_model(base, LoraConfig(r=2, target_modules="all-linear")).save_pretrained(folder)
+
+
+def run_dco_trl(words: list[str]) -> None:
+    """Run the command as it stands, made small."""
+    words = list(words)
+    for i, word in enumerate(words):
+        if word in SMALL:
+            words[i + 1] = SMALL[word]
+        if word == "--sampler" and words[i + 1] == "vllm":
+            words[i + 1] = "transformers"
+        if word == "--adapter" and not Path(words[i + 1], "adapter_config.json").exists():
+            words[i + 1] += "-adapter"
+            save_adapter(words[i + 1])
+    if words[0] in ("sample", "eval", "estimate") and "--max-tokens" not in words:
+        words += ["--max-tokens", SMALL["--max-tokens"]]
+    if words[0] in ("grade", "report"):
+        folders = [word for word in words[1 : words.index("--output") if "--output" in words else 2] if word[0] != "-"]
+        for folder in folders:  # runs that a document takes for granted
+            if not Path(folder, "manifest.json").exists():
+                run_dco_trl(
+                    f"sample --model MODEL --dataset data/test.jsonl --num-samples 2 --output {folder}".split()
+                )
+            if words[0] == "report" and not Path(folder, "grades").exists():
+                assert dco_trl(["grade", folder, "--grader", "math"]) == 0
+    assert dco_trl(words) == 0, words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [path for path in GUIDE if commands(path)], ids=name_of)
+def test_commands_of_the_guide_run(path, world):
+    for words in commands(path):
+        if words[0] == "dco-trl" and words[1] not in ("train", "demo"):
+            run_dco_trl(words[1:])
+        else:
+            check_arguments(words)
+
+
+@pytest.mark.parametrize("path", [path for path in GUIDE + RESULTS if commands(path)], ids=name_of)
+def test_commands_name_what_exists(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for words in commands(path):
+        check_arguments(words)
+
+
+def check_arguments(words: list[str]) -> None:
+    """The command exists and takes these arguments; training recipes are parsed as a run would."""
+    if words[0] == "accelerate":
+        words = ["dco-trl", *words[words.index("dco_trl") + 1 :]]
+    if words[0] == "pip":
+        assert words == ["pip", "install", "."]
+    elif words[0] == "make":
+        subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+    elif words[0] == "dco-trl" and words[1] == "train":
+        parse([str(ROOT / word) if word.endswith(".yaml") else word for word in words[2:]] + ON_CPU)
+    elif words[0] == "dco-trl":
+        source = "".join(file.read_text() for file in (ROOT / "dco_trl" / "cli").glob("*.py"))
+        check_flags(words, source)
+    else:
+        assert words[0] == "python", words
+        script = ROOT / words[1]
+        assert script.is_file(), words
+        if "--config" in words:
+            parse(["--config", str(ROOT / words[words.index("--config") + 1]), *ON_CPU], CoTDCOConfig)
+        else:
+            source = script.read_text() + (ROOT / "tests" / "evaluation" / "known_sampler.py").read_text()
+            check_flags(words, source)
+
+
+def check_flags(words: list[str], source: str) -> None:
+    for word in words:
+        if word.startswith("--"):
+            plain = word[2:].replace("-", "_")
+            assert re.search(rf"\b{plain}\b", source.replace("-", "_")), f"{word} of {words} is not an argument"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [path for path in GUIDE if blocks(path, "python")], ids=name_of)
+def test_python_of_the_guide_runs(path, world, capsys):
+    added = []
+    names = {
+        "dataset": Dataset.from_list(ROWS),
+        "trainer": SimpleNamespace(add_callback=added.append, processing_class=None, model=make_model()),
+    }
+    for code in blocks(path, "python"):
+        small = code.replace('sampler="vllm"', 'sampler="transformers", max_rationale_tokens=4')
+        cpu = r'output_dir=\1, use_cpu=True, bf16=False, max_steps=1, report_to="none"'
+        small = re.sub(r'output_dir=("[^"]*")', cpu, small)
+        exec(compile(small, str(path), "exec"), names)  # each block goes on where the one before it stopped
+        printed = capsys.readouterr().out
+        for output in blocks(path, "text"):
+            assert output in printed
