@@ -107,6 +107,8 @@ class PolicySampler:
 
     def _save(self) -> None:
         self._model.save_pretrained(self._folder / "weights")
+        # Beside an adapter too: vLLM reads the model's kind where the tokenizer is, and complains twice without.
+        self._model.config.save_pretrained(self._folder / "weights")
         if self._sampler is None:
             self._tokenizer.save_pretrained(self._folder / "weights")
 

@@ -141,6 +141,11 @@ def test_line_breaks_in_a_template(here, tmp_path):
     assert pq.read_table(tmp_path / "run/problems.parquet")["prompt"].to_pylist() == ["0+1\n"]
 
 
+def test_line_breaks_in_a_stop(here, tmp_path):
+    assert sample("--stop", r"\n", "7", output=str(tmp_path / "run")) == 0
+    assert json.loads((tmp_path / "run/manifest.json").read_text())["sampling"]["stop"] == ["\n", "7"]
+
+
 def test_coverage_counts_the_reference_only(here, capsys):
     command = ["coverage", "--model", "MODEL", "--dataset", "problems.jsonl", "--prompt-template", "{problem}="]
     assert main([*command, "--answer-column", "answer", "--completion-template", " {answer}", "--k", "10"]) == 0
