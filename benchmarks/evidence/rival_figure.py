@@ -58,7 +58,8 @@ def plot_frontier(results: dict[str, Any]) -> Figure:
     axes.set_ylabel("solved within k attempts", fontsize=12)
     seeds = len(results["seeds"])
     axes.set_title(
-        f"Two-digit multiplication, held-out problems, {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}",
+        "Two-digit multiplication, held-out problems, "
+        + (f"{seeds} seeds: mean and {results['level']:.0%} interval" if seeds > 1 else "one seed"),
         loc="left",
         fontsize=12,
     )

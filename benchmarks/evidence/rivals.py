@@ -177,6 +177,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenProcessPool:
         print("A run's process was killed, most likely for want of memory (about 1 GB a run): repeat the command.")
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted. Finished runs are kept: repeat the command to go on.")
+        return 130
     results = merge(args.work_dir, jobs, methods, args.epochs)
     if results is not None:
         write(results, args.output, args.figure)
