@@ -233,6 +233,8 @@ def main(argv: list[str], config_class: type[DCOConfig] = DCOConfig) -> int:
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=arguments[0].dataset_name)
         trainer.accelerator.print(f"Model pushed to https://huggingface.co/{trainer.hub_model_id}.")
+    # Together: a process whose peer has gone can wait for it for ever while gloo's threads are taken down.
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     return 0
 
