@@ -3,7 +3,7 @@
 Products of two-digit numbers by the distributive law, in four equivalent forms: either factor may be split, and either
 part may come first. A tiny Llama, made on the spot, learns one form a problem; sampled rationales take any.
 
-    python benchmarks/evidence/cot_tiny.py --output docs/results/cot-tiny.json --seeds 3
+    python benchmarks/evidence/cot_tiny.py --output docs/results/cot-tiny.json
 
 Measured on held-out problems by sampling, with intervals over problems. Finished runs are kept in the output file and
 not run again, so the command can be stopped and repeated.
@@ -35,7 +35,7 @@ from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler
 
 VOCABULARY = ["<pad>", "<eos>", *"0123456789", *"*+=()"]
 NUM_TRAIN, NUM_HELD_OUT = 1500, 300
-KS = (1, 4, 16, 64)
+KS = (1, 4, 16, 64, 256)
 METHODS: dict[str, dict[str, Any]] = {
     "cross-entropy": {"num_attempts": 1, "sampler": "none"},
     "DCO, reference rationales": {"num_attempts": 64, "targets": "reference"},
@@ -99,36 +99,38 @@ def last_number(completions: list[str], answer: list[str], **columns) -> list[fl
 
 
 class Measure(TrainerCallback):
-    """pass@k of held-out problems every so many epochs, by sampling."""
+    """pass@k of held-out problems every so many epochs, by sampling; at the last with more samples, for a larger k."""
 
-    def __init__(self, tokenizer, problems: list[dict], every: int, num_samples: int):
-        self.tokenizer, self.problems, self.every, self.num_samples = tokenizer, problems, every, num_samples
+    def __init__(self, tokenizer, problems: list[dict], every: int, num_samples: int, final_samples: int):
+        self.tokenizer, self.problems, self.every = tokenizer, problems, every
+        self.num_samples, self.final_samples = num_samples, final_samples
         self.record: list[dict] = []
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
         epoch = round(state.epoch)
         if epoch % self.every:
             return
-        sampler = TransformersSampler(model, self.tokenizer, batch_size=1024, progress=False)
-        requests = [SampleRequest(row["prompt"], self.num_samples, stream=i) for i, row in enumerate(self.problems)]
+        num_samples = self.final_samples if epoch == args.num_train_epochs else self.num_samples
+        sampler = TransformersSampler(model, self.tokenizer, batch_size=512, progress=False)
+        requests = [SampleRequest(row["prompt"], num_samples, stream=i) for i, row in enumerate(self.problems)]
         drawn = sampler.sample(requests, SamplingParams(max_tokens=40, seed=1))
         correct = [
             sum(last_number([s.text for s in samples], [row["answer"]] * len(samples)))
             for samples, row in zip(drawn, self.problems, strict=True)
         ]
-        curve = pass_at_k_curve(np.full(len(correct), self.num_samples), np.array(correct, dtype=int), k=KS)
-        self.record.append(
-            {"epoch": epoch, "pass": curve.estimate.tolist(), "low": curve.low.tolist(), "high": curve.high.tolist()}
-        )
+        ks = [k for k in KS if k <= num_samples]
+        curve = pass_at_k_curve(np.full(len(correct), num_samples), np.array(correct, dtype=int), k=ks)
+        intervals = {"low": curve.low.tolist(), "high": curve.high.tolist()}
+        self.record.append({"epoch": epoch, "k": ks, "pass": curve.estimate.tolist(), **intervals})
         print(f"  epoch {epoch}: " + "/".join(f"{value:.3f}" for value in curve.estimate), flush=True)
 
 
-def run(method: str, seed: int, num_epochs: int, every: int, num_samples: int) -> dict[str, Any]:
+def run(method: str, seed: int, num_epochs: int, every: int, num_samples: int, final_samples: int) -> dict[str, Any]:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     train, held_out = make_problems(seed)
     tokenizer = make_tokenizer()
-    measure = Measure(tokenizer, held_out, every, num_samples)
+    measure = Measure(tokenizer, held_out, every, num_samples, final_samples)
     settings = METHODS[method]
     if settings.get("sampler") != "none":
         train = train.remove_columns(["num_sampled", "num_correct"])
@@ -158,7 +160,7 @@ def run(method: str, seed: int, num_epochs: int, every: int, num_samples: int) -
                 rationale_batch=4,
                 max_rationale_tokens=40,
                 **settings,
-                **({} if settings.get("sampler") == "none" else {"sampler_kwargs": {"batch_size": 1024}}),
+                **({} if settings.get("sampler") == "none" else {"sampler_kwargs": {"batch_size": 512}}),
             ),
             train_dataset=train,
             grader=last_number,
@@ -171,7 +173,6 @@ def run(method: str, seed: int, num_epochs: int, every: int, num_samples: int) -
     return {
         "method": method,
         "seed": seed,
-        "k": list(KS),
         "epochs": measure.record,
         "rationales_per_prompt": [entry["rationales"] for entry in windows],
         "success_rate": [entry["success_rate"] for entry in windows],
@@ -182,13 +183,15 @@ def run(method: str, seed: int, num_epochs: int, every: int, num_samples: int) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="JSON file; runs in it are not run again.")
-    parser.add_argument("--seeds", type=int, default=3, help="Number of seeds.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Which seeds.")
     parser.add_argument("--epochs", type=int, default=40, help="Epochs a run.")
     parser.add_argument("--every", type=int, default=10, help="Epochs between two measurements.")
     parser.add_argument("--num_samples", type=int, default=64, help="Samples of each held-out problem.")
+    parser.add_argument("--final_samples", type=int, default=256, help="Samples of each at the last epoch.")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="Which to run.")
     args = parser.parse_args()
-    settings = {"num_epochs": args.epochs, "every": args.every, "num_samples": args.num_samples}
+    settings = {name: getattr(args, name) for name in ("every", "num_samples", "final_samples")}
+    settings["num_epochs"] = args.epochs
     record: dict[str, Any] = {"settings": settings, "runs": []}
     if args.output.exists():
         record = json.loads(args.output.read_text())
@@ -196,7 +199,7 @@ def main() -> None:
             parser.error(f"{args.output} holds runs with {record['settings']}: give another --output")
     packages = ("dco-trl", "torch", "transformers", "trl")
     record["versions"] = {name: version(name) for name in packages} | {"python": platform.python_version()}
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         for method in args.methods:
             if any((done["method"], done["seed"]) == (method, seed) for done in record["runs"]):
                 continue
