@@ -28,7 +28,7 @@ def plot_frontier(results: dict[str, Any]) -> Figure:
     lines = [
         ("cross-entropy, last epoch", _curve(results, "cross-entropy", {}, "last_epoch")),
         ("cross-entropy, best epoch for each k", _curve(results, "cross-entropy", {}, "best_epoch")),
-        *((f"DCO, N = {n}", _curve(results, "DCO", {"num_attempts": n}, "last_epoch")) for n in SHOWN_ATTEMPTS),
+        *((f"DCO, N = {n}", _curve(results, "DCO", {"num_attempts": n}, "last_epoch")) for n in _attempts(results)),
     ]
     k = results["settings"][0]["k"]
     figure = Figure(figsize=(8, 4.8), layout="constrained")
@@ -58,7 +58,7 @@ def plot_frontier(results: dict[str, Any]) -> Figure:
     axes.set_ylabel("solved within k attempts", fontsize=12)
     seeds = len(results["seeds"])
     axes.set_title(
-        "Two-digit multiplication, held-out problems, "
+        f"{results['title']}, held-out problems, "
         + (f"{seeds} seeds: mean and {results['level']:.0%} interval" if seeds > 1 else "one seed"),
         loc="left",
         fontsize=12,
@@ -68,6 +68,11 @@ def plot_frontier(results: dict[str, Any]) -> Figure:
     axes.grid(True, color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
     return figure
+
+
+def _attempts(results: dict[str, Any]) -> list[int]:
+    of_dco = [curve["setting"] for curve in results["settings"] if curve["method"] == "DCO"]
+    return [n for n in SHOWN_ATTEMPTS if {"num_attempts": n} in of_dco]
 
 
 def _curve(results: dict[str, Any], method: str, setting: dict[str, Any], epoch: str) -> dict[str, list]:

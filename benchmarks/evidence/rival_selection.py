@@ -118,7 +118,7 @@ def compare(runs: Sequence[dict[str, Any]], methods: Sequence[str]) -> dict[str,
         `selections`: for each name and k, the mean test coverage with its interval, and the values and choices by
         seed. `differences`: DCO less rival, for each of DCO's selections, each rival's and each k. `settings`: for
         each single setting of each method, test coverage at temperature 1 against k, last epoch and best epoch (chosen
-        for each k on validation), with the intervals.
+        for each k on validation), with the intervals, and `by_epoch`, the mean over seeds, shape (epochs, k).
     """
     runs = with_averages(runs)
     seeds = sorted({run["seed"] for run in runs})
@@ -165,6 +165,9 @@ def _curves(by_seed: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
             row = Selection(method, (method,), any_epoch=any_epoch)
             points = [interval([choose(runs, row, k)["test"] for runs in same.values()]) for k in curve["k"]]
             curve[name] = {key: [point[key] for point in points] for key in ("mean", "low", "high")}
+        at_one, test = first[0]["temperatures"].index(1.0), 1
+        of_seeds = [np.array(run["coverage"])[:, at_one, test] for runs in same.values() for run in runs]
+        curve["by_epoch"] = np.mean(of_seeds, 0).round(5).tolist()
         curves.append(curve)
     return curves
 

@@ -1,33 +1,28 @@
-"""One run of the comparison: a method with one setting and one seed, on the demonstration's task, measured each epoch.
+"""One run of the comparison: a method with one setting and one seed on a task, measured after each epoch.
 
-Every method has the demonstration's model, problems, optimizer, schedule and order of batches; the loss alone differs.
-Coverage is exact, 1 - (1 - p)^k with the model's own p of the answer, sampled at each of `TEMPERATURES`; the held-out
-problems are halved, by index, into validation and test.
+Every method has the task's model, problems, optimizer, schedule and order of batches; the loss alone differs. Coverage
+is exact, 1 - (1 - p)^k with the model's own p of the answer, sampled at each of `TEMPERATURES`.
 """
 
 import copy
 import itertools
-import logging
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import datasets
 import torch
-import transformers
 from datasets import Dataset
 from rival_losses import entropy_bonus, focal, gem, label_smoothing
+from rival_tasks import MathAnswers, Multiplication, Problems
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from dco_trl import DCOConfig, DCOTrainer
 from dco_trl.coverage import coverage_weight, log_coverage
-from dco_trl.demo import task
-from dco_trl.demo.training import training_arguments
+from dco_trl.demo.training import CURVE_K as KS
+from dco_trl.demo.training import be_quiet
 
-KS = [4**i for i in range(8)]
 TEMPERATURES = [1.0, 1.25, 1.5, 2.0, 2.5, 3.0]
 SPLITS = ("validation", "test")
 DCO_ATTEMPTS = (4, 16, 64, 256, 1024, 4096)
@@ -79,7 +74,9 @@ class MixtureTrainer(DCOTrainer):
         return torch.stack([coverage_weight(log_p, n, validate=False) for n in DCO_ATTEMPTS]).mean(0)
 
 
-def train(method: str, setting: dict[str, Any], seed: int, num_epochs: int) -> dict[str, Any]:
+def train(
+    task: Multiplication | MathAnswers, method: str, setting: dict[str, Any], seed: int, num_epochs: int
+) -> dict[str, Any]:
     """Train and measure one run.
 
     Returns:
@@ -88,24 +85,23 @@ def train(method: str, setting: dict[str, Any], seed: int, num_epochs: int) -> d
     """
     be_quiet()
     started = time.perf_counter()
-    problems, held_out = task.make_problems(seed)
-    tokenizer, model = task.make_tokenizer(), task.make_model(seed)
+    problems, tokenizer, model = task.make_problems(seed), task.make_tokenizer(), task.make_model(seed)
     early = early_epochs(num_epochs) if method == "cross-entropy" else []
-    recorder = Recorder(tokenizer, held_out, keep_weights_of={*early, num_epochs} if early else set())
+    recorder = Recorder(tokenizer, problems, keep_weights_of={*early, num_epochs} if early else set())
     with TemporaryDirectory(prefix="rivals-") as folder:
-        arguments = training_arguments(folder, len(problems), num_epochs, seed)
-        trainer = make_trainer(method, setting, model, arguments, problems, tokenizer, [recorder])
+        arguments = task.arguments(folder, len(problems.train), num_epochs, seed)
+        trainer = make_trainer(method, setting, model, arguments, problems.train, tokenizer, [recorder])
         trainer.train()
     record = {
         "method": method,
         "setting": setting,
         "seed": seed,
+        "task": task.description,
         "num_epochs": num_epochs,
         "k": KS,
         "temperatures": TEMPERATURES,
         "splits": SPLITS,
         "coverage": recorder.coverage,
-        "seconds": 0.0,
     }
     if early:
         record["averages"] = []
@@ -113,8 +109,7 @@ def train(method: str, setting: dict[str, Any], seed: int, num_epochs: int) -> d
             model.load_state_dict(mix(recorder.weights[epoch], recorder.weights[num_epochs], weight))
             setting = {"early": epoch, "late_weight": weight}
             record["averages"].append({"setting": setting, "coverage": recorder.measure(model)})
-    record["seconds"] = round(time.perf_counter() - started, 1)
-    return record
+    return {**record, "seconds": round(time.perf_counter() - started, 1)}
 
 
 def make_trainer(
@@ -148,8 +143,8 @@ def make_trainer(
 class Recorder(TrainerCallback):
     """Measures coverage after each epoch, and keeps the weights of the epochs asked for."""
 
-    def __init__(self, tokenizer, held_out: Dataset, keep_weights_of: set[int]):
-        self.tokenizer, self.prompts, self.answers = tokenizer, list(held_out["prompt"]), list(held_out["completion"])
+    def __init__(self, tokenizer, problems: Problems, keep_weights_of: set[int]):
+        self.tokenizer, self.splits = tokenizer, (problems.validation, problems.test)
         self.keep_weights_of = keep_weights_of
         self.weights: dict[int, dict[str, torch.Tensor]] = {}
         self.coverage: list = []
@@ -164,49 +159,62 @@ class Recorder(TrainerCallback):
         """Mean coverage, with the axes temperature, split and k."""
         training = model.training
         model.eval()
-        table = log_p_at_temperatures(model, self.tokenizer, self.prompts, self.answers, TEMPERATURES)
+        tables = [
+            log_p_at_temperatures(model, self.tokenizer, split["prompt"], split["completion"], TEMPERATURES)
+            for split in self.splits
+        ]
         model.train(training)
-        half = len(self.prompts) // 2
         return [
-            [
-                [round(log_coverage(part, k).exp().mean().item(), 6) for k in KS]
-                for part in (log_p[:half], log_p[half:])
-            ]
-            for log_p in table
+            [[round(log_coverage(log_p, k).exp().mean().item(), 6) for k in KS] for log_p in of_splits]
+            for of_splits in zip(*tables, strict=True)
         ]
 
 
 @torch.no_grad()
 def log_p_at_temperatures(
-    model, tokenizer, prompts: Sequence[str], answers: Sequence[str], temperatures: Sequence[float]
+    model,
+    tokenizer,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    temperatures: Sequence[float],
+    batch_size: int = 64,
 ) -> torch.Tensor:
     """Log-probability of each answer, end of sequence included, when sampled at each temperature.
 
     Args:
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer.
-        prompts: One prompt a problem, all of the same number of tokens.
-        answers: One answer a problem.
+        prompts: One prompt a problem.
+        answers: One answer a problem; its tokens are those that it has after the prompt, as in training.
         temperatures: What the logits are divided by.
+        batch_size: Problems at a time.
 
     Returns:
-        Nats, float64, shape (temperatures, problems).
+        Nats, float64, on the CPU, shape (temperatures, problems).
 
     Relations:
-        `dco_trl.demo.measure.reference_log_p` is this at temperature 1.
+        `dco_trl.demo.measure.reference_log_p` is this at temperature 1, for prompts of one length.
     """
-    prompt_ids = torch.tensor([tokenizer(prompt).input_ids for prompt in prompts])
-    answer_ids = [[*tokenizer(answer).input_ids, tokenizer.eos_token_id] for answer in answers]
-    longest = max(map(len, answer_ids))
-    # Padding comes last, where a causal model's earlier predictions do not see it.
-    labels = torch.tensor([ids + [-100] * (longest - len(ids)) for ids in answer_ids])
-    targets = labels.clamp(min=0)
-    logits = model(input_ids=torch.cat([prompt_ids, targets], 1)).logits[:, prompt_ids.size(1) - 1 : -1].double()
-    rows = []
-    for temperature in temperatures:
-        per_token = (logits / temperature).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-        rows.append(per_token.where(labels >= 0, 0.0).sum(1))
-    return torch.stack(rows)
+    columns = []
+    for first in range(0, len(prompts), batch_size):
+        rows = [
+            (tokenizer(prompt).input_ids, [*tokenizer(prompt + answer).input_ids, tokenizer.eos_token_id])
+            for prompt, answer in zip(
+                prompts[first : first + batch_size], answers[first : first + batch_size], strict=True
+            )
+        ]
+        longest = max(len(ids) for _, ids in rows)
+        # Padding comes last, where a causal model's earlier predictions do not see it.
+        ids = torch.tensor([ids + [0] * (longest - len(ids)) for _, ids in rows])
+        is_answer = torch.tensor([[len(p) <= t < len(ids) for t in range(longest)] for p, ids in rows])[:, 1:]
+        logits = model(input_ids=ids.to(model.device)).logits[:, :-1].cpu()[is_answer].double()
+        labels = ids[:, 1:][is_answer]
+        for temperature in temperatures:
+            per_token = torch.zeros(is_answer.shape, dtype=torch.float64)
+            per_token[is_answer] = (logits / temperature).log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+            columns.append(per_token.sum(1))
+    count = len(temperatures)
+    return torch.stack([torch.cat(columns[i::count]) for i in range(count)])
 
 
 def early_epochs(num_epochs: int) -> list[int]:
@@ -217,12 +225,3 @@ def early_epochs(num_epochs: int) -> list[int]:
 def mix(early: dict[str, torch.Tensor], late: dict[str, torch.Tensor], late_weight: float) -> dict[str, torch.Tensor]:
     """Weights between two checkpoints, `late_weight` of the way from the early one."""
     return {name: early[name].lerp(late[name], late_weight) for name in early}
-
-
-def be_quiet() -> None:
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("dco_trl").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)

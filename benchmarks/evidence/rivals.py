@@ -1,13 +1,21 @@
-"""DCO against what a sceptical user would do instead, on the demonstration's task, over several seeds.
+"""DCO against what a sceptical user would do instead, on the demonstration's task or on MATH, over several seeds.
 
     python benchmarks/evidence/rivals.py --work_dir rivals-runs --output docs/results/rivals.json \\
         --figure docs/results/frontier.png
 
 Cross-entropy (last epoch, best epoch, temperature tuned), averages of its early and late weights, label smoothing,
 focal loss, entropy bonus, GEM, DFT; DCO over N, and a mixture of N's. Settings, epochs and temperatures are chosen on
-250 validation problems and reported on 250 test problems, exactly, without sampling. Runs are processes of one thread
-each. A finished run is one file in --work_dir and is not run again, so the command can be stopped and repeated; the
-output is written again each time a seed is complete.
+validation problems and reported on test problems, exactly, without sampling. Runs are processes of one thread each. A
+finished run is one file in --work_dir and is not run again, so the command can be stopped and repeated; the output is
+written again each time a seed is complete.
+
+With `--task math` the model is SmolLM2-135M and the problems are MATH's, direct answers. All rivals on one large GPU,
+and cross-entropy and two N's on a CPU:
+
+    python benchmarks/evidence/rivals.py --task math --work_dir math-runs --output math.json --seeds 1 \\
+        --num_train 11000 --num_test 500 --workers 4
+    python benchmarks/evidence/rivals.py --task math --work_dir math-runs --output math.json --seeds 1 \\
+        --methods cross-entropy DCO --num_attempts 16 256
 """
 
 import argparse
@@ -26,20 +34,25 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by the libraries as the processes start
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from rival_figure import plot_frontier
 from rival_selection import TABLE_K, compare
-from rival_training import METHODS, train
-
-from dco_trl.demo.training import NUM_EPOCHS, SETTINGS
+from rival_tasks import MathAnswers, Multiplication
+from rival_training import DCO_ATTEMPTS, METHODS, train
 
 Job = tuple[str, dict[str, Any], int]
+Task = Multiplication | MathAnswers
 
 
-def plan(methods: Sequence[str], num_seeds: int) -> list[Job]:
+def plan(methods: Sequence[str], num_seeds: int, num_attempts: Sequence[int] = DCO_ATTEMPTS) -> list[Job]:
     """All runs, one seed after the other, so that what an interruption leaves is complete seeds."""
-    return [(method, setting, seed) for seed in range(num_seeds) for method in methods for setting in METHODS[method]]
+    return [
+        (method, setting, seed)
+        for seed in range(num_seeds)
+        for method in methods
+        for setting in METHODS[method]
+        if method != "DCO" or setting["num_attempts"] in num_attempts
+    ]
 
 
 def path_of(work_dir: Path, job: Job) -> Path:
@@ -48,20 +61,20 @@ def path_of(work_dir: Path, job: Job) -> Path:
     return work_dir / ("_".join(parts) + ".json")
 
 
-def run_and_keep(job: Job, num_epochs: int, path: Path) -> float:
+def run_and_keep(task: Task, job: Job, num_epochs: int, path: Path) -> float:
     """One run, in a process of its own; the file appears whole or not at all."""
-    record = train(*job, num_epochs)
+    record = train(task, *job, num_epochs)
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(record, separators=(",", ":")))
     unfinished.replace(path)
     return record["seconds"]
 
 
-def load(work_dir: Path, jobs: Sequence[Job], num_epochs: int) -> dict[int, dict[str, Any]]:
+def load(task: Task, work_dir: Path, jobs: Sequence[Job], num_epochs: int) -> dict[int, dict[str, Any]]:
     """The finished runs among the jobs, by the job's number.
 
     Raises:
-        ValueError: A file holds a run of another length.
+        ValueError: A file holds a run of another length, or of another task.
     """
     finished = {}
     for i, job in enumerate(jobs):
@@ -74,19 +87,27 @@ def load(work_dir: Path, jobs: Sequence[Job], num_epochs: int) -> dict[int, dict
                 f"{path} holds a run of {finished[i]['num_epochs']} epochs, and {num_epochs} are asked for: "
                 "give another --work_dir"
             )
+        if finished[i]["task"] != task.description:
+            raise ValueError(
+                f"{path} holds a run of another task ({finished[i]['task']}), and this one is asked for: "
+                f"{task.description}. Give another --work_dir"
+            )
     return finished
 
 
-def merge(work_dir: Path, jobs: Sequence[Job], methods: Sequence[str], num_epochs: int) -> dict[str, Any] | None:
+def merge(
+    task: Task, work_dir: Path, jobs: Sequence[Job], methods: Sequence[str], num_epochs: int
+) -> dict[str, Any] | None:
     """The results of the complete seeds, or None if there is none."""
-    finished = load(work_dir, jobs, num_epochs)
+    finished = load(task, work_dir, jobs, num_epochs)
     incomplete = {job[2] for i, job in enumerate(jobs) if i not in finished}
     runs = [run for run in finished.values() if run["seed"] not in incomplete]
     if not runs:
         return None
     return {
-        "task": "two-digit multiplication, 1,500 problems to train on, 250 of validation and 250 of test",
-        "settings_of_all_runs": {**SETTINGS, "num_train_epochs": num_epochs},
+        "title": task.title,
+        "task": task.description,
+        "settings_of_all_runs": {**task.settings, "num_train_epochs": num_epochs},
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("dco-trl", "torch", "transformers", "trl")},
@@ -106,7 +127,7 @@ def write(results: dict[str, Any], output: Path, figure: Path | None) -> None:
 
 
 def run_all(
-    jobs: Sequence[Job], num_epochs: int, workers: int, work_dir: Path, after_each: Callable[[int], None]
+    task: Task, jobs: Sequence[Job], num_epochs: int, workers: int, work_dir: Path, after_each: Callable[[int], None]
 ) -> list[str]:
     """Run the jobs that are not finished, and call `after_each` with the seed of each as it ends.
 
@@ -119,7 +140,7 @@ def run_all(
     started = time.perf_counter()
     context = multiprocessing.get_context("spawn")  # forked threads of torch can hang
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {pool.submit(run_and_keep, job, num_epochs, path_of(work_dir, job)): job for job in waiting}
+        futures = {pool.submit(run_and_keep, task, job, num_epochs, path_of(work_dir, job)): job for job in waiting}
         try:
             for number, future in enumerate(as_completed(futures), start=1):
                 method, setting, seed = futures[future]
@@ -152,35 +173,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--figure", type=Path, help="PNG file of the frontier; needs cross-entropy and DCO.")
     parser.add_argument("--seeds", type=int, default=5, help="Number of seeds.")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="Which to run.")
-    parser.add_argument("--epochs", type=int, default=NUM_EPOCHS, help="Epochs a run.")
+    parser.add_argument(
+        "--num_attempts",
+        type=int,
+        nargs="+",
+        choices=DCO_ATTEMPTS,
+        default=DCO_ATTEMPTS,
+        help="Which N of DCO.",
+    )
+    parser.add_argument("--epochs", type=int, help="Epochs a run. Default: those of the task.")
     parser.add_argument("--workers", type=int, default=2, help="Runs at a time, a thread each.")
+    parser.add_argument("--task", choices=["multiplication", "math"], default="multiplication", help="What to learn.")
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="math: hub name or folder.")
+    parser.add_argument(
+        "--dataset",
+        default="nlile/hendrycks-MATH-benchmark",
+        help="math: hub name, or folder with train.jsonl and test.jsonl; columns problem and answer.",
+    )
+    parser.add_argument("--num_train", type=int, default=1000, help="math: problems to train on, short ones first.")
+    parser.add_argument("--num_test", type=int, default=200, help="math: problems of validation, and of test.")
     args = parser.parse_args(argv)
-    for name in ("seeds", "epochs", "workers"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name}: got {getattr(args, name)}; at least 1 is needed")
+    for name in ("seeds", "epochs", "workers", "num_train", "num_test"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name}: got {value}; at least 1 is needed")
     if args.figure and not {"cross-entropy", "DCO"} <= set(args.methods):
         parser.error("--figure: needs --methods cross-entropy and DCO among others")
+    task: Task = Multiplication()
+    if args.task == "math":
+        task = MathAnswers(args.model, args.dataset, args.num_train, args.num_test)
+    num_epochs = args.epochs or task.num_epochs
     methods = [method for method in METHODS if method in args.methods]
-    jobs = plan(methods, args.seeds)
+    jobs = plan(methods, args.seeds, args.num_attempts)
     args.work_dir.mkdir(parents=True, exist_ok=True)
     try:
-        load(args.work_dir, jobs, args.epochs)
+        load(task, args.work_dir, jobs, num_epochs)
     except ValueError as error:
         parser.error(str(error))
 
     def write_if_complete(seed: int) -> None:
         if all(path_of(args.work_dir, job).exists() for job in jobs if job[2] == seed):
-            write(merge(args.work_dir, jobs, methods, args.epochs), args.output, args.figure)
+            write(merge(task, args.work_dir, jobs, methods, num_epochs), args.output, args.figure)
 
     try:
-        errors = run_all(jobs, args.epochs, args.workers, args.work_dir, write_if_complete)
+        errors = run_all(task, jobs, num_epochs, args.workers, args.work_dir, write_if_complete)
     except BrokenProcessPool:
         print("A run's process was killed, most likely for want of memory (about 1 GB a run): repeat the command.")
         return 1
     except KeyboardInterrupt:
         print("Interrupted. Finished runs are kept: repeat the command to go on.")
         return 130
-    results = merge(args.work_dir, jobs, methods, args.epochs)
+    results = merge(task, args.work_dir, jobs, methods, num_epochs)
     if results is not None:
         write(results, args.output, args.figure)
         print_table(results)

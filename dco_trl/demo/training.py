@@ -50,7 +50,7 @@ def train_run(
         A JSON-serialisable record: `epochs`, `coverage` (one list an epoch, aligned with `k`), `greedy` (for four of
         the epochs, `probability` and `correct` of each held-out problem's greedy answer), `check` and `seconds`.
     """
-    _be_quiet()
+    be_quiet()
     started = time.perf_counter()
     train_dataset, held_out = task.make_problems(seed)
     tokenizer, model = task.make_tokenizer(), task.make_model(seed)
@@ -151,8 +151,8 @@ def _check_by_sampling(model, tokenizer, held_out, seed: int) -> dict[str, Any]:
     }
 
 
-def _be_quiet() -> None:
-    """Keep the libraries' bars and notes out of the demonstration's output; errors still show."""
+def be_quiet() -> None:
+    """Keep the libraries' bars and notes out of the output, and one thread a process; errors still show."""
     import datasets
     import transformers
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import string
 import sys
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 from matplotlib.image import imread
 from scipy import stats
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import SFTTrainer
 
 from dco_trl.coverage import coverage_loss
@@ -23,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "evidence"))
 import rival_figure
 import rival_losses
 import rival_selection
+import rival_tasks
 import rival_training
 import rivals
 
@@ -243,18 +247,103 @@ def test_log_p_at_a_temperature_is_the_naive_one(problem_set):
     torch.testing.assert_close(ours[0], measure.reference_log_p(model, tokenizer, prompts, answers))
 
 
-def test_recorder_halves_the_held_out_problems_by_index(problem_set):
+def test_answers_after_prompts_of_any_length_in_batches(tmp_path):
+    model, tokenizer = task.make_model(seed=1).eval(), task.make_tokenizer()
+    prompts, answers = ["1=", "10*10*10=", "47*86=", "2*3="], ["12", "7", "4042", "6"]
+    together = rival_training.log_p_at_temperatures(model, tokenizer, prompts, answers, [1.0, 2.0], batch_size=3)
+    alone = [
+        rival_training.log_p_at_temperatures(model, tokenizer, [prompt], [answer], [1.0, 2.0])
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    assert together.shape == (2, 4)
+    torch.testing.assert_close(together, torch.cat(alone, 1), rtol=1e-5, atol=1e-6)
+
+
+def test_recorder_measures_validation_and_test(problem_set):
     tokenizer, held_out = task.make_tokenizer(), problem_set[1]
-    recorder = rival_training.Recorder(tokenizer, held_out, set())
+    validation, test = held_out.select(range(12)), held_out.select(range(12, 20))
+    recorder = rival_training.Recorder(tokenizer, rival_tasks.Problems(problem_set[0], validation, test), set())
     model = task.make_model(seed=1)
     model.train()
     table = np.array(recorder.measure(model))
     assert model.training  # as it was found
     assert table.shape == (len(rival_training.TEMPERATURES), 2, len(rival_training.KS))
-    log_p = measure.reference_log_p(model.eval(), tokenizer, held_out["prompt"], held_out["completion"]).numpy()
-    for half, part in enumerate((log_p[:10], log_p[10:])):
-        expected = [np.mean(1 - (1 - np.exp(part)) ** k) for k in rival_training.KS]
-        assert table[0, half] == pytest.approx(expected, abs=2e-6)
+    for i, part in enumerate((validation, test)):
+        log_p = measure.reference_log_p(model.eval(), tokenizer, part["prompt"], part["completion"]).numpy()
+        expected = [np.mean(1 - (1 - np.exp(log_p)) ** k) for k in rival_training.KS]
+        assert table[0, i] == pytest.approx(expected, abs=2e-6)
+
+
+# ------------------------------------------------------------------ tasks
+
+
+def test_multiplication_is_the_demonstrations_with_its_held_out_problems_halved():
+    problems = rival_tasks.Multiplication().make_problems(seed=3)
+    train, held_out = task.make_problems(seed=3)
+    assert problems.train["prompt"] == train["prompt"]
+    assert [*problems.validation["prompt"], *problems.test["prompt"]] == held_out["prompt"]
+    assert len(problems.validation) == len(problems.test) == 250
+
+
+@pytest.fixture(scope="module")
+def math_folder(tmp_path_factory):
+    """A tiny model with one token a character, and problems with the columns of MATH."""
+    folder = tmp_path_factory.mktemp("math")
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *string.printable])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>").save_pretrained(
+        folder / "model"
+    )
+    config = task.make_model(seed=0).config
+    config.vocab_size, config.max_position_embeddings = len(vocabulary), 64
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
+    rows = [{"problem": f" {'1' * (20 - i)}*{i}= ", "answer": str(i)} for i in range(20)]
+    rows += [{"problem": "1=", "answer": None}, {"problem": "2=", "answer": " "}]
+    (folder / "data").mkdir()
+    for split, part in (("train", rows), ("test", rows[10:])):
+        (folder / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return folder
+
+
+def math_of(folder, num_train, num_test, data="data"):
+    return rival_tasks.MathAnswers(str(folder / "model"), str(folder / data), num_train, num_test)
+
+
+def test_math_takes_the_shortest_and_leaves_out_what_has_no_answer(math_folder):
+    math_task = math_of(math_folder, num_train=10, num_test=4)
+    problems = math_task.make_problems(seed=0)
+    assert (len(problems.train), len(problems.validation), len(problems.test)) == (10, 4, 4)
+    drawn = {*problems.train["prompt"], *problems.validation["prompt"]}
+    assert drawn == {f"{'1' * (20 - i)}*{i}=\nAnswer:" for i in range(6, 20)}  # fewer ones, fewer tokens
+    assert problems.test["prompt"] == [f"{'1' * (20 - i)}*{i}=\nAnswer:" for i in (19, 18, 17, 16)]
+    assert problems.test["completion"][0] == " 19"
+    assert math_task.make_problems(seed=1).train["prompt"] == problems.train["prompt"]
+    assert math_task.description.startswith("MATH, direct answers, model: 10 of the shortest problems to train on")
+
+
+def test_math_says_what_is_missing(math_folder):
+    with pytest.raises(ValueError, match=r"has 20 and 10 problems.*--num_train 17 and --num_test 4 need 21 and 4"):
+        math_of(math_folder, 17, 4).make_problems(seed=0)
+    wrong = math_folder / "wrong"
+    wrong.mkdir()
+    (wrong / "train.jsonl").write_text('{"question": "1", "answer": "1"}\n')
+    with pytest.raises(ValueError, match=r"the splits \['train'\]; train and test are needed"):
+        math_of(math_folder, 1, 1, "wrong").make_problems(seed=0)
+    (wrong / "test.jsonl").write_text('{"question": "1", "answer": "1"}\n')
+    with pytest.raises(ValueError, match=r"the columns \['question', 'answer'\]; problem and answer are needed"):
+        math_of(math_folder, 1, 1, "wrong").make_problems(seed=0)
+
+
+def test_math_trains_and_measures(math_folder):
+    record = rival_training.train(math_of(math_folder, 10, 4), "cross-entropy", {}, seed=0, num_epochs=2)
+    coverage = np.array(record["coverage"])
+    assert coverage.shape == (2, len(rival_training.TEMPERATURES), 2, len(rival_training.KS))
+    assert (np.diff(coverage, axis=-1) >= 0).all() and 0 < coverage[0, 0, 0, -1] <= 1
+    assert coverage[1, 0, 0, -1] > coverage[0, 0, 0, -1]  # it learns that answers are numbers
+    assert {average["setting"]["early"] for average in record["averages"]} == {1}
+    assert record["task"] == math_of(math_folder, 10, 4).description
 
 
 def test_averaged_weights_lie_between_the_checkpoints():
@@ -335,6 +424,7 @@ def test_intervals_are_students_and_differences_paired():
     assert results["selections"]["weight averaging"]["1"]["mean"] == 0.3
     assert [curve["method"] for curve in results["settings"]] == ["cross-entropy", "DCO", "weight averaging"]
     assert results["settings"][1]["last_epoch"]["mean"] == [0.5, 0, 0, 0]
+    assert results["settings"][1]["by_epoch"] == [[0.5, 0, 0, 0]]
 
 
 def test_every_method_is_in_the_table_at_temperature_one_and_tuned():
@@ -353,6 +443,7 @@ def test_plan_is_seed_after_seed_with_a_file_each():
     assert [job[2] for job in jobs] == sorted(job[2] for job in jobs)
     assert len(jobs) == 5 * sum(map(len, rivals.METHODS.values()))
     assert len({rivals.path_of(Path("x"), job) for job in jobs}) == len(jobs)
+    assert [job[1] for job in rivals.plan(["DCO"], 1, [16, 256])] == [{"num_attempts": 16}, {"num_attempts": 256}]
 
 
 def keep_made_up_runs(work_dir, methods, seeds=2, skip=()):
@@ -365,6 +456,7 @@ def keep_made_up_runs(work_dir, methods, seeds=2, skip=()):
             "method": job[0],
             "setting": job[1],
             "seed": job[2],
+            "task": rival_tasks.Multiplication.description,
             "num_epochs": 2,
             "k": rival_training.KS,
             "temperatures": rival_training.TEMPERATURES,
@@ -382,7 +474,7 @@ def test_finished_runs_are_not_run_again_and_incomplete_seeds_are_left_out(tmp_p
     missing = ("DCO", {"num_attempts": 64}, 1)
     keep_made_up_runs(work_dir, methods, skip=[missing])
     jobs = rivals.plan(methods, 2)
-    assert rivals.merge(work_dir, jobs, methods, 2)["seeds"] == [0]
+    assert rivals.merge(rival_tasks.Multiplication(), work_dir, jobs, methods, 2)["seeds"] == [0]
     output, figure = tmp_path / "docs" / "rivals.json", tmp_path / "docs" / "frontier.png"
     keep_made_up_runs(work_dir, methods)
     before = {path: path.read_bytes() for path in work_dir.iterdir()}
@@ -397,6 +489,8 @@ def test_finished_runs_are_not_run_again_and_incomplete_seeds_are_left_out(tmp_p
     assert width >= 1600 > height
     with pytest.raises(SystemExit):  # the same folder cannot serve another length
         rivals.main([*command, "--epochs", "3"])
+    with pytest.raises(SystemExit):  # nor another task
+        rivals.main([*command, "--task", "math"])
 
 
 def test_command_refuses_what_it_cannot_do(tmp_path, capsys):
