@@ -7,6 +7,12 @@ part may come first. A tiny Llama, made on the spot, learns one form a problem; 
 
 Measured on held-out problems by sampling, with intervals over problems. Finished runs are kept in the output file and
 not run again, so the command can be stopped and repeated.
+
+With `--sampler vllm` the rationales come from real vLLM, and the last weights' success rate on the held-out problems
+is measured with both samplers:
+
+    python benchmarks/evidence/cot_tiny.py --sampler vllm --seeds 0 --methods "DCO, sampled rationales" \
+        --output docs/results/cot-tiny-vllm.json
 """
 
 import argparse
@@ -14,7 +20,6 @@ import json
 import os
 import platform
 import time
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +27,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 import numpy as np
 import torch
@@ -30,14 +36,20 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 
 from dco_trl import CoTDCOConfig, CoTDCOTrainer
+from dco_trl.demo.training import be_quiet
 from dco_trl.evaluation import pass_at_k_curve
-from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler
+from dco_trl.sampling import Sampler, SampleRequest, SamplingParams, TransformersSampler, VLLMSampler
 
 VOCABULARY = ["<pad>", "<eos>", *"0123456789", *"*+=()"]
 NUM_TRAIN, NUM_HELD_OUT = 1500, 300
 KS = (1, 4, 16, 64, 256)
+# Options of a sampler for this model. vLLM in float32, so that both sample the same probabilities.
+SAMPLER_KWARGS: dict[str, dict[str, Any]] = {
+    "transformers": {"batch_size": 512},
+    "vllm": {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 512},
+}
 METHODS: dict[str, dict[str, Any]] = {
-    "cross-entropy": {"num_attempts": 1, "sampler": "none"},
+    "cross-entropy": {"num_attempts": 1, "sampler": "none", "sampler_kwargs": None},
     "DCO, reference rationales": {"num_attempts": 64, "targets": "reference"},
     "DCO, sampled rationales": {"num_attempts": 64, "targets": "sampled"},
 }
@@ -98,6 +110,18 @@ def last_number(completions: list[str], answer: list[str], **columns) -> list[fl
     return [float(text.split("=")[-1] == reference) for text, reference in zip(completions, answer, strict=True)]
 
 
+def count_correct(sampler: Sampler, problems: list[dict], num_samples: int) -> np.ndarray:
+    """Right answers among `num_samples` of each problem."""
+    requests = [SampleRequest(row["prompt"], num_samples, stream=i) for i, row in enumerate(problems)]
+    drawn = sampler.sample(requests, SamplingParams(max_tokens=40, seed=1))
+    return np.array(
+        [
+            int(sum(last_number([sample.text for sample in samples], [row["answer"]] * len(samples))))
+            for samples, row in zip(drawn, problems, strict=True)
+        ]
+    )
+
+
 class Measure(TrainerCallback):
     """pass@k of held-out problems every so many epochs, by sampling; at the last with more samples, for a larger k."""
 
@@ -112,34 +136,53 @@ class Measure(TrainerCallback):
             return
         num_samples = self.final_samples if epoch == args.num_train_epochs else self.num_samples
         sampler = TransformersSampler(model, self.tokenizer, batch_size=512, progress=False)
-        requests = [SampleRequest(row["prompt"], num_samples, stream=i) for i, row in enumerate(self.problems)]
-        drawn = sampler.sample(requests, SamplingParams(max_tokens=40, seed=1))
-        correct = [
-            sum(last_number([s.text for s in samples], [row["answer"]] * len(samples)))
-            for samples, row in zip(drawn, self.problems, strict=True)
-        ]
+        correct = count_correct(sampler, self.problems, num_samples)
         ks = [k for k in KS if k <= num_samples]
-        curve = pass_at_k_curve(np.full(len(correct), num_samples), np.array(correct, dtype=int), k=ks)
+        curve = pass_at_k_curve(np.full(len(correct), num_samples), correct, k=ks)
         intervals = {"low": curve.low.tolist(), "high": curve.high.tolist()}
         self.record.append({"epoch": epoch, "k": ks, "pass": curve.estimate.tolist(), **intervals})
         print(f"  epoch {epoch}: " + "/".join(f"{value:.3f}" for value in curve.estimate), flush=True)
 
 
-def run(method: str, seed: int, num_epochs: int, every: int, num_samples: int, final_samples: int) -> dict[str, Any]:
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
+def rates_of_both(folder: Path, tokenizer, problems: list[dict], num_samples: int) -> dict[str, Any]:
+    """Success rates of the saved model on the held-out problems, sampled by vLLM and by Transformers.
+
+    The problems are the same, so the interval of the difference is that of the draws alone: four standard errors.
+    """
+    engine = VLLMSampler(str(folder), progress=False, **SAMPLER_KWARGS["vllm"])
+    by_vllm = count_correct(engine, problems, num_samples) / num_samples
+    engine.close()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    itself = TransformersSampler(model, tokenizer, progress=False, **SAMPLER_KWARGS["transformers"])
+    by_transformers = count_correct(itself, problems, num_samples) / num_samples
+    errors = [np.sqrt((rates * (1 - rates)).sum() / num_samples) / len(rates) for rates in (by_vllm, by_transformers)]
+    return {
+        "samples": num_samples * len(problems),
+        "vllm": float(by_vllm.mean()),
+        "transformers": float(by_transformers.mean()),
+        "standard_error_of_difference": float(np.hypot(*errors)),
+    }
+
+
+def run(
+    method: str, seed: int, num_epochs: int, every: int, num_samples: int, final_samples: int, sampler: str
+) -> dict[str, Any]:
+    be_quiet()
     train, held_out = make_problems(seed)
     tokenizer = make_tokenizer()
     measure = Measure(tokenizer, held_out, every, num_samples, final_samples)
-    settings = METHODS[method]
-    if settings.get("sampler") != "none":
+    settings = {"sampler": sampler, "sampler_kwargs": SAMPLER_KWARGS[sampler], **METHODS[method]}
+    if settings["sampler"] != "none":
         train = train.remove_columns(["num_sampled", "num_correct"])
     started = time.perf_counter()
     with TemporaryDirectory() as folder:
+        make_model(seed).save_pretrained(folder)  # vLLM reads models from folders
+        tokenizer.save_pretrained(folder)
         trainer = CoTDCOTrainer(
-            make_model(seed),
+            folder,
             args=CoTDCOConfig(
                 output_dir=folder,
+                model_init_kwargs={"dtype": "float32"},
                 num_train_epochs=num_epochs,
                 per_device_train_batch_size=64,
                 learning_rate=1e-3,
@@ -160,7 +203,6 @@ def run(method: str, seed: int, num_epochs: int, every: int, num_samples: int, f
                 rationale_batch=4,
                 max_rationale_tokens=40,
                 **settings,
-                **({} if settings.get("sampler") == "none" else {"sampler_kwargs": {"batch_size": 512}}),
             ),
             train_dataset=train,
             grader=last_number,
@@ -169,6 +211,11 @@ def run(method: str, seed: int, num_epochs: int, every: int, num_samples: int, f
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+        both = None
+        if settings["sampler"] == "vllm":
+            trainer.save_model(folder)
+            both = rates_of_both(Path(folder), tokenizer, held_out, final_samples)
+            print(f"  {both}", flush=True)
     windows = [entry for entry in trainer.state.log_history if "rationales" in entry]
     return {
         "method": method,
@@ -176,6 +223,7 @@ def run(method: str, seed: int, num_epochs: int, every: int, num_samples: int, f
         "epochs": measure.record,
         "rationales_per_prompt": [entry["rationales"] for entry in windows],
         "success_rate": [entry["success_rate"] for entry in windows],
+        **({"held_out_success_rate": both} if both else {}),
         "seconds": time.perf_counter() - started,
     }
 
@@ -189,15 +237,18 @@ def main() -> None:
     parser.add_argument("--num_samples", type=int, default=64, help="Samples of each held-out problem.")
     parser.add_argument("--final_samples", type=int, default=256, help="Samples of each at the last epoch.")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="Which to run.")
+    parser.add_argument(
+        "--sampler", choices=list(SAMPLER_KWARGS), default="transformers", help="Draws the rationales."
+    )
     args = parser.parse_args()
-    settings = {name: getattr(args, name) for name in ("every", "num_samples", "final_samples")}
+    settings = {name: getattr(args, name) for name in ("every", "num_samples", "final_samples", "sampler")}
     settings["num_epochs"] = args.epochs
     record: dict[str, Any] = {"settings": settings, "runs": []}
     if args.output.exists():
         record = json.loads(args.output.read_text())
         if record["settings"] != settings:
             parser.error(f"{args.output} holds runs with {record['settings']}: give another --output")
-    packages = ("dco-trl", "torch", "transformers", "trl")
+    packages = ("dco-trl", "torch", "transformers", "trl", *(["vllm-cpu"] if args.sampler == "vllm" else []))
     record["versions"] = {name: version(name) for name in packages} | {"python": platform.python_version()}
     for seed in args.seeds:
         for method in args.methods:
