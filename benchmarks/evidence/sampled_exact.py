@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import sys
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,14 +21,12 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import datasets
 import numpy as np
-import torch
 from transformers import PrinterCallback
 
 from dco_trl import DCOConfig, DCOTrainer, log_coverage
 from dco_trl.demo import measure, task
-from dco_trl.demo.training import NUM_EPOCHS, training_arguments
+from dco_trl.demo.training import NUM_EPOCHS, be_quiet, training_arguments
 from dco_trl.evaluation import pass_at_k, pass_at_k_curve
 from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler
 
@@ -105,9 +102,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.num_samples < KS[-1]:
         parser.error(f"--num_samples: pass@{KS[-1]} needs at least as many samples a problem, got {args.num_samples}")
-    warnings.filterwarnings("ignore")
-    datasets.disable_progress_bars()
-    torch.set_num_threads(1)
+    be_quiet()
     runs = []
     for num_attempts in (1, 256):
         print(f"N = {num_attempts}", flush=True)
