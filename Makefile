@@ -28,7 +28,7 @@ check: .venv/.dev  ## lint, format, types, documentation
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 docs: .venv/.dev  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict

@@ -58,7 +58,7 @@ class PassAtKCallback(TrainerCallback):
         DataError: The data set cannot be used.
         GraderError: The grader cannot be loaded.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.callbacks import PassAtKCallback
         >>> trainer.add_callback(  # doctest: +SKIP

@@ -40,7 +40,7 @@ def coverage_loss(
         ValueError: `num_attempts` is not an integer of at least 1, or `log_p` has a NaN or a positive value.
         TypeError: `log_p` is not a floating-point tensor.
 
-    Example:
+    Examples:
         ```python
         >>> import torch
         >>> from dco_trl import coverage_loss
@@ -81,7 +81,7 @@ def log_coverage(
         ValueError: `num_attempts` is not an integer of at least 1, or `log_p` has a NaN or a positive value.
         TypeError: `log_p` is not a floating-point tensor.
 
-    Example:
+    Examples:
         ```python
         >>> import torch
         >>> from dco_trl import log_coverage
@@ -126,7 +126,7 @@ def coverage_weight(
         ValueError: `num_attempts` is not an integer of at least 1, or `log_p` has a NaN or a positive value.
         TypeError: `log_p` is not a floating-point tensor.
 
-    Example:
+    Examples:
         ```python
         >>> import torch
         >>> from dco_trl import coverage_weight

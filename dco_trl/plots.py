@@ -62,7 +62,7 @@ def plot_coverage_curves(
     Raises:
         ValueError: There is no curve, a k is not positive, or a curve's arrays differ in length.
 
-    Example:
+    Examples:
         >>> curve = CoverageCurve("ce", k=[1, 4, 16], coverage=[.1, .3, .6], low=[.05, .2, .5], high=[.2, .4, .7])
         >>> figure = plot_coverage_curves([curve])
 
@@ -142,7 +142,7 @@ def plot_confidence_histogram(
     Raises:
         ValueError: There is no run, or a share lies outside [0, 1], or a run's arrays differ in length.
 
-    Example:
+    Examples:
         >>> figure = plot_confidence_histogram({"ce": ([.9, .95, .3], [True, False, False])})
 
     References:
@@ -212,7 +212,7 @@ def success_bins(smallest: float) -> tuple[np.ndarray, list[str]]:
     Returns:
         Edges from low to high, shape (bins + 1,), bin i being (edges[i], edges[i + 1]]; and the upper ends as text.
 
-    Example:
+    Examples:
         >>> success_bins(1 / 4)[1]
         ['1/4', '1/2', '1']
     """
@@ -231,7 +231,7 @@ def count_success_rates(rates: ArrayLike, smallest: float) -> tuple[list[str], n
     Returns:
         Labels, and the number of problems under each, shape (bins + 1,).
 
-    Example:
+    Examples:
         >>> count_success_rates([0, .25, .5, 1], 1 / 4)
         (['never', '1/4', '1/2', '1'], array([1, 1, 1, 1]))
     """
@@ -259,7 +259,7 @@ def plot_success_histogram(
     Raises:
         ValueError: There is no run, or a rate lies outside [0, 1].
 
-    Example:
+    Examples:
         >>> figure = plot_success_histogram({"ce": [0, .01, .9], "dco": [.02, .03, .3]}, num_samples=256)
 
     Relations:

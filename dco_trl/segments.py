@@ -21,7 +21,7 @@ class Segments:
         label_mask: Whether the position has a label, bool, `(batch, seq)`.
         num_segments: Number of units. A Python number, so that no shape waits for the device.
 
-    Example:
+    Examples:
         ```python
         >>> import torch
         >>> from dco_trl.segments import Segments

@@ -53,7 +53,7 @@ def plugin_weight(num_sampled: ArrayLike, num_correct: ArrayLike, num_attempts: 
     Raises:
         ValueError: Impossible counts, a prompt without samples, or `num_attempts` is no integer of at least 1.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.success import plugin_weight
         >>> plugin_weight(num_sampled=64, num_correct=[0, 1, 2], num_attempts=256).round(3).tolist()
@@ -112,7 +112,7 @@ def posterior_weight(
     Raises:
         ValueError: Impossible counts or prior, or `num_attempts` is no integer of at least 1.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.success import posterior_weight
         >>> weight, deviation = posterior_weight(num_sampled=64, num_correct=[0, 1, 2], num_attempts=256)
@@ -172,7 +172,7 @@ def needs_sampling(
     Raises:
         ValueError: `weight_tolerance` is negative or NaN, or `num_rationales` is no integer of at least 1.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.success import needs_sampling
         >>> needs_sampling([0.3, 0.01, 0.3, 0.01], [8, 8, 64, 0], weight_tolerance=0.1, num_rationales=64).tolist()
@@ -220,7 +220,7 @@ def fit_beta_binomial(
     Raises:
         ValueError: Impossible counts, or none.
 
-    Example:
+    Examples:
         ```python
         >>> import numpy as np
         >>> from dco_trl.success import fit_beta_binomial
@@ -269,7 +269,7 @@ def fit_prior(
     Raises:
         ValueError: Impossible counts, or none.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.success import fit_prior
         >>> fit_prior(num_sampled=[0, 0], num_correct=[0, 0])
@@ -315,7 +315,7 @@ class SuccessCounts:
     Raises:
         ValueError: `num_examples` is no integer of at least 1.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.success import SuccessCounts
         >>> counts = SuccessCounts(num_examples=3)

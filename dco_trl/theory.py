@@ -33,7 +33,7 @@ def win_probability(bet_probability: ArrayLike, num_attempts: ArrayLike) -> Any:
         ValueError: A bet probability lies outside [0, 1] or is not a number, or `num_attempts` is not made of integers
             of at least 1.
 
-    Example:
+    Examples:
         ```python
         >>> import numpy as np
         >>> from dco_trl.theory import win_probability
@@ -78,7 +78,7 @@ def value_of_offer(p: ArrayLike, before: ArrayLike, after: ArrayLike, num_attemp
         ValueError: An argument is not a vector of probabilities, sums to more than 1 or differs in length from `p`,
             or `num_attempts` is not made of integers of at least 1.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.theory import value_of_offer
         >>> value_of_offer(p=[0.4, 0.2], before=[0.2, 0.1], after=[0.5, 0.05], num_attempts=[1, 16]).round(3)
@@ -132,7 +132,7 @@ def optimal_policy(p: ArrayLike, num_attempts: int) -> NDArray[np.float64]:
     Raises:
         ValueError: `p` is not a distribution, or `num_attempts` is not an integer of at least 1.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.theory import optimal_policy
         >>> [optimal_policy([0.6, 0.3, 0.1], n).round(3).tolist() for n in (1, 2, 16, 4096)]
@@ -202,7 +202,7 @@ def confidence_bounds(p: ArrayLike, num_attempts: int, num_compared: int = 2) ->
     Raises:
         ValueError: `p` is not a distribution, or `num_attempts` or `num_compared` is out of range.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.theory import confidence_bounds, optimal_policy
         >>> low, high = confidence_bounds([0.6, 0.3, 0.1], num_attempts=16)

@@ -1,15 +1,22 @@
 """Every public name has a docstring, and a place in the reference."""
 
+import dataclasses
 import doctest
 import importlib
+import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
-REFERENCE = (Path(__file__).parents[1] / "docs" / "reference.md").read_text()
+ROOT = Path(__file__).parents[1]
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 PACKAGES = ["dco_trl", "dco_trl.evaluation", "dco_trl.grading", "dco_trl.sampling"]
 NAMES = [(package, name) for package in PACKAGES for name in importlib.import_module(package).__all__]
+USERS_MAKE = {"DCOConfig", "CoTDCOConfig", "Problem", "SampleRequest", "SamplingParams"}
 # Where the docstrings' examples run in no time and without a model.
 EXAMPLES = [
     "dco_trl.coverage",
@@ -18,6 +25,7 @@ EXAMPLES = [
     "dco_trl.trainer.dco_config",
     "dco_trl.trainer.cot_config",
     "dco_trl.success",
+    "dco_trl.evaluation.data",
     "dco_trl.evaluation.pass_at_k",
     "dco_trl.evaluation.intervals",
     "dco_trl.evaluation.majority_vote",
@@ -25,6 +33,7 @@ EXAMPLES = [
     "dco_trl.evaluation.extrapolation",
     "dco_trl.grading.extract",
     "dco_trl.grading.graders",
+    "dco_trl.sampling.protocol",
 ]
 
 
@@ -34,6 +43,37 @@ def test_public_name_is_documented(package, name):
     if callable(value):
         assert value.__doc__ and len(value.__doc__) > 20, f"{package}.{name} has no docstring"
         assert re.search(rf"^::: dco_trl\.[\w.]*\b{name}$", REFERENCE, re.M), f"{package}.{name}: not in the reference"
+
+
+@pytest.mark.parametrize(("package", "name"), NAMES, ids=[f"{package}.{name}" for package, name in NAMES])
+def test_docstring_has_every_argument_and_an_example(package, name):
+    value = getattr(importlib.import_module(package), name)
+    if not callable(value) or (inspect.isclass(value) and issubclass(value, Exception)):
+        return
+    document = inspect.getdoc(value) or ""
+    if inspect.isclass(value) and issubclass(value, TrainingArguments):
+        arguments = [field.name for field in dataclasses.fields(value) if field.name in value.__annotations__]
+    else:
+        arguments = [a for a in inspect.signature(value).parameters if a not in ("self", "args", "kwargs")]
+    # Shared descriptions such as "low, high: …" name each.
+    missing = [a for a in arguments if not re.search(rf"^ +([\w, ]*\W|\*\*)?{a}(, [\w, ]*)?:", document, re.M)]
+    assert not missing, f"{package}.{name}: no description of {missing}"
+    # What functions return is shown by their own examples.
+    made_by_others = inspect.isclass(value) and (
+        dataclasses.is_dataclass(value) or getattr(value, "_is_protocol", False)
+    )
+    if not made_by_others or name in USERS_MAKE:
+        assert re.search(r"^Examples:$", document, re.M), f"{package}.{name}: no example"
+
+
+def test_documentation_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs", reason="MkDocs is not installed: pip install -e '.[dev]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "INFO" not in line)
+    page = (tmp_path / "reference" / "index.html").read_text()
+    assert 'class="gp">&gt;&gt;&gt;' in page  # examples are shown as code
+    assert not re.search(r"<p>(&gt;){3}|<blockquote>\s*<blockquote>", page)  # and not as quotations of quotations
 
 
 @pytest.mark.parametrize("module", EXAMPLES)

@@ -53,7 +53,7 @@ def run_demo(
         ValueError: An argument is out of its range.
         RuntimeError: A run's process was killed.
 
-    Example:
+    Examples:
         ```python
         from dco_trl.demo.run import run_demo
 

@@ -32,6 +32,13 @@ class Problem:
         prompt: Plain text, or chat messages (`[{"role": "user", "content": …}]`).
         answer: The reference answer.
         columns: Further columns of the row, which graders get as keyword arguments.
+
+    Examples:
+        >>> Problem("sum-1", "2 + 2 =", "4", {"difficulty": "easy"}).answer
+        '4'
+
+    Relations:
+        `load_problems` and `problems_from_rows` make them from data sets.
     """
 
     problem_id: str
@@ -74,7 +81,7 @@ def read_problems(
     Raises:
         DataError: The source cannot be read, is empty, lacks a column, or has a row without a prompt or an answer.
 
-    Example:
+    Examples:
         ```python
         >>> import json, pathlib, tempfile
         >>> from dco_trl.evaluation import read_problems
@@ -129,7 +136,7 @@ def problems_from_rows(
     Raises:
         DataError: As for [`read_problems`][dco_trl.evaluation.read_problems].
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.evaluation import problems_from_rows
         >>> problems_from_rows([{"prompt": "1 + 1 =", "answer": "2"}])[0].problem_id
@@ -199,7 +206,7 @@ def fingerprint(problems: Sequence[Problem]) -> str:
     Returns:
         64 hexadecimal digits. Further columns do not count.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.evaluation import Problem, fingerprint
         >>> fingerprint([Problem("0", "1 + 1 =", "2")])[:8]

@@ -91,7 +91,7 @@ def exact_coverage(
             or the answer has no tokens.
         ValueError: There are no problems, or `temperature` or `batch_size` is out of range.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.evaluation import exact_coverage, read_problems
         >>> exact = exact_coverage(model, tokenizer, read_problems("problems.jsonl"))  # doctest: +SKIP

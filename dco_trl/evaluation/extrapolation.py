@@ -135,7 +135,7 @@ def extrapolate_pass_at_k(
     Raises:
         ValueError: No problem was ever solved (nothing tells a small rate from 0), or the counts are impossible.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.evaluation import extrapolate_pass_at_k
         >>> guess = extrapolate_pass_at_k(num_samples=8, num_correct=[0, 1, 8, 2, 0, 5, 0, 0], k=[8, 64])
@@ -207,7 +207,7 @@ def check_extrapolation(
     Raises:
         ValueError: Fewer than two samples would be left on either side of a split, or no kept sample is correct.
 
-    Example:
+    Examples:
         ```python
         >>> import numpy as np
         >>> from dco_trl.evaluation import check_extrapolation

@@ -110,7 +110,7 @@ def pass_at_k_curve(
         ValueError: There is no problem, a k exceeds the samples of a problem (which is named), or the counts are
             impossible.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.evaluation import pass_at_k_curve
         >>> curve = pass_at_k_curve(num_samples=8, num_correct=[0, 1, 8, 2, 0, 5], k=[1, 8])
@@ -136,7 +136,18 @@ def pass_at_k_curve(
 
 
 def default_ks(num_samples: int) -> NDArray[np.int64]:
-    """Powers of two up to `num_samples`, and `num_samples` itself."""
+    """Powers of two up to `num_samples`, and `num_samples` itself.
+
+    Args:
+        num_samples: Samples a problem, at least 1.
+
+    Returns:
+        The k of a curve, ascending, int64.
+
+    Examples:
+        >>> default_ks(12).tolist()
+        [1, 2, 4, 8, 12]
+    """
     powers = 2 ** np.arange(int(num_samples).bit_length(), dtype=np.int64)
     return np.unique(np.append(powers, num_samples))
 
@@ -182,7 +193,7 @@ def mean_curve(
     Raises:
         ValueError: No problem, values outside [0, 1] or NaN, shapes that do not fit, or an unknown method.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.evaluation import mean_curve
         >>> curve = mean_curve([[0.0], [1.0], [1.0], [0.5]] * 25, k=[1], method="analytic")
@@ -250,7 +261,7 @@ def paired_difference(
         ValueError: The runs do not have the same problems (the message lists what is missing where), or one of them
             has too few samples.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.evaluation import paired_difference
         >>> ce = {"a": (8, 4), "b": (8, 0), "c": (8, 1)}

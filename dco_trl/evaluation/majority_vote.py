@@ -48,7 +48,7 @@ def majority_at_k(
     Raises:
         ValueError: k exceeds the samples, or the two lists differ in length.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.evaluation import majority_at_k
         >>> majority_at_k([5, 3, 2], [True, False, False], k=[1, 3, 10]).round(4).tolist()

@@ -84,7 +84,7 @@ def pass_at_k(
     Raises:
         ValueError: k exceeds the samples of a problem (the message names it), or the counts are impossible.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.evaluation import pass_at_k
         >>> pass_at_k(num_samples=4, num_correct=[0, 1, 4], k=2).tolist()
@@ -153,7 +153,7 @@ def exact_pass_at_k(log_p: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
     Raises:
         ValueError: a NaN or a positive log-probability, or a k that is not a whole number >= 1.
 
-    Example:
+    Examples:
         ```python
         >>> import numpy as np
         >>> from dco_trl.evaluation import exact_pass_at_k

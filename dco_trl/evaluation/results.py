@@ -94,7 +94,7 @@ def load_results(run_dir: str | os.PathLike[str], grader: str | None = None) -> 
         StoreError: There is no run; it was not graded, or not to the end, or by several graders and none was named; or
             a problem has no samples yet.
 
-    Example:
+    Examples:
         ```python
         >>> import tempfile
         >>> from dco_trl.evaluation import Problem, RunStore, grade_run, load_results

@@ -122,7 +122,7 @@ def sample_run(
         ValueError: `num_samples` or `chunk_size` below 1.
         StoreError: The folder is in use, holds another run, or cannot be written.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.evaluation import read_problems, sample_run
         >>> from dco_trl.sampling import TransformersSampler
@@ -202,7 +202,7 @@ def grade_run(
         StoreError: There is no run or it has no samples; the folder is in use; the grader's code has changed.
         GraderError: The grader cannot be loaded, or fails.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.evaluation import grade_run
         >>> grade_run("runs/ce", "math")  # doctest: +SKIP
@@ -252,7 +252,7 @@ def evaluate(
     Raises:
         ValueError: As for the steps.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.evaluation import evaluate, pass_at_k, read_problems
         >>> from dco_trl.sampling import TransformersSampler

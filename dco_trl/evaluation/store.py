@@ -75,7 +75,7 @@ class RunStore:
     Raises:
         StoreError: There is no run, or its manifest or its problems are damaged.
 
-    Example:
+    Examples:
         ```python
         >>> import tempfile
         >>> from dco_trl.evaluation import Problem, RunStore
@@ -349,7 +349,7 @@ def plan(
     Yields:
         (position of the problem, first index, number of samples) for each gap.
 
-    Example:
+    Examples:
         ```python
         >>> import numpy as np
         >>> from dco_trl.evaluation.store import plan

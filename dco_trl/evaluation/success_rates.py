@@ -69,7 +69,7 @@ def success_histogram(num_samples: ArrayLike, num_correct: ArrayLike, num_bins: 
     Raises:
         ValueError: The counts are impossible, or `num_bins` is under 1.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.evaluation import success_histogram
         >>> success_histogram(num_samples=4, num_correct=[0, 0, 1, 2, 4], num_bins=4).counts.tolist()
@@ -112,7 +112,7 @@ def never_solved(num_samples: ArrayLike, num_correct: ArrayLike, confidence: flo
     Raises:
         ValueError: There is no problem, or the counts are impossible.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl.evaluation import never_solved
         >>> result = never_solved(num_samples=256, num_correct=[0, 3, 0, 120])

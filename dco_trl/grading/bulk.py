@@ -44,7 +44,10 @@ class GradingStats:
 
     Args:
         rows: samples graded; the next four add up to it.
-        graded, unparsed, timeout, error: rows by status.
+        graded: rows with a verdict.
+        unparsed: rows without a readable answer or reference.
+        timeout: rows whose worker ran out of time, twice.
+        error: rows whose worker died, twice.
         distinct: pairs (reference, answer), or distinct rows for a function of the user's.
         from_cache: pairs found on disk.
         computed: pairs that went to a worker, or rows that the user's function saw.
@@ -93,7 +96,7 @@ class BulkGrader:
         GraderError: the grader cannot be loaded.
         ValueError: a limit is not positive.
 
-    Example:
+    Examples:
         >>> with BulkGrader("math") as grader:
         ...     verdicts = grader.grade(["1/4 + 1/4?"] * 3, ["0.5", "so \\boxed{1/2}", "2"], ["\\frac{1}{2}"] * 3)
         >>> [verdict.score for verdict in verdicts]

@@ -45,6 +45,10 @@ def completion_text(completion: Any) -> str:
 
     Raises:
         TypeError: the completion is neither.
+
+    Examples:
+        >>> completion_text([{"role": "assistant", "content": "It is 4."}])
+        'It is 4.'
     """
     if isinstance(completion, str):
         return completion
@@ -74,7 +78,7 @@ def extract_answer(text: str) -> str:
     Returns:
         The answer, without surrounding white space and math delimiters; "" if there is none.
 
-    Example:
+    Examples:
         >>> extract_answer(r"so $x^2 = 3$ and $x = \boxed{\frac{1}{2}}$.")
         '\\frac{1}{2}'
         >>> extract_answer("9 * 2 = 18\n#### 18")
@@ -122,6 +126,13 @@ def extract_reference(reference: Any) -> str:
 
     Returns:
         The answer to compare with.
+
+    Examples:
+        >>> extract_reference(r"2 + 2, hence \\boxed{4}"), extract_reference("x = 4 or x = 5"), extract_reference(4)
+        ('4', 'x = 4 or x = 5', '4')
+
+    Relations:
+        `extract_answer` for what a model wrote.
     """
     text = reference if isinstance(reference, str) else str(reference)
     return extract_answer(text) or text.strip()
@@ -140,7 +151,7 @@ def normalize_answer(answer: str) -> str:
     Returns:
         The string that `exact` compares.
 
-    Example:
+    Examples:
         >>> normalize_answer(r"$\left( \dfrac12, 1{,}000 \right)$")
         '(\\frac{1}{2},1,000)'
         >>> normalize_answer("1,000.50")

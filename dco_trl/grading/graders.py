@@ -41,7 +41,7 @@ def exact_grader(
     Raises:
         GraderError: there is no reference column, or its length differs.
 
-    Example:
+    Examples:
         >>> exact_grader(["so it is \\boxed{1{,}000}", "999"], answer=["1000", "1000"])
         [1.0, 0.0]
 
@@ -81,7 +81,7 @@ def math_grader(
     Raises:
         GraderError: there is no reference column, or its length differs.
 
-    Example:
+    Examples:
         >>> math_grader(["so $x = \\boxed{0.5}$", "2"], answer=["\\frac{1}{2}", "\\frac{1}{2}"])
         [1.0, 0.0]
 
@@ -114,7 +114,7 @@ def load_grader(name: str | Grader) -> Grader:
     Raises:
         GraderError: no such grader.
 
-    Example:
+    Examples:
         >>> load_grader("exact")(["42"], answer=["42"])
         [1.0]
         >>> load_grader("trl.rewards:accuracy_reward").__name__
@@ -151,7 +151,18 @@ def load_grader(name: str | Grader) -> Grader:
 
 
 def grader_name(grader: str | Grader) -> str:
-    """What to call a grader in messages and folder names: the name it was loaded by, or its module and name."""
+    """What to call a grader in messages and folder names: the name it was loaded by, or its module and name.
+
+    Args:
+        grader: "math", "exact", an import path, or a function.
+
+    Returns:
+        The name.
+
+    Examples:
+        >>> grader_name("exact"), grader_name("rewards:by_length")
+        ('exact', 'rewards:by_length')
+    """
     if isinstance(grader, str):
         return grader
     if grader is math_grader:
@@ -189,6 +200,15 @@ def call_grader(
 
     Raises:
         GraderError: the function raises, returns another number of scores, a NaN, or what is no number.
+
+    Examples:
+        >>> def shares_first_letter(completions, answer, **columns):
+        ...     return [float(text[:1] == reference[:1]) for text, reference in zip(completions, answer, strict=True)]
+        >>> call_grader(shares_first_letter, None, ["blue", "red"], ["black", "green"])
+        [1.0, 0.0]
+
+    Relations:
+        `BulkGrader` calls it in batches, and grades with "math" and "exact" much faster.
     """
     name = name or grader_name(grader)
     if (getattr(grader, "__module__", None) or "").startswith("trl.rewards"):

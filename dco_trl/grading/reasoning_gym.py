@@ -28,7 +28,7 @@ def score(completions: Sequence, answer: Sequence, metadata: Sequence, **kwargs:
     Raises:
         GraderError: reasoning-gym is not installed.
 
-    Example:
+    Examples:
         >>> score(["so the answer is 4"], answer=["4"], metadata=[{"source_dataset": "chain_sum"}])
         [1.0]
     """

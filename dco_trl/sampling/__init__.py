@@ -74,7 +74,7 @@ def make_sampler(
     Raises:
         ValueError: Unknown name; `base_url` missing or not applicable; `revision` for "server".
 
-    Example:
+    Examples:
         >>> from dco_trl.sampling import make_sampler
         >>> make_sampler("vlm", "my-model")
         Traceback (most recent call last):

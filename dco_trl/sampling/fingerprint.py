@@ -20,7 +20,7 @@ def folder_fingerprint(folder: str | Path) -> str:
     Returns:
         16 hexadecimal digits.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> len(folder_fingerprint(tempfile.mkdtemp()))
         16

@@ -36,7 +36,7 @@ class SamplingParams:
         ValueError: A value outside its range.
         TypeError: `stop` is one string and not a tuple of them.
 
-    Example:
+    Examples:
         >>> SamplingParams(temperature=0.6, top_p=0.95, max_tokens=1024).top_k
         0
     """
@@ -81,6 +81,9 @@ class SampleRequest:
 
     Raises:
         ValueError: A count or an index outside its range, or an empty prompt.
+
+    Examples:
+        >>> request = SampleRequest("2 + 2 =", num_samples=64, first_index=64, stream=3)  # the second 64 of problem 3
     """
 
     prompt: Prompt
@@ -150,7 +153,7 @@ def request_seed(seed: int, stream: int, index: int) -> int:
     Returns:
         An integer in [0, 2**31 + index).
 
-    Example:
+    Examples:
         >>> request_seed(0, stream=3, index=10) - request_seed(0, stream=3, index=0)
         10
 

@@ -70,7 +70,7 @@ class ServerSampler:
         ImportError: The `openai` client is not installed.
         EndpointError: The endpoint is down, or does not serve `model`; the message lists what it serves.
 
-    Example:
+    Examples:
         >>> from dco_trl.sampling import SampleRequest, SamplingParams, ServerSampler
         >>> sampler = ServerSampler("Qwen/Qwen2.5-1.5B", "http://127.0.0.1:8000/v1")  # doctest: +SKIP
         >>> [samples] = sampler.sample([SampleRequest("2 + 2 =", num_samples=8)], SamplingParams())  # doctest: +SKIP

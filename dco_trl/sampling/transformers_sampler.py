@@ -57,7 +57,7 @@ class TransformersSampler:
     Raises:
         ValueError: Arguments that only apply to a model given by name, or an encoder-decoder model.
 
-    Example:
+    Examples:
         >>> from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler
         >>> sampler = TransformersSampler("Qwen/Qwen2.5-0.5B")  # doctest: +SKIP
         >>> [samples] = sampler.sample([SampleRequest("2 + 2 =", num_samples=8)], SamplingParams())  # doctest: +SKIP

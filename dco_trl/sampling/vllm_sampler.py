@@ -41,7 +41,7 @@ class VLLMSampler:
         ImportError: vLLM is not installed.
         RuntimeError: vLLM could not start, most often for want of memory; vLLM's own words are in the message.
 
-    Example:
+    Examples:
         >>> from dco_trl.sampling import SampleRequest, SamplingParams, VLLMSampler
         >>> sampler = VLLMSampler("Qwen/Qwen2.5-1.5B", max_model_len=2048)  # doctest: +SKIP
         >>> [samples] = sampler.sample([SampleRequest("2 + 2 =", num_samples=8)], SamplingParams())  # doctest: +SKIP

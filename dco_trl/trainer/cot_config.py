@@ -14,6 +14,8 @@ TARGETS = ("reference", "sampled")
 class CoTDCOConfig(DCOConfig):
     r"""Arguments of [`CoTDCOTrainer`][dco_trl.trainer.CoTDCOTrainer]: those of `DCOConfig`, and how p is estimated.
 
+    Of TRL's own, look at `max_length`: its default of 1,024 tokens cuts training rows that are longer.
+
     Args:
         num_rationales: Most rationales sampled for one prompt in one window.
         rationale_batch: Rationales of a prompt sampled at a time, before looking whether more are needed.
@@ -36,13 +38,14 @@ class CoTDCOConfig(DCOConfig):
         sampler_kwargs: Options of the sampler's constructor, as a dictionary or JSON: `batch_size` for
             "transformers"; `gpu_memory_utilization`, `max_model_len`, … for "vllm"; `base_url`, and `model` if it is
             served under another name, for "server".
+        coverage_at: As in `DCOConfig`, but none unless given: the reference rationale's own string has next to no
+            probability. Use [`PassAtKCallback`][dco_trl.PassAtKCallback].
         max_rationale_tokens: Longest rationale, end of sequence included. A longer one is cut off and counts as wrong.
-        max_length: Longest training row, in tokens; TRL's default of 1,024 cuts longer ones.
 
     Raises:
         ValueError: An argument is out of its range, or two do not go together.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl import CoTDCOConfig
         >>> args = CoTDCOConfig(

@@ -68,14 +68,14 @@ class CoTDCOTrainer(DCOTrainer):
             `answer`. Where a sampler and counts are both there, the counts are the first window's memory.
         grader: "math", "exact", an import path "package.module:function", or a function with the signature of TRL's
             reward functions.
-        kwargs: Further arguments of `SFTTrainer`: `eval_dataset`, `processing_class`, `peft_config`, `callbacks`, …
+        **kwargs: Further arguments of `SFTTrainer`: `eval_dataset`, `processing_class`, `peft_config`, `callbacks`, …
 
     Raises:
         ValueError: As `DCOTrainer`; or the data set lacks what sampling and grading need; or the sampler does not go
             with the way of training.
         TypeError: `args` is not a `CoTDCOConfig`, or the data set is streaming.
 
-    Example:
+    Examples:
         ```python
         from dco_trl import CoTDCOConfig, CoTDCOTrainer
         from peft import LoraConfig
@@ -109,7 +109,7 @@ class CoTDCOTrainer(DCOTrainer):
         args: CoTDCOConfig | None = None,
         train_dataset: Dataset | None = None,
         grader: str | Callable = "math",
-        **kwargs,
+        **kwargs: Any,
     ):
         if not isinstance(args, CoTDCOConfig):
             raise TypeError(

@@ -34,7 +34,7 @@ class DCOConfig(SFTConfig):
     Raises:
         ValueError: An argument is out of its range.
 
-    Example:
+    Examples:
         ```python
         >>> from dco_trl import DCOConfig
         >>> args = DCOConfig(output_dir="model-dco", num_attempts=256, use_cpu=True, bf16=False, report_to="none")

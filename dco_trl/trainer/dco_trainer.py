@@ -54,17 +54,18 @@ class DCOTrainer(SFTTrainer):
     Args:
         model: Model identifier, folder, `PreTrainedModel` or `PeftModel`, as in `SFTTrainer`.
         args: A [`DCOConfig`][dco_trl.trainer.DCOConfig].
+        data_collator: As in `SFTTrainer`; one that keeps `labels`. None chooses it.
         train_dataset: Rows that tell the answer from the prompt: `prompt` and `completion` columns (plain or
             conversational), conversations with `assistant_only_loss=True`, or tokenised rows with `labels`.
         eval_dataset: The same, or a dictionary of such.
-        kwargs: Further arguments of `SFTTrainer`: `processing_class`, `peft_config`, `callbacks`, …
+        **kwargs: Further arguments of `SFTTrainer`: `processing_class`, `peft_config`, `callbacks`, …
 
     Raises:
         ValueError: A setting that would take the loss from elsewhere, or make p the probability of something else than
             one whole answer.
         TypeError: `args` is not a `DCOConfig`.
 
-    Example:
+    Examples:
         ```python
         from datasets import Dataset
         from dco_trl import DCOConfig, DCOTrainer
@@ -105,7 +106,7 @@ class DCOTrainer(SFTTrainer):
         data_collator: Callable | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | IterableDataset | Mapping[str, Dataset | IterableDataset] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)

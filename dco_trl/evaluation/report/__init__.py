@@ -32,26 +32,28 @@ def write_report(
     pass@k is the unbiased estimate, averaged over problems, and given only where every problem has at least k samples.
     Runs on the same problems are compared pair by pair with the first of them.
 
+    The keys of `report.json`:
+
+    - `k`, `confidence`, `interval_method`, `warnings`, `created`, `dco_trl`, `format`;
+    - `groups`: runs on the same problems: `runs` (indices), `num_problems`, `k`, `comparisons` (each with
+      `baseline`, `run` and `pass_at_k`: `k`, `difference`, `low`, `high`);
+    - `runs`: `name`, `grader`, `manifest`, `num_problems`, `num_samples`, `samples` (counts), `pass_at_k` and
+      `curve` (`k`, `estimate`, `low`, `high`, `reliable`), `left_out`, `majority_at_k`, `never_solved`,
+      `extrapolation`, and `problems` (counts, and the most frequent answer of each).
+
     Args:
         results: The runs, as `load_results` reads them, with different names.
         output_dir: The folder, made if need be.
         k: Numbers of attempts to report; those above the number of samples are left out, and the report says so.
 
     Returns:
-        What `report.json` holds, and under `files` the paths of `html`, `markdown`, `json` and `plots`. Keys:
-
-        - `k`, `confidence`, `interval_method`, `warnings`, `created`, `dco_trl`, `format`;
-        - `groups`: runs on the same problems: `runs` (indices), `num_problems`, `k`, `comparisons` (each with
-          `baseline`, `run` and `pass_at_k`: `k`, `difference`, `low`, `high`);
-        - `runs`: `name`, `grader`, `manifest`, `num_problems`, `num_samples`, `samples` (counts), `pass_at_k` and
-          `curve` (`k`, `estimate`, `low`, `high`, `reliable`), `left_out`, `majority_at_k`, `never_solved`,
-          `extrapolation`, and `problems` (counts, and the most frequent answer of each).
+        What `report.json` holds, and under `files` the paths of `html`, `markdown`, `json` and `plots`.
 
     Raises:
         ValueError: There is no run, two runs share a name, a run has no problems or a problem no samples, or k
             is not made of whole numbers from 1 up.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from dco_trl.evaluation.results import AnswerCount, ProblemResult, RunResult
         >>> answers = (AnswerCount("42", 3, True, "graded"), AnswerCount("41", 1, False, "graded"))

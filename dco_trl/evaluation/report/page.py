@@ -98,7 +98,7 @@ def render(report: dict[str, Any], results: Sequence[RunResult]) -> str:
 def script_json(value: Any) -> str:
     """Return JSON that is safe inside a script element: nothing in it can end the element or open a comment.
 
-    Example:
+    Examples:
         >>> script_json("</script><!--")
         '"\\u003c/script\\u003e\\u003c!--"'
     """

@@ -73,7 +73,7 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
         report: What `write_report` or `summarise` returned.
         console: Where to print; by default a console on standard output.
 
-    Example:
+    Examples:
         >>> print_report({"groups": [], "warnings": ["nothing to see"], "runs": []})
         warning: nothing to see
 
