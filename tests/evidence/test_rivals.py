@@ -336,7 +336,8 @@ def test_math_says_what_is_missing(math_folder):
         math_of(math_folder, 1, 1, "wrong").make_problems(seed=0)
 
 
-def test_math_trains_and_measures(math_folder):
+def test_math_trains_and_measures(math_folder, monkeypatch):
+    monkeypatch.setattr(rival_training, "be_quiet", lambda: None)  # it would silence the tests that follow
     record = rival_training.train(math_of(math_folder, 10, 4), "cross-entropy", {}, seed=0, num_epochs=2)
     coverage = np.array(record["coverage"])
     assert coverage.shape == (2, len(rival_training.TEMPERATURES), 2, len(rival_training.KS))
