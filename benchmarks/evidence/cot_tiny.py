@@ -147,7 +147,7 @@ class Measure(TrainerCallback):
 def rates_of_both(folder: Path, tokenizer, problems: list[dict], num_samples: int) -> dict[str, Any]:
     """Success rates of the saved model on the held-out problems, sampled by vLLM and by Transformers.
 
-    The problems are the same, so the interval of the difference is that of the draws alone: four standard errors.
+    The problems are the same, so the error of the difference is that of the draws alone.
     """
     engine = VLLMSampler(str(folder), progress=False, **SAMPLER_KWARGS["vllm"])
     by_vllm = count_correct(engine, problems, num_samples) / num_samples

@@ -207,7 +207,7 @@ def log_p_at_temperatures(
         # Padding comes last, where a causal model's earlier predictions do not see it.
         ids = torch.tensor([ids + [0] * (longest - len(ids)) for _, ids in rows])
         is_answer = torch.tensor([[len(p) <= t < len(ids) for t in range(longest)] for p, ids in rows])[:, 1:]
-        logits = model(input_ids=ids.to(model.device)).logits[:, :-1].cpu()[is_answer].double()
+        logits = model(input_ids=ids.to(model.device)).logits[:, :-1][is_answer.to(model.device)].cpu().double()
         labels = ids[:, 1:][is_answer]
         for temperature in temperatures:
             per_token = torch.zeros(is_answer.shape, dtype=torch.float64)

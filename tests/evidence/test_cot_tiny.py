@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "evidence"))
 
 import cot_tiny
 
+from dco_trl.sampling import Sample
+
 factors = st.integers(10, 99)
 
 
@@ -34,12 +36,9 @@ def test_held_out_problems_are_not_trained_on():
     train, held_out = cot_tiny.make_problems(seed=0)
     assert (len(train), len(held_out)) == (1500, 300)
     assert not {row["prompt"] for row in held_out} & set(train["prompt"])
-    assert cot_tiny.last_number(held_out_texts(held_out), [row["answer"] for row in held_out]) == [1.0] * 300
+    texts = [row["prompt"] + row["completion"] for row in held_out]
+    assert cot_tiny.last_number(texts, [row["answer"] for row in held_out]) == [1.0] * 300
     assert cot_tiny.last_number(["1*2=3", "", "no"], ["2", "2", "2"]) == [0.0] * 3
-
-
-def held_out_texts(rows):
-    return [row["prompt"] + row["completion"] for row in rows]
 
 
 class Parrot:
@@ -49,8 +48,6 @@ class Parrot:
         self.rows, self.right = rows, right
 
     def sample(self, requests, params):
-        from dco_trl.sampling import Sample
-
         assert [request.stream for request in requests] == list(range(len(requests)))
         return [
             [Sample(f"={row['answer'] if i < right else 'x'}", None, 3, "stop") for i in range(request.num_samples)]

@@ -247,7 +247,7 @@ def test_log_p_at_a_temperature_is_the_naive_one(problem_set):
     torch.testing.assert_close(ours[0], measure.reference_log_p(model, tokenizer, prompts, answers))
 
 
-def test_answers_after_prompts_of_any_length_in_batches(tmp_path):
+def test_answers_after_prompts_of_any_length_in_batches():
     model, tokenizer = task.make_model(seed=1).eval(), task.make_tokenizer()
     prompts, answers = ["1=", "10*10*10=", "47*86=", "2*3="], ["12", "7", "4042", "6"]
     together = rival_training.log_p_at_temperatures(model, tokenizer, prompts, answers, [1.0, 2.0], batch_size=3)
