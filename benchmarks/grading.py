@@ -87,7 +87,7 @@ def made_samples(num_problems: int, num_samples: int, seed: int) -> tuple[list[s
 
 def run_samples(run: str, num_problems: int, num_samples: int, seed: int) -> tuple[list[str], list[list[str]], str]:
     """As `made_samples`, drawn with replacement from the answers of a run that was graded with `math`."""
-    from dco_trl.evaluation.results import load_results
+    from dco_trl.runs.results import load_results
 
     draws = np.random.default_rng(seed)
     problems = load_results(run, "math").problems

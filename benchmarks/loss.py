@@ -24,7 +24,7 @@ from measure import environment, peak_resident_bytes, ratio_summary
 from trl.kernels import ChunkedLogProbFunction
 
 from dco_trl import coverage_weight
-from dco_trl.segments import Segments
+from dco_trl.trainer.segments import Segments
 
 VOCABULARY, HIDDEN, NUM_ATTEMPTS = 128_256, 256, 256
 # name: answers, tokens each

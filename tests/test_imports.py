@@ -16,10 +16,10 @@ def loaded_after(statement: str) -> set[str]:
     [
         ("import dco_trl", {"torch", "trl", "vllm", "transformers", "numpy"}),
         ("import dco_trl.coverage", {"trl", "vllm", "transformers", "datasets"}),
-        ("import dco_trl.segments", {"trl", "vllm", "transformers", "datasets"}),
+        ("import dco_trl.trainer.segments", {"trl", "vllm", "transformers", "datasets"}),
         ("import dco_trl.theory", {"torch", "scipy", "trl", "transformers", "matplotlib"}),
-        ("import dco_trl.success", {"torch", "trl", "transformers", "matplotlib"}),
-        ("import dco_trl.evaluation", {"torch", "trl", "vllm", "transformers", "matplotlib", "plotly"}),
+        ("import dco_trl.statistics", {"torch", "trl", "transformers", "matplotlib", "pyarrow"}),
+        ("import dco_trl.runs", {"torch", "trl", "vllm", "transformers", "matplotlib", "plotly"}),
         ("import dco_trl.cli", {"torch", "trl", "vllm", "transformers"}),
         ("from dco_trl import DCOTrainer", {"vllm", "matplotlib", "plotly"}),
     ],
@@ -34,5 +34,5 @@ def test_public_names_resolve():
     for name in dco_trl.__all__:
         assert getattr(dco_trl, name).__name__ == name
     assert set(dco_trl.__all__) <= set(dir(dco_trl))
-    with pytest.raises(AttributeError, match="module 'dco_trl' has no attribute 'Nothing'"):
+    with pytest.raises(AttributeError, match="No dco_trl attribute Nothing"):
         dco_trl.Nothing  # noqa: B018

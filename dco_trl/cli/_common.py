@@ -145,8 +145,8 @@ def load_rows_and_problems(config: DatasetConfig, answer_column: str | None = No
     Returns:
         The rows with all of their columns, and as many problems in the same order.
     """
-    from ..evaluation import problems_from_rows
-    from ..evaluation.data import read_rows
+    from ..runs import problems_from_rows
+    from ..runs.problems import read_rows
 
     source = read_rows(config.dataset, split=config.split, config=config.dataset_config)
     # Not the whole of a large data set for a few rows; a number below 1 is refused below.

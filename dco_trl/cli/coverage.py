@@ -58,8 +58,8 @@ def coverage(data: DatasetConfig, model: ModelConfig, config: CoverageConfig) ->
     from rich.console import Console
     from rich.table import Table
 
-    from ..evaluation import exact_coverage
-    from ..evaluation.data import DataError
+    from ..runs.problems import DataError
+    from ..sampling import exact_coverage
 
     if any(k < 1 for k in config.k):
         raise ValueError(f"k must be at least 1, got {config.k}")
@@ -129,7 +129,8 @@ def coverage(data: DatasetConfig, model: ModelConfig, config: CoverageConfig) ->
 
 def _sampled(config: CoverageConfig, problems: list, ks: list[int]) -> dict[str, Any]:
     """The run's estimates beside the exact values."""
-    from ..evaluation import RunStore, load_results, pass_at_k_curve
+    from ..runs import RunStore, load_results
+    from ..statistics import pass_at_k_curve
 
     assert config.run is not None
     store = RunStore(config.run)

@@ -62,8 +62,8 @@ def estimate(data: DatasetConfig, model: ModelConfig, sampling: EstimateConfig, 
     Raises:
         ValueError: The output cannot be written as asked, or no sample could be graded.
     """
-    from ..evaluation import load_results
     from ..grading import load_grader
+    from ..runs import load_results
 
     # What can be wrong without the model is found out before hours are spent on sampling.
     output = Path(sampling.output)
@@ -174,7 +174,7 @@ def _write(output: Path, table: list[dict[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ..evaluation.store import write_atomically
+    from ..runs.store import write_atomically
 
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix.lower() == ".jsonl":

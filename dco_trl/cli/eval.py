@@ -47,9 +47,9 @@ def evaluate(
         grading: How to grade.
         report: What to report, and where.
     """
-    from ..evaluation import load_results
-    from ..evaluation.report import DEFAULT_K, print_report, write_report
     from ..grading import load_grader
+    from ..report import DEFAULT_K, print_report, write_report
+    from ..runs import load_results
 
     load_grader(grading.grader)  # a grader that is not there is better found before sampling than after
     print(sample(data, model, sampling))

@@ -46,7 +46,7 @@ def grade(run: str, grading: GradingConfig) -> Any:
     Returns:
         A `GradingSummary`.
     """
-    from ..evaluation import grade_run
+    from ..runs import grade_run
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dco-trl"
     return grade_run(

@@ -52,8 +52,8 @@ def report(runs: list[str], config: ReportConfig) -> None:
         runs: Folders of graded runs.
         config: What to report, and where.
     """
-    from ..evaluation import load_results
-    from ..evaluation.report import DEFAULT_K, print_report, write_report
+    from ..report import DEFAULT_K, print_report, write_report
+    from ..runs import load_results
 
     results = [load_results(run, config.grader) for run in runs]
     names = [result.name for result in results]

@@ -65,8 +65,8 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, pr
         A `SamplingSummary`.
     """
     # What can be wrong without the model is found out before minutes are spent on loading it.
-    from ..evaluation import sample_run
-    from ..evaluation.run import check_counts
+    from ..runs import sample_run
+    from ..runs.sample import check_counts
     from ..sampling import SamplingParams, make_sampler
 
     check_counts(sampling.num_samples, sampling.chunk_size)

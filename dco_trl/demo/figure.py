@@ -9,7 +9,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-from ..plots import LINE_STYLES, MARKERS, PALETTE, RIGHT, WRONG
+from ..report.plots import LINE_STYLES, MARKERS, PALETTE, RIGHT, WRONG
 from .run import coverage_at, run_name
 from .table import TABLE_K
 

@@ -7,8 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-Prompt = str | list[dict[str, str]]
-"""Plain text, or chat messages `[{"role": ..., "content": ...}, ...]`."""
+from ..problem import Prompt
 
 SEED_RANGE = 2**31
 # The odd number nearest to 2**31 / golden ratio. Multiples of it modulo 2**31 spread evenly: the n first keep a

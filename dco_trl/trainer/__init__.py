@@ -1,8 +1,8 @@
-"""Trainers: `DCOTrainer`, `CoTDCOTrainer` and their configurations."""
+"""Trainers: `DCOTrainer`, `CoTDCOTrainer`, their configurations, and a callback that measures pass@k.
 
-from .cot_config import CoTDCOConfig
-from .cot_trainer import CoTDCOTrainer
-from .dco_config import DCOConfig
-from .dco_trainer import DCOTrainer
+The public names, listed in `__init__.pyi`, are imported on first use: `DCOTrainer` needs TRL alone.
+"""
 
-__all__ = ["CoTDCOConfig", "CoTDCOTrainer", "DCOConfig", "DCOTrainer"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

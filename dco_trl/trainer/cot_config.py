@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..success import ESTIMATORS
 from .dco_config import DCOConfig
+from .success_counts import ESTIMATORS
 
 SAMPLERS = ("transformers", "vllm", "server", "none")
 TARGETS = ("reference", "sampled")
@@ -39,7 +39,7 @@ class CoTDCOConfig(DCOConfig):
             "transformers"; `gpu_memory_utilization`, `max_model_len`, … for "vllm"; `base_url`, and `model` if it is
             served under another name, for "server".
         coverage_at: As in `DCOConfig`, but none unless given: the reference rationale's own string has next to no
-            probability. Use [`PassAtKCallback`][dco_trl.PassAtKCallback].
+            probability. Use [`PassAtKCallback`][dco_trl.trainer.PassAtKCallback].
         max_rationale_tokens: Longest rationale, end of sequence included. A longer one is cut off and counts as wrong.
 
     Raises:

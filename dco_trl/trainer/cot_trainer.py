@@ -17,14 +17,14 @@ from datasets import Dataset, IterableDataset
 
 from ..grading import BulkGrader
 from ..sampling import Sampler
-from ..segments import Segments
-from ..success import SuccessCounts
 from .collator import EXAMPLE_ID
 from .cot_config import CoTDCOConfig
 from .data_checks import check_has_answers, check_has_counts
 from .dco_trainer import DCOTrainer
 from .policy_sampler import PolicySampler
 from .rationales import Draws, draw_rationales
+from .segments import Segments
+from .success_counts import SuccessCounts
 
 logger = get_logger(__name__)
 

@@ -17,10 +17,10 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import get_config_model_id
 
 from ..coverage import coverage_loss, coverage_weight, log_coverage
-from ..segments import Segments
 from .collator import DOCUMENTS_PER_EXAMPLE, DCOCollator
 from .data_checks import check_has_completions, check_no_empty_completion, warn_about_truncation
 from .dco_config import DCOConfig
+from .segments import Segments
 
 logger = get_logger(__name__)
 

@@ -9,8 +9,9 @@ from tqdm.auto import tqdm
 
 from ..grading import BulkGrader
 from ..sampling import Sample, Sampler, SampleRequest, SamplingParams
-from ..success import SuccessCounts, needs_sampling, posterior_weight
+from ..statistics.posterior_weight import posterior_weight
 from .cot_config import CoTDCOConfig
+from .success_counts import SuccessCounts, needs_sampling
 
 # Sequences asked for in one call of the sampler, which holds all of them until the last is done.
 _SEQUENCES_A_CALL = 4096

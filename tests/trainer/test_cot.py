@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from dco_trl import CoTDCOConfig, CoTDCOTrainer
 from dco_trl.grading import GraderError
-from dco_trl.success import posterior_weight
+from dco_trl.statistics import posterior_weight
 from dco_trl.trainer import cot_trainer
 
 COUNTED = [{**row, "num_sampled": 64, "num_correct": 5 * i} for i, row in enumerate(ROWS)]

@@ -1,0 +1,36 @@
+"""A problem: what a model is asked, and the answer it is graded against."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# Plain text, or chat messages.
+Prompt = str | list[dict[str, Any]]
+
+
+class DataError(ValueError):
+    """A data set that cannot be evaluated on; the message says which rows, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem: what the model is asked, and the answer it is graded against.
+
+    Args:
+        problem_id: Unique in its data set.
+        prompt: Plain text, or chat messages (`[{"role": "user", "content": …}]`).
+        answer: The reference answer.
+        columns: Further columns of the row, which graders get as keyword arguments.
+
+    Examples:
+        >>> Problem("sum-1", "2 + 2 =", "4", {"difficulty": "easy"}).answer
+        '4'
+
+    Relations:
+        `load_problems` and `problems_from_rows` make them from data sets.
+    """
+
+    problem_id: str
+    prompt: Prompt
+    answer: str
+    columns: Mapping[str, Any] = field(default_factory=dict)

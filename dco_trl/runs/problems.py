@@ -1,0 +1,376 @@
+"""Problems to evaluate on: a prompt, its reference answer, and whatever else a grader may want to see."""
+
+import csv
+import hashlib
+import json
+import logging
+import math
+import string
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..problem import DataError, Problem, Prompt
+
+logger = logging.getLogger(__name__)
+
+FILE_TYPES = (".jsonl", ".json", ".parquet", ".csv")
+
+
+def read_problems(
+    source: str | Path,
+    *,
+    split: str = "test",
+    config: str | None = None,
+    num_problems: int | None = None,
+    prompt_column: str = "prompt",
+    answer_column: str = "answer",
+    id_column: str | None = None,
+    prompt_template: str | None = None,
+    chat: bool = False,
+) -> list[Problem]:
+    r"""Read problems from a file, a folder saved by `datasets`, or a data set's name on the Hub.
+
+    Args:
+        source: A `.jsonl`, `.json` (a list of objects), `.parquet` or `.csv` file; otherwise a folder or a name that
+            `datasets` can load.
+        split: The split to take, where the source has several. Files have none.
+        config: The configuration of a data set on the Hub, such as `main`.
+        num_problems: Take the first `num_problems` rows only; None takes all.
+        prompt_column: The column with the prompt, plain or conversational; ignored with `prompt_template`.
+        answer_column: The column with the reference answer. Numbers become text.
+        id_column: The column with the problem ids, which must be unique. None: the column `id` where it is unique,
+            otherwise the number of the row.
+        prompt_template: A format string over the columns, such as `"Question: {problem}\nAnswer:"`. Braces that are
+            part of the text are doubled: `\\boxed{{}}`.
+        chat: Send a plain prompt as one user message, through the model's chat template.
+
+    Returns:
+        The problems in the order of their rows, at least one.
+
+    Raises:
+        DataError: The source cannot be read, is empty, lacks a column, or has a row without a prompt or an answer.
+
+    Examples:
+        ```python
+        >>> import json, pathlib, tempfile
+        >>> from dco_trl.runs import read_problems
+        >>> file = pathlib.Path(tempfile.mkdtemp(), "problems.jsonl")
+        >>> _ = file.write_text(json.dumps({"problem": "1 + 1?", "answer": 2}))
+        >>> read_problems(file, prompt_template="{problem}\nAnswer:")
+        [Problem(problem_id='0', prompt='1 + 1?\nAnswer:', answer='2', columns={'problem': '1 + 1?'})]
+
+        ```
+
+    Relations:
+        [`problems_from_rows`][dco_trl.runs.problems_from_rows] does the same for rows that are in memory.
+    """
+    return problems_from_rows(
+        read_rows(source, split=split, config=config),
+        num_problems=num_problems,
+        prompt_column=prompt_column,
+        answer_column=answer_column,
+        id_column=id_column,
+        prompt_template=prompt_template,
+        chat=chat,
+        name=str(source),
+    )
+
+
+def problems_from_rows(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    num_problems: int | None = None,
+    prompt_column: str = "prompt",
+    answer_column: str = "answer",
+    id_column: str | None = None,
+    prompt_template: str | None = None,
+    chat: bool = False,
+    name: str = "the data set",
+) -> list[Problem]:
+    """Turn rows, such as a `datasets.Dataset`, into problems.
+
+    Args:
+        rows: Mappings from a column's name to its value.
+        num_problems: As the arguments below, see [`read_problems`][dco_trl.runs.read_problems].
+        prompt_column: See there.
+        answer_column: See there.
+        id_column: See there.
+        prompt_template: See there.
+        chat: See there.
+        name: What error messages call the data set.
+
+    Returns:
+        The problems in the order of their rows, at least one.
+
+    Raises:
+        DataError: As for [`read_problems`][dco_trl.runs.read_problems].
+
+    Examples:
+        ```python
+        >>> from dco_trl.runs import problems_from_rows
+        >>> problems_from_rows([{"prompt": "1 + 1 =", "answer": "2"}])[0].problem_id
+        '0'
+
+        ```
+    """
+    if num_problems is not None and num_problems < 1:
+        raise DataError(f"num_problems must be at least 1, got {num_problems}")
+    table: list[dict[str, Any]] = []
+    for row in rows:
+        if num_problems is not None and len(table) == num_problems:
+            break
+        if not isinstance(row, Mapping):
+            raise DataError(f"{name}: row {len(table)} is not an object with columns but {_short(row)}")
+        table.append(dict(row))
+    if not table:
+        raise DataError(f"{name} is empty: there is nothing to sample. Check the file or the split.")
+    if num_problems is not None and len(table) < num_problems:
+        raise DataError(f"{name} has {len(table)} rows, fewer than num_problems={num_problems}")
+
+    # Rows of a JSON-lines file may have different columns; a column counts as present if any row has it.
+    present = list(dict.fromkeys(column for row in table for column in row))
+    if prompt_template is not None:
+        used = _template_columns(prompt_template, present, name)
+    else:
+        used = {prompt_column}
+        if prompt_column not in present:
+            raise DataError(
+                f"{name} has no column {prompt_column!r}; its columns are {present}. Name the column with the prompt "
+                "(prompt_column), or build the prompt from other columns (prompt_template, for example "
+                "'Question: {problem}\\nAnswer:')."
+            )
+    if answer_column not in present:
+        raise DataError(
+            f"{name} has no column {answer_column!r} to grade against; its columns are {present}. Name the column "
+            "with the reference answer (answer_column)."
+        )
+    for column in sorted(used | {answer_column}):
+        empty = [number for number, row in enumerate(table) if _is_missing(row.get(column))]
+        if empty:
+            raise DataError(
+                f"{name}: column {column!r} is absent, None or empty in {len(empty)} of {len(table)} rows (row "
+                f"numbers {_some(empty)}). Remove or fill these rows: a problem without it cannot be asked and graded."
+            )
+
+    ids = _problem_ids(table, id_column, present, name)
+    problems = []
+    for number, row in enumerate(table):
+        where = f"{name}: row {number}"
+        prompt: Any = row[prompt_column] if prompt_template is None else prompt_template.format(**row)
+        # The columns that have become the prompt, the answer and the id are not kept twice.
+        taken = {answer_column, id_column or "id"} | ({prompt_column} if prompt_template is None else set())
+        columns = {column: value for column, value in row.items() if column not in taken}
+        answer = _reference(row[answer_column], where, answer_column)
+        problems.append(Problem(ids[number], _checked_prompt(prompt, chat, where), answer, columns))
+    _warn_of_repeats(problems, name)
+    return problems
+
+
+def fingerprint(problems: Sequence[Problem]) -> str:
+    """SHA-256 of the ids, prompts and answers, in order: what a run must have in common to be resumed or compared.
+
+    Args:
+        problems: The problems.
+
+    Returns:
+        64 hexadecimal digits. Further columns do not count.
+
+    Examples:
+        ```python
+        >>> from dco_trl.runs import Problem, fingerprint
+        >>> fingerprint([Problem("0", "1 + 1 =", "2")])[:8]
+        '418a354d'
+
+        ```
+    """
+    digest = hashlib.sha256()
+    for problem in problems:
+        row = [problem.problem_id, problem.prompt, problem.answer]
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=True).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def read_rows(source: str | Path, *, split: str = "test", config: str | None = None) -> Iterable[Mapping[str, Any]]:
+    """Read rows as they are, from what [`read_problems`][dco_trl.runs.read_problems] reads problems from.
+
+    Args:
+        source: See there.
+        split: See there.
+        config: See there.
+
+    Returns:
+        The rows in order, unchecked.
+
+    Raises:
+        DataError: The source cannot be read.
+    """
+    path, source = Path(source), str(source)
+    kind = path.suffix.lower()
+    if path.is_dir() or (kind not in FILE_TYPES and not path.exists()):
+        return _load_with_datasets(path, source, split, config)
+    if not path.exists():
+        raise DataError(f"data set {source!r}: there is no such file")
+    if kind not in FILE_TYPES:
+        raise DataError(
+            f"data set {source!r}: cannot read a file of type {kind!r}; use one of {', '.join(FILE_TYPES)}"
+        )
+    try:
+        if kind == ".jsonl":
+            return _read_json_lines(path)
+        if kind == ".json":
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(rows, list):
+                raise DataError(f"data set {source!r}: expected a list of objects, got {type(rows).__name__}")
+            return rows
+        if kind == ".csv":
+            with path.open(encoding="utf-8", newline="") as file:
+                return list(csv.DictReader(file))
+        import pyarrow.parquet as pq
+
+        return pq.read_table(path).to_pylist()
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DataError(f"data set {source!r} cannot be read: {error}") from error
+
+
+def _read_json_lines(path: Path) -> list[Any]:
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    rows.append(json.loads(line))
+                except ValueError as error:
+                    raise DataError(f"data set {str(path)!r}, line {number}: not JSON: {error}") from error
+    return rows
+
+
+def _load_with_datasets(path: Path, source: str, split: str, config: str | None) -> Iterable[Mapping[str, Any]]:
+    import datasets
+
+    try:
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            loaded = datasets.load_from_disk(source)
+            if not isinstance(loaded, datasets.DatasetDict):
+                return loaded
+            if split not in loaded:
+                raise DataError(f"data set {source!r} has no split {split!r}; it has {sorted(loaded)}")
+            return loaded[split]
+        return datasets.load_dataset(source, config, split=split)
+    except DataError:
+        raise
+    except Exception as error:  # the Hub, the network and loading each raise classes of their own
+        raise DataError(
+            f"data set {source!r} is neither a file here nor could `datasets` load it (split {split!r}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _template_columns(template: str, present: list[str], name: str) -> set[str]:
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        raise DataError(
+            f"prompt_template {template!r} is not a format string: {error}. Double braces that are part of the text."
+        ) from error
+    if not fields:
+        raise DataError(f"prompt_template {template!r} names no column: every prompt would be the same")
+    absent = [field for field in fields if field not in present]
+    if absent:
+        raise DataError(
+            f"prompt_template names {absent}, but the columns of {name} are {present}. Double braces that are part of "
+            "the text."
+        )
+    return set(fields)
+
+
+def _problem_ids(table: list[dict[str, Any]], id_column: str | None, present: list[str], name: str) -> list[str]:
+    numbers = [str(number) for number in range(len(table))]
+    if id_column is None:
+        ids = [row.get("id") for row in table]
+        if any(_is_missing(value) for value in ids) or len({str(value) for value in ids}) < len(ids):
+            if "id" in present:
+                logger.warning("%s: column 'id' is not unique; problems are named by row number instead", name)
+            return numbers
+        return [str(value) for value in ids]
+    if id_column not in present:
+        raise DataError(f"{name} has no column {id_column!r} (id_column); its columns are {present}")
+    ids = [row.get(id_column) for row in table]
+    missing = [number for number, value in enumerate(ids) if _is_missing(value)]
+    if missing:
+        raise DataError(f"{name}: id_column {id_column!r} is empty in {len(missing)} rows (numbers {_some(missing)})")
+    repeated = [value for value, count in Counter(str(value) for value in ids).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{name}: id_column {id_column!r} is not unique: {_some(repeated)} occur more than once. Name a column "
+            "that is, or leave id_column out to number the rows."
+        )
+    return [str(value) for value in ids]
+
+
+def _checked_prompt(prompt: Any, chat: bool, where: str) -> Prompt:
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}] if chat else prompt
+    if not isinstance(prompt, list) or not all(
+        isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in prompt
+    ):
+        raise DataError(
+            f"{where}: the prompt must be text or a list of messages with 'role' and 'content', got {_short(prompt)}"
+        )
+    messages = [{"role": message["role"], "content": message["content"]} for message in prompt]
+    if not all(isinstance(m["role"], str) and isinstance(m["content"], str) for m in messages):
+        raise DataError(f"{where}: the role and the content of a message must be text, got {_short(prompt)}")
+    if messages[-1]["role"] == "assistant":
+        raise DataError(
+            f"{where}: the prompt ends with the assistant's message, so there is nothing left to answer. Put it into "
+            "the answer column."
+        )
+    return messages
+
+
+def _reference(value: Any, where: str, column: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping) and "content" in value[0]:
+        return str(value[0]["content"])  # a conversational completion, as in TRL's prompt-completion format
+    if isinstance(value, (list, dict)):
+        try:
+            return json.dumps(value, ensure_ascii=False)
+        except TypeError as error:
+            raise DataError(f"{where}: column {column!r} cannot become text: {error}") from error
+    return str(value)
+
+
+def _is_missing(value: Any) -> bool:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return True
+    return isinstance(value, (str, list, dict)) and not (value.strip() if isinstance(value, str) else value)
+
+
+def _warn_of_repeats(problems: list[Problem], name: str) -> None:
+    first: dict[str, Problem] = {}
+    repeats = []
+    for problem in problems:
+        earlier = first.setdefault(json.dumps(problem.prompt), problem)
+        if earlier is not problem:
+            if earlier.answer != problem.answer:
+                raise DataError(
+                    f"{name}: problems {earlier.problem_id!r} and {problem.problem_id!r} have the same prompt but "
+                    f"different answers, {_short(earlier.answer)} and {_short(problem.answer)}. Remove one of them."
+                )
+            repeats.append(problem.problem_id)
+    if repeats:
+        logger.warning("%s: %d problems repeat an earlier one (ids %s)", name, len(repeats), _some(repeats))
+
+
+def _some(values: Sequence[Any], limit: int = 5) -> str:
+    listed = ", ".join(str(value) for value in values[:limit])
+    return listed + (", …" if len(values) > limit else "")
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "…"

@@ -1,0 +1,252 @@
+r"""Exact coverage: pass@k of the reference answer from its teacher-forced probability, without sampling.
+
+With \(p\) the probability that the model gives the reference answer and then ends, \(k\) independent samples hold it
+at least once with probability \(1 - (1-p)^k\), for any \(k\) at the cost of one forward pass. It counts the
+reference's exact string in its usual tokens only: an answer written otherwise (`1/2` for `0.5`), or
+reached by way of an explanation, is not counted, so for a grader that accepts more it is a lower bound.
+"""
+
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..problem import DataError, Problem
+from ..statistics.pass_at_k import exact_pass_at_k
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# Logits of a batch, 1 GiB in float32.
+_MAX_LOGITS = 2**28
+
+
+@dataclass(frozen=True)
+class ExactCoverage:
+    """Teacher-forced log-probabilities of the reference answers.
+
+    Args:
+        problem_ids: The problems.
+        log_p: Log-probability of each whole answer, its end of sequence included, in nats, float64, shape (problems,).
+        num_tokens: Tokens of each answer, the end of sequence included, int64, shape (problems,).
+    """
+
+    problem_ids: tuple[str, ...]
+    log_p: NDArray[np.float64]
+    num_tokens: NDArray[np.int64]
+
+    def pass_at_k(self, k: ArrayLike) -> NDArray[np.float64]:
+        """Mean over problems of the probability that at least one of k samples is the reference answer.
+
+        Args:
+            k: Numbers of samples, at least 1 each.
+
+        Returns:
+            Coverage in [0, 1], float64, with the shape of `k`.
+        """
+        ks = np.asarray(k)
+        return exact_pass_at_k(self.log_p[:, None], ks.reshape(1, -1)).mean(axis=0).reshape(ks.shape)
+
+
+def exact_coverage(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    problems: Sequence[Problem],
+    *,
+    completion_template: str = "{answer}",
+    temperature: float = 1.0,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> ExactCoverage:
+    r"""Compute the log-probability of each whole reference answer.
+
+    $$\log p = \sum_t \log \pi(y_t \mid x, y_{<t})$$
+
+    over the tokens of the answer and its end of sequence. Tokens are those of TRL's training: prompt and completion
+    are tokenised together, the completion begins where this departs from the prompt alone, and plain text ends with
+    the tokenizer's end of sequence. What a chat template puts after the end of sequence, such as a line break, is
+    left out, because a sampler stops before it.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        problems: What to compute.
+        completion_template: A format string over `answer` and the further columns: what the model is to write, such as
+            `" {answer}"` where the prompt ends without a space.
+        temperature: Divides the logits, as in sampling; above 0.
+        batch_size: Answers in one forward pass, at most; fewer where the logits would exceed 1 GiB.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        Log-probabilities, one a problem. Float32 within a token, summed in float64.
+
+    Raises:
+        DataError: The template names an unknown column, a prompt and its answer do not fit into the model's context,
+            or the answer has no tokens.
+        ValueError: There are no problems, or `temperature` or `batch_size` is out of range.
+
+    Examples:
+        ```python
+        >>> from dco_trl.runs import read_problems
+        >>> from dco_trl.sampling import exact_coverage
+        >>> exact = exact_coverage(model, tokenizer, read_problems("problems.jsonl"))  # doctest: +SKIP
+        >>> exact.pass_at_k([1, 16, 256, 4096])  # doctest: +SKIP
+
+        ```
+
+    References:
+        Chen et al., "Rethinking Fine-Tuning when Scaling Test-Time Compute", arXiv 2502.07154, section 4.
+
+    Relations:
+        [`evaluate`][dco_trl.runs.evaluate] samples and grades: prefer it where many strings are right, or where
+        the model reasons before it answers.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    from .tokens import end_token_ids
+
+    if not problems:
+        raise ValueError("problems is empty: there is no answer to compute a probability of")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    end_ids = end_token_ids(tokenizer, getattr(base, "generation_config", None))
+    rows = _tokenize(tokenizer, end_ids, problems, completion_template)
+    context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(range(len(rows)), key=lambda i: len(rows[i][0]))
+    if context is not None and len(rows[longest][0]) > context:
+        raise DataError(
+            f"problem {problems[longest].problem_id!r}: prompt and answer have {len(rows[longest][0])} tokens, more "
+            f"than the {context} of the model's context. Remove or shorten it."
+        )
+
+    log_p = np.empty(len(rows))
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad(), tqdm(total=len(rows), desc="exact coverage", unit="answer", disable=not progress) as bar:
+            for batch in _batches(rows, batch_size, base.config.get_text_config().vocab_size):
+                log_p[batch] = _log_p(model, [rows[i] for i in batch], tokenizer.pad_token_id or 0, temperature)
+                bar.update(len(batch))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    # A sum of float32 log-softmax terms may round to just above zero.
+    return ExactCoverage(
+        tuple(problem.problem_id for problem in problems),
+        np.minimum(log_p, 0.0),
+        np.array([len(ids) - start for ids, start in rows]),
+    )
+
+
+def _tokenize(
+    tokenizer: Any, end_ids: tuple[int, ...], problems: Sequence[Problem], template: str
+) -> list[tuple[list[int], int]]:
+    """Token ids of prompt and answer, and where the answer begins."""
+    from trl.data_utils import common_prefix_length
+
+    from .tokens import encode_prompt
+
+    rows, departing, endless = [], [], []
+    for problem in problems:
+        try:
+            completion = template.format(**{**problem.columns, "answer": problem.answer})
+        except (KeyError, IndexError, ValueError) as error:
+            raise DataError(
+                f"completion_template {template!r} cannot be filled in for problem {problem.problem_id!r}: {error!r}; "
+                f"it may name {['answer', *problem.columns]}. Double braces that are part of the text."
+            ) from error
+        prompt_ids = encode_prompt(tokenizer, problem.prompt)
+        if isinstance(problem.prompt, str):
+            if not completion.endswith(tokenizer.eos_token):
+                completion += tokenizer.eos_token
+            ids = list(tokenizer(problem.prompt + completion)["input_ids"])
+        else:
+            messages = [*problem.prompt, {"role": "assistant", "content": completion}]
+            ids = list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
+        start = common_prefix_length(prompt_ids, ids)
+        if start < len(prompt_ids):
+            departing.append(problem.problem_id)
+        last = max((at for at in range(start, len(ids)) if ids[at] in end_ids), default=None)
+        if last is None:
+            endless.append(problem.problem_id)
+        else:
+            ids = ids[: last + 1]
+        if start == 0 or start >= len(ids):
+            raise DataError(
+                f"problem {problem.problem_id!r}: under this tokenizer there is no token "
+                + ("of the prompt before the answer" if start == 0 else "of the answer after the prompt")
+            )
+        rows.append((ids, start))
+    if departing:
+        logger.warning(
+            "%d of %d prompts tokenise differently alone and before their answer (first: %r). As in training, the "
+            "answer is taken to begin where the two part, which is not what a sampler is given. End the prompt on a "
+            "token boundary, or use another chat template.",
+            len(departing),
+            len(rows),
+            departing[0],
+        )
+    if endless:
+        logger.warning(
+            "%d of %d answers do not end with an end of sequence (first: %r): the chat template writes none, so the "
+            "probability of ending is not counted",
+            len(endless),
+            len(rows),
+            endless[0],
+        )
+    return rows
+
+
+def _batches(rows: list[tuple[list[int], int]], batch_size: int, vocabulary: int) -> Iterator[list[int]]:
+    """Indices of rows of similar length, as many as their logits allow."""
+    batch: list[int] = []
+    first = last = 0
+    for i in sorted(range(len(rows)), key=lambda i: (len(rows[i][0]), rows[i][1])):
+        ids, start = rows[i]
+        new_first, new_last = (min(first, start), max(last, len(ids))) if batch else (start, len(ids))
+        too_many = (len(batch) + 1) * (new_last - new_first) * vocabulary > _MAX_LOGITS
+        if batch and (len(batch) == batch_size or too_many):
+            yield batch
+            batch, new_first, new_last = [], start, len(ids)
+        batch.append(i)
+        first, last = new_first, new_last
+    if batch:
+        yield batch
+
+
+def _log_p(model: Any, rows: list[tuple[list[int], int]], pad_id: int, temperature: float) -> NDArray[np.float64]:
+    import torch
+
+    device = model.device
+    width = max(len(ids) for ids, _ in rows)
+    input_ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros_like(input_ids)
+    for row, (ids, _) in enumerate(rows):
+        # Padding on the right: a causal model's answers do not see it, and positions need no correction.
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        mask[row, : len(ids)] = 1
+    first = min(start for _, start in rows) - 1  # the logits at position t are those of token t + 1
+    kept: dict[str, Any] = {}
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    prompt_learning = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    if "logits_to_keep" in inspect.signature(base.forward).parameters and not prompt_learning:
+        kept["logits_to_keep"] = torch.arange(first, width, device=device)
+    logits = model(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False, **kept).logits
+    logits = logits[:, -(width - first) :]  # prompt learning puts its virtual tokens in front
+    totals = []
+    for row, (ids, start) in enumerate(rows):
+        scores = logits[row, start - 1 - first : len(ids) - 1 - first].float() / temperature
+        targets = torch.tensor(ids[start:], device=device)
+        token_log_p = scores.log_softmax(-1).gather(-1, targets[:, None])
+        totals.append(token_log_p.cpu().double().sum())
+    return torch.stack(totals).numpy()

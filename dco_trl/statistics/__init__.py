@@ -1,0 +1,31 @@
+"""Statistics of coverage, with NumPy and SciPy alone: pass@k from counts, intervals, and fits."""
+
+from .beta_binomial import fit_beta_binomial, fit_prior
+from .extrapolation import ExtrapolatedPassAtK, ExtrapolationCheck, check_extrapolation, extrapolate_pass_at_k
+from .intervals import PairedDifference, PassAtKCurve, default_ks, mean_curve, paired_difference, pass_at_k_curve
+from .majority_vote import majority_at_k
+from .never_solved import NeverSolved, never_solved
+from .pass_at_k import exact_pass_at_k, pass_at_k
+from .posterior_weight import plugin_weight, posterior_weight
+
+__all__ = [
+    "ExtrapolatedPassAtK",
+    "ExtrapolationCheck",
+    "NeverSolved",
+    "PairedDifference",
+    "PassAtKCurve",
+    "check_extrapolation",
+    "default_ks",
+    "exact_pass_at_k",
+    "extrapolate_pass_at_k",
+    "fit_beta_binomial",
+    "fit_prior",
+    "majority_at_k",
+    "mean_curve",
+    "never_solved",
+    "paired_difference",
+    "pass_at_k",
+    "pass_at_k_curve",
+    "plugin_weight",
+    "posterior_weight",
+]

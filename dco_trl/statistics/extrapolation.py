@@ -1,0 +1,282 @@
+"""pass@k beyond the samples at hand: a guess from a Beta distribution of success rates, and a check of the guess."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import betaln
+
+from .beta_binomial import fit_beta_binomial
+from .intervals import check_interval_options
+from .pass_at_k import as_counts, check_counts, pass_at_k
+
+
+@dataclass(frozen=True, eq=False)
+class ExtrapolatedPassAtK:
+    """Mean pass@k over problems, **extrapolated** where k is more than the samples at hand: not a measurement.
+
+    Attributes:
+        k: Numbers of samples, int64, shape (K,).
+        estimate: Mean over problems, float64, shape (K,).
+        low: Lower ends of intervals over problems, float64, shape (K,). They hold if the rates follow a Beta
+            distribution (simulated with Beta(.3, 1), 200 problems, 64 samples: the 95 % interval covered in 92 to
+            93 %, up to 256 times the samples). They do not cover a wrong assumption, which is the larger risk.
+        high: Upper ends, float64, shape (K,).
+        extrapolated: True where k exceeds the samples of at least one problem, bool, shape (K,). Elsewhere `estimate`
+            is the unbiased one.
+        num_samples: Fewest samples of any problem: the largest k that is measured.
+        alpha: First parameter of the fitted Beta.
+        beta: Second parameter.
+        confidence: Confidence of the intervals.
+    """
+
+    k: NDArray[np.int64]
+    estimate: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    extrapolated: NDArray[np.bool_]
+    num_samples: int
+    alpha: float
+    beta: float
+    confidence: float
+
+    @property
+    def note(self) -> str:
+        """What to print beside the numbers."""
+        return (
+            f"Extrapolation, not a measurement, beyond k={self.num_samples}: assumes that success rates follow "
+            f"Beta({self.alpha:.3g}, {self.beta:.3g}), fitted to the counts. The intervals do not cover a wrong "
+            "assumption."
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"pass@{k} = {value:.4f} [{low:.4f}, {high:.4f}]{' (extrapolated)' if guess else ''}"
+            for k, value, low, high, guess in zip(
+                self.k, self.estimate, self.low, self.high, self.extrapolated, strict=True
+            )
+        ]
+        return "\n".join([*lines, self.note])
+
+
+@dataclass(frozen=True, eq=False)
+class ExtrapolationCheck:
+    """How far an extrapolation from part of the samples was from what all of the samples say.
+
+    Attributes:
+        k: Numbers of samples checked, above `fitted_on`, int64, shape (K,).
+        predicted: Extrapolated pass@k, mean over the random splits, float64, shape (K,).
+        observed: Unbiased pass@k from all samples, float64, shape (K,).
+        error: predicted - observed, float64, shape (K,).
+        rms_error: Root mean square over the splits of the error of one extrapolation, float64, shape (K,).
+        fitted_on: Samples of each problem that each fit saw.
+        num_splits: Number of random splits.
+    """
+
+    k: NDArray[np.int64]
+    predicted: NDArray[np.float64]
+    observed: NDArray[np.float64]
+    error: NDArray[np.float64]
+    rms_error: NDArray[np.float64]
+    fitted_on: int
+    num_splits: int
+
+    def __str__(self) -> str:
+        lines = [f"Fitted on {self.fitted_on} samples a problem, {self.num_splits} random splits:"]
+        for k, predicted, observed, error in zip(self.k, self.predicted, self.observed, self.error, strict=True):
+            lines.append(
+                f"pass@{k} ({k / self.fitted_on:.3g} times): predicted {predicted:.4f}, observed {observed:.4f}, "
+                f"error {error:+.4f}"
+            )
+        return "\n".join(lines)
+
+
+def extrapolate_pass_at_k(
+    num_samples: ArrayLike,
+    num_correct: ArrayLike,
+    k: ArrayLike,
+    *,
+    problem_ids: Sequence[str] | None = None,
+    confidence: float = 0.95,
+    num_resamples: int = 200,
+    seed: int = 0,
+) -> ExtrapolatedPassAtK:
+    r"""Guess of mean pass@k for k beyond the samples at hand, from a Beta fit.
+
+    Success rates are taken to follow \(\mathrm{Beta}(\alpha, \beta)\), fitted by maximum likelihood to the counts
+    (beta-binomial). A problem with n samples, c of them correct, then counts
+
+    $$\begin{cases} \widehat{\mathrm{pass@}k} & k \le n \\ 1 & k > n,\ c > 0 \\
+      1 - B(\alpha, \beta + k) / B(\alpha, \beta + n) & k > n,\ c = 0 \end{cases}$$
+
+    the last being the probability of a success within k - n further samples, given n failures. So the curve is
+    continuous at k = n, and the Beta matters for unsolved problems only; using it for all of them, as
+    \(1 - B(\alpha, \beta+k)/B(\alpha, \beta)\), has the same error if it is right and 1.6 times as much (at twice the
+    samples, in simulation) if it is not.
+
+    A guess is as good as the Beta near rate 0, where the data say least. If some problems can never be solved, it
+    promises too much (in simulation with 40 % such problems and 64 samples: +.03 at twice the samples, +.11 at 16
+    times). If rates spread over orders of magnitude (log-normal), it promises too little (-.05 and -.18). Run
+    [`check_extrapolation`][dco_trl.statistics.check_extrapolation] on your own counts first.
+
+    Args:
+        num_samples: Number n of samples of each problem, shape (P,) or a scalar.
+        num_correct: Number c of correct ones, shape (P,).
+        k: Numbers of samples to guess for, shape (K,), up to 1e9.
+        problem_ids: Names of the problems, for error messages.
+        confidence: Confidence of the intervals, 0.5 to 0.999.
+        num_resamples: Bootstrap resamples of the problems, each with a fit of its own.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        A result whose type, `extrapolated` and `note` say what it is.
+
+    Raises:
+        ValueError: No problem was ever solved (nothing tells a small rate from 0), or the counts are impossible.
+
+    Examples:
+        ```python
+        >>> from dco_trl.statistics import extrapolate_pass_at_k
+        >>> guess = extrapolate_pass_at_k(num_samples=8, num_correct=[0, 1, 8, 2, 0, 5, 0, 0], k=[8, 64])
+        >>> guess.extrapolated.tolist(), guess.estimate.round(2).tolist()
+        ([False, True], [0.5, 0.66])
+
+        ```
+
+    References:
+        Schaeffer et al., "How Do Large Language Monkeys Get Their Power (Laws)?", arXiv 2502.17578, on the
+        distribution of rates that shapes pass@k. Griffiths, Biometrics 29 (1973), on fitting the beta-binomial.
+
+    Relations:
+        [`pass_at_k_curve`][dco_trl.statistics.pass_at_k_curve] measures, and is to be preferred wherever k <= n.
+    """
+    n, c, _ = check_counts(num_samples, np.atleast_1d(num_correct), problem_ids)
+    ks = np.atleast_1d(as_counts("k", k, minimum=1))
+    _check_fittable(n, c)
+    check_interval_options(confidence, num_resamples)
+
+    # Problems with equal counts are one category with a weight.
+    (n_kind, c_kind), weights = np.unique(np.stack([n, c]), axis=1, return_counts=True)
+    measured = _measured(n_kind, c_kind, ks)
+    alpha, beta = fit_beta_binomial(n_kind, c_kind, multiplicity=weights)
+    rng = np.random.default_rng(seed)
+    resampled = []
+    for resample in rng.multinomial(n.size, weights / n.size, size=num_resamples):
+        fit = fit_beta_binomial(n_kind, c_kind, multiplicity=resample, start=(alpha, beta))
+        resampled.append(_mean_pass(n_kind, c_kind, ks, measured, resample, *fit))
+    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return ExtrapolatedPassAtK(
+        k=ks,
+        estimate=_mean_pass(n_kind, c_kind, ks, measured, weights, alpha, beta),
+        low=low,
+        high=high,
+        extrapolated=ks > n.min(),
+        num_samples=int(n.min()),
+        alpha=alpha,
+        beta=beta,
+        confidence=confidence,
+    )
+
+
+def check_extrapolation(
+    num_samples: ArrayLike,
+    num_correct: ArrayLike,
+    *,
+    held_out: float = 0.5,
+    num_splits: int = 20,
+    seed: int = 0,
+) -> ExtrapolationCheck:
+    r"""Check extrapolation on data at hand: fit on part of the samples, compare with all of them.
+
+    Of each problem's samples a random part is kept; which of them are correct is a hypergeometric draw, so the counts
+    are enough. pass@k is extrapolated from that part for k up to all n, and compared with the unbiased estimate from
+    all samples of the same problems: a difference is the extrapolation's own, not the luck of the problems.
+
+    Args:
+        num_samples: Number n of samples of each problem, shape (P,) or a scalar.
+        num_correct: Number c of correct ones, shape (P,).
+        held_out: Share of the samples kept from the fit. A half checks an extrapolation by a factor of 2 and says
+            little about larger ones; 15/16 checks factors of 2 to 16.
+        num_splits: Random splits.
+        seed: Seed of the splits.
+
+    Returns:
+        Predicted and observed values for k = 2, 4, 8, ... times the samples fitted on, and for all n, with the error.
+
+    Raises:
+        ValueError: Fewer than two samples would be left on either side of a split, or no kept sample is correct.
+
+    Examples:
+        ```python
+        >>> import numpy as np
+        >>> from dco_trl.statistics import check_extrapolation
+        >>> rng = np.random.default_rng(0)
+        >>> check = check_extrapolation(num_samples=64, num_correct=rng.binomial(64, rng.beta(0.3, 1, size=300)))
+        >>> check.fitted_on, check.k.tolist(), bool(abs(check.error[0]) < 0.03)
+        (32, [64], True)
+
+        ```
+
+    Relations:
+        [`extrapolate_pass_at_k`][dco_trl.statistics.extrapolate_pass_at_k] is what it checks.
+    """
+    n, c, _ = check_counts(num_samples, np.atleast_1d(num_correct))
+    _check_fittable(n, c)
+    if not 0.0 < held_out < 1.0:
+        raise ValueError(f"held_out must be a share between 0 and 1, got {held_out}.")
+    smallest = int(n.min())
+    kept = round(smallest * (1.0 - held_out))
+    if kept < 2 or smallest - kept < 2:
+        raise ValueError(
+            f"held_out={held_out} leaves {kept} of {smallest} samples for the fit and {smallest - kept} beside it; "
+            "both must be at least 2. Draw more samples a problem."
+        )
+    factors = 2 ** np.arange(1, smallest.bit_length())
+    ks = np.unique(np.append(kept * factors[kept * factors < smallest], smallest))
+    observed = _measured(n, c, ks).mean(axis=0)
+    rng = np.random.default_rng(seed)
+    predicted = []
+    for _ in range(num_splits):
+        part = rng.hypergeometric(c, n - c, kept)
+        if not part.any():
+            raise ValueError(
+                f"None of the {kept} samples a problem kept for the fit is correct. Hold out a smaller share."
+            )
+        c_kind, weights = np.unique(part, return_counts=True)
+        n_kind = np.full_like(c_kind, kept)
+        fit = fit_beta_binomial(n_kind, c_kind, multiplicity=weights)
+        predicted.append(_mean_pass(n_kind, c_kind, ks, _measured(n_kind, c_kind, ks), weights, *fit))
+    errors = np.array(predicted) - observed
+    return ExtrapolationCheck(
+        k=ks,
+        predicted=np.mean(predicted, axis=0),
+        observed=observed,
+        error=errors.mean(axis=0),
+        rms_error=np.sqrt((errors**2).mean(axis=0)),
+        fitted_on=kept,
+        num_splits=num_splits,
+    )
+
+
+def _check_fittable(n: NDArray, c: NDArray) -> None:
+    if c.size == 0:
+        raise ValueError("num_correct is empty: there is no problem to fit.")
+    if not c.any():
+        raise ValueError(
+            f"num_correct is 0 for all {c.size} problems ({n.sum()} samples): any small enough rate fits, so nothing "
+            "can be extrapolated. never_solved gives the bound that the data do support."
+        )
+
+
+def _measured(n: NDArray, c: NDArray, ks: NDArray) -> NDArray:
+    """Unbiased pass@k where k <= n, and pass@n where k > n, shape (problems, ks)."""
+    return pass_at_k(n[:, None], c[:, None], np.minimum(ks, n[:, None]))
+
+
+def _mean_pass(
+    n: NDArray, c: NDArray, ks: NDArray, measured: NDArray, weights: NDArray, alpha: float, beta: float
+) -> NDArray:
+    unsolved = (c == 0)[:, None] & (ks > n[:, None])
+    further = -np.expm1(betaln(alpha, beta + np.maximum(ks, n[:, None])) - betaln(alpha, beta + n[:, None]))
+    return weights @ np.where(unsolved, further, measured) / weights.sum()

@@ -1,0 +1,91 @@
+"""The share of problems never solved, and what that says about them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import betaincinv
+
+from .pass_at_k import check_counts
+
+
+@dataclass(frozen=True)
+class NeverSolved:
+    """Problems without a correct sample. It does not say that the model cannot solve them: see `rate_bound`.
+
+    Attributes:
+        count: Number of problems unsolved in all of their samples.
+        share: count / number of problems.
+        low: Lower end of the Clopper-Pearson interval for that share among all problems like these.
+        high: Upper end.
+        min_samples: Fewest samples that any of the unsolved problems had; 0 if there is none.
+        max_samples: Most samples that any of them had; 0 if there is none.
+        rate_bound: Upper confidence bound for the success rate of one problem unsolved in `min_samples` samples,
+            1 - alpha^(1/n), about 3/n at 95 %. NaN if there is none. A problem whose rate is at the bound would still
+            be solved in n further samples with probability `confidence`.
+        confidence: Confidence of the interval and of the bound, each.
+    """
+
+    count: int
+    share: float
+    low: float
+    high: float
+    min_samples: int
+    max_samples: int
+    rate_bound: float
+    confidence: float
+
+
+def never_solved(num_samples: ArrayLike, num_correct: ArrayLike, confidence: float = 0.95) -> NeverSolved:
+    r"""Share of problems without a correct sample, and how well they may still be solvable.
+
+    "Never" means in the n samples drawn: \(1 - \mathrm{pass@}n\) is the expected share. A problem with success rate p
+    stays unsolved with probability \((1-p)^n\), so all that n failures show, at confidence \(1-\alpha\), is
+    \(p \le 1 - \alpha^{1/n}\) (Clopper-Pearson with c = 0; the "rule of three" \(3/n\) at 95 %).
+
+    Args:
+        num_samples: Number n of samples of each problem, shape (P,) or a scalar.
+        num_correct: Number c of correct ones, shape (P,).
+        confidence: 1 - alpha, between 0 and 1.
+
+    Returns:
+        Count, share with its interval over problems, and the bound on the success rate.
+
+    Raises:
+        ValueError: There is no problem, or the counts are impossible.
+
+    Examples:
+        ```python
+        >>> from dco_trl.statistics import never_solved
+        >>> result = never_solved(num_samples=256, num_correct=[0, 3, 0, 120])
+        >>> result.share, round(result.rate_bound, 4)
+        (0.5, 0.0116)
+
+        ```
+
+    References:
+        Clopper and Pearson, Biometrika 26 (1934). Hanley and Lippman-Hand, "If nothing goes wrong, is everything all
+        right?", JAMA 249 (1983).
+
+    Relations:
+        [`extrapolate_pass_at_k`][dco_trl.statistics.extrapolate_pass_at_k] guesses how many would be solved with more
+        samples.
+    """
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}.")
+    n, c, _ = check_counts(num_samples, np.atleast_1d(num_correct))
+    if c.size == 0:
+        raise ValueError("num_correct is empty: there is no problem to count.")
+    unsolved = n[c == 0]
+    count, num = unsolved.size, c.size
+    alpha = 1.0 - confidence
+    return NeverSolved(
+        count=count,
+        share=count / num,
+        low=float(betaincinv(count, num - count + 1, alpha / 2)) if count else 0.0,
+        high=float(betaincinv(count + 1, num - count, 1 - alpha / 2)) if count < num else 1.0,
+        min_samples=int(unsolved.min()) if count else 0,
+        max_samples=int(unsolved.max()) if count else 0,
+        rate_bound=float(-np.expm1(np.log(alpha) / unsolved.min())) if count else float("nan"),
+        confidence=confidence,
+    )

@@ -1,0 +1,197 @@
+"""pass@k of each problem: from graded samples (unbiased), or exactly from a probability.
+
+Both functions work on whole arrays and keep their relative accuracy at the ends, where the naive formulas round to 0
+or 1. What the mean over problems is worth is the business of `dco_trl.statistics.intervals`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+# exp(-40) is below half an ulp of 1, so once the log of the failure probability is under -40, pass@k rounds to 1.
+_LOG_ZERO = 40.0
+# Adding up log-probabilities of tokens may end a rounding error above 0.
+_LOG_P_SLACK = 1e-5
+
+
+def as_counts(name: str, value: ArrayLike, minimum: int = 0) -> NDArray[np.int64]:
+    """Integer array of `value`, or an error that names the argument (whole floats, as pandas makes them, are fine)."""
+    array = np.asarray(value)
+    if array.dtype.kind == "f" and np.all(np.abs(array) < 2**53) and np.all(array == np.floor(array)):
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be whole numbers (counts), got {_preview(array)} of type {array.dtype}.")
+    if array.size and array.min() < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {array.min()}.")
+    return array.astype(np.int64)
+
+
+def check_counts(
+    num_samples: ArrayLike, num_correct: ArrayLike, problem_ids: Sequence[str] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str]]:
+    """Counts as two integer arrays of one shape, with a name for each of their entries; raises where they clash."""
+    samples, correct = np.broadcast_arrays(
+        as_counts("num_samples", num_samples, minimum=1), as_counts("num_correct", num_correct)
+    )
+    if problem_ids is None:
+        names = [f"number {i} (counted from 0)" for i in range(correct.size)]
+    else:
+        names = [repr(name) for name in problem_ids]
+        if len(names) != correct.size:
+            raise ValueError(
+                f"problem_ids has {len(names)} names for {correct.size} problems. Give one for each entry of "
+                "num_correct, in its order."
+            )
+    wrong = np.flatnonzero(correct.ravel() > samples.ravel())
+    if wrong.size:
+        i = wrong[0]
+        raise ValueError(
+            f"num_correct={correct.flat[i]} is more than num_samples={samples.flat[i]} for problem {names[i]}"
+            f"{_and_others(wrong.size)}. Are the two arguments swapped, or some samples graded twice?"
+        )
+    return samples, correct, names
+
+
+def pass_at_k(
+    num_samples: ArrayLike,
+    num_correct: ArrayLike,
+    k: ArrayLike,
+    problem_ids: Sequence[str] | None = None,
+) -> NDArray[np.float64]:
+    r"""Unbiased estimate of pass@k, the probability that at least one of k samples is correct.
+
+    With n samples of a problem, c of them correct, it is the share of the k-subsets of the samples that hold a correct
+    one:
+
+    $$\widehat{\mathrm{pass@}k} = 1 - \binom{n-c}{k} \Big/ \binom{n}{k}
+      = 1 - \prod_{j=0}^{\min(c,k)-1} \Big(1 - \frac{\max(c,k)}{n-j}\Big)$$
+
+    Its expectation is \(1-(1-p)^k\) for every \(k \le n\). The plug-in \(1-(1-c/n)^k\) is biased downwards. The
+    product is summed in log space; all terms have one sign, so the relative error stays near 1e-14 (the binomials of
+    n = 1e6 do not fit in a float), and at most \(\sqrt{40 n}\) terms matter.
+
+    Args:
+        num_samples: Number n of samples drawn of each problem, whole numbers >= 1.
+        num_correct: Number c of those graded correct, 0 <= c <= n.
+        k: Number of samples allowed, 1 <= k <= n. The three broadcast: `pass_at_k(n[:, None], c[:, None], ks)` has
+            one row a problem and one column a k.
+        problem_ids: Names of the problems, one for each entry of `num_correct`, for error messages only.
+
+    Returns:
+        Estimates in [0, 1], float64, of the broadcast shape.
+
+    Raises:
+        ValueError: k exceeds the samples of a problem (the message names it), or the counts are impossible.
+
+    Examples:
+        ```python
+        >>> from dco_trl.statistics import pass_at_k
+        >>> pass_at_k(num_samples=4, num_correct=[0, 1, 4], k=2).tolist()
+        [0.0, 0.5, 1.0]
+
+        ```
+
+    References:
+        Chen et al., "Evaluating Large Language Models Trained on Code", arXiv 2107.03374, section 2.1.
+
+    Relations:
+        `pass_at_k_curve` adds the mean over problems and its interval; `extrapolate_pass_at_k` guesses beyond n;
+        `exact_pass_at_k` needs no samples where the probability itself is known.
+    """
+    samples, correct, names = check_counts(num_samples, num_correct, problem_ids)
+    ks = as_counts("k", k, minimum=1)
+    # The positions travel with the counts, so that an error can name the problem after any broadcasting.
+    position = np.arange(correct.size).reshape(correct.shape)
+    n, c, kk, position = np.broadcast_arrays(samples, correct, ks, position)
+    short = np.flatnonzero(kk.ravel() > n.ravel())
+    if short.size:
+        i = short[0]
+        num_short = np.unique(position.flat[short]).size
+        raise ValueError(
+            f"k={kk.flat[i]} is more than num_samples={n.flat[i]} of problem {names[position.flat[i]]}"
+            f"{_and_others(num_short)}. pass@k needs at least k samples of every problem: draw more samples, ask for "
+            "a smaller k, or use extrapolate_pass_at_k."
+        )
+
+    log_fail = _log_fail(n.ravel(), np.minimum(c, kk).ravel(), np.maximum(c, kk).ravel())
+    estimate = -np.expm1(log_fail).reshape(n.shape)
+    # Fewer than k wrong samples: every subset holds a right one.
+    return np.where(c + kk > n, 1.0, estimate) + 0.0
+
+
+def _log_fail(n: NDArray, few: NDArray, many: NDArray) -> NDArray:
+    """Sum over j < few of log(1 - many / (n - j)), stopped where its exponential no longer matters."""
+    num_terms = np.minimum(few, np.ceil(_LOG_ZERO * n / many).astype(np.int64))
+    num_terms = np.where(few + many > n, 0, num_terms)
+    # Longest sums first: the entries that still need term j are then a prefix.
+    order = np.argsort(-num_terms, kind="stable")
+    n, many, num_terms = n[order].astype(np.float64), many[order].astype(np.float64), num_terms[order]
+    negative, total = -num_terms, np.zeros(n.size)
+    for j in range(num_terms[0] if n.size else 0):
+        active = np.searchsorted(negative, -j)
+        total[:active] += np.log1p(-many[:active] / (n[:active] - j))
+    result = np.empty_like(total)
+    result[order] = total
+    return result
+
+
+def exact_pass_at_k(log_p: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
+    r"""pass@k of an answer whose probability is known: the coverage \(1-(1-p)^k\), from \(\log p\).
+
+    Computed as \(-\mathrm{expm1}(-e^u)\) with \(u = \log k + \log(-\log(1-p))\), and \(\log(-\log(1-p)) = \log p\) to
+    rounding where \(\log p < -37\); so neither p = e^-700 nor p = 1 - 1e-16 nor k = 1e9 loses digits.
+
+    Args:
+        log_p: Natural log-probability of the whole answer, in nats, <= 0 (`-inf` is p = 0). Values up to 1e-5 above 0
+            are taken for rounding errors of p = 1.
+        k: Number of samples allowed, whole numbers >= 1. The two broadcast.
+
+    Returns:
+        Probabilities in [0, 1], float64, of the broadcast shape.
+
+    Raises:
+        ValueError: a NaN or a positive log-probability, or a k that is not a whole number >= 1.
+
+    Examples:
+        ```python
+        >>> import numpy as np
+        >>> from dco_trl.statistics import exact_pass_at_k
+        >>> exact_pass_at_k(log_p=np.log([0.5, 0.001]), k=[1, 2]).round(6).tolist()
+        [0.5, 0.001999]
+
+        ```
+
+    References:
+        Chen et al., "Rethinking Fine-Tuning when Scaling Test-Time Compute", arXiv 2502.07154.
+
+    Relations:
+        `pass_at_k` estimates the same from graded samples. With teacher-forced probabilities this counts the exact
+        string of the reference only, so it is a lower bound on what a grader that accepts other forms would find.
+        `dco_trl.coverage.log_coverage` is the differentiable one, in torch and in log space.
+    """
+    x = np.asarray(log_p, dtype=np.float64)
+    ks = as_counts("k", k, minimum=1).astype(np.float64)
+    if np.isnan(x).any():
+        raise ValueError(f"log_p holds {np.isnan(x).sum()} NaN of {x.size} values. Look at the model's loss.")
+    if (x > _LOG_P_SLACK).any():
+        raise ValueError(
+            f"log_p must be a log-probability, at most 0, got {x.max():g}. Pass natural log-probabilities, not "
+            "probabilities or negative log-likelihoods."
+        )
+    x = np.minimum(x, 0.0)
+    with np.errstate(divide="ignore", under="ignore"):
+        # log(1 - p) by the form that is accurate on its side of p = 1/2.
+        p = np.exp(x)
+        log_1mp = np.where(x > -np.log(2.0), np.log(-np.expm1(x)), np.log1p(-np.minimum(p, 0.5)))
+        expected = np.where(x < -37.0, np.exp(x + np.log(ks)), -ks * log_1mp)
+        return -np.expm1(-expected) + 0.0
+
+
+def _preview(array: NDArray) -> str:
+    text = np.array2string(array.ravel()[:4], separator=", ")
+    return text if array.size <= 4 else text[:-1] + ", ...]"
+
+
+def _and_others(count: int) -> str:
+    return f" (and of {count - 1} more)" if count > 1 else ""

@@ -1,0 +1,251 @@
+"""Callbacks for any Transformers trainer: pass@k during training."""
+
+import datetime
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..grading import load_grader
+from ..problem import Problem
+from ..runs import grade_run, load_results, problems_from_rows, read_problems, sample_run
+from ..sampling import SamplingParams
+from ..statistics import pass_at_k
+
+if TYPE_CHECKING:
+    from ..sampling import Sampler
+
+# How long the other processes wait for the main one: sampling may take longer than a collective's usual half hour.
+_PATIENCE = datetime.timedelta(days=7)
+
+
+class PassAtKCallback(TrainerCallback):
+    r"""Sample, grade and log pass@k while a model trains.
+
+    At the end of each epoch, or every so many steps, it draws `num_samples` completions for each problem, grades them,
+    and logs the mean over problems of the unbiased estimate
+
+    $$\text{pass@}k = 1 - \binom{n-c}{k} \Big/ \binom{n}{k}$$
+
+    as `eval_pass@k` through the trainer's own `log`, so that it reaches TensorBoard, trackio, wandb, and the log
+    history. Samples and verdicts stay in one run folder for each evaluation, `OUTPUT_DIR/pass_at_k/step-00000100`,
+    which `dco-trl grade` and `dco-trl report` take. If the trainer evaluates at the same step, its metrics get the
+    values too, so that `metric_for_best_model="eval_pass@16"` works.
+
+    Works with any `transformers.Trainer`: `DCOTrainer`, `SFTTrainer`, `GRPOTrainer`. With several processes, the main
+    one samples and grades, and the others wait. Training is as it would be without: random states and the trainer's
+    other metrics are not touched.
+
+    Args:
+        dataset: Rows with the columns `prompt` and `answer` (a `datasets.Dataset`, or a list of mappings), a file or
+            name that `read_problems` takes, or problems that it returned.
+        grader: "math", "exact", "package.module:function", or a function with the signature of TRL's reward functions.
+        sampler: "transformers" samples the model in training. A sampler object is used as it is: it samples the model
+            that it has loaded, and bringing the trained weights there is its owner's work.
+        num_samples: Samples drawn a problem, n.
+        k: Number of attempts to estimate for, or several; none above `num_samples`.
+        every: "epoch", or a number of optimizer steps.
+        trainer: The trainer to log through. A callback is not told its trainer, so add it after the trainer is made.
+        params: How to sample; unless given, temperature 1 and at most 512 tokens.
+        batch_size: Sequences at a time, with `sampler="transformers"`.
+        output_dir: Folder for the runs; unless given, `pass_at_k` in the trainer's `output_dir`.
+
+    Raises:
+        ValueError: `k`, `num_samples` or `every` out of range, or an unknown sampler name; at the start of training:
+            no trainer, or one that shards the model (FSDP, DeepSpeed ZeRO-3) with `sampler="transformers"`.
+        DataError: The data set cannot be used.
+        GraderError: The grader cannot be loaded.
+
+    Examples:
+        ```python
+        >>> from dco_trl.trainer import PassAtKCallback
+        >>> trainer.add_callback(  # doctest: +SKIP
+        ...     PassAtKCallback(dataset, "math", "transformers", num_samples=16, k=[1, 16], trainer=trainer)
+        ... )
+
+        ```
+
+    References:
+        Chen et al., "Evaluating Large Language Models Trained on Code", arXiv 2107.03374, for the estimator.
+
+    Relations:
+        `DCOConfig(coverage_at=…)` logs exact coverage of the evaluation set, without sampling: prefer it for short
+        answers. `dco-trl eval` evaluates a saved model.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        grader: str | Callable,
+        sampler: "Literal['transformers'] | Sampler",
+        num_samples: int,
+        k: int | Sequence[int],
+        every: Literal["epoch"] | int = "epoch",
+        *,
+        trainer: Trainer | None = None,
+        params: SamplingParams | None = None,
+        batch_size: int = 64,
+        output_dir: str | os.PathLike[str] | None = None,
+    ):
+        ks = [k] if isinstance(k, int) else list(k)
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        if not ks or min(ks) < 1 or max(ks) > num_samples:
+            raise ValueError(
+                f"k must be from 1 to num_samples={num_samples}, got {k}: pass@k cannot be estimated from fewer than "
+                "k samples. Raise num_samples or lower k."
+            )
+        if every != "epoch" and (not isinstance(every, int) or every < 1):
+            raise ValueError(f"every must be 'epoch' or a number of steps of at least 1, got {every!r}")
+        if isinstance(sampler, str) and sampler != "transformers":
+            raise ValueError(
+                f"sampler={sampler!r} is not known here: 'transformers' samples the model in training. For another, "
+                "pass the sampler itself, for example ServerSampler(model, base_url)."
+            )
+        self.problems = _problems(dataset)
+        load_grader(grader)  # one that is not there is better found now than after the first epoch
+        self.grader = grader
+        self.sampler = sampler
+        self.num_samples = num_samples
+        self.k = ks
+        self.every = every
+        self.trainer = trainer
+        self.params = params or SamplingParams()
+        self.batch_size = batch_size
+        self.output_dir = output_dir
+        self._last: tuple[int, dict[str, float]] = (-1, {})
+        self._group: Any = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Check that this trainer can be evaluated."""
+        self._last = (-1, {})
+        if self.trainer is None:
+            raise ValueError(
+                "PassAtKCallback has no trainer to log through, because a trainer does not make itself known to its "
+                "callbacks. Add it after the trainer is made: "
+                "`trainer.add_callback(PassAtKCallback(..., trainer=trainer))`."
+            )
+        if self.sampler == "transformers" and (how := _sharding(self.trainer)):
+            raise ValueError(
+                f"sampler='transformers' samples on the main process, which does not hold the whole model under "
+                f"{how}. Pass a sampler that has a model of its own, such as ServerSampler or VLLMSampler."
+            )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Evaluate every so many steps."""
+        if self.every != "epoch" and state.global_step % self.every == 0:
+            self._evaluate(args, state)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Evaluate every epoch."""
+        if self.every == "epoch":
+            self._evaluate(args, state)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ):
+        """Lend the values to the trainer's own evaluation at this step, for `metric_for_best_model`."""
+        if metrics is not None and self._last[0] == state.global_step:
+            metrics.update(self._last[1])
+
+    def _evaluate(self, args: TrainingArguments, state: TrainerState) -> None:
+        if state.global_step == self._last[0]:
+            return
+        assert self.trainer is not None
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        several = several and torch.distributed.get_world_size() > 1
+        if several and self._group is None:
+            # Made by all processes before the main one is busy; on the CPU, whatever the others speak on.
+            self._group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+        values = torch.full((len(self.k),), float("nan"), dtype=torch.float64)
+        failure: BaseException | None = None
+        if state.is_world_process_zero:
+            try:
+                values = torch.from_numpy(self._pass_at_k(args, state))
+            except BaseException as error:  # the others must hear of it, or they would wait for days
+                failure = error
+        if several:
+            torch.distributed.broadcast(values, src=0, group=self._group)
+        if failure is not None:
+            raise failure
+        if values.isnan().any():
+            raise RuntimeError("PassAtKCallback failed on the main process; the reason is in its error")
+        metrics = {f"eval_pass@{k}": float(value) for k, value in zip(self.k, values, strict=True)}
+        self._last = (state.global_step, metrics)
+        # TRL's trainers append what they gathered since the last log, of training or of evaluation, whichever mode the
+        # model is in: training's must wait for training's next log.
+        model: Any = self.trainer.model
+        mode = model.training
+        model.training = False
+        try:
+            self.trainer.log(dict(metrics))
+        finally:
+            model.training = mode
+
+    def _pass_at_k(self, args: TrainingArguments, state: TrainerState) -> np.ndarray:
+        """pass@k of the model as it is now; on the main process."""
+        folder = _new_folder(Path(self.output_dir or Path(args.output_dir or ".", "pass_at_k")), state.global_step)
+        progress = not args.disable_tqdm
+        origin = {"callback": "PassAtKCallback", "global_step": state.global_step, "epoch": state.epoch}
+        sampler = self._live_sampler(progress) if self.sampler == "transformers" else self.sampler
+        sample_run(folder, self.problems, sampler, self.num_samples, self.params, dataset=origin, progress=progress)
+        summary = grade_run(folder, self.grader, progress=progress)
+        problems = load_results(folder, summary.grader).problems
+        samples = np.array([[problem.num_samples] for problem in problems])
+        correct = np.array([[problem.num_correct] for problem in problems])
+        return pass_at_k(samples, correct, np.array(self.k)).mean(axis=0)
+
+    def _live_sampler(self, progress: bool) -> "Sampler":
+        from ..sampling import TransformersSampler
+
+        assert self.trainer is not None
+        tokenizer: Any = self.trainer.processing_class
+        return TransformersSampler(
+            self.trainer.accelerator.unwrap_model(self.trainer.model),
+            getattr(tokenizer, "tokenizer", tokenizer),  # of a processor
+            batch_size=self.batch_size,
+            progress=progress,
+        )
+
+
+def _problems(dataset: Any) -> list[Problem]:
+    if isinstance(dataset, (str, os.PathLike)):
+        return read_problems(os.fspath(dataset))
+    rows = list(dataset)
+    if rows and all(isinstance(row, Problem) for row in rows):
+        return rows
+    if rows and not all(isinstance(row, Mapping) for row in rows):
+        raise ValueError(
+            f"dataset must be rows with the columns `prompt` and `answer`, a file or name, or problems from "
+            f"read_problems, got {type(dataset).__name__} of {type(rows[0]).__name__}"
+        )
+    return problems_from_rows(rows, name="dataset")
+
+
+def _sharding(trainer: Trainer) -> str | None:
+    """What keeps the main process from holding the whole model, if anything does."""
+    if getattr(trainer, "is_fsdp_enabled", False):
+        return "FSDP"
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    if plugin is not None and plugin.zero_stage == 3:
+        return "DeepSpeed ZeRO-3"
+    return None
+
+
+def _new_folder(parent: Path, step: int) -> Path:
+    """A folder for this evaluation. One of an earlier training is left alone: its samples are of other weights."""
+    folder = parent / f"step-{step:08d}"
+    number = 2
+    while folder.exists():
+        folder = parent / f"step-{step:08d}-{number}"
+        number += 1
+    return folder

@@ -1,0 +1,87 @@
+"""Which tokens form one unit: the sequence whose probability is p.
+
+A unit is a row of a padded batch, or a document of a packed one. Only tokens with a label count; a unit without any
+(padding, a document whose completion was cut off) is not `valid`, and is left out of every mean.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The unit of every token position, and whether the position has a label.
+
+    Args:
+        ids: Unit of each position, int64, `(batch, seq)`; from 0 to `num_segments - 1`.
+        label_mask: Whether the position has a label, bool, `(batch, seq)`.
+        num_segments: Number of units. A Python number, so that no shape waits for the device.
+
+    Examples:
+        ```python
+        >>> import torch
+        >>> from dco_trl.trainer.segments import Segments
+        >>> mask = torch.tensor([[True, True, False], [True, False, False]])
+        >>> segments = Segments.rows(mask)
+        >>> segments.sum(torch.tensor([[-1.0, -2.0, 0.0], [-3.0, 0.0, 0.0]]))
+        tensor([-3., -3.], dtype=torch.float64)
+        >>> segments.num_tokens
+        tensor([2, 1])
+
+        ```
+
+    Relations:
+        `Segments.rows` for padded batches, `Segments.packed` for padding-free and packed ones.
+    """
+
+    ids: Int[Tensor, "batch seq"]
+    label_mask: Bool[Tensor, "batch seq"]
+    num_segments: int
+
+    @classmethod
+    def rows(cls, label_mask: Bool[Tensor, "batch seq"]) -> "Segments":
+        """Each row is a unit."""
+        ids = torch.arange(label_mask.size(0), device=label_mask.device)[:, None].expand_as(label_mask)
+        return cls(ids, label_mask, label_mask.size(0))
+
+    @classmethod
+    def packed(
+        cls, seq_idx: Int[Tensor, "1 seq"], label_mask: Bool[Tensor, "1 width"], num_segments: int
+    ) -> "Segments":
+        """Each document of one flattened row is a unit.
+
+        Args:
+            seq_idx: Document of each labelled position, `(1, seq)`, from 0.
+            label_mask: As above, `(1, width)`. Where it is wider than `seq_idx` (prompt-learning adapters put virtual
+                tokens in front), the two are aligned on the right; what is in front has no labels.
+            num_segments: Number of documents.
+        """
+        extra = label_mask.size(1) - seq_idx.size(1)
+        ids = torch.nn.functional.pad(seq_idx.long(), (extra, 0))
+        return cls(ids, label_mask, num_segments)
+
+    def sum(self, values: Float[Tensor, "batch seq"]) -> Float[Tensor, " unit"]:
+        """Sum `values` over the labelled positions of each unit, in float64 where the device has it."""
+        dtype = torch.float32 if values.device.type == "mps" else torch.float64
+        values = torch.where(self.label_mask, values.to(dtype), 0.0)
+        totals = torch.zeros(self.num_segments, dtype=dtype, device=values.device)
+        return totals.index_add(0, self.ids.flatten(), values.flatten())
+
+    @cached_property
+    def num_tokens(self) -> Int[Tensor, " unit"]:
+        """Number of labelled positions of each unit."""
+        counts = torch.zeros(self.num_segments, dtype=torch.long, device=self.label_mask.device)
+        return counts.index_add(0, self.ids.flatten(), self.label_mask.flatten().long())
+
+    @property
+    def valid(self) -> Bool[Tensor, " unit"]:
+        """Whether the unit has any labelled position."""
+        return self.num_tokens > 0
+
+    def expand(self, per_unit: Float[Tensor, " unit"]) -> Float[Tensor, "batch seq"]:
+        """Give every position its unit's value."""
+        return per_unit[self.ids]

@@ -1,0 +1,194 @@
+"""The page in a real browser: nothing fetched, nothing run that a model wrote, and the table works."""
+
+import json
+import re
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from dco_trl.report import page, summarise
+from dco_trl.runs.results import AnswerCount, ProblemResult, RunResult
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+ATTACK = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'><b>bold</b>\x00\u202e"
+PROBLEMS, SAMPLES = 500, 4096
+
+
+def synthetic_run(name, seed):
+    """A run of 500 x 4,096, duplicate-heavy as real ones are, with a script in every text of one problem."""
+    rng = np.random.default_rng(seed)
+    problems = []
+    for i in range(PROBLEMS):
+        right = int(rng.binomial(SAMPLES, rng.beta(0.3, 1))) if i % 10 else 0
+        counts = rng.multinomial(SAMPLES - right, rng.dirichlet(np.full(300, 0.03)))
+        answers = [
+            AnswerCount(f"\\frac{{{j}}}{{{i + 2}}}", int(c), False, "graded") for j, c in enumerate(counts) if c
+        ]
+        answers += [AnswerCount(str(i), right, True, "graded")] if right else []
+        examples = tuple((j, f"sample {j} " + "thinking step by step " * 150, j % 2 == 1) for j in range(6))
+        text = ATTACK if i == 10 else f"How much is {i} + 0?"
+        if i == 10:
+            answers, examples = [AnswerCount(ATTACK, SAMPLES, False, "graded")], ((0, ATTACK, False),)
+        problems.append(
+            ProblemResult(
+                f"p{i:03d}", text, ATTACK if i == 10 else str(i), SAMPLES, right, 0,
+                tuple(sorted(answers, key=lambda a: -a.count)), examples,
+            )
+        )  # fmt: skip
+    return RunResult(name, {"model": ATTACK}, "math", tuple(problems))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install playwright)")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def report_html(tmp_path_factory):
+    results = [synthetic_run("ce", 0), synthetic_run("dco <i>", 1)]
+    # One k: the majority vote of 500 problems takes a while, and the page does not care.
+    report = summarise(results, k=(1, 4096))
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(page.render(report, results), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def opened(browser, report_html):
+    """The open page; at the end, nothing went wrong in it and nothing was asked of a network."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    tab = context.new_page()
+    errors, requests = [], []
+    tab.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.goto(report_html.as_uri())
+    yield tab
+    assert errors == []
+    assert [url for url in requests if not url.startswith(("data:", "blob:"))] == [report_html.as_uri()]
+    assert tab.evaluate("window.hacked") is None
+    context.close()
+
+
+def first_ids(tab, count=5):
+    return tab.locator("button.open b").all_inner_texts()[:count]
+
+
+def test_it_is_light_and_renders_on_demand(opened, report_html):
+    assert report_html.stat().st_size < 20e6
+    # What makes it open quickly, whatever the machine: a screenful of the table, no details, no plot out of sight.
+    assert opened.locator("button.open").count() == 100
+    assert opened.locator("tr.detail:not([hidden]), tr.detail pre").count() == 0
+    assert opened.evaluate("document.querySelectorAll('*').length") < 8000
+    assert opened.evaluate("document.querySelectorAll('script[id^=detail-]').length") == PROBLEMS
+    opened.wait_for_selector("#coverage-0.js-plotly-plot")
+    assert not opened.locator("#success-0.js-plotly-plot").count()
+
+
+def test_policy_forbids_the_network(opened):
+    policy = opened.get_attribute("meta[http-equiv=Content-Security-Policy]", "content")
+    assert policy.startswith("default-src 'none'; script-src 'sha256-") and "unsafe-inline" not in policy.split(";")[1]
+    assert opened.locator("script[src], link[rel=stylesheet], iframe").count() == 0
+
+
+def test_plots_are_drawn_and_have_hover_data(opened):
+    opened.wait_for_selector("#coverage-0.js-plotly-plot .scatterlayer .trace")
+    traces = json.loads(opened.evaluate("JSON.stringify(document.getElementById('coverage-0').data)"))
+    curves = [trace for trace in traces if trace.get("customdata")]
+    assert [trace["name"] for trace in curves] == ["ce", "dco &lt;i&gt;"]
+    assert curves[0]["x"][0] == 1 and curves[0]["x"][-1] == SAMPLES
+    assert all(low <= y <= high for y, (low, high) in zip(curves[0]["y"], curves[0]["customdata"], strict=True))
+    box = opened.locator("#coverage-0 .nsewdrag").first.bounding_box()
+    opened.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    points = opened.locator("#coverage-0 .scatterlayer .point")
+    target = points.first.bounding_box()
+    opened.mouse.move(target["x"] + target["width"] / 2, target["y"] + target["height"] / 2)
+    opened.wait_for_selector("#coverage-0 .hoverlayer .hovertext")
+    assert "95 % interval" in opened.locator("#coverage-0 .hoverlayer").text_content()
+    for name in ("confidence-0-0", "confidence-0-1", "success-0"):
+        opened.locator(f"#{name}").scroll_into_view_if_needed()
+        opened.wait_for_selector(f"#{name}.js-plotly-plot .barlayer .point path", state="attached")
+    # Each bar is painted with its colour: a pattern over it, not in its place.
+    assert "rgb(184, 74, 0)" in opened.locator("#confidence-0-0 pattern rect").first.evaluate(
+        "e => getComputedStyle(e).fill"
+    )
+
+
+def test_sort_by_click_and_by_keyboard(opened):
+    heading = opened.locator("table.problems th", has_text="ce: success rate")
+    assert heading.get_attribute("aria-sort") == "ascending"
+    assert {"p000", "p010", "p020"} <= set(first_ids(opened, 100))
+    assert opened.locator("table.problems tbody td:nth-child(3)").first.inner_text().startswith("0.0 %")
+    heading.locator("button").click()
+    assert heading.get_attribute("aria-sort") == "descending"
+    rates = [
+        float(text.split(" %")[0])
+        for text in opened.locator("table.problems tbody tr:not(.detail) td:nth-child(3)").all_inner_texts()
+    ]
+    assert rates == sorted(rates, reverse=True) and rates[0] > rates[-1] and len(rates) == 100
+    opened.locator("table.problems th button").first.focus()
+    opened.keyboard.press("Enter")
+    assert first_ids(opened, 3) == ["p000", "p001", "p002"]
+    assert heading.get_attribute("aria-sort") is None
+
+
+def test_search_and_more(opened):
+    opened.get_by_label("Search").fill("P12")
+    assert first_ids(opened, 20) and all(name.startswith("p12") for name in first_ids(opened, 20))
+    assert "10 match" in opened.get_by_role("status").inner_text()
+    opened.get_by_label("Search").fill("")
+    opened.get_by_role("button", name="Show 100 more").click()
+    assert opened.locator("button.open").count() == 200
+
+
+def test_a_problem_opens_by_keyboard_with_counts_and_verdicts(opened):
+    opened.get_by_label("Search").fill("p123")
+    button = opened.locator("button.open")
+    assert opened.locator("tr.detail pre").count() == 0
+    button.focus()
+    opened.keyboard.press("Enter")
+    assert button.get_attribute("aria-expanded") == "true"
+    detail = opened.locator("tr.detail")
+    assert "How much is 123 + 0?" in detail.inner_text() and "✓ right" in detail.inner_text()
+    counts = detail.locator("section").first.locator("tbody td:nth-child(2)").all_inner_texts()
+    left_out = detail.locator("section").first.get_by_text("Not shown:").all_inner_texts()
+    counts += [re.search(r"answers, ([\d,]+) samples", text)[1] for text in left_out]
+    assert sum(int(count.replace(",", "")) for count in counts) == SAMPLES
+    assert "sample 1 thinking" in detail.inner_text()
+    opened.keyboard.press("Enter")
+    assert not detail.is_visible()
+
+
+def test_model_output_is_text(opened):
+    opened.get_by_label("Search").fill("p010")
+    opened.locator("button.open").click()
+    detail = opened.locator("tr.detail")
+    shown = ATTACK.replace("\x00", "␀")
+    assert detail.locator("pre").last.text_content() == shown
+    assert detail.locator("td.answer").first.text_content() == shown
+    assert opened.locator("main img, main b b").count() == 0
+    opened.locator("details summary").first.click()
+    assert "<b>bold</b>" in opened.locator("details td").nth(1).text_content()
+
+
+def test_narrow_and_dark(opened):
+    light = opened.evaluate("getComputedStyle(document.body).backgroundColor")
+    opened.emulate_media(color_scheme="dark")
+    assert opened.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    opened.wait_for_selector("#coverage-0 .xtick text[style*='rgb(230, 233, 236)']")
+    opened.set_viewport_size({"width": 360, "height": 800})
+    # The plots follow the window a moment later. (wait_for_function would need eval, which the policy forbids.)
+    deadline = time.monotonic() + 20
+    while opened.evaluate("document.documentElement.scrollWidth") > 360 and time.monotonic() < deadline:
+        opened.wait_for_timeout(100)
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 360

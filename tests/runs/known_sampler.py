@@ -1,0 +1,62 @@
+"""A sampler of a known distribution, and a run of it as a process of its own, to be killed, starved and measured.
+
+python known_sampler.py RUN PROBLEMS SAMPLES CHUNK SECONDS_A_CHUNK TEXT_LENGTH
+"""
+
+import json
+import resource
+import sys
+import time
+
+import numpy as np
+
+from dco_trl.runs import Problem, grade_run, load_results, sample_run
+from dco_trl.sampling.protocol import Sample, SamplingParams
+
+
+class KnownSampler:
+    """Answers problem s with a number drawn uniformly from 0 to s + 1: right, which is 0, with p = 1 / (s + 2)."""
+
+    def __init__(self, seconds: float = 0.0, length: int = 0, name: str = "known"):
+        self.seconds, self.padding, self.name = seconds, "x" * length, name
+
+    def sample(self, requests, params):
+        time.sleep(self.seconds)
+        return [[self.draw(r.stream, r.first_index + i, params) for i in range(r.num_samples)] for r in requests]
+
+    def draw(self, stream, index, params):
+        answer = np.random.default_rng([params.seed, stream, index]).integers(stream % 50 + 2)
+        text = f"{self.padding}The answer is {answer}."
+        return Sample(text, (1, 2), 2, "length" if answer == 1 else "stop")
+
+    def identity(self):
+        return {"model": self.name, "revision": "", "adapter": "", "sampler": "known", "numpy_version": np.__version__}
+
+    def close(self):
+        pass
+
+
+def make_problems(count):
+    return [Problem(f"p{i}", f"{i} - {i} =", "0", {"level": i % 3}) for i in range(count)]
+
+
+if __name__ == "__main__":
+    run, num_problems, num_samples, chunk = sys.argv[1], *map(int, sys.argv[2:5])
+    sampler = KnownSampler(seconds=float(sys.argv[5]), length=int(sys.argv[6]))
+    sample_run(
+        run,
+        make_problems(num_problems),
+        sampler,
+        num_samples,
+        SamplingParams(),
+        chunk_size=chunk or None,
+        progress=False,
+    )
+    if sys.argv[7:] == ["grade"]:
+        peak_sampling = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        grade_run(run, "math", progress=False)
+        peak_grading = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        result = load_results(run)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        counts = sum(problem.num_samples for problem in result.problems)
+        print(json.dumps({"kib": [peak_sampling, peak_grading, peak], "samples": counts}))

@@ -1,0 +1,182 @@
+"""Reading problems: each source, templates, and what is wrong with a data set."""
+
+import csv
+import json
+import logging
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dco_trl.runs import DataError, Problem, fingerprint, problems_from_rows, read_problems
+
+ROWS = [
+    {"prompt": "1 + 1 =", "answer": "2", "level": 1},
+    {"prompt": "2 + 2 =", "answer": "4", "level": 2},
+    {"prompt": "3 + 3 =", "answer": "6", "level": 3},
+]
+PROBLEMS = [Problem(str(i), row["prompt"], row["answer"], {"level": row["level"]}) for i, row in enumerate(ROWS)]
+
+
+def write(tmp_path, kind, rows=ROWS):
+    path = tmp_path / f"data.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n")
+    elif kind == "json":
+        path.write_text(json.dumps(rows))
+    elif kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif kind == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+def test_each_kind_of_file_gives_the_same_problems(tmp_path, kind):
+    assert read_problems(write(tmp_path, kind)) == PROBLEMS
+    assert read_problems(str(write(tmp_path, kind)), num_problems=2) == PROBLEMS[:2]
+
+
+def test_csv_keeps_answers_as_they_are_written(tmp_path):
+    rows = [{"prompt": "a, b", "answer": "007"}, {"prompt": "c\nd", "answer": "1.50"}]
+    assert [(p.prompt, p.answer) for p in read_problems(write(tmp_path, "csv", rows))] == [
+        ("a, b", "007"),
+        ("c\nd", "1.50"),
+    ]
+
+
+def test_what_datasets_can_load(tmp_path):
+    dataset = datasets.Dataset.from_list(ROWS)
+    dataset.save_to_disk(tmp_path / "one")
+    assert read_problems(tmp_path / "one") == PROBLEMS
+    datasets.DatasetDict({"test": dataset, "train": dataset.select([1])}).save_to_disk(tmp_path / "splits")
+    assert read_problems(tmp_path / "splits") == PROBLEMS
+    assert len(read_problems(tmp_path / "splits", split="train")) == 1
+    with pytest.raises(DataError, match=r"has no split 'validation'; it has \['test', 'train'\]"):
+        read_problems(tmp_path / "splits", split="validation")
+    folder = tmp_path / "files"
+    folder.mkdir()
+    write(folder, "jsonl").rename(folder / "test.jsonl")
+    assert read_problems(folder) == PROBLEMS
+    assert problems_from_rows(dataset) == PROBLEMS
+    with pytest.raises(DataError, match="'no/such-data' is neither a file here nor could `datasets` load it"):
+        read_problems("no/such-data")
+
+
+def test_templates_chat_and_named_columns():
+    rows = [{"problem": "1 + 1", "unit": "{m}", "target": 2, "uid": "a"}]
+    (problem,) = problems_from_rows(
+        rows, prompt_template="Q: {problem} in {unit}, as \\boxed{{}}\nA:", answer_column="target", id_column="uid"
+    )
+    assert problem == Problem("a", "Q: 1 + 1 in {m}, as \\boxed{}\nA:", "2", {"problem": "1 + 1", "unit": "{m}"})
+    (problem,) = problems_from_rows(rows, prompt_column="problem", answer_column="target", chat=True)
+    assert problem.prompt == [{"role": "user", "content": "1 + 1"}]
+
+
+def test_conversational_prompts_and_completions():
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "1 + 1?"}]
+    rows = [{"prompt": messages, "completion": [{"role": "assistant", "content": "2"}]}]
+    (problem,) = problems_from_rows(rows, answer_column="completion")
+    assert problem.prompt == messages and problem.answer == "2"
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"), [(2, "2"), (2.5, "2.5"), (True, "True"), (["a", 1], '["a", 1]'), ({"x": 1}, '{"x": 1}')]
+)
+def test_answers_become_text(answer, text):
+    assert problems_from_rows([{"prompt": "p", "answer": answer}])[0].answer == text
+
+
+def test_ids_are_the_column_id_where_it_is_unique(caplog):
+    rows = [{**row, "id": f"x{i}"} for i, row in enumerate(ROWS)]
+    assert [p.problem_id for p in problems_from_rows(rows)] == ["x0", "x1", "x2"]
+    rows[2]["id"] = "x0"
+    with caplog.at_level(logging.WARNING):
+        assert [p.problem_id for p in problems_from_rows(rows)] == ["0", "1", "2"]
+    assert "column 'id' is not unique; problems are named by row number instead" in caplog.text
+    with pytest.raises(DataError, match="id_column 'id' is not unique: x0 occur more than once"):
+        problems_from_rows(rows, id_column="id")
+    with pytest.raises(DataError, match=r"no column 'uid' \(id_column\); its columns are"):
+        problems_from_rows(rows, id_column="uid")
+
+
+def test_repeated_problems_are_said_and_contradictions_refused(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert len(problems_from_rows([ROWS[0], ROWS[1], ROWS[0]])) == 3
+    assert "1 problems repeat an earlier one (ids 2)" in caplog.text
+    with pytest.raises(DataError, match="'0' and '1' have the same prompt but different answers, '2' and '3'"):
+        problems_from_rows([ROWS[0], {**ROWS[0], "answer": "3"}])
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "told"),
+    [
+        ([], {}, "d is empty: there is nothing to sample"),
+        (ROWS, {"num_problems": 0}, "num_problems must be at least 1, got 0"),
+        (ROWS, {"num_problems": 4}, "d has 3 rows, fewer than num_problems=4"),
+        ([{"problem": "p", "answer": "a"}], {}, "d has no column 'prompt'; its columns are ['problem', 'answer']"),
+        ([{"prompt": "p", "completion": "a"}], {}, "d has no column 'answer' to grade against; its columns are"),
+        ([ROWS[0], {"prompt": "p"}], {}, "column 'answer' is absent, None or empty in 1 of 2 rows (row numbers 1)"),
+        ([ROWS[0], {"prompt": "p", "answer": None}], {}, "'answer' is absent, None or empty in 1 of 2 rows"),
+        ([{"prompt": "p", "answer": float("nan")}], {}, "'answer' is absent, None or empty in 1 of 1 rows"),
+        ([{"prompt": "p", "answer": " "}] * 9, {}, "in 9 of 9 rows (row numbers 0, 1, 2, 3, 4, …)"),
+        ([{"prompt": " ", "answer": "a"}], {}, "'prompt' is absent, None or empty"),
+        ([{"prompt": 3, "answer": "a"}], {}, "row 0: the prompt must be text or a list of messages"),
+        ([{"prompt": [{"role": "user"}], "answer": "a"}], {}, "row 0: the prompt must be text or a list of messages"),
+        ([{"prompt": [{"role": "user", "content": 1}], "answer": "a"}], {}, "content of a message must be text"),
+        (
+            [{"prompt": [{"role": "assistant", "content": "2"}], "answer": "a"}],
+            {},
+            "the prompt ends with the assistant's message",
+        ),
+        (["text"], {}, "row 0 is not an object with columns but 'text'"),
+        (ROWS, {"prompt_template": "Q: {question}"}, "prompt_template names ['question'], but the columns of d are"),
+        (ROWS, {"prompt_template": "Q:"}, "names no column: every prompt would be the same"),
+        (ROWS, {"prompt_template": "Q: {prompt"}, "is not a format string: expected '}' before end of string"),
+    ],
+)
+def test_what_is_wrong_with_a_data_set_is_said(rows, arguments, told):
+    with pytest.raises(DataError) as error:
+        problems_from_rows(rows, name="d", **arguments)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.jsonl", '{"prompt": "p"}\n{oops\n', "line 2: not JSON"),
+        ("a.json", '{"prompt": "p"}', "expected a list of objects, got dict"),
+        ("a.json", "[", "cannot be read: Expecting value"),
+        ("a.parquet", "something else", "cannot be read: Could not open Parquet"),
+        ("a.txt", "no", "cannot read a file of type '.txt'; use one of .jsonl, .json, .parquet, .csv"),
+        ("a.csv", "prompt,answer\n", "is empty: there is nothing to sample"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(tmp_path, name, content, told):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError) as error:
+        read_problems(tmp_path / name)
+    assert told in str(error.value) and name in str(error.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match="there is no such file"):
+        read_problems(tmp_path / "absent.jsonl")
+
+
+def test_the_fingerprint_is_of_ids_prompts_and_answers():
+    same = [Problem(p.problem_id, p.prompt, p.answer, {"other": 1}) for p in PROBLEMS]
+    assert fingerprint(same) == fingerprint(PROBLEMS)
+    others = [
+        PROBLEMS[::-1],
+        PROBLEMS[:2],
+        PROBLEMS[1:],
+        [Problem("0", "1 + 1 =", "3"), *PROBLEMS[1:]],
+        [Problem("0", [{"role": "user", "content": "1 + 1 ="}], "2"), *PROBLEMS[1:]],
+        [Problem("7", "1 + 1 =", "2"), *PROBLEMS[1:]],
+    ]
+    assert len({fingerprint(problems) for problems in [PROBLEMS, *others]}) == 7

@@ -1,0 +1,224 @@
+"""Sample, grade, read: counts against what the sampler is known to have drawn."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from known_sampler import KnownSampler, make_problems
+
+from dco_trl.grading import GraderError
+from dco_trl.runs import (
+    Problem,
+    RunStore,
+    StoreError,
+    evaluate,
+    grade_run,
+    load_results,
+    sample,
+    sample_run,
+)
+from dco_trl.runs.results import EXAMPLES
+from dco_trl.sampling import SamplingParams
+from dco_trl.statistics import pass_at_k
+
+PARAMS = SamplingParams(seed=5)
+
+
+def loose_grader(completions, level, **kwargs):
+    """Right where the text ends in an even digit, or the problem's level is 2; no opinion about fives."""
+    return [
+        None if text.endswith("5.") else float(int(text[-2]) % 2 == 0 or at_level == 2)
+        for text, at_level in zip(completions, level, strict=True)
+    ]
+
+
+def message_grader(prompts, completions, answer, **kwargs):
+    assert all(prompt[0]["role"] == "user" for prompt in prompts)
+    return [float(message["content"].endswith(f" {a}.")) for [message], a in zip(completions, answer, strict=True)]
+
+
+@pytest.fixture
+def sampled(tmp_path):
+    sample_run(tmp_path / "run", make_problems(7), KnownSampler(), 40, PARAMS, chunk_size=64, progress=False)
+    return tmp_path / "run"
+
+
+def drawn(problems=7, samples=40):
+    """The answers that the sampler gives, computed without the store."""
+    sampler = KnownSampler()
+    return [[sampler.draw(s, i, PARAMS).text.split()[-1][:-1] for i in range(samples)] for s in range(problems)]
+
+
+@pytest.mark.parametrize("grader", ["math", "exact"])
+def test_results_are_the_counts_of_what_was_drawn(sampled, grader):
+    summary = grade_run(sampled, grader, progress=False)
+    result = load_results(sampled)
+    assert (result.name, result.grader, result.manifest["model"]) == ("run", grader, "known")
+    expected = drawn()
+    assert summary.num_correct == sum(answers.count("0") for answers in expected)
+    assert summary.num_samples == summary.num_new == 280 and sum(summary.statuses.values()) == 280
+    for s, (problem, answers) in enumerate(zip(result.problems, expected, strict=True)):
+        assert (problem.problem_id, problem.prompt, problem.reference) == (f"p{s}", f"{s} - {s} =", "0")
+        assert (problem.num_samples, problem.num_correct) == (40, answers.count("0"))
+        assert problem.num_truncated == answers.count("1")
+        assert {a.answer: a.count for a in problem.answers} == Counter(answers)
+        assert [a.count for a in problem.answers] == sorted((a.count for a in problem.answers), reverse=True)
+        assert all(a.correct == (a.answer == "0") and a.status == "graded" for a in problem.answers)
+        # The first few right ones and the first few wrong ones, as they were written.
+        right = [i for i, answer in enumerate(answers) if answer == "0"][:EXAMPLES]
+        wrong = [i for i, answer in enumerate(answers) if answer != "0"][:EXAMPLES]
+        assert [(i, correct) for i, _, correct in problem.examples] == sorted(
+            [(i, True) for i in right] + [(i, False) for i in wrong]
+        )
+        assert all(text == f"The answer is {answers[i]}." for i, text, _ in problem.examples)
+
+
+def test_grading_again_with_other_graders_needs_no_sampling(sampled):
+    first = grade_run(sampled, "exact", progress=False)
+    parts = {p: p.read_bytes() for p in sampled.rglob("part-*")}
+    second = grade_run(sampled, loose_grader, progress=False)
+    assert {p: p.read_bytes() for p in parts} == parts
+    assert second.grader == "test_run:loose_grader"
+    expected = drawn()
+    levels = [p.columns["level"] for p in make_problems(7)]
+    right = sum(
+        a != "5" and (int(a) % 2 == 0 or level == 2)
+        for answers, level in zip(expected, levels, strict=True)
+        for a in answers
+    )
+    assert second.num_correct == right > first.num_correct
+    assert second.statuses["unparsed"] == sum(answers.count("5") for answers in expected) > 0
+    assert "unparsed" in str(second) and f"{right:,} correct" in str(second)
+    with pytest.raises(StoreError, match="was graded by exact, test_run:loose_grader; name one"):
+        load_results(sampled)
+    assert sum(p.num_correct for p in load_results(sampled, "exact").problems) == first.num_correct
+    assert sum(p.num_correct for p in load_results(sampled, second.grader).problems) == right
+    with pytest.raises(StoreError, match="was not graded by 'math', only by exact"):
+        load_results(sampled, "math")
+
+
+def test_grading_goes_on_where_it_was_stopped(sampled):
+    grade_run(sampled, "exact", progress=False)
+    whole = {p.name: pq.read_table(p, partitioning=None) for p in (sampled / "grades/exact").glob("part-*")}
+    (sampled / "grades/exact/part-000001.parquet").unlink()
+    with pytest.raises(StoreError, match="64 samples are not graded by 'exact' yet.*dco-trl grade"):
+        load_results(sampled)
+    again = grade_run(sampled, "exact", progress=False)
+    assert (again.num_new, again.num_samples) == (64, 280)
+    assert {p.name: pq.read_table(p, partitioning=None) for p in (sampled / "grades/exact").glob("part-*")} == whole
+
+
+def test_samples_that_came_later_are_graded_later(sampled):
+    grade_run(sampled, "exact", progress=False)
+    sample_run(sampled, make_problems(7), KnownSampler(), 50, PARAMS, progress=False)
+    with pytest.raises(StoreError, match="70 samples are not graded"):
+        load_results(sampled)
+    assert grade_run(sampled, "exact", progress=False).num_new == 70
+    result = load_results(sampled)
+    assert [p.num_correct for p in result.problems] == [answers.count("0") for answers in drawn(samples=50)]
+
+
+def test_a_changed_grader_does_not_mix_with_its_former_self(sampled, tmp_path, monkeypatch):
+    module = tmp_path / "my_graders.py"
+    module.write_text("def f(completions, **kwargs):\n    return [1.0] * len(completions)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert grade_run(sampled, "my_graders:f", progress=False).num_correct == 280
+    assert grade_run(sampled, "my_graders:f", progress=False).num_new == 0
+    module.write_text("def f(completions, **kwargs):\n    return [0.0] * len(completions)\n")
+    with pytest.raises(StoreError, match="holds verdicts of grader 'my_graders:f' with source 'sha256 .*grade anew"):
+        grade_run(sampled, "my_graders:f", progress=False)
+    assert sum(p.num_correct for p in load_results(sampled).problems) == 280
+
+
+def test_conversational_prompts_reach_graders_as_messages(tmp_path):
+    problems = [Problem("a", [{"role": "user", "content": "0 - 0?"}], "0")]
+    result = evaluate(tmp_path / "run", problems, KnownSampler(), message_grader, 40, PARAMS, progress=False)
+    assert result.problems[0].num_correct == drawn(1)[0].count("0") > 0
+    assert result.problems[0].prompt == "[user]\n0 - 0?"
+
+
+def test_evaluate_estimates_the_known_success_rates(tmp_path):
+    problems = make_problems(12)
+    result = evaluate(tmp_path / "run", problems, KnownSampler(), "exact", 400, progress=False)
+    correct = np.array([p.num_correct for p in result.problems])
+    rates = 1 / (np.arange(12) + 2)
+    for k in (1, 4, 16):
+        exact = 1 - (1 - rates) ** k
+        # Monte Carlo: the estimator's deviation for n = 400 is below that of its first-order expansion by far.
+        spread = k * (1 - rates) ** (k - 1) * np.sqrt(rates * (1 - rates) / 400)
+        assert abs(pass_at_k(400, correct, k).mean() - exact.mean()) < 5 * np.sqrt((spread**2).sum()) / 12 + 1e-3
+
+
+def test_what_cannot_be_read_is_said(tmp_path, sampled):
+    with pytest.raises(StoreError, match="was not graded yet. Run `dco-trl grade"):
+        load_results(sampled)
+    with pytest.raises(StoreError, match="holds no run"):
+        grade_run(tmp_path, "exact")
+    with pytest.raises(GraderError, match="grader 'maths' is not known"):
+        grade_run(sampled, "maths")
+    with RunStore.writing(tmp_path / "empty", {"model": "m"}, make_problems(3)) as store:
+        with pytest.raises(StoreError, match="has no samples to grade; `dco-trl sample` draws them"):
+            grade_run(tmp_path / "empty", "exact")
+        store.write_samples([("p1", 0, "0", 1, "stop")])
+    grade_run(tmp_path / "empty", "exact", progress=False)
+    with pytest.raises(
+        StoreError, match=r"2 of 3 problems have no samples yet \(p0, p2\); leaving them out would bias"
+    ):
+        load_results(tmp_path / "empty")
+
+
+def test_grades_that_do_not_belong_are_noticed(sampled):
+    grade_run(sampled, "exact", progress=False)
+    grades = sampled / "grades/exact"
+    (grades / "part-000000.parquet").write_bytes((grades / "part-000001.parquet").read_bytes())
+    with pytest.raises(StoreError, match="part-000000.parquet does not belong to .*: their keys differ"):
+        load_results(sampled)
+    (grades / "part-000000.parquet").write_bytes(b"")
+    with pytest.raises(StoreError, match="is damaged and was left as it is.*its samples are then graded anew"):
+        load_results(sampled)
+    (grades / "grader.json").write_text("{}")
+    with pytest.raises(StoreError, match="grader.json is damaged"):
+        load_results(sampled)
+
+
+def test_odd_texts_survive(tmp_path):
+    texts = ["", "\x00", "half a \ud83d pair", "x" * 1_000_000, "\\boxed{" + "9" * 5000 + "}", "a\r\nb"]
+
+    class Odd(KnownSampler):
+        def draw(self, stream, index, params):
+            return super().draw(stream, index, params).__class__(texts[index], None, 1, "stop")
+
+    result = evaluate(tmp_path / "run", make_problems(1), Odd(), "exact", len(texts), progress=False)
+    (problem,) = result.problems
+    assert sum(a.count for a in problem.answers) == len(texts)
+    assert max(len(a.answer) for a in problem.answers) < 300
+    (part,) = RunStore(tmp_path / "run").sample_parts()
+    stored = pq.read_table(part, partitioning=None).column("text").to_pylist()
+    assert stored == [text.replace("\ud83d", "?") for text in texts]
+
+
+def test_chunks_grow_to_five_minutes_and_stay_bounded():
+    assert sample._chunk_size(512, drawn=0, seconds=0) == 2_048
+    assert sample._chunk_size(512, drawn=2_048, seconds=1) == sample.MAX_SEQUENCES
+    assert sample._chunk_size(512, drawn=2_048, seconds=2_048) == 300
+    assert sample._chunk_size(512, drawn=1, seconds=10_000) == 1
+    assert sample._chunk_size(32_768, drawn=2_048, seconds=1) == 1_024  # long completions: memory
+
+
+def test_progress_is_told_on_standard_error(tmp_path, capsys):
+    sample_run(tmp_path / "run", make_problems(2), KnownSampler(seconds=0.01), 10, chunk_size=8)
+    grade_run(tmp_path / "run", "exact")
+    out, err = capsys.readouterr()
+    assert out == "" and "sampling: 8 of 20 samples, " in err and "tokens/s, about" in err
+    assert "grading (exact): 20 samples done" in err
+    summary = sample_run(tmp_path / "run", make_problems(2), KnownSampler(), 12)
+    assert "20 samples are there, 4 are to be drawn" in capsys.readouterr().err
+    assert "cut off at max_tokens" in str(summary)
+
+
+def test_the_header_of_grades_says_what_they_depend_on(sampled):
+    grade_run(sampled, "math", progress=False)
+    header = json.loads((sampled / "grades/math/grader.json").read_text())
+    assert header["grader"] == "math" and "math-verify" in header["source"]

@@ -1,0 +1,435 @@
+"""The sample store: nothing lost, nothing twice, nothing destroyed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from known_sampler import KnownSampler, make_problems
+
+from dco_trl.runs import Problem, RunStore, StoreError, sample_run
+from dco_trl.runs.store import grader_slug, locked, plan, write_atomically
+from dco_trl.sampling import SamplingParams
+
+SCRIPT = Path(__file__).with_name("known_sampler.py")
+
+
+def draw(folder, problems=4, samples=6, chunk=5, **kwargs):
+    params = kwargs.pop("params", SamplingParams())
+    sampler = kwargs.pop("sampler", None) or KnownSampler()
+    return sample_run(folder, make_problems(problems), sampler, samples, params, chunk_size=chunk, progress=False)
+
+
+def keys(folder):
+    """All keys, read without the store."""
+    rows = [row for part in sorted(Path(folder, "samples").glob("part-*.parquet")) for row in read(part)]
+    return Counter((row["problem_id"], row["sample_index"]) for row in rows)
+
+
+def read(part):
+    return pq.read_table(part, partitioning=None).to_pylist()
+
+
+def exactly(problems, samples):
+    return Counter((f"p{i}", j) for i in range(problems) for j in range(samples))
+
+
+def contents(folder):
+    return {
+        p.relative_to(folder): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file() and p.name != ".lock"
+    }
+
+
+def test_a_run_has_each_sample_once_in_parts_of_bounded_size(tmp_path):
+    summary = draw(tmp_path / "run", problems=4, samples=6, chunk=5)
+    assert keys(tmp_path / "run") == exactly(4, 6)
+    parts = sorted((tmp_path / "run/samples").iterdir())
+    assert [part.name for part in parts] == [f"part-{i:06d}.parquet" for i in range(5)]
+    sizes = [len(read(part)) for part in parts]
+    assert sizes == [5, 5, 5, 5, 4]
+    # Each part is a contiguous piece of the plan.
+    order = [(row["problem_id"], row["sample_index"]) for part in parts for row in read(part)]
+    assert order == [(f"p{i}", j) for i in range(4) for j in range(6)]
+    assert (summary.num_drawn, summary.num_present, summary.num_tokens) == (24, 24, 48)
+    rows = {(r["problem_id"], r["sample_index"]): r for part in parts for r in read(part)}
+    expected = KnownSampler().draw(2, 3, SamplingParams())
+    assert rows["p2", 3] == {
+        "problem_id": "p2",
+        "sample_index": 3,
+        "text": expected.text,
+        "num_tokens": 2,
+        "finish_reason": expected.finish_reason,
+    }
+
+
+def test_the_folder_needs_no_library_of_ours_and_no_pickle(tmp_path):
+    draw(tmp_path / "run")
+    assert {p.suffix for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"} == {
+        ".json",
+        ".parquet",
+    }
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert manifest["model"] == "known" and manifest["sampling"]["temperature"] == 1.0
+    assert manifest["versions"]["numpy_version"] == np.__version__ and "numpy_version" not in manifest
+    assert manifest["num_samples"] == 6 and manifest["num_problems"] == 4
+
+
+def test_problems_come_back_as_they_were(tmp_path):
+    problems = [
+        Problem("plain", '[{"role": "user"}]', "a\u00e9\x00b", {"level": 1, "tags": ["x"], "none": None}),
+        Problem("chat", [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], "2"),
+    ]
+    with RunStore.writing(tmp_path / "run", {"model": "m"}, problems):
+        pass
+    assert RunStore(tmp_path / "run").problems == problems
+
+
+def test_running_again_draws_nothing_and_more_samples_add_to_the_run(tmp_path):
+    run = tmp_path / "run"
+    draw(run, samples=6)
+    before = contents(run / "samples")
+    again = draw(run, samples=6)
+    assert again.num_drawn == 0 and "nothing to draw" in str(again)
+    assert draw(run, samples=3).num_drawn == 0  # fewer: what is there stays
+    assert draw(run, samples=11).num_drawn == 4 * 5
+    assert keys(run) == exactly(4, 11)
+    assert {name: data for name, data in contents(run / "samples").items() if name in before} == before
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["num_samples"] == 11
+    assert [session["num_samples"] for session in manifest["sessions"]] == [6, 6, 3, 11]
+    # A run that grew is the run that was drawn at once.
+    draw(tmp_path / "once", samples=11)
+    rows = [
+        sorted(map(str, (r for p in (f / "samples").iterdir() for r in read(p)))) for f in (run, tmp_path / "once")
+    ]
+    assert rows[0] == rows[1]
+
+
+@given(
+    present=st.lists(st.sets(st.integers(0, 12)), min_size=1, max_size=4),
+    num_samples=st.integers(1, 10),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_plan_is_what_is_missing(present, num_samples):
+    ids = [str(i) for i in range(len(present))]
+    there = {i: np.array(sorted(indices), np.int32) for i, indices in zip(ids, present, strict=True) if indices}
+    planned = [(p, first + i) for p, first, count in plan(there, ids, num_samples) for i in range(count)]
+    assert planned == [(p, i) for p, has in enumerate(present) for i in range(num_samples) if i not in has]
+
+
+def test_a_lost_part_is_drawn_again(tmp_path):
+    run = tmp_path / "run"
+    draw(run)
+    part = run / "samples/part-000002.parquet"
+    lost = read(part)
+    part.unlink()
+    assert draw(run).num_drawn == len(lost)
+    assert keys(run) == exactly(4, 6)
+    assert read(run / "samples/part-000005.parquet") == lost  # the same draws, in a part of a new number
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"params": SamplingParams(temperature=0.5)}, "sampling.temperature: the run has 1.0, now 0.5"),
+        ({"params": SamplingParams(seed=3)}, "sampling.seed: the run has 0, now 3"),
+        ({"params": SamplingParams(stop=("a",))}, "sampling.stop: the run has [], now ['a']"),
+        ({"sampler": KnownSampler(name="other")}, "model: the run has 'known', now 'other'"),
+        ({"problems": 5}, "num_problems: the run has 4, now 5"),
+    ],
+)
+def test_a_changed_manifest_refuses_to_resume_and_says_what_changed(tmp_path, change, told):
+    draw(tmp_path / "run")
+    before = contents(tmp_path / "run")
+    with pytest.raises(StoreError) as error:
+        draw(tmp_path / "run", samples=9, **change)
+    assert told in str(error.value) and "Nothing was changed" in str(error.value)
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_changed_answer_refuses_and_other_columns_do_not(tmp_path):
+    problems = make_problems(2)
+    with RunStore.writing(tmp_path / "run", {"model": "m"}, problems):
+        pass
+    with RunStore.writing(tmp_path / "run", {"model": "m"}, [Problem(p.problem_id, p.prompt, "0") for p in problems]):
+        pass
+    with pytest.raises(StoreError, match="dataset_fingerprint"):
+        with RunStore.writing(tmp_path / "run", {"model": "m"}, [*problems[:1], Problem("p1", "1 - 1 =", "1")]):
+            pass
+
+
+def test_other_versions_are_recorded_and_not_refused(tmp_path):
+    problems = make_problems(1)
+    for version in ("1", "2"):
+        with RunStore.writing(tmp_path / "run", {"model": "m", "versions": {"torch": version}}, problems) as store:
+            store.write_samples([("p0", int(version), "text", 1, "stop")])
+    manifest = RunStore(tmp_path / "run").manifest
+    assert [session["versions"]["torch"] for session in manifest["sessions"]] == ["1", "2"]
+
+
+def test_a_corrupt_part_is_named_and_left_alone(tmp_path):
+    run = tmp_path / "run"
+    draw(run)
+    part = run / "samples/part-000001.parquet"
+    whole = part.read_bytes()
+    for broken in (whole[: len(whole) // 2], b"", b"not parquet at all", whole[:40] + b"\xff" * 30 + whole[70:]):
+        part.write_bytes(broken)
+        before = contents(run)
+        with pytest.raises(StoreError) as error:
+            draw(run)
+        assert str(part) in str(error.value) and "Move this file out of the folder" in str(error.value)
+        after = contents(run)
+        # Only the record of sessions may grow.
+        assert {**after, Path("manifest.json"): None} == {**before, Path("manifest.json"): None}
+    part.rename(tmp_path / "aside.parquet")  # what the message says to do
+    assert draw(run).num_drawn == 5
+    assert keys(run) == exactly(4, 6)
+
+
+def test_a_flipped_bit_in_a_text_is_found(tmp_path):
+    draw(tmp_path / "run", chunk=100)
+    store = RunStore(tmp_path / "run")
+    (part,) = store.sample_parts()
+    column = pq.ParquetFile(part).metadata.row_group(0).column(2)
+    assert column.path_in_schema == "text"
+    data = bytearray(part.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    data[start + column.total_compressed_size - 3] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(StoreError, match="part-000000.parquet is damaged and was left as it is"):
+        store.read_part(part)
+
+
+def test_a_part_that_was_copied_in_is_noticed(tmp_path):
+    draw(tmp_path / "run")
+    samples = tmp_path / "run/samples"
+    (samples / "part-000009.parquet").write_bytes((samples / "part-000001.parquet").read_bytes())
+    with pytest.raises(StoreError, match="sample 5 of problem 'p0' is there twice"):
+        RunStore(tmp_path / "run").present()
+
+
+def test_a_part_of_another_run_is_noticed(tmp_path):
+    draw(tmp_path / "small", problems=1)
+    draw(tmp_path / "large", problems=4)
+    (tmp_path / "small/samples/part-000009.parquet").write_bytes(
+        (tmp_path / "large/samples/part-000004.parquet").read_bytes()
+    )
+    with pytest.raises(StoreError, match="'p3', which is no problem of this run"):
+        RunStore(tmp_path / "small").present()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"model": "m"}'])
+def test_a_damaged_manifest_is_named(tmp_path, content):
+    draw(tmp_path / "run")
+    (tmp_path / "run/manifest.json").write_text(content)
+    with pytest.raises(StoreError, match=r"manifest.json is damaged"):
+        draw(tmp_path / "run")
+    assert keys(tmp_path / "run") == exactly(4, 6)
+
+
+def test_a_manifest_of_a_later_version_is_refused(tmp_path):
+    draw(tmp_path / "run")
+    manifest = tmp_path / "run/manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 2}))
+    with pytest.raises(StoreError, match="has format 2, but this version of dco-trl reads format 1"):
+        RunStore(tmp_path / "run")
+
+
+def test_changed_or_missing_problems_are_noticed(tmp_path):
+    draw(tmp_path / "run")
+    draw(tmp_path / "other", problems=3)
+    problems = tmp_path / "run/problems.parquet"
+    problems.write_bytes((tmp_path / "other/problems.parquet").read_bytes())
+    with pytest.raises(StoreError, match="was changed after sampling"):
+        RunStore(tmp_path / "run")
+    problems.write_bytes(b"PAR1")
+    with pytest.raises(StoreError, match="problems.parquet is damaged"):
+        RunStore(tmp_path / "run")
+    problems.unlink()
+    with pytest.raises(StoreError, match="problems.parquet is missing"):
+        RunStore(tmp_path / "run")
+
+
+def test_folders_that_are_no_runs_are_left_alone(tmp_path):
+    with pytest.raises(StoreError, match="holds no run: it has no manifest.json"):
+        RunStore(tmp_path)
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(StoreError, match=r"holds other files \(thesis.tex\) and no run"):
+        draw(tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "mine" and not (tmp_path / "samples").exists()
+    with pytest.raises(StoreError, match="thesis.tex is a file; name a folder"):
+        draw(tmp_path / "thesis.tex")
+
+
+def test_nothing_to_do_is_said_and_makes_no_folder(tmp_path):
+    with pytest.raises(StoreError, match="there are no problems to sample: the data set is empty"):
+        draw(tmp_path / "run", problems=0)
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        draw(tmp_path / "run", samples=0)
+    with pytest.raises(ValueError, match="chunk_size must be at least 1 sequence, got 0"):
+        draw(tmp_path / "run", chunk=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sampler_that_loses_samples_is_refused(tmp_path):
+    class Forgetful(KnownSampler):
+        def sample(self, requests, params):
+            return [samples[1:] for samples in super().sample(requests, params)]
+
+    with pytest.raises(ValueError, match=r"Forgetful was asked for \[5\] samples and returned \[4\]"):
+        draw(tmp_path / "run", sampler=Forgetful())
+    assert keys(tmp_path / "run") == Counter()
+
+
+def test_two_stores_of_one_process_cannot_write_one_folder(tmp_path):
+    with locked(tmp_path):
+        with pytest.raises(StoreError, match=rf"in use by this process \(pid {os.getpid()}\) already"):
+            draw(tmp_path)
+        # And the first still holds it.
+        code = (
+            "from pathlib import Path; from dco_trl.runs.store import locked\n"
+            f"with locked(Path({str(tmp_path)!r})): pass"
+        )
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert other.returncode and f"in use by another process (pid {os.getpid()} on " in other.stderr
+    draw(tmp_path)
+
+
+def test_a_lock_ends_with_its_process_even_if_a_child_lives_on(tmp_path):
+    code = (
+        "import os, time; from pathlib import Path; from dco_trl.runs.store import locked\n"
+        f"with locked(Path({str(tmp_path)!r})):\n"
+        "    child = os.fork()\n"
+        "    if child == 0: os.close(1); os.close(2); time.sleep(30); os._exit(0)\n"
+        "    print(child, flush=True); os.kill(os.getpid(), 9)\n"
+    )
+    parent = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert parent.returncode == -signal.SIGKILL
+    child = int(parent.stdout)
+    try:
+        os.kill(child, 0)  # it lives
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+    folder = tmp_path / "sub"
+    with pytest.raises(StoreError, match="could not be written .No such file or directory."):
+        write_atomically(folder / "file", b"new")
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_says_so_and_the_run_goes_on_later(tmp_path):
+    # A limit on the size of files stands in for the disk: the write fails in the middle, as on a full one.
+    code = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        f"import runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+    )
+    draw(tmp_path / "run", problems=3, samples=4, chunk=4)
+    before = keys(tmp_path / "run")
+    # Incompressible text would exceed the limit; these samples do it by their number.
+    arguments = [str(tmp_path / "run"), "3", "20000", "60000", "0", "0"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment())
+    assert done.returncode == 1
+    assert "StoreError" in done.stderr and "What was written before is unharmed. Free some space" in done.stderr
+    assert keys(tmp_path / "run") == before
+    assert not list((tmp_path / "run").rglob(".tmp-*"))
+    draw(tmp_path / "run", problems=3, samples=50, chunk=40)
+    assert keys(tmp_path / "run") == exactly(3, 50)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounting a small file system needs root")
+def test_a_really_full_disk(tmp_path):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    try:
+        with pytest.raises(
+            StoreError, match="No space left on device.*Free some space and run the same command again"
+        ):
+            draw(tmp_path / "run", problems=4, samples=20_000, chunk=4_000)
+        written = keys(tmp_path / "run")
+        assert written and max(written.values()) == 1
+        assert sum(len(indices) for indices in RunStore(tmp_path / "run").present().values()) == sum(written.values())
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_slugs_are_folder_names():
+    assert grader_slug("math") == "math"
+    assert grader_slug("my.module:function") == "my.module-function"
+    assert grader_slug("../../etc:f") == "etc-f" and grader_slug("..") == "grader"
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments_a_run_is_whole_in_the_end(tmp_path):
+    run, problems, samples = tmp_path / "run", 40, 200
+    command = [sys.executable, str(SCRIPT), str(run), str(problems), str(samples), "20", "0.005", "200"]
+    seed = random.randrange(2**32)
+    moments = random.Random(seed)
+    killed, grew = 0, []
+    while killed < 20:
+        process = subprocess.Popen(command, env=environment())
+        # Imports take longer than the work between two kills, and how long depends on the machine: so some parts
+        # later, and then at any phase of the next one.
+        parts = len(list(run.glob("samples/part-*"))) + moments.randrange(20)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if held_by(run, process.pid) and len(list(run.glob("samples/part-*"))) >= parts:
+                break
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, f"it ended before it was killed; seed {seed}"
+        killed += 1
+        found = keys(run)
+        assert not found or max(found.values()) == 1, f"seed {seed}"
+        grew.append(sum(found.values()))
+    assert grew == sorted(grew) and len(set(grew)) > 10, f"nothing is lost, and kills came while it worked: {grew}"
+    assert subprocess.run(command, env=environment()).returncode == 0
+    assert keys(run) == exactly(problems, samples), f"seed {seed}"
+    assert not list(run.rglob(".tmp-*"))
+    sampler = KnownSampler(length=200)
+    for part in (run / "samples").iterdir():
+        for row in read(part):
+            expected = sampler.draw(int(row["problem_id"][1:]), row["sample_index"], SamplingParams())
+            assert row["text"] == expected.text
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_run(tmp_path):
+    peaks = {}
+    for samples in (256, 2048):
+        command = [sys.executable, str(SCRIPT), str(tmp_path / str(samples)), "100", str(samples), "8192", "0", "500"]
+        done = subprocess.run([*command, "grade"], env=environment(), capture_output=True, text=True, check=True)
+        report = json.loads(done.stdout.splitlines()[-1])
+        assert report["samples"] == 100 * samples
+        peaks[samples] = max(report["kib"]) / 2**20
+    # Eight times the samples, of which the larger run holds 110 MB as text alone.
+    assert peaks[2048] < peaks[256] + 0.08 and peaks[2048] < 2.0, peaks
+
+
+def held_by(run, pid):
+    try:
+        return (run / ".lock").read_text().startswith(f"pid {pid} ")
+    except OSError:
+        return False
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(SCRIPT.parent), *sys.path]), "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,250 @@
+"""Exact coverage: equal to enumeration, to TRL's training, and to what sampling finds."""
+
+import itertools
+import logging
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from scipy.stats import chisquare
+from tiny_models import make_model, make_tokenizer
+from trl import SFTConfig, SFTTrainer
+
+from dco_trl.runs import DataError, Problem, evaluate
+from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler, exact_coverage
+from dco_trl.sampling.exact import _batches
+from dco_trl.statistics import pass_at_k
+
+CHAT = (
+    "{% for m in messages %}{{ m['role'][0] + ':' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ '<eos>\n' }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'a:' }}{% endif %}"
+)
+
+
+def problem(prompt, answer, name="0", **columns):
+    return Problem(name, prompt, answer, columns)
+
+
+def naive(model, tokenizer, prompt_text, completion_ids, temperature=1.0):
+    """Sum of log-softmax at each position, one row, no batch, no tricks; float64."""
+    ids = tokenizer(prompt_text)["input_ids"]
+    total = 0.0
+    for token in completion_ids:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double() / temperature
+        total += (logits - logits.logsumexp(-1))[token].item()
+        ids = ids + [token]
+    return total
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen", "gemma", "mixtral"])
+def test_log_p_is_the_naive_sum_in_batches_of_any_size(family):
+    model, tokenizer = make_model(family, initializer_range=0.2), make_tokenizer()
+    problems = [
+        problem("1+1=", "2", "a"),
+        problem("what is 12*12?\nA: ", "144", "b"),
+        problem("q", "a much longer answer, word by word", "c"),
+        problem("10*10=", "100", "d"),
+    ]
+    expected = [
+        naive(model, tokenizer, p.prompt, [*tokenizer(p.answer)["input_ids"], tokenizer.eos_token_id])
+        for p in problems
+    ]
+    for batch_size in (1, 2, 64):
+        exact = exact_coverage(model, tokenizer, problems, batch_size=batch_size, progress=False)
+        np.testing.assert_allclose(exact.log_p, expected, rtol=1e-4)
+        assert exact.log_p.dtype == np.float64 and exact.problem_ids == ("a", "b", "c", "d")
+        assert exact.num_tokens.tolist() == [len(p.answer) + 1 for p in problems]
+    # A temperature divides the logits of each token.
+    warm = exact_coverage(model, tokenizer, problems[:1], temperature=2.0, progress=False)
+    ids = [*tokenizer("2")["input_ids"], tokenizer.eos_token_id]
+    np.testing.assert_allclose(warm.log_p, naive(model, tokenizer, "1+1=", ids, 2.0), rtol=1e-4)
+
+
+def test_probabilities_of_all_answers_sum_to_one():
+    # Every string of two characters and its end, every shorter one, and everything that goes on.
+    model, tokenizer = make_model(initializer_range=0.3), make_tokenizer()
+    characters = [t for t in tokenizer.get_vocab() if len(t) == 1]
+    one = [problem("5*5=", c, c) for c in characters]
+    two = [problem("5*5=", a + b, a + b) for a, b in itertools.product(characters, repeat=2)]
+    total = np.exp(exact_coverage(model, tokenizer, one + two, progress=False).log_p).sum()
+    # The rest, from one forward pass each: empty answers, special tokens, and continuations after two characters.
+    vocabulary = range(len(tokenizer))
+    prompt = tokenizer("5*5=")["input_ids"]
+    plain = {tokenizer.convert_tokens_to_ids(c) for c in characters}
+    with torch.no_grad():
+        first = model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
+        second = model(torch.tensor([[*prompt, t] for t in vocabulary])).logits[:, -1].double().softmax(-1)
+        pairs = [(a, b) for a in plain for b in plain]
+        third = model(torch.tensor([[*prompt, a, b] for a, b in pairs])).logits[:, -1].double().softmax(-1)
+    eos = tokenizer.eos_token_id
+    rest = sum(first[t] for t in vocabulary if t not in plain)
+    rest += sum(first[a] * second[a, t] for a in plain for t in vocabulary if t not in plain and t != eos)
+    rest += sum(first[a] * second[a, b] * (1 - third[i, eos]) for i, (a, b) in enumerate(pairs))
+    assert total + float(rest) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("conversational", [False, True])
+def test_tokens_and_loss_are_those_of_training(tmp_path, conversational):
+    model, tokenizer = make_model(initializer_range=0.2), make_tokenizer()
+    if conversational:
+        tokenizer.chat_template = CHAT
+    rows = [("1+1=", " 2"), ("12*12=", "144"), ("a: ", "x-y")]
+    problems = [
+        problem([{"role": "user", "content": p}] if conversational else p, a, str(i)) for i, (p, a) in enumerate(rows)
+    ]
+    dataset = Dataset.from_list(
+        [
+            {
+                "prompt": p.prompt,
+                "completion": [{"role": "assistant", "content": p.answer}] if conversational else p.answer,
+            }
+            for p in problems
+        ]
+    )
+    args = SFTConfig(output_dir=str(tmp_path), report_to=[], use_cpu=True, completion_only_loss=True)
+    trainer = SFTTrainer(model=model, args=args, train_dataset=dataset, processing_class=tokenizer)
+    exact = exact_coverage(model, tokenizer, problems, progress=False)
+    for i, row in enumerate(trainer.train_dataset):
+        labels = torch.tensor([row["labels"]])
+        if conversational:
+            # Training goes on to the line break that the template puts after the end of sequence; a sampler stops.
+            assert tokenizer.decode(row["input_ids"]).endswith("<eos>\n")
+            labels[0, -1] = -100
+        assert (labels != -100).sum() == exact.num_tokens[i]
+        with torch.no_grad():
+            loss = model(input_ids=torch.tensor([row["input_ids"]]), labels=labels, num_items_in_batch=1).loss
+        assert exact.log_p[i] == pytest.approx(-loss.item(), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model that answers `7*7=` with 4, 49, 94 or 449, with probabilities of about 1/2, 1/4, 1/8 and 1/8."""
+    model, tokenizer = make_model(seed=3), make_tokenizer()
+    texts = [f"7*7={answer}<eos>" for answer in ("4", "4", "4", "4", "49", "49", "94", "449")]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    labels[:, :4] = -100
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval(), tokenizer
+
+
+ANSWERS = ("4", "49", "94", "449", "44", "9")
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_samples_agree_with_the_exact_probabilities(trained, temperature):
+    model, tokenizer = trained
+    problems = [problem("7*7=", a, a) for a in ANSWERS]
+    exact = exact_coverage(model, tokenizer, problems, temperature=temperature, progress=False)
+    draws = 4_000
+    sampler = TransformersSampler(model, tokenizer, batch_size=1_000, progress=False)
+    params = SamplingParams(temperature=temperature, max_tokens=6)
+    [samples] = sampler.sample([SampleRequest("7*7=", draws)], params)
+    counted = np.array([sum(s.text == a and s.finish_reason == "stop" for s in samples) for a in ANSWERS])
+    expected = np.exp(exact.log_p) * draws
+    common = expected >= 5
+    assert common.sum() >= 4
+    observed = [*counted[common], draws - counted[common].sum()]
+    theory = [*expected[common], draws - expected[common].sum()]
+    assert chisquare(observed, theory, sum_check=False).pvalue > 1e-4
+
+
+def test_sampled_pass_at_k_lies_around_exact_coverage(trained, tmp_path):
+    model, tokenizer = trained
+    problems = [problem("7*7=", "4", "a"), problem("7*7= ", "9", "b"), problem(" 7*7=", "449", "c")]
+    exact = exact_coverage(model, tokenizer, problems, progress=False)
+    sampler = TransformersSampler(model, tokenizer, batch_size=1_000, progress=False)
+    result = evaluate(
+        tmp_path / "run", problems, sampler, "exact", 2_000, SamplingParams(max_tokens=6), progress=False
+    )
+    correct = np.array([p.num_correct for p in result.problems])
+    p = np.exp(exact.log_p)
+    assert p[0] > 0.2
+    for k in (1, 4, 16, 64):
+        # To first order, each problem's estimate has the standard deviation of k (1-p)^(k-1) times the rate's.
+        spread = np.sqrt(((k * (1 - p) ** (k - 1)) ** 2 * p * (1 - p) / 2_000).sum()) / len(p)
+        assert abs(pass_at_k(2_000, correct, k).mean() - exact.pass_at_k(k)) < 5 * spread + 2e-3
+
+
+def test_pass_at_k_is_the_mean_coverage_at_any_k():
+    model, tokenizer = make_model(initializer_range=0.3), make_tokenizer()
+    exact = exact_coverage(model, tokenizer, [problem("1+1=", c, c) for c in "0123"], progress=False)
+    p = np.exp(exact.log_p)
+    ks = np.array([1, 7, 4096, 10**9])
+    expected = [(1 - (1 - p) ** float(k)).mean() for k in ks]
+    np.testing.assert_allclose(exact.pass_at_k(ks), expected, rtol=1e-6)
+    assert exact.pass_at_k(7).shape == () and exact.pass_at_k(7) == pytest.approx(expected[1])
+
+
+def test_adapters_and_modes():
+    model, tokenizer = make_model(initializer_range=0.2), make_tokenizer()
+    problems = [problem("1+1=", "2")]
+    plain = exact_coverage(model, tokenizer, problems, progress=False).log_p
+    lora = get_peft_model(make_model(initializer_range=0.2), LoraConfig(init_lora_weights=False, lora_dropout=0.5))
+    lora.train()
+    changed = exact_coverage(lora, tokenizer, problems, progress=False).log_p
+    assert abs(changed - plain).max() > 1e-3
+    assert lora.training and changed == exact_coverage(lora, tokenizer, problems, progress=False).log_p  # no dropout
+    tuned = get_peft_model(
+        make_model(initializer_range=0.2), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    )
+    tuned.eval()
+    ids = torch.tensor([tokenizer("1+1=2<eos>")["input_ids"]])
+    with torch.no_grad():
+        logits = tuned(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -ids.shape[1] :].double()
+    expected = logits.log_softmax(-1)[range(3, 5), ids[0, 4:6]].sum()
+    np.testing.assert_allclose(exact_coverage(tuned, tokenizer, problems, progress=False).log_p, expected, rtol=1e-4)
+
+
+def test_completion_templates():
+    model, tokenizer = make_model(), make_tokenizer()
+    filled = exact_coverage(
+        model, tokenizer, [problem("1+1=", "2", unit="m")], completion_template=" {answer} {unit}", progress=False
+    )
+    plain = exact_coverage(model, tokenizer, [problem("1+1=", " 2 m")], progress=False)
+    assert filled.log_p == plain.log_p
+    ended = exact_coverage(model, tokenizer, [problem("1+1=", " 2 m<eos>")], progress=False)
+    assert ended.log_p == plain.log_p  # as in training, an end that is there is not added again
+    with pytest.raises(DataError, match=r"completion_template '{oops}' cannot be filled in .* \['answer', 'unit'\]"):
+        exact_coverage(model, tokenizer, [problem("1+1=", "2", unit="m")], completion_template="{oops}")
+
+
+def test_templates_without_an_end_and_prompts_that_tokenise_otherwise_are_said(caplog):
+    model, tokenizer = make_model(), make_tokenizer()
+    tokenizer.chat_template = CHAT.replace("<eos>", "").replace("{{ 'a:' }}", "{{ 'a-' }}")
+    with caplog.at_level(logging.WARNING):
+        exact = exact_coverage(model, tokenizer, [problem([{"role": "user", "content": "q"}], "2")], progress=False)
+    assert "1 of 1 answers do not end with an end of sequence (first: '0')" in caplog.text
+    assert "1 of 1 prompts tokenise differently alone and before their answer" in caplog.text
+    assert exact.num_tokens == [3]  # ':', '2', line break: from where the two part
+
+
+def test_what_cannot_be_computed_is_said():
+    model, tokenizer = make_model(max_position_embeddings=16), make_tokenizer()
+    with pytest.raises(ValueError, match="problems is empty"):
+        exact_coverage(model, tokenizer, [])
+    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+        exact_coverage(model, tokenizer, [problem("a", "b")], temperature=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        exact_coverage(model, tokenizer, [problem("a", "b")], batch_size=0)
+    with pytest.raises(DataError, match="problem 'x': prompt and answer have 17 tokens, more than the 16"):
+        exact_coverage(model, tokenizer, [problem("a", "b"), problem("1" * 8, "2" * 8, "x")])
+
+
+def test_batches_are_bounded_by_their_logits():
+    rows = [([0] * n, n - 3) for n in (10, 11, 400, 12, 13)]
+    assert list(_batches(rows, 64, 1_000)) == [[0, 1, 3, 4, 2]]
+    batches = list(_batches(rows, 64, 2**25))
+    assert sorted(itertools.chain(*batches)) == list(range(5))
+    for batch in batches:
+        span = max(len(rows[i][0]) for i in batch) - min(rows[i][1] for i in batch)
+        assert len(batch) == 1 or len(batch) * span * 2**25 <= 2**28
+    assert max(len(batch) for batch in _batches(rows, 2, 10)) == 2

@@ -1,0 +1,244 @@
+"""Intervals over problems: against scipy where it has the same method, and by their simulated coverage."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import betaln
+
+from dco_trl.statistics.intervals import default_ks, mean_curve, paired_difference, pass_at_k_curve
+from dco_trl.statistics.pass_at_k import pass_at_k
+
+METHODS = ["bootstrap", "analytic"]
+
+
+def beta_counts(rng, a, b, num_problems, num_samples):
+    return rng.binomial(num_samples, rng.beta(a, b, size=num_problems))
+
+
+def beta_pass_at_k(a, b, k):
+    """Mean of 1-(1-p)^k over p ~ Beta(a, b)."""
+    return -np.expm1(betaln(a, b + np.asarray(k)) - betaln(a, b))
+
+
+def as_run(num_samples, num_correct):
+    return {f"p{i}": (num_samples, int(c)) for i, c in enumerate(num_correct)}
+
+
+def test_estimate_is_the_mean_over_problems():
+    n, c = np.array([8, 16, 32]), np.array([0, 4, 32])
+    curve = pass_at_k_curve(n, c, [1, 2, 8])
+    np.testing.assert_allclose(curve.estimate, pass_at_k(n[:, None], c[:, None], [1, 2, 8]).mean(axis=0), rtol=1e-15)
+    assert curve.k.tolist() == [1, 2, 8] and curve.num_problems == 3 and curve.confidence == 0.95
+    assert pass_at_k_curve(n, c).k.tolist() == [1, 2, 4, 8]
+
+
+def test_default_ks_end_at_the_number_of_samples():
+    assert [default_ks(n).tolist() for n in (1, 4, 5, 100)] == [
+        [1],
+        [1, 2, 4],
+        [1, 2, 4, 5],
+        [1, 2, 4, 8, 16, 32, 64, 100],
+    ]
+
+
+def test_bootstrap_agrees_with_scipys_bca():
+    rng = np.random.default_rng(3)
+    counts = beta_counts(rng, 0.2, 3, 120, 64)
+    k = [1, 8, 64]
+    curve = pass_at_k_curve(64, counts, k, num_resamples=20_000)
+    values = pass_at_k(64, counts[:, None], k)
+    for j in range(len(k)):
+        other = stats.bootstrap((values[:, j],), np.mean, n_resamples=20_000, method="BCa", rng=rng)
+        width = other.confidence_interval.high - other.confidence_interval.low
+        assert curve.low[j] == pytest.approx(other.confidence_interval.low, abs=0.03 * width)
+        assert curve.high[j] == pytest.approx(other.confidence_interval.high, abs=0.03 * width)
+
+
+def test_analytic_interval_of_one_sample_a_problem_is_wilsons():
+    # With pass@1 of one sample the values are coin tosses. The t quantile and P-1 are all that differs from Wilson.
+    curve = pass_at_k_curve(1, [1] * 700 + [0] * 1300, 1, method="analytic")
+    wilson = stats.binomtest(700, 2000).proportion_ci(0.95, method="wilson")
+    assert curve.low[0] == pytest.approx(wilson.low, abs=2e-5) and curve.high[0] == pytest.approx(
+        wilson.high, abs=2e-5
+    )
+
+
+def test_analytic_paired_interval_is_scipys_paired_t():
+    rng = np.random.default_rng(5)
+    first, second = beta_counts(rng, 0.5, 1, 60, 32), beta_counts(rng, 0.7, 1, 60, 32)
+    result = paired_difference(as_run(32, first), as_run(32, second), [1, 8], method="analytic")
+    for j, k in enumerate([1, 8]):
+        test = stats.ttest_rel(pass_at_k(32, second, k), pass_at_k(32, first, k))
+        low, high = test.confidence_interval(0.95)
+        assert result.low[j] == pytest.approx(low) and result.high[j] == pytest.approx(high)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_same_interval_and_every_k_alone(method):
+    counts = beta_counts(np.random.default_rng(0), 0.3, 1, 50, 16)
+    whole = pass_at_k_curve(16, counts, [1, 4, 16], method=method)
+    again = pass_at_k_curve(16, counts, [1, 4, 16], method=method)
+    np.testing.assert_array_equal(whole.low, again.low)
+    np.testing.assert_array_equal(whole.high, again.high)
+    assert (whole.low < whole.estimate).all() and (whole.estimate < whole.high).all()
+    if method == "bootstrap":
+        other = pass_at_k_curve(16, counts, [1, 4, 16], seed=1)
+        assert (whole.low != other.low).any()
+
+
+def test_many_k_are_worked_off_in_pieces(monkeypatch):
+    counts = beta_counts(np.random.default_rng(0), 0.3, 1, 50, 16)
+    whole = pass_at_k_curve(16, counts, np.arange(1, 17), num_resamples=500)
+    monkeypatch.setattr("dco_trl.statistics.intervals._PIECE", 1000)
+    pieces = pass_at_k_curve(16, counts, np.arange(1, 17), num_resamples=500)
+    np.testing.assert_allclose(pieces.low, whole.low, rtol=1e-12)
+    np.testing.assert_allclose(pieces.high, whole.high, rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_problems_that_are_all_alike_get_the_distribution_free_bound(method):
+    num = 100
+    bound = 1 - 0.05 ** (1 / num)
+    zero = pass_at_k_curve(8, [0] * num, 1, method=method)
+    assert (zero.low[0], zero.estimate[0]) == (0.0, 0.0) and zero.high[0] == pytest.approx(bound)
+    one = pass_at_k_curve(8, [8] * num, 8, method=method)
+    assert (one.high[0], one.estimate[0]) == (1.0, 1.0) and one.low[0] == pytest.approx(1 - bound)
+    half = pass_at_k_curve(8, [4] * num, 1, method=method)
+    assert half.low[0] == pytest.approx(0.5 - bound / 2) and half.high[0] == pytest.approx(0.5 + bound / 2)
+    same = paired_difference(as_run(8, [2] * num), as_run(8, [2] * num), 1, method=method)
+    assert same.low[0] == pytest.approx(-bound) and same.high[0] == pytest.approx(bound)
+    assert zero.reliable.all() and half.reliable.all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_problem_tells_next_to_nothing(method):
+    curve = pass_at_k_curve(4, [2], [1, 4], method=method)
+    assert (curve.high - curve.low > 0.9).all()
+
+
+def test_reliable_is_false_near_the_ends():
+    curve = pass_at_k_curve(4, [0] * 97 + [4] * 3, 1)
+    assert not curve.reliable.any()
+    assert pass_at_k_curve(4, [0] * 50 + [4] * 50, 1).reliable.all()
+    assert not pass_at_k_curve(4, [0] * 3 + [4] * 97, 1).reliable.any()
+
+
+def test_pairs_are_matched_by_id_and_runs_may_differ_in_samples():
+    first = {"a": (8, 4), "b": (8, 0), "c": (8, 1)}
+    second = {"c": (64, 8), "a": (64, 32), "b": (64, 32)}
+    result = paired_difference(first, second, 1)
+    assert result.difference[0] == pytest.approx(0.5 / 3)
+    assert result.first[0] == pytest.approx(5 / 24) and result.second[0] == pytest.approx(72 / 192)
+    assert result.num_problems == 3
+    assert paired_difference(first, second).k.tolist() == [1, 2, 4, 8]
+    flipped = paired_difference(second, first, 1, method="analytic")
+    forward = paired_difference(first, second, 1, method="analytic")
+    assert flipped.low[0] == pytest.approx(-forward.high[0])
+
+
+def test_pairing_removes_what_the_problems_share():
+    rng = np.random.default_rng(2)
+    rates = rng.beta(0.3, 1, size=200)
+    first, second = rng.binomial(256, rates), rng.binomial(256, rates)
+    paired = paired_difference(as_run(256, first), as_run(256, second), 8)
+    alone = pass_at_k_curve(256, first, 8)
+    assert paired.high[0] - paired.low[0] < 0.25 * (alone.high[0] - alone.low[0])
+
+
+def test_different_problems_are_listed():
+    first = {f"p{i}": (4, 1) for i in range(20)}
+    second = {"p0": (4, 1), "extra": (4, 1)}
+    with pytest.raises(ValueError) as error:
+        paired_difference(first, second)
+    message = str(error.value)
+    assert "missing from first but in second: 1 ('extra')" in message
+    assert "missing from second but in first: 19 ('p1', 'p2', 'p3'" in message and ", ...)" in message
+    assert "'p15'" not in message and "keep the ids that both have" in message
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pass_at_k_curve(4, []), "num_correct is empty"),
+        (
+            lambda: pass_at_k_curve([4, 2], [1, 1], 4, problem_ids=["x", "y"]),
+            "k=4 is more than num_samples=2 of problem 'y'",
+        ),
+        (lambda: pass_at_k_curve(4, [1, 2], method="t"), "method must be 'bootstrap' or 'analytic', got 't'"),
+        (lambda: pass_at_k_curve(4, [1, 2], confidence=95), "confidence must be between 0.5 and 0.999, got 95"),
+        (lambda: pass_at_k_curve(4, [1, 2], num_resamples=10), "num_resamples must be at least 100"),
+        (lambda: mean_curve([0.5], [1]), r"values must have shape \(problems, 1\).*got \(1,\)"),
+        (lambda: mean_curve(np.zeros((0, 1)), [1]), "values has no row"),
+        (lambda: mean_curve([[0.5], [np.nan]], [1]), r"values must lie in \[0, 1\] and not be NaN"),
+        (lambda: mean_curve([[1.5]], [1]), r"values must lie in \[0, 1\]"),
+        (lambda: paired_difference({}, {}), "first and second are empty"),
+        (
+            lambda: paired_difference({"a": (8, 1)}, {"a": (4, 1)}, 8),
+            "second run: k=8 is more than num_samples=4 of problem 'a'",
+        ),
+        (lambda: paired_difference({"a": (8, 9)}, {"a": (8, 1)}), "first run: num_correct=9 is more than"),
+    ],
+)
+def test_refuses(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# Where a 95 % interval must cover in 93 to 97 %. (a, b, problems): rates ~ Beta(a, b), 64 samples, k such that the
+# mean is at least five problems' worth away from 0 and 1. With 1000 trials the standard error of a coverage is 0.7 %.
+REGIMES = [
+    (0.3, 1.0, 100, [1, 8, 64]),
+    (0.3, 1.0, 500, [1, 8, 64]),
+    (0.2, 3.0, 100, [1, 8, 64]),
+    (0.2, 3.0, 500, [1, 8, 64]),
+    (0.1, 1.0, 200, [1, 8, 64]),
+    (1.0, 1.0, 100, [1, 8]),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("a", "b", "num_problems", "k"), REGIMES)
+def test_coverage_of_the_95_percent_interval(a, b, num_problems, k, method):
+    rng = np.random.default_rng(11)
+    truth = beta_pass_at_k(a, b, k)
+    num_trials = 1000 if method == "bootstrap" else 3000
+    covered = np.zeros(len(k))
+    for trial in range(num_trials):
+        counts = beta_counts(rng, a, b, num_problems, 64)
+        curve = pass_at_k_curve(64, counts, k, method=method, num_resamples=600, seed=trial)
+        covered += (curve.low <= truth) & (truth <= curve.high)
+    coverage = covered / num_trials
+    assert (coverage >= 0.93).all() and (coverage <= 0.97).all(), coverage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("num_problems", [100, 400])
+def test_coverage_of_the_paired_interval(num_problems, method):
+    # The second run's rates are the first's, moved: p -> p^0.8, so the runs are strongly correlated and do differ.
+    rng = np.random.default_rng(12)
+    k = np.array([1, 8, 64])
+    rates = rng.beta(0.3, 1, size=4_000_000)
+    truth = np.array([((1 - rates) ** kk - (1 - rates**0.8) ** kk).mean() for kk in k])
+    num_trials = 600 if method == "bootstrap" else 2000
+    covered = np.zeros(len(k))
+    for trial in range(num_trials):
+        rates = rng.beta(0.3, 1, size=num_problems)
+        first, second = as_run(64, rng.binomial(64, rates)), as_run(64, rng.binomial(64, rates**0.8))
+        result = paired_difference(first, second, k, method=method, num_resamples=600, seed=trial)
+        covered += (result.low <= truth) & (truth <= result.high)
+    coverage = covered / num_trials
+    assert (coverage >= 0.93).all() and (coverage <= 0.97).all(), coverage
+
+
+@pytest.mark.slow
+def test_where_the_interval_does_not_hold_it_says_so():
+    rng = np.random.default_rng(13)
+    truth = beta_pass_at_k(3.0, 1.0, 32)  # .9998: nearly all problems are solved
+    covered = 0
+    for trial in range(300):
+        curve = pass_at_k_curve(64, beta_counts(rng, 3.0, 1.0, 100, 64), 32, num_resamples=200, seed=trial)
+        covered += bool(curve.low[0] <= truth <= curve.high[0])
+        assert not curve.reliable[0]
+    assert covered / 300 < 0.5

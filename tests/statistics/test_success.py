@@ -1,0 +1,389 @@
+"""Weights from counts, and a training run's counts, against mpmath, `dco_trl.coverage`, scipy and simulation."""
+
+import re
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from dco_trl.coverage import coverage_weight
+from dco_trl.statistics import fit_beta_binomial, fit_prior, plugin_weight, posterior_weight
+from dco_trl.statistics.beta_binomial import JEFFREYS
+from dco_trl.trainer.success_counts import SuccessCounts, needs_sampling
+
+
+def exact_moments(alpha: float, beta: float, num_attempts: int) -> tuple[float, float]:
+    """E[F] and the standard deviation of F, by mpmath's quadrature of the definition in t = log(p / (1 - p))."""
+    with mpmath.workdps(30):
+        a, b, n = mpmath.mpf(alpha), mpmath.mpf(beta), num_attempts
+        log_norm = mpmath.log(mpmath.beta(a, b))
+
+        def integrand(t, power):
+            log_p, log_q = -mpmath.log1p(mpmath.exp(-t)), -mpmath.log1p(mpmath.exp(t))
+            tiny = n * mpmath.exp(log_p) < mpmath.mpf(10) ** -25
+            weight = 1 if tiny else n * mpmath.exp(log_p + (n - 1) * log_q) / -mpmath.expm1(n * log_q)
+            return mpmath.exp(a * log_p + b * log_q - log_norm) * weight**power
+
+        mode, spread = mpmath.log(a / b), mpmath.sqrt((a + b) / (a * b))
+        low, high = -80 / a - 50, 80 / min(1, b + n - 1) + 60
+        points = [mode + spread * k for k in (-12, -6, -3, 0, 3, 6, 12)]
+        points += [-mpmath.log(n) + x for x in (-60, -20, -8, -4, -2, 0, 1, 2, 3, 4, 6)]
+        points = [low, *sorted(x for x in points if low < x < high), high]
+        first = mpmath.quad(lambda t: integrand(t, 1), points)
+        second = mpmath.quad(lambda t: integrand(t, 2), points)
+        return float(first), float(mpmath.sqrt(max(second - first**2, 0)))
+
+
+# plugin_weight
+
+
+@pytest.mark.parametrize("num_attempts", [1, 2, 3, 16, 256, 10**6])
+def test_plugin_weight_is_the_weight_of_the_observed_rate(num_attempts):
+    n = np.array([1, 2, 64, 64, 10**4, 10**4, 3])
+    c = np.array([0, 1, 1, 63, 1, 10**4 - 1, 3])
+    expected = coverage_weight(torch.log(torch.tensor(c / n)), num_attempts).numpy()
+    np.testing.assert_allclose(plugin_weight(n, c, num_attempts), expected, rtol=1e-9, atol=1e-300)
+
+
+@pytest.mark.parametrize("rate", [1e-300, 1e-20, 1e-9, 1e-4, 0.3, 1 - 1e-9])
+@pytest.mark.parametrize("num_attempts", [2, 256, 10**6])
+def test_plugin_weight_matches_mpmath(rate, num_attempts):
+    with mpmath.workdps(400):
+        p = mpmath.mpf(rate)
+        exact = num_attempts * p * (1 - p) ** (num_attempts - 1) / (1 - (1 - p) ** num_attempts)
+    assert plugin_weight(1.0, rate, num_attempts) == pytest.approx(float(exact), rel=1e-9, abs=1e-300)
+
+
+# posterior_weight
+
+CASES = [  # a, b, n, c, N: the corners of the range, singular and narrow densities, steep and flat weights
+    (0.01, 0.01, 0, 0, 2),
+    (0.01, 0.01, 0, 0, 10**6),
+    (0.01, 1000.0, 0, 0, 256),
+    (1000.0, 0.01, 0, 0, 256),
+    (1000.0, 1000.0, 10**4, 5000, 3),
+    (0.01, 0.01, 10**4, 0, 10**6),
+    (0.01, 0.01, 10**4, 1, 10**4),
+    (0.01, 0.01, 10**4, 10**4, 2),
+    (0.3, 1.0, 64, 0, 256),
+    (0.5, 0.5, 64, 1, 256),
+    (0.2, 3.0, 8, 0, 64),
+    (0.5, 0.5, 1, 1, 2),
+    (5.0, 2.0, 10**4, 37, 300),
+    (0.5, 0.5, 3.7, 0.21, 16),  # forgotten counts
+]
+
+
+@pytest.mark.parametrize(("a", "b", "n", "c", "num_attempts"), CASES)
+def test_posterior_weight_matches_mpmath(a, b, n, c, num_attempts):
+    mean, deviation = posterior_weight(n, c, num_attempts, prior=(a, b))
+    exact_mean, exact_deviation = exact_moments(a + c, b + n - c, num_attempts)
+    assert mean == pytest.approx(exact_mean, abs=1e-8)
+    assert deviation == pytest.approx(exact_deviation, abs=1e-6)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    log_prior=st.tuples(st.floats(np.log(0.01), np.log(1000.0)), st.floats(np.log(0.01), np.log(1000.0))),
+    n=st.floats(0, 1e4),
+    share=st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1)),
+    log_attempts=st.floats(np.log(2), np.log(1e6)),
+)
+def test_posterior_weight_matches_mpmath_anywhere(log_prior, n, share, log_attempts):
+    a, b = np.exp(log_prior)
+    num_attempts = round(float(np.exp(log_attempts)))
+    mean, deviation = posterior_weight(n, n * share, num_attempts, prior=(a, b))
+    exact_mean, exact_deviation = exact_moments(a + n * share, b + (n - n * share), num_attempts)
+    assert mean == pytest.approx(exact_mean, abs=1e-8)
+    assert deviation == pytest.approx(exact_deviation, abs=1e-6)
+
+
+def test_posterior_weight_is_the_mean_over_draws_of_the_posterior():
+    p = np.random.default_rng(0).beta(0.3 + 2, 1.0 + 62, size=400_000)
+    draws = plugin_weight(np.ones_like(p), p, 64)
+    mean, deviation = posterior_weight(64, 2, 64, prior=(0.3, 1.0))
+    assert mean == pytest.approx(draws.mean(), abs=5 * draws.std() / np.sqrt(p.size))
+    assert deviation == pytest.approx(draws.std(), rel=0.01)
+
+
+def test_posterior_weight_with_one_attempt_is_cross_entropy():
+    mean, deviation = posterior_weight([0, 64], [0, 3], 1)
+    assert mean.tolist() == [1.0, 1.0] and deviation.tolist() == [0.0, 0.0]
+
+
+def test_posterior_weight_tends_to_the_plugin_with_many_samples():
+    for rate in (0.0005, 0.01, 0.3):
+        mean, deviation = posterior_weight(1e7, 1e7 * rate, 256)
+        assert mean == pytest.approx(plugin_weight(1.0, rate, 256), abs=1e-3) and deviation < 0.02
+
+
+def test_posterior_weight_is_the_same_alone_and_among_others():
+    rng = np.random.default_rng(0)
+    n = rng.integers(0, 200, size=(50, 100))  # more kinds than one chunk holds
+    c = rng.binomial(n, rng.random(n.shape))
+    mean, deviation = posterior_weight(n, c, 64)
+    assert mean.shape == deviation.shape == n.shape
+    for i in [(0, 0), (3, 7), (49, 99)]:
+        assert (mean[i], deviation[i]) == tuple(float(x) for x in posterior_weight(n[i], c[i], 64))
+
+
+def test_posterior_weight_falls_with_every_success():
+    mean, _ = posterior_weight(64, np.arange(65), 16, prior=(0.2, 3.0))
+    assert (np.diff(mean) < 0).all() and 0 <= mean[-1] and mean[0] <= 1
+
+
+# needs_sampling
+
+
+def test_sampling_stops_when_settled_or_at_the_most():
+    deviation = np.array([0.3, 0.1, 0.05, 0.3, 0.05, np.nan, np.nan])
+    n = np.array([8, 8, 8, 64, 0.9, 8, 64])
+    needed = needs_sampling(deviation, n, weight_tolerance=0.1, num_rationales=64)
+    assert needed.tolist() == [True, False, False, False, True, True, False]
+
+
+def test_no_tolerance_draws_everything():
+    assert needs_sampling([0.0, 0.0], [8, 64], weight_tolerance=0, num_rationales=64).tolist() == [True, False]
+
+
+# fits
+
+
+def betabinom_log_likelihood(n, c, a, b):
+    return stats.betabinom.logpmf(c, n, a, b).sum()
+
+
+def test_fit_is_the_maximum_of_scipys_beta_binomial_for_mixed_counts():
+    rng = np.random.default_rng(0)
+    n = rng.choice([8, 16, 64], size=400)
+    c = rng.binomial(n, rng.beta(0.4, 1.5, size=400))
+    a, b = fit_beta_binomial(n, c)
+    best = betabinom_log_likelihood(n, c, a, b)
+    for factor_a in (0.9, 0.99, 1.0, 1.01, 1.1):
+        for factor_b in (0.9, 0.99, 1.0, 1.01, 1.1):
+            assert betabinom_log_likelihood(n, c, a * factor_a, b * factor_b) <= best + 1e-6
+
+
+def test_multiplicity_is_repetition():
+    n, c, times = np.array([8, 8, 16]), np.array([0, 3, 16]), np.array([5, 2, 3])
+    for fit in (fit_beta_binomial, fit_prior):
+        assert fit(n, c, multiplicity=times) == pytest.approx(fit(np.repeat(n, times), np.repeat(c, times)), rel=1e-6)
+
+
+def test_prior_is_jeffreys_without_counts_and_near_it_with_few():
+    assert fit_prior([0, 0], [0, 0]) == JEFFREYS
+    a, b = fit_prior([8], [2])
+    assert 0.1 < a < 2.5 and 0.1 < b < 2.5
+    assert fit_prior([0, 0, 8], [0, 0, 2]) == pytest.approx((a, b), rel=1e-4)  # unsampled prompts say nothing
+
+
+def test_prior_is_the_likelihoods_with_many_counts():
+    rng = np.random.default_rng(1)
+    counts = rng.binomial(16, rng.beta(0.3, 2.0, size=20_000))
+    assert fit_prior(16, counts) == pytest.approx(fit_beta_binomial(16, counts), rel=0.01)
+    assert fit_prior(16, counts) == pytest.approx((0.3, 2.0), rel=0.1)
+
+
+@pytest.mark.parametrize("size", [1, 30, 100_000])
+@pytest.mark.parametrize("n", [1, 8, 64])
+def test_prior_is_stable_on_counts_that_are_all_0_or_all_n(n, size):
+    a, b = fit_prior(n, np.zeros(size))
+    assert fit_prior(n, np.full(size, n)) == pytest.approx((b, a), rel=1e-4)
+    assert 0.01 <= a < 0.5 < b <= 1000
+    weight, _ = posterior_weight(n, 0, 256, prior=(a, b))
+    assert weight > (0.95 if size == 100_000 else 0.1)
+
+
+# SuccessCounts
+
+
+def test_counts_add_up_and_the_weights_are_those_of_the_functions():
+    counts = SuccessCounts(5)
+    counts.add([0, 1, 1, 4], 8, [0, 1, 2, 8])
+    assert counts.num_sampled.tolist() == [8, 16, 0, 0, 8] and counts.num_correct.tolist() == [0, 3, 0, 0, 8]
+    assert counts.prior == JEFFREYS
+    counts.refit()
+    assert counts.prior == pytest.approx(fit_prior([8, 16, 8], [0, 3, 8]))
+    expected = posterior_weight([16, 0], [3, 0], 64, counts.prior)
+    np.testing.assert_array_equal(counts.weights([1, 2], 64), expected)
+    weight, deviation = counts.weights([[1], [4]], 64, estimator="plugin")
+    np.testing.assert_array_equal(weight, plugin_weight([[16], [8]], [[3], [8]], 64))
+    assert np.isnan(deviation).all() and deviation.shape == (2, 1)
+
+
+def test_forgetting_discounts_all_or_some():
+    counts = SuccessCounts(3)
+    counts.add([0, 1, 2], 8, [0, 4, 8])
+    settled = counts.weights([0, 1, 2], 64)[1]
+    counts.forget(0.5)
+    counts.forget(0.5, [1])
+    assert counts.num_sampled.tolist() == [4, 2, 4] and counts.num_correct.tolist() == [0, 1, 4]
+    assert (counts.weights([0, 1, 2], 64)[1] != settled).all()
+    counts.forget(0.0)
+    assert not counts.num_sampled.any()
+    counts.refit()
+    assert counts.prior == JEFFREYS
+
+
+def test_prior_of_forgotten_counts_keeps_the_spread_of_the_rates():
+    """Eight windows of one policy: the discounted counts are worth 16 samples, and have the noise of 24."""
+    rng = np.random.default_rng(0)
+    rates = rng.beta(0.3, 2.0, size=5000)
+    counts = SuccessCounts(rates.size)
+    for _ in range(8):
+        counts.forget(0.5)
+        counts.add(np.arange(rates.size), 8, rng.binomial(8, rates))
+    counts.refit()
+    assert counts.prior == pytest.approx((0.3, 2.0), rel=0.15)
+    naive = fit_prior(counts.num_sampled, counts.num_correct)  # what ignoring it would give
+    assert naive[0] / 0.3 - 1 > 2 * (counts.prior[0] / 0.3 - 1) and naive[1] / 2 - 1 > 2 * (counts.prior[1] / 2 - 1)
+
+
+def test_forgetting_forever_ends_at_jeffreys_without_a_warning():
+    counts = SuccessCounts(2)
+    counts.add([0, 1], 8, [0, 3])
+    for _ in range(1200):
+        counts.forget(0.5)
+        counts.weights([0, 1], 256)
+    counts.refit()
+    assert counts.prior == JEFFREYS
+
+
+def test_resuming_is_exact(tmp_path):
+    def window(counts, rng):
+        counts.forget(0.7)
+        counts.add(np.arange(40), 8, rng.binomial(8, np.linspace(0, 1, 40)))
+        counts.refit()
+
+    whole, rng = SuccessCounts(40), np.random.default_rng(0)
+    for _ in range(3):
+        window(whole, rng)
+    np.savez(tmp_path / "counts.npz", **whole.state_dict())
+    resumed = SuccessCounts(40)
+    resumed.load_state_dict(np.load(tmp_path / "counts.npz", allow_pickle=False))
+    rng_again = np.random.default_rng()
+    rng_again.bit_generator.state = rng.bit_generator.state
+    window(whole, rng)
+    window(resumed, rng_again)
+    assert resumed.prior == whole.prior
+    np.testing.assert_array_equal(resumed.weights(np.arange(40), 64), whole.weights(np.arange(40), 64))
+
+
+def test_state_is_a_copy():
+    counts = SuccessCounts(2)
+    state = counts.state_dict()
+    counts.add([0], 8, 1)
+    assert not state["num_sampled"].any()
+    counts.load_state_dict(state)
+    counts.add([0], 8, 1)
+    assert not state["num_sampled"].any()
+
+
+def test_the_posterior_has_less_error_and_bias_than_the_plugin():
+    rng = np.random.default_rng(0)
+    rates = rng.beta(0.2, 3.0, size=5000)
+    correct = rng.binomial(64, rates)
+    truth = plugin_weight(np.ones_like(rates), rates, 256)
+    plugin = plugin_weight(64, correct, 256) - truth
+    posterior = posterior_weight(64, correct, 256, fit_prior(64, correct))[0] - truth
+    assert abs(posterior.mean()) < 0.01 < 0.06 < plugin.mean()
+    assert (posterior**2).mean() < 0.8 * (plugin**2).mean()
+    # Its own standard deviation tells the error.
+    deviation = posterior_weight(64, correct, 256, fit_prior(64, correct))[1]
+    assert (posterior**2).mean() == pytest.approx((deviation**2).mean(), rel=0.15)
+
+
+# bad input
+
+
+@pytest.mark.parametrize("function", [plugin_weight, posterior_weight])
+@pytest.mark.parametrize(
+    ("n", "c", "attempts", "message"),
+    [
+        (8, 9, 4, "num_correct=9 is more than num_sampled=8 (entry 0, counted from 0; 1 such entries)"),
+        ([8, -1], 0, 4, "num_sampled must hold counts of at least 0, got -1.0 (entry 1"),
+        (8, [1, float("nan")], 4, "num_correct must hold counts of at least 0, got nan (entry 1"),
+        (float("inf"), 1, 4, "num_sampled must hold counts of at least 0, got inf"),
+        ([], [], 4, "num_sampled is empty"),
+        (8, ["a"], 4, "num_correct must hold numbers, got an array of <U1"),
+        ([8, None], 1, 4, "An empty entry of a table is often the reason"),
+        ([8, 8], [1, 1, 1], 4, "num_sampled has shape (2,) and num_correct (3,)"),
+        (8, 1, 0, "num_attempts must be an integer of at least 1 (1 is plain cross-entropy), got 0"),
+        (8, 1, 2.5, "num_attempts must be an integer of at least 1 (1 is plain cross-entropy), got 2.5"),
+        (8, 1, True, "got True"),
+    ],
+)
+def test_bad_counts_are_refused(function, n, c, attempts, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        function(n, c, attempts)
+
+
+def test_plugin_needs_samples():
+    with pytest.raises(ValueError, match=re.escape("num_sampled is 0 for 1 of 2 prompts") + ".*estimator='posterior'"):
+        plugin_weight([0, 8], 0, 4)
+    with pytest.raises(ValueError, match="num_sampled is 0 for 1 of 1 prompts"):
+        SuccessCounts(3).weights([1], 4, estimator="plugin")
+
+
+@pytest.mark.parametrize("prior", [(0.0, 1.0), (1.0, float("nan")), (1.0,), (1.0, float("inf")), (-1.0, 1.0)])
+def test_bad_priors_are_refused(prior):
+    with pytest.raises(ValueError, match=r"prior must be two positive numbers \(a, b\).*Jeffreys' is \(0.5, 0.5\)"):
+        posterior_weight(8, 1, 4, prior)
+
+
+@pytest.mark.parametrize("fit", [fit_beta_binomial, fit_prior])
+@pytest.mark.parametrize("times", [[1], [0, 0], [1, -1], [1, float("nan")]])
+def test_bad_multiplicities_are_refused(fit, times):
+    with pytest.raises(ValueError, match="multiplicity must have a number of at least 0 for each of the 2 pairs"):
+        fit([8, 8], [0, 1], multiplicity=times)
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, float("nan")])
+def test_bad_stopping_rules_are_refused(tolerance):
+    with pytest.raises(ValueError, match=f"weight_tolerance must be a standard deviation .* got {tolerance}"):
+        needs_sampling(0.1, 8, weight_tolerance=tolerance, num_rationales=64)
+    with pytest.raises(ValueError, match="num_rationales must be an integer of at least 1 .* got 0"):
+        needs_sampling(0.1, 8, weight_tolerance=0.1, num_rationales=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda counts: SuccessCounts(0), "num_examples must be an integer of at least 1"),
+        (lambda counts: counts.weights([0], 4, "mean"), "estimator must be one of 'posterior', 'plugin', got 'mean'."),
+        (lambda counts: counts.weights([], 4), "example_ids is empty"),
+        (lambda counts: counts.weights([0.5], 4), "example_ids must be integers, got an array of float64"),
+        (lambda counts: counts.weights([3], 4), "example_ids has 3, the data set has ids 0 to 2"),
+        (lambda counts: counts.add([-1], 8, 1), "example_ids has -1, the data set has ids 0 to 2"),
+        (lambda counts: counts.add([0], 8, 9), "num_correct=9 is more than num_sampled=8"),
+        (lambda counts: counts.add([0, 1, 2], [8, 8], 1), "num_sampled and num_correct have 2 entries for 3"),
+        (lambda counts: counts.forget(1.5), "factor must be between 0 (forget everything) and 1 (keep everything)"),
+        (lambda counts: counts.forget(0.5, [3]), "example_ids has 3"),
+        (lambda counts: counts.load_state_dict({"prior": (1, 1)}), "state has no num_sampled, num_correct"),
+        (
+            lambda counts: counts.load_state_dict(SuccessCounts(4).state_dict()),
+            "state holds the counts of 4 prompts, the data set has 3",
+        ),
+        (
+            lambda counts: counts.load_state_dict({**counts.state_dict(), "num_correct": [1, 0, 0]}),
+            "num_correct=1 is more than num_sampled=0",
+        ),
+        (lambda counts: counts.load_state_dict({**counts.state_dict(), "prior": (0, 1)}), "prior must be two"),
+    ],
+)
+def test_the_table_refuses(call, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call(SuccessCounts(3))
+
+
+def test_a_refused_state_changes_nothing():
+    counts = SuccessCounts(2)
+    counts.add([0], 8, 1)
+    bad = {**SuccessCounts(2).state_dict(), "prior": (0, 1)}
+    with pytest.raises(ValueError):
+        counts.load_state_dict(bad)
+    assert counts.num_sampled.tolist() == [8, 0]

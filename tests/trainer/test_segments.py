@@ -1,0 +1,42 @@
+"""`dco_trl.trainer.segments` against plain loops."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dco_trl.trainer.segments import Segments
+
+
+@settings(deadline=None, max_examples=50)
+@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=6), seed=st.integers(0, 99), extra=st.integers(0, 3))
+def test_packed_sums_equal_a_loop(lengths, seed, extra):
+    generator = torch.Generator().manual_seed(seed)
+    ids = [unit for unit, length in enumerate(lengths) for _ in range(length)]
+    mask = torch.rand(len(ids), generator=generator) < 0.6
+    values = torch.randn(len(ids), generator=generator)
+    # Virtual tokens of a prompt-learning adapter stand in front, without labels.
+    wide_mask = torch.cat([torch.zeros(extra, dtype=torch.bool), mask])[None]
+    wide_values = torch.cat([torch.full((extra,), 9.0), values])[None]
+    segments = Segments.packed(torch.tensor([ids], dtype=torch.int32), wide_mask, len(lengths))
+
+    expected = [sum(values[i].item() for i in range(len(ids)) if ids[i] == u and mask[i]) for u in range(len(lengths))]
+    counts = [sum(bool(mask[i]) for i in range(len(ids)) if ids[i] == u) for u in range(len(lengths))]
+    torch.testing.assert_close(segments.sum(wide_values), torch.tensor(expected, dtype=torch.float64))
+    assert segments.num_tokens.tolist() == counts
+    assert segments.valid.tolist() == [count > 0 for count in counts]
+    per_unit = torch.arange(len(lengths), dtype=torch.float64)
+    assert segments.expand(per_unit)[0, extra:].tolist() == ids
+
+
+def test_rows_ignore_unlabelled_positions_even_when_they_are_not_finite():
+    mask = torch.tensor([[True, False], [False, False]])
+    values = torch.tensor([[-1.5, float("nan")], [float("inf"), float("nan")]])
+    segments = Segments.rows(mask)
+    assert segments.sum(values).tolist() == [-1.5, 0.0]
+    assert segments.valid.tolist() == [True, False]
+
+
+def test_sums_are_float64():
+    # In float32, 1 + 2^-24 rounds back to 1.
+    values = torch.tensor([[1.0, 2.0**-24]])
+    assert Segments.rows(torch.ones(1, 2, dtype=torch.bool)).sum(values).item() == 1 + 2.0**-24
