@@ -146,7 +146,7 @@ def load_rows_and_problems(config: DatasetConfig, answer_column: str | None = No
         The rows with all of their columns, and as many problems in the same order.
     """
     from ..runs import problems_from_rows
-    from ..runs.problems import read_rows
+    from ..runs.rows import read_rows
 
     source = read_rows(config.dataset, split=config.split, config=config.dataset_config)
     # Not the whole of a large data set for a few rows; a number below 1 is refused below.
