@@ -7,12 +7,12 @@ import math
 import string
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..checks import check_integer
 from ..problem import DataError, Problem, Prompt
 from .rows import RepeatedKey, read_rows
 
@@ -110,6 +110,7 @@ def problems_from_rows(
         The problems in the order of their rows, at least one.
 
     Raises:
+        ValueError: `num_problems` is no integer, or below 1.
         DataError: As for [`read_problems`][dco_trl.runs.read_problems].
 
     Examples:
@@ -120,8 +121,8 @@ def problems_from_rows(
 
         ```
     """
-    if num_problems is not None and (not isinstance(num_problems, Integral) or num_problems < 1):
-        raise DataError(f"`num_problems` must be an integer of at least 1, got {num_problems!r}.")
+    if num_problems is not None:
+        check_integer("num_problems", num_problems)
     table: list[dict[str, Any]] = []
     for row in rows:
         if num_problems is not None and len(table) == num_problems:

@@ -5,12 +5,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..checks import check_integer
 from ..problem import Problem
 from ..sampling.protocol import SampleRequest, SamplingParams
 from .manifest import run_manifest
@@ -106,7 +106,7 @@ def sample_run(
     Relations:
         [`evaluate`][dco_trl.runs.evaluate] samples, grades and reads the results.
     """
-    num_samples, chunk_size = checked_sizes(num_samples, chunk_size)
+    num_samples, chunk_size = check_run_size(num_samples, chunk_size)
     params = params or SamplingParams()
     with RunStore.writing(run_dir, run_manifest(sampler, params, num_samples, dataset), problems) as store:
         present = store.present()
@@ -145,13 +145,10 @@ def sample_run(
     return SamplingSummary(drawn, before + drawn, tokens, truncated, seconds)
 
 
-def checked_sizes(num_samples: int, chunk_size: int | None) -> tuple[int, int | None]:
+def check_run_size(num_samples: int, chunk_size: int | None) -> tuple[int, int | None]:
     """The two counts as integers; those that make no run are refused."""
-    sizes = {"num_samples": num_samples} | ({} if chunk_size is None else {"chunk_size": chunk_size})
-    for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
-    return int(num_samples), None if chunk_size is None else int(chunk_size)
+    num_samples = check_integer("num_samples", num_samples)
+    return num_samples, None if chunk_size is None else check_integer("chunk_size", chunk_size)
 
 
 def plan(

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaln
 
+from ..checks import check_confidence, check_graded_counts, check_ks
 from .beta_binomial import fit_beta_binomial
-from .intervals import check_interval_options
-from .pass_at_k import as_counts, check_counts, pass_at_k
+from .pass_at_k import pass_at_k
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,10 +151,10 @@ def extrapolate_pass_at_k(
     Relations:
         [`pass_at_k_curve`][dco_trl.statistics.pass_at_k_curve] measures, and is to be preferred wherever k <= n.
     """
-    n, c, _ = check_counts(num_samples, np.atleast_1d(num_correct), problem_ids)
-    ks = np.atleast_1d(as_counts("k", k, minimum=1))
+    n, c, _ = check_graded_counts(num_samples, np.atleast_1d(num_correct), problem_ids)
+    ks = check_ks(k)
     _check_fittable(n, c)
-    check_interval_options(confidence, num_resamples)
+    check_confidence(confidence, num_resamples)
 
     # Problems with equal counts are one category with a weight.
     (n_kind, c_kind), weights = np.unique(np.stack([n, c]), axis=1, return_counts=True)
@@ -221,7 +221,7 @@ def check_extrapolation(
     Relations:
         [`extrapolate_pass_at_k`][dco_trl.statistics.extrapolate_pass_at_k] is what it checks.
     """
-    n, c, _ = check_counts(num_samples, np.atleast_1d(num_correct))
+    n, c, _ = check_graded_counts(num_samples, np.atleast_1d(num_correct))
     _check_fittable(n, c)
     if not 0.0 < held_out < 1.0:
         raise ValueError(f"held_out must be a share between 0 and 1, got {held_out}.")

@@ -164,7 +164,6 @@ def test_repeated_problems_are_said_and_contradictions_refused(caplog):
     ("rows", "arguments", "told"),
     [
         ([], {}, "d is empty: there is nothing to sample"),
-        (ROWS, {"num_problems": 0}, "`num_problems` must be an integer of at least 1, got 0"),
         (ROWS, {"num_problems": 4}, "d has 3 rows, fewer than num_problems=4"),
         ([{"problem": "p", "answer": "a"}], {}, "d has no column 'prompt'; its columns are ['problem', 'answer']"),
         ([{"prompt": "p", "completion": "a"}], {}, "d has no column 'answer' to grade against; its columns are"),
@@ -186,7 +185,6 @@ def test_repeated_problems_are_said_and_contradictions_refused(caplog):
             "the prompt ends with the assistant's message",
         ),
         (["text"], {}, "row 0 is not an object with columns but 'text'"),
-        (ROWS, {"num_problems": 1.0}, "`num_problems` must be an integer of at least 1, got 1.0"),
         ([{3: "p"}], {}, "d: row 0: the name of a column must be text, got 3"),
         (
             [ROWS[0], {"prompt": "p", "answer": "half \ud83d"}],
@@ -244,6 +242,12 @@ def test_what_is_wrong_with_a_data_set_is_said(rows, arguments, told):
     with pytest.raises(DataError) as error:
         problems_from_rows(rows, name="d", **arguments)
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.0, "1", True])
+def test_a_number_of_problems_that_is_none(number):
+    with pytest.raises(ValueError, match=f"`num_problems` must be an integer of at least 1, got {number!r}"):
+        problems_from_rows(ROWS, num_problems=number)
 
 
 @pytest.mark.parametrize(
