@@ -111,8 +111,8 @@ def test_numpy_integers_are_integers(tmp_path):
         ("sessions", ["x"], "'sessions' should be a list of objects, got ['x']"),
         ("created", 0, "'created' should be of type str, got 0"),
         ("sampling", [], "'sampling' should be of type dict, got []"),
-        ("sampling", {"temperature": "hot"}, "must be real number, not str"),
-        ("sampling", {"temperature": -1}, "temperature=-1 must be a finite number"),
+        ("sampling", {"temperature": "hot"}, " number"),
+        ("sampling", {"temperature": -1}, "must be a finite number"),
         ("sampling", {"temprature": 1}, "unexpected keyword argument 'temprature'"),
     ],
 )
