@@ -7,15 +7,16 @@ float64.
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .checks import LOG_P_ROUNDING, check_num_attempts
+
 # Below this, 1 - (1-p)^N is N p to the last bit: e^-37 is under float64's epsilon.
 _LOG_NEGLIGIBLE = -37.0
-# How far above zero a sum of float32 log-softmax terms may round.
-_ROUNDING = 1e-5
 
 
 def coverage_loss(
@@ -98,7 +99,7 @@ def log_coverage(
         `dco_trl.statistics.pass_at_k` estimates the same quantity from graded samples. Prefer that one where many
         answers are right, or where a chain of thought leads to them.
     """
-    _check(log_p, num_attempts, validate)
+    num_attempts = _check(log_p, num_attempts, validate)
     return _LogCoverage.apply(log_p.to(_working_dtype(log_p)), num_attempts).to(log_p.dtype)
 
 
@@ -142,27 +143,27 @@ def coverage_weight(
         The derivative of [`log_coverage`][dco_trl.coverage.log_coverage]. Prefer it, detached, where the
         log-probabilities are there token by token and a host library sums them.
     """
-    _check(log_p, num_attempts, validate)
+    num_attempts = _check(log_p, num_attempts, validate)
     return _CoverageWeight.apply(log_p.to(_working_dtype(log_p)), num_attempts).to(log_p.dtype)
 
 
 class _LogCoverage(torch.autograd.Function):
     # Autograd through the `where` branches below is NaN at both ends; the closed form is not.
     @staticmethod
-    def forward(ctx, log_p: Tensor, num_attempts: int) -> Tensor:
+    def forward(ctx: Any, log_p: Tensor, num_attempts: int) -> Tensor:
         ctx.save_for_backward(log_p)
         ctx.num_attempts = num_attempts
         return _log_coverage(log_p, num_attempts)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (log_p,) = ctx.saved_tensors
         return grad * _CoverageWeight.apply(log_p, ctx.num_attempts), None
 
 
 class _CoverageWeight(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, log_p: Tensor, num_attempts: int) -> Tensor:
+    def forward(ctx: Any, log_p: Tensor, num_attempts: int) -> Tensor:
         weight = _weight(log_p, num_attempts)
         ctx.save_for_backward(log_p, weight)
         ctx.num_attempts = num_attempts
@@ -170,7 +171,7 @@ class _CoverageWeight(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         # From log F = log N + x + (N-1) log(1-p) - log C:  dF/dx = F - F^2 - F (N-1) p / (1-p), the last term in log
         # space because F and 1 - p vanish together.
         log_p, weight = ctx.saved_tensors
@@ -211,26 +212,19 @@ def _working_dtype(log_p: Tensor) -> torch.dtype:
     return torch.float32 if log_p.device.type == "mps" else torch.float64  # Apple's GPU has no float64
 
 
-def _check(log_p: Tensor, num_attempts: int, validate: bool) -> None:
-    check_num_attempts(num_attempts)
+def _check(log_p: Tensor, num_attempts: int, validate: bool) -> int:
+    num_attempts = check_num_attempts(num_attempts)
     if not isinstance(log_p, Tensor) or not log_p.is_floating_point():
         got = f"a tensor of {log_p.dtype}" if isinstance(log_p, Tensor) else f"{type(log_p).__name__}"
         raise TypeError(f"`log_p` must be a floating-point tensor of log-probabilities, got {got}.")
     if not validate or log_p.numel() == 0:
-        return
+        return num_attempts
     largest = log_p.detach().max()  # a NaN wins the maximum
     if torch.isnan(largest):
         raise ValueError("`log_p` holds a NaN. The model's logits were NaN or infinite where it was computed.")
-    if largest > max(_ROUNDING, torch.finfo(log_p.dtype).eps):
+    if largest > max(LOG_P_ROUNDING, torch.finfo(log_p.dtype).eps):
         raise ValueError(
             f"`log_p` must be at most 0, got {largest.item():g}: it is a natural log-probability, not a probability "
             "or a negative log-likelihood."
         )
-
-
-def check_num_attempts(num_attempts: object) -> None:
-    """Raise a `ValueError` unless `num_attempts` is an integer of at least 1."""
-    if isinstance(num_attempts, bool) or not isinstance(num_attempts, int) or num_attempts < 1:
-        raise ValueError(
-            f"`num_attempts` must be an integer of at least 1 (1 is plain cross-entropy), got {num_attempts!r}."
-        )
+    return num_attempts

@@ -11,10 +11,12 @@ PACKAGE = Path(__file__).parents[1] / "dco_trl"
 # A room is a file or a folder of the package. For each: the rooms it may import, and the third-party packages.
 BARE = {"accelerate", "datasets", "jaxtyping", "numpy", "peft", "pyarrow", "torch", "tqdm", "transformers", "trl"}
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
-    "coverage": (set(), {"jaxtyping", "torch"}),
-    "theory": (set(), {"numpy"}),
+    "checks": (set(), {"numpy"}),
+    "coverage": ({"checks"}, {"jaxtyping", "torch"}),
+    "coverage_numpy": (set(), {"numpy"}),
+    "theory": ({"checks", "coverage_numpy"}, {"numpy"}),
     "problem": (set(), set()),
-    "statistics": (set(), {"numpy", "scipy"}),
+    "statistics": ({"checks", "coverage_numpy"}, {"numpy", "scipy"}),
     "grading": (
         set(),
         {
@@ -35,8 +37,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "runs": ({"grading", "problem", "sampling"}, {"datasets", "numpy", "pyarrow"}),
     "report": ({"runs", "statistics"}, {"matplotlib", "numpy", "plotly", "pyarrow", "rich"}),
-    "trainer": ({"coverage", "grading", "problem", "runs", "sampling", "statistics"}, BARE | {"vllm"}),
-    "demo": ({"coverage", "report", "runs", "sampling", "trainer"}, BARE | {"matplotlib", "rich", "tokenizers"}),
+    "trainer": ({"checks", "coverage", "grading", "problem", "runs", "sampling", "statistics"}, BARE | {"vllm"}),
+    "demo": ({"checks", "coverage", "report", "runs", "sampling", "trainer"}, BARE | {"matplotlib", "rich", "tokenizers"}),
     "cli": ({"demo", "grading", "report", "runs", "sampling", "statistics", "trainer"}, BARE | {"rich", "yaml"}),
 }
 # The package itself and its entry point are above all rooms.

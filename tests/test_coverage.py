@@ -1,21 +1,24 @@
-"""`dco_trl.coverage` against the naive formula, mpmath and autograd."""
+"""`dco_trl.coverage` against the naive formula, mpmath and autograd, and its NumPy twin against both."""
 
 import math
 import re
+from functools import lru_cache
 
 import jaxtyping
 import mpmath
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dco_trl import coverage_loss, coverage_weight, log_coverage
+from dco_trl import coverage_loss, coverage_numpy, coverage_weight, log_coverage
 
 ATTEMPTS = [1, 2, 3, 16, 256, 4096, 10**6, 10**9]
 LOG_P = [-1e4, -745.0, -50.0, -37.1, -36.9, -20.0, -5.0, -1.0, -0.7, -0.69, -0.1, -1e-3, -1e-12, 0.0]
 
 
+@lru_cache
 def exact(log_p: float, num_attempts: int) -> tuple[mpmath.mpf, mpmath.mpf]:
     """F and log C from their definitions, with as many digits as it takes."""
     digits = 100 + int(abs(log_p) * 0.87 + num_attempts * math.exp(log_p) * 0.44 if log_p > -700 else abs(log_p))
@@ -40,12 +43,18 @@ def float64(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+@pytest.mark.parametrize("library", ["torch", "numpy"])
 @pytest.mark.parametrize("num_attempts", ATTEMPTS)
 @pytest.mark.parametrize("log_p", LOG_P)
-def test_matches_mpmath(log_p, num_attempts):
+def test_matches_mpmath(log_p, num_attempts, library):
     true_weight, true_log_coverage = exact(log_p, num_attempts)
-    weight = coverage_weight(float64(log_p), num_attempts).item()
-    log_c = log_coverage(float64(log_p), num_attempts).item()
+    if library == "torch":
+        weight = coverage_weight(float64(log_p), num_attempts).item()
+        log_c = log_coverage(float64(log_p), num_attempts).item()
+    else:
+        weight = coverage_numpy.coverage_weight(log_p, num_attempts)
+        log_c = coverage_numpy.log_coverage(log_p, num_attempts)
+        assert abs(coverage_numpy.coverage(log_p, num_attempts) - mpmath.exp(true_log_coverage)) < 1e-14
     if true_weight > mpmath.mpf("1e-280"):
         assert abs(weight / true_weight - 1) < 1e-10
     else:
@@ -53,6 +62,20 @@ def test_matches_mpmath(log_p, num_attempts):
     assert abs(log_c - true_log_coverage) <= 1e-14 * max(1, abs(true_log_coverage))
     if abs(true_log_coverage) > mpmath.mpf("1e-290"):
         assert abs(log_c / true_log_coverage - 1) < 1e-12
+
+
+@pytest.mark.filterwarnings("error")
+def test_numpy_twin_equals_torch_everywhere_and_broadcasts():
+    rng = np.random.default_rng(0)
+    log_p = np.concatenate([-(10 ** rng.uniform(-18, 5, size=500)), LOG_P, [-np.inf]])
+    table = [
+        coverage_numpy.coverage_weight(log_p[:, None], ATTEMPTS),
+        coverage_numpy.log_coverage(log_p[:, None], ATTEMPTS),
+    ]
+    for j, num_attempts in enumerate(ATTEMPTS):
+        for function, values in zip((coverage_weight, log_coverage), table, strict=True):
+            expected = function(torch.from_numpy(log_p), num_attempts).numpy()
+            np.testing.assert_allclose(values[:, j], expected, rtol=1e-10, atol=1e-300)
 
 
 @settings(deadline=None, max_examples=200)
@@ -141,6 +164,11 @@ def test_refuses_num_attempts(unchecked_types, function, num_attempts):
         ValueError, match=r"`num_attempts` must be an integer of at least 1 .*, got " + re.escape(repr(num_attempts))
     ):
         function(float64(-1.0), num_attempts)
+
+
+def test_numpys_integers_are_integers(unchecked_types):
+    value = coverage_weight(float64(-1.0), np.int64(16))
+    assert isinstance(value, torch.Tensor) and value.item() == coverage_weight(float64(-1.0), 16).item()
 
 
 @pytest.mark.parametrize("function", [log_coverage, coverage_weight, coverage_loss])

@@ -66,10 +66,10 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, pr
     """
     # What can be wrong without the model is found out before minutes are spent on loading it.
     from ..runs import sample_run
-    from ..runs.sample import check_counts
+    from ..runs.sample import check_run_size
     from ..sampling import SamplingParams, make_sampler
 
-    check_counts(sampling.num_samples, sampling.chunk_size)
+    check_run_size(sampling.num_samples, sampling.chunk_size)
     params = SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,

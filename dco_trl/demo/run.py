@@ -62,7 +62,7 @@ def run_demo(
             print(results["summary"])
         ```
     """
-    from ..coverage import check_num_attempts
+    from ..checks import check_num_attempts
     from .training import NUM_EPOCHS, SETTINGS, train_run
 
     num_epochs = NUM_EPOCHS if num_epochs is None else num_epochs

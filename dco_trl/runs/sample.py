@@ -101,7 +101,7 @@ def sample_run(
     Relations:
         [`evaluate`][dco_trl.runs.evaluate] samples, grades and reads the results.
     """
-    check_counts(num_samples, chunk_size)
+    check_run_size(num_samples, chunk_size)
     params = params or SamplingParams()
     with RunStore.writing(run_dir, run_manifest(sampler, params, num_samples, dataset), problems) as store:
         present = store.present()
@@ -140,8 +140,8 @@ def sample_run(
     return SamplingSummary(drawn, before + drawn, tokens, truncated, seconds)
 
 
-def check_counts(num_samples: int, chunk_size: int | None) -> None:
-    """Refuse counts that make no run."""
+def check_run_size(num_samples: int, chunk_size: int | None) -> None:
+    """Refuse numbers that make no run."""
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     if chunk_size is not None and chunk_size < 1:

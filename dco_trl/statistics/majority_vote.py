@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln, xlog1py, xlogy
 
-from .pass_at_k import as_counts
+from ..checks import check_whole_numbers
 
 # Winning counts, and rivals, of less than this probability are left out.
 _NEGLIGIBLE = 1e-14
@@ -64,14 +64,14 @@ def majority_at_k(
         `pass_at_k` is what a perfect verifier would reach with the same samples, and never less. For the mean over
         problems give the rows to [`mean_curve`][dco_trl.statistics.mean_curve].
     """
-    counts, ks = as_counts("answer_counts", answer_counts), as_counts("k", k, minimum=1)
+    counts, ks = check_whole_numbers("answer_counts", answer_counts), check_whole_numbers("k", k, at_least=1)
     correct = np.asarray(answer_correct, dtype=bool)
     if counts.ndim != 1 or counts.shape != correct.shape:
         raise ValueError(
             "answer_counts and answer_correct must be two lists of one length, one entry for each distinct answer, "
             f"got shapes {counts.shape} and {correct.shape}."
         )
-    num_silent = int(as_counts("num_abstained", num_abstained))
+    num_silent = int(check_whole_numbers("num_abstained", num_abstained))
     num_samples = int(counts.sum()) + num_silent
     if ks.size and ks.max() > num_samples:
         raise ValueError(
