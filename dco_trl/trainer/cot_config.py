@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .dco_config import DCOConfig
-from .success_counts import ESTIMATORS
 
+ESTIMATORS = ("posterior", "plugin")
 SAMPLERS = ("transformers", "vllm", "server", "none")
 TARGETS = ("reference", "sampled")
 

@@ -8,8 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..statistics.beta_binomial import JEFFREYS, check_counts, check_prior, fit_prior
 from ..statistics.posterior_weight import check_at_least_1, plugin_weight, posterior_weight
-
-ESTIMATORS = ("posterior", "plugin")
+from .cot_config import ESTIMATORS
 
 
 class SuccessCounts:
