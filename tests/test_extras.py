@@ -69,7 +69,7 @@ def test_what_needs_the_extra_eval_says_so(code, who, tmp_path):
 @pytest.mark.parametrize(
     ("command", "who"),
     [
-        (["eval", "--model", "m", "--dataset", "d", "--output", "o"], "dco_trl.report"),
+        (["eval", "--model", "m", "--dataset", "d", "--output", "o", "--num-samples", "2"], "dco_trl.report"),
         (["coverage", "--model", "m", "--dataset", "d"], "dco-trl coverage"),
         (["demo"], "dco-trl demo"),
     ],
@@ -110,9 +110,9 @@ def test_the_bare_package_installs_and_trains(tmp_path):
     for what in ("torch", str(ROOT)):
         done = run(*pip, "install", *constraints, what)
         assert done.returncode == 0, done.stderr
-    installed = run(*pip, "list", "--format=freeze").stdout.lower()
-    assert "dco-trl==" in installed
-    assert not re.findall(r"^(plotly|matplotlib|math-verify|scipy|rich|openai|vllm)=", installed, re.M)
+    installed = set(run(*pip[:-1], "list", "--format=freeze").stdout.lower().replace("==", " ").split())
+    assert "dco-trl" in installed
+    assert not installed & {"plotly", "matplotlib", "math-verify", "scipy", "rich", "openai", "vllm"}
     save_checkpoint(tmp_path / "MODEL")
     assert "steps: 2" in (done := run(str(python), "-c", TRAIN)).stdout, done.stderr
 
