@@ -35,7 +35,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"problem", "statistics"},
         {"httpx", "numpy", "openai", "peft", "torch", "tqdm", "transformers", "trl", "vllm"},
     ),
-    "runs": ({"grading", "problem", "sampling"}, {"datasets", "numpy", "pyarrow"}),
+    "runs": ({"checks", "grading", "problem", "sampling"}, {"datasets", "numpy", "pyarrow", "tqdm"}),
     "report": ({"runs", "statistics"}, {"matplotlib", "numpy", "plotly", "pyarrow", "rich"}),
     "trainer": ({"checks", "coverage", "grading", "problem", "runs", "sampling", "statistics"}, BARE | {"vllm"}),
     "demo": ({"checks", "coverage", "report", "runs", "sampling", "trainer"}, BARE | {"matplotlib", "rich", "tokenizers"}),

@@ -13,7 +13,7 @@ class GradingConfig:
     """How to grade."""
 
     grader: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
-    num_workers: int | None = field(default=None, metadata={"help": "Worker processes. Unless given, one a CPU."})
+    num_workers: int | None = field(default=None, metadata={"help": "Worker processes. Unless given, one per CPU."})
     timeout: float = field(default=10.0, metadata={"help": "Seconds a verdict may take."})
     verdict_cache: str | None = field(
         default=None,
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         run="the run's folder",
         description="Grade the samples of a run that this grader has not graded yet.",
     )
-    return status("grade", lambda: print(grade(run, grading)))
+    return status("grade", lambda: print(grade(run, grading)), grading)
 
 
 def grade(run: str, grading: GradingConfig) -> Any:

@@ -11,12 +11,12 @@ SAMPLER_NAMES = ("transformers", "vllm", "server")
 def make_sampler(
     name: str,
     model: str,
-    adapter: str | None = None,
     *,
+    adapter: str | None = None,
     revision: str | None = None,
     base_url: str | None = None,
     progress: bool = True,
-    options: Mapping[str, Any] | None = None,
+    sampler_kwargs: Mapping[str, Any] | None = None,
 ) -> Sampler:
     """Build the sampler that a command line asked for.
 
@@ -27,7 +27,7 @@ def make_sampler(
         revision: Hub revision of the model. Not for "server": the endpoint has chosen its own.
         base_url: Address of the endpoint, as `http://127.0.0.1:8000/v1`. Needed by "server", refused by the others.
         progress: Show a progress bar on standard error.
-        options: Further keyword arguments of the sampler's constructor, such as `{"batch_size": 128}` for
+        sampler_kwargs: Further keyword arguments of the sampler's constructor, such as `{"batch_size": 128}` for
             "transformers" or `{"max_model_len": 2048}` for "vllm".
 
     Returns:
@@ -43,7 +43,7 @@ def make_sampler(
         ...
         ValueError: sampler='vlm' is not known. Choose one of: transformers, vllm, server.
     """
-    options = dict(options or {})
+    sampler_kwargs = dict(sampler_kwargs or {})
     if name not in SAMPLER_NAMES:
         raise ValueError(f"sampler={name!r} is not known. Choose one of: {', '.join(SAMPLER_NAMES)}.")
     if name == "server":
@@ -58,7 +58,7 @@ def make_sampler(
             )
         from .server_sampler import ServerSampler
 
-        return ServerSampler(model, base_url, adapter, progress=progress, **options)
+        return ServerSampler(model, base_url, adapter, progress=progress, **sampler_kwargs)
     if base_url is not None:
         raise ValueError(
             f"base_url={base_url!r} has no meaning for sampler={name!r}, which loads the model itself. "
@@ -67,7 +67,7 @@ def make_sampler(
     if name == "vllm":
         from .vllm_sampler import VLLMSampler
 
-        return VLLMSampler(model, adapter, revision=revision, progress=progress, **options)
+        return VLLMSampler(model, adapter, revision=revision, progress=progress, **sampler_kwargs)
     from .transformers_sampler import TransformersSampler
 
-    return TransformersSampler(model, adapter=adapter, revision=revision, progress=progress, **options)
+    return TransformersSampler(model, adapter=adapter, revision=revision, progress=progress, **sampler_kwargs)

@@ -176,7 +176,7 @@ class TestMakeSampler:
 
     def test_the_transformers_sampler_is_made_from_names(self, checkpoint, adapters):
         sampler = make_sampler(
-            "transformers", str(checkpoint), str(adapters[0]), progress=False, options={"batch_size": 8}
+            "transformers", str(checkpoint), adapter=str(adapters[0]), progress=False, sampler_kwargs={"batch_size": 8}
         )
         assert sampler.identity()["adapter"] == str(adapters[0])
         assert sampler.batch_size == 8
