@@ -31,7 +31,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "sampling": (
         {"problem", "statistics"},
-        {"httpx", "numpy", "openai", "peft", "torch", "tqdm", "transformers", "trl", "vllm"},
+        {"anyio", "httpx", "numpy", "peft", "torch", "tqdm", "transformers", "trl", "vllm"},
     ),
     "runs": ({"grading", "problem", "sampling"}, {"datasets", "numpy", "pyarrow"}),
     "report": ({"runs", "statistics"}, {"matplotlib", "numpy", "plotly", "pyarrow", "rich"}),
