@@ -93,10 +93,10 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, pr
         sampler = make_sampler(
             sampling.sampler,
             model.model,
-            model.adapter,
+            adapter=model.adapter,
             revision=model.revision,
             base_url=sampling.base_url,
-            options=options,
+            sampler_kwargs=options,
         )
     try:
         return sample_run(
