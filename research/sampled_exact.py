@@ -51,7 +51,7 @@ def train(num_attempts: int, num_epochs: int):
 
 def count_correct(model, tokenizer, held_out, num_samples: int) -> np.ndarray:
     """Right answers of each problem among `num_samples`, drawn in chunks so that no text is kept."""
-    sampler = TransformersSampler(model, tokenizer, batch_size=4096, progress=False)
+    sampler = TransformersSampler(model, tokenizer=tokenizer, batch_size=4096, progress=False)
     params = SamplingParams(max_tokens=task.ANSWER_LENGTH + 1, seed=0)
     answers, correct = list(held_out["completion"]), np.zeros(len(held_out), dtype=int)
     chunk = 256
