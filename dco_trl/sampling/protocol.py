@@ -72,7 +72,7 @@ class SampleRequest:
     """Some samples of one problem: those with index `first_index` to `first_index + num_samples - 1`.
 
     Args:
-        prompt: Plain text or chat messages.
+        prompt: Plain text, chat messages, or token ids, which are continued as they are.
         num_samples: How many samples to draw now.
         first_index: Index of the first of them among the problem's samples. Draws depend on the index, so a run that
             is cut in chunks, resumed or extended never repeats a draw.
@@ -85,7 +85,7 @@ class SampleRequest:
         >>> request = SampleRequest("2 + 2 =", num_samples=64, first_index=64, stream=3)  # the second 64 of problem 3
     """
 
-    prompt: Prompt
+    prompt: Prompt | list[int]
     num_samples: int
     first_index: int = 0
     stream: int = 0

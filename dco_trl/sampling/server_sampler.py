@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from .fingerprint import describe
 from .protocol import Sample, SampleRequest, SamplingParams, request_seed
-from .tokens import encode_prompt, end_token_ids, make_samples
+from .tokens import encode_prompt, end_token_ids, is_token_ids, make_samples
 
 _STOPPED = {"stop", "eos", "eos_token", "stop_sequence"}
 
@@ -43,10 +43,10 @@ class ServerSampler:
       error there: name it in `extra_body` as the endpoint wants it, along with anything else it needs (for
       llama.cpp: `{"top_k": 0, "repeat_penalty": 1.0, "min_p": 0.0}`, which switches its own defaults off).
 
-    Without `tokenizer`, plain prompts go to `/completions` and messages to `/chat/completions`, and the endpoint
-    tokenizes, applies its chat template and ends completions where it sees fit. With `tokenizer`, prompts are rendered
-    here exactly as training renders them and sent as token ids to `/completions`; vLLM is told training's end tokens
-    and its token ids are decoded here. Prefer that wherever the endpoint takes token ids, as vLLM does.
+    Without `tokenizer`, plain prompts and token ids go to `/completions` and messages to `/chat/completions`, and the
+    endpoint tokenizes, applies its chat template and ends completions where it sees fit. With `tokenizer`, prompts are
+    rendered here exactly as training renders them and sent as token ids to `/completions`; vLLM is told training's end
+    tokens and its token ids are decoded here. Prefer that wherever the endpoint takes token ids, as vLLM does.
 
     Failed requests (no connection, time out, 408, 409, 429, 5xx) are repeated with exponential back-off by the
     `openai` client, which heeds `Retry-After`.
@@ -269,7 +269,7 @@ class ServerSampler:
             frequency_penalty=0.0,
             extra_body=extra_body,
         )
-        if isinstance(prompt, str) or self._tokenizer:
+        if isinstance(prompt, str) or is_token_ids(prompt):
             create, body["prompt"] = self._client.completions.create, prompt
         else:
             create, body["messages"] = self._client.chat.completions.create, prompt

@@ -9,14 +9,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt | list[int]) -> list[int]:
     """Tokens of a prompt, as TRL's SFTTrainer renders it.
 
     A string goes through `tokenizer(prompt)`, messages through `apply_chat_template(add_generation_prompt=True)`.
+    Token ids stay as they are.
 
     Args:
         tokenizer: The model's tokenizer.
-        prompt: Text or messages.
+        prompt: Text, messages or token ids.
 
     Returns:
         Token ids, at least one.
@@ -26,6 +27,8 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[
     """
     if isinstance(prompt, str):
         ids = tokenizer(prompt)["input_ids"]
+    elif is_token_ids(prompt):
+        ids = prompt
     else:
         if tokenizer.chat_template is None:
             raise ValueError(
@@ -33,13 +36,19 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[
                 "template, so it cannot be rendered. Give plain text prompts, or save a chat template with the "
                 "tokenizer (`tokenizer.chat_template = ...`)."
             )
+        messages: Any = prompt
         rendered: Any = tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True
         )
         ids = rendered["input_ids"]
     if not ids:
         raise ValueError(f"prompt={prompt!r} has no tokens under the tokenizer of {tokenizer.name_or_path!r}.")
     return list(ids)
+
+
+def is_token_ids(prompt: Prompt | list[int]) -> bool:
+    """Whether a prompt is token ids already, and not text or messages."""
+    return bool(prompt) and isinstance(prompt[0], int)
 
 
 def check_length(num_prompt_tokens: int, max_tokens: int, context: int | None, how: str) -> None:

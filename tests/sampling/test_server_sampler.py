@@ -176,6 +176,13 @@ class TestRequests:
         assert vllm_like.bodies[0]["stop_token_ids"] == list(END_IDS)
         assert (sample.text, sample.finish_reason) == ("a b", "stop")
 
+    @pytest.mark.parametrize("has_tokenizer", [False, True])
+    def test_token_ids_are_sent_as_they_are(self, vllm_like, checkpoint, has_tokenizer):
+        options = {"tokenizer": str(checkpoint)} if has_tokenizer else {}
+        draw(vllm_like.sampler(**options), 1, prompt=[9, 8])
+        [body] = vllm_like.bodies
+        assert (body["path"], body["prompt"]) == ("/v1/completions", [9, 8]) and "messages" not in body
+
     def test_top_k_is_not_dropped_silently(self, endpoint):
         with pytest.raises(ValueError, match=r"top_k=5 is not part of OpenAI's interface.*extra_body=\{'top_k': 5\}"):
             draw(endpoint.sampler(), 1, top_k=5)

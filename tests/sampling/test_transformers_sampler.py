@@ -70,6 +70,10 @@ class TestDistribution:
         assert draw(sampler, 50) == draw(alone, 50)
         assert sampler.identity() == alone.identity()
 
+    def test_token_ids_are_continued_as_they_are(self, sampler):
+        assert draw(sampler, 50, prompt=PROMPT_IDS) == draw(sampler, 50)
+        assert draw(sampler, 50, prompt=PROMPT_IDS[:1]) == draw(sampler, 50, prompt="a") != draw(sampler, 50)
+
     def test_messages_are_rendered_with_the_chat_template(self, sampler, checkpoint):
         # <user> a b <end> <user>
         exact = answer_probabilities(load_reference(checkpoint), [3, 5, 6, 4, 3], END_IDS, 3)
