@@ -19,17 +19,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "statistics": ({"checks", "coverage_numpy"}, {"numpy", "scipy"}),
     "grading": (
         set(),
-        {
-            "antlr4",
-            "latex2sympy2_extended",
-            "math_verify",
-            "numpy",
-            "pyarrow",
-            "reasoning_gym",
-            "rich",
-            "sympy",
-            "tqdm",
-        },
+        {"latex2sympy2_extended", "antlr4", "math_verify", "numpy", "reasoning_gym", "sympy", "tqdm"},
     ),
     "sampling": (
         {"problem", "statistics"},

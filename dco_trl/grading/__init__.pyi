@@ -1,13 +1,13 @@
 from .bulk import BulkGrader as BulkGrader
-from .bulk import GradingStats as GradingStats
-from .bulk import Verdict as Verdict
+from .call import call_grader as call_grader
 from .errors import GraderError as GraderError
 from .extract import completion_text as completion_text
 from .extract import extract_answer as extract_answer
 from .extract import extract_reference as extract_reference
 from .extract import normalize_answer as normalize_answer
-from .graders import call_grader as call_grader
 from .graders import exact_grader as exact_grader
 from .graders import grader_name as grader_name
 from .graders import load_grader as load_grader
 from .graders import math_grader as math_grader
+from .verdict import GradingStats as GradingStats
+from .verdict import Verdict as Verdict
