@@ -36,7 +36,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "runs": ({"grading", "problem", "sampling"}, {"datasets", "numpy", "pyarrow"}),
     "report": ({"runs", "statistics"}, {"matplotlib", "numpy", "plotly", "pyarrow", "rich"}),
     "trainer": ({"coverage", "grading", "problem", "runs", "sampling", "statistics"}, BARE | {"vllm"}),
-    "demo": ({"coverage", "report", "runs", "sampling", "trainer"}, BARE | {"matplotlib", "rich", "tokenizers"}),
+    "demo": ({"coverage", "problem", "report", "sampling", "trainer"}, BARE | {"matplotlib", "rich", "tokenizers"}),
     "cli": ({"demo", "grading", "report", "runs", "sampling", "statistics", "trainer"}, BARE | {"rich", "yaml"}),
 }
 # The package itself and its entry point are above all rooms.
