@@ -28,7 +28,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "runs": ({"checks", "grading", "problem", "sampling"}, {"datasets", "numpy", "pyarrow", "tqdm"}),
     "report": ({"runs", "statistics"}, {"matplotlib", "numpy", "plotly", "pyarrow", "rich"}),
     "trainer": ({"checks", "coverage", "grading", "problem", "runs", "sampling", "statistics"}, BARE | {"vllm"}),
-    "demo": ({"checks", "coverage", "report", "runs", "sampling", "trainer"}, BARE | {"matplotlib", "rich", "tokenizers"}),
+    "demo": (
+        {"checks", "coverage", "problem", "report", "sampling", "trainer"},
+        BARE | {"matplotlib", "rich", "tokenizers"},
+    ),
     "cli": ({"demo", "grading", "report", "runs", "sampling", "statistics", "trainer"}, BARE | {"rich", "yaml"}),
 }
 # The package itself and its entry point are above all rooms.
