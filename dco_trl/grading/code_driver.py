@@ -21,7 +21,7 @@ def main() -> None:
         code = compile(request["program"], "program.py", "exec")
         for given, expected in request["cases"] or [(None, None)]:
             sys.stdin = io.StringIO(given or "")
-            sys.stdout = io.StringIO() if expected is not None else open(os.devnull, "w")
+            sys.stdout = output = io.StringIO()
             exec_globals = {"__name__": "__main__", "__builtins__": __builtins__}
             try:
                 exec(code, exec_globals)
@@ -29,8 +29,8 @@ def main() -> None:
                 # A program that reads and prints may end itself; one with tests has then not run them.
                 if expected is None or end.code not in (None, 0):
                     raise
-            if expected is not None and not same_output(sys.stdout.getvalue(), expected):
-                status, detail = "failed", f"expected {expected[:80]!r}, got {sys.stdout.getvalue()[:80]!r}"
+            if expected is not None and not same_output(output.getvalue(), expected):
+                status, detail = "failed", f"expected {expected[:80]!r}, got {output.getvalue()[:80]!r}"
                 break
     except BaseException as error:  # SystemExit, KeyboardInterrupt and RecursionError are failures of the program
         status, detail = "failed", f"{type(error).__name__}: {error}"[:200]

@@ -185,8 +185,8 @@ def _talk(stdin: Any, stdout: Any, request: bytes, deadline: float, scratch: str
     rest, line = memoryview(request), b""
     os.set_blocking(stdin.fileno(), False)
     with selectors.DefaultSelector() as selector:
-        selector.register(stdin, selectors.EVENT_WRITE)
-        selector.register(stdout, selectors.EVENT_READ)
+        selector.register(stdin, selectors.EVENT_WRITE, "write")
+        selector.register(stdout, selectors.EVENT_READ, "read")
         while b"\n" not in line and len(line) < _VERDICT_BYTES:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -195,7 +195,7 @@ def _talk(stdin: Any, stdout: Any, request: bytes, deadline: float, scratch: str
             if not events and _size(scratch) > _DISK:
                 return b"", False
             for key, _ in events:
-                if key.fileobj is stdin:
+                if key.data == "write":
                     try:
                         rest = rest[os.write(stdin.fileno(), rest[:65536]) :]
                     except BrokenPipeError:
