@@ -38,7 +38,7 @@ import os;[os.write(fd,b'{}\\n'*10**5) for _ in range(10**4) for fd in range(3,2
 import time;time.sleep(10**6)
 import signal;signal.pause()
 input()
-import signal;signal.signal(signal.SIGTERM,signal.SIG_IGN);signal.signal(signal.SIGALRM,signal.SIG_IGN);while True: pass
+import signal as s;s.signal(s.SIGTERM,s.SIG_IGN);s.signal(s.SIGALRM,s.SIG_IGN);while True: pass
 try:;    while True: pass;finally:;    while True: pass
 import re;re.match('(a+)+$','a'*60+'b')
 import os;r,w=os.pipe();os.read(r,1)

@@ -69,7 +69,7 @@ def test_a_completion_may_be_the_rest_of_the_prompt_or_a_program():
         "    return helper(math.pi) * r ** 2\n",
         "```python\n    return math.pi * r ** 2\n```",
         "```python\ndef area(r):\n    return helper(math.pi) * r ** 2\n```",
-        "First:\n```py\narea = None\n```\nSo:\n```python\nfrom math import pi\ndef area(r):\n    return pi * r**2\n```",
+        "First:\n```py\narea = 0\n```\nSo:\n```python\nfrom math import pi\ndef area(r):\n    return pi * r**2\n```",
         [{"role": "assistant", "content": "```\ndef area(r):\n    return math.pi * r * r\n```"}],
     ):
         assert grade([row], [completion]) == [1.0], completion
