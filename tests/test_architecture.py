@@ -19,7 +19,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "statistics": ({"checks", "coverage_numpy"}, {"numpy", "scipy"}),
     "grading": (
         set(),
-        {"latex2sympy2_extended", "antlr4", "math_verify", "numpy", "reasoning_gym", "sympy", "tqdm"},
+        {"latex2sympy2_extended", "antlr4", "math_verify", "numpy", "reasoning_gym", "sandlock", "sympy", "tqdm"},
     ),
     "sampling": (
         {"problem", "statistics"},

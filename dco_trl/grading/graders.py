@@ -116,6 +116,10 @@ def load_grader(name: str | Grader) -> Grader:
     if name == "math":
         require("grader='math'", "eval", "math_verify")
         return math_grader
+    if name == "code":
+        from .code import code_grader
+
+        return code_grader
     module_name, colon, attribute = name.partition(":")
     if not (colon and module_name and attribute):
         raise GraderError(
