@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..extras import require
 from ._common import DatasetConfig, ModelConfig, load_problems, naming, parse, status, unescape
 
 NOTE = (
@@ -55,6 +56,7 @@ def coverage(data: DatasetConfig, model: ModelConfig, config: CoverageConfig) ->
         model: The model.
         config: What to compute.
     """
+    require("dco-trl coverage", "eval", "rich", "scipy")
     from rich.console import Console
     from rich.table import Table
 

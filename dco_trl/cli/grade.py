@@ -15,6 +15,13 @@ class GradingConfig:
     grader: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
     num_workers: int | None = field(default=None, metadata={"help": "Worker processes. Unless given, one per CPU."})
     timeout: float = field(default=10.0, metadata={"help": "Seconds a verdict may take."})
+    grader_in_process: bool = field(
+        default=False,
+        metadata={
+            "help": "Run package.module:function in this process, in batches, without --timeout and a memory limit: "
+            "for a grader that holds a model. Otherwise it runs in worker processes, one sample per call."
+        },
+    )
     verdict_cache: str | None = field(
         default=None,
         metadata={
@@ -54,5 +61,6 @@ def grade(run: str, grading: GradingConfig) -> Any:
         grading.grader,
         num_workers=grading.num_workers,
         timeout=grading.timeout,
+        in_process=grading.grader_in_process,
         cache_dir=None if grading.verdict_cache == "none" else grading.verdict_cache or cache,
     )

@@ -54,6 +54,7 @@ def grade_run(
     timeout: float = 10.0,
     memory_limit: int = 1 << 30,
     cache_dir: str | os.PathLike[str] | None = None,
+    in_process: bool = False,
     progress: bool = True,
 ) -> GradingSummary:
     """Grade the samples that this grader has not graded yet, one part at a time.
@@ -62,10 +63,11 @@ def grade_run(
         run_dir: The run's folder.
         grader: "math", "exact", an import path "package.module:function", or a function with the signature of TRL's
             reward functions.
-        num_workers: Processes of the built-in graders; None: one a CPU.
+        num_workers: Worker processes; None: one per CPU.
         timeout: Seconds a verdict may take.
         memory_limit: Bytes of address space of a worker.
         cache_dir: Folder for verdicts to remember, shared between runs; None remembers none.
+        in_process: Run an import path in this process, without limits, because it holds a model.
         progress: Show progress on standard error.
 
     Returns:
@@ -91,7 +93,12 @@ def grade_run(
     if not total:
         raise StoreError(f"{store.path} has no samples to grade; `dco-trl sample` draws them")
     with BulkGrader(
-        grader, num_workers=num_workers, timeout=timeout, memory_limit=memory_limit, cache_dir=cache_dir
+        grader,
+        num_workers=num_workers,
+        timeout=timeout,
+        memory_limit=memory_limit,
+        cache_dir=cache_dir,
+        in_process=in_process,
     ) as bulk:
         return _grade_parts(store, total, bulk, grader_source(grader_function), progress)
 
