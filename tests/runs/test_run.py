@@ -241,6 +241,17 @@ def test_a_damaged_header_of_grades_is_named(sampled, header, told):
         assert "Move its folder away and grade anew" in str(error.value)
 
 
+def test_verdicts_without_a_header_are_not_taken_for_those_of_today(sampled):
+    grade_run(sampled, "exact", progress=False)
+    (sampled / "grades/exact/grader.json").unlink()
+    with pytest.raises(
+        StoreError, match="exact has verdicts and no grader.json that tells whose: restore it, or move"
+    ):
+        grade_run(sampled, "exact", progress=False)
+    with pytest.raises(StoreError, match="was not graded yet"):
+        load_results(sampled)
+
+
 def test_odd_texts_survive(tmp_path):
     texts = ["", "\x00", "half a \ud83d pair", "x" * 1_000_000, "\\boxed{" + "9" * 5000 + "}", "a\r\nb"]
 
