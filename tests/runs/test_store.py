@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -368,25 +369,25 @@ def test_two_stores_of_one_process_cannot_write_one_folder(tmp_path):
 
 def test_two_threads_cannot_write_one_folder(tmp_path):
     # Record locks belong to the process: between its threads, the store itself decides.
-    for number in range(20):
-        begin, outcomes = threading.Barrier(8), []
+    begin, outcomes = threading.Barrier(8), []
 
-        def hold(folder=tmp_path / str(number), begin=begin, outcomes=outcomes):
-            begin.wait()
-            try:
-                with locked(folder):
-                    time.sleep(0.01)
-                    outcomes.append("held")
-            except StoreError:
-                outcomes.append("refused")
+    def hold():
+        begin.wait()
+        try:
+            with locked(tmp_path):
+                deadline = time.monotonic() + 5
+                while len(outcomes) < 7 and time.monotonic() < deadline:
+                    time.sleep(0.001)
+                outcomes.append("held")
+        except StoreError:
+            outcomes.append("refused")
 
-        (tmp_path / str(number)).mkdir()
-        threads = [threading.Thread(target=hold) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sorted(outcomes) == ["held"] + ["refused"] * 7
+    threads = [threading.Thread(target=hold) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes == ["refused"] * 7 + ["held"]
 
 
 @pytest.mark.parametrize("command", ["sample", "grade"])
@@ -449,6 +450,13 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "sub"
     with pytest.raises(StoreError, match="could not be written .No such file or directory."):
         write_atomically(folder / "file", b"new")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the write fails in the middle
+    try:
+        with pytest.raises(StoreError, match="file could not be written .File too large.. What was written before is"):
+            write_atomically(path, b"new" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
