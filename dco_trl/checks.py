@@ -23,6 +23,17 @@ def check_num_attempts(num_attempts: object) -> int:
     return check_integer("num_attempts", num_attempts, note="1 is plain cross-entropy")
 
 
+def check_num_required(num_required: object, num_attempts: int) -> int:
+    """The number of attempts m, of N, that must be right."""
+    m = check_integer("num_required", num_required, note="1 is coverage: one right attempt is enough")
+    if m > num_attempts:
+        raise ValueError(
+            f"`num_required={m}` is more than `num_attempts={num_attempts}`: so many attempts cannot be right. Lower "
+            "it, or raise `num_attempts`."
+        )
+    return m
+
+
 def check_whole_numbers(name: str, value: ArrayLike, at_least: int = 0) -> NDArray[np.int64]:
     """An integer array (whole floats, as pandas makes them, are fine)."""
     array = np.asarray(value)

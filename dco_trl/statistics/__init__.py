@@ -1,5 +1,9 @@
 """Statistics of coverage, with NumPy and SciPy alone: pass@k from counts, intervals, fits, and schedules."""
 
+from ..extras import require
+
+require("dco_trl.statistics", "eval", "scipy")
+
 from .beta_binomial import fit_beta_binomial, fit_prior
 from .expected_schedule import CrossFittedSchedule, cross_fit_schedule, scheduled_pass_at_k
 from .extrapolation import ExtrapolatedPassAtK, ExtrapolationCheck, check_extrapolation, extrapolate_pass_at_k

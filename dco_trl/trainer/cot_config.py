@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from ..checks import check_integer
 from .dco_config import DCOConfig
-from .success_counts import ESTIMATORS
 
+ESTIMATORS = ("posterior", "plugin")
 SAMPLERS = ("transformers", "vllm", "server", "none")
 TARGETS = ("reference", "sampled")
 

@@ -9,8 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..checks import check_discounted_counts, check_integer
 from ..statistics.beta_binomial import JEFFREYS, check_prior, fit_prior
 from ..statistics.posterior_weight import plugin_weight, posterior_weight
-
-ESTIMATORS = ("posterior", "plugin")
+from .cot_config import ESTIMATORS
 
 
 class SuccessCounts:
