@@ -297,7 +297,7 @@ def test_bounds_at_the_ends():
         (lambda: win_probability(0.5, [4, -3]), "num_attempts must be at least 1, got -3"),
         (lambda: win_probability(0.5, 1.5), r"num_attempts must be whole numbers \(counts\), got \[1.5\]"),
         (lambda: win_probability(0.5, True), r"num_attempts must be whole numbers .* of type bool"),
-        (lambda: value_of_offer([0.5], [0.2, 0.1], [0.5], 2), "`before` must have one entry per horse.*got 2 .* 1 hor"),
+        (lambda: value_of_offer([0.5], [0.2, 0.1], [0.5], 2), "`before` must have one entry per horse.*got 2 "),
         (lambda: value_of_offer([0.5], [0.2], [0.5, 0.1], 2), "`after` must have one entry per horse"),
         (lambda: value_of_offer([0.5, 0.6], [0.2, 0.1], [0.5, 0.1], 2), "`p` must sum to at most 1 .* sum of 1.1"),
         (lambda: value_of_offer([0.5, 0.5], [0.2, 0.1], [0.9, 0.3], 2), "`after` must sum to at most 1 .* sum of 1.2"),
