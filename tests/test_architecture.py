@@ -11,32 +11,27 @@ PACKAGE = Path(__file__).parents[1] / "dco_trl"
 # A room is a file or a folder of the package. For each: the rooms it may import, and the third-party packages.
 BARE = {"accelerate", "datasets", "jaxtyping", "numpy", "peft", "pyarrow", "torch", "tqdm", "transformers", "trl"}
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
-    "coverage": (set(), {"jaxtyping", "torch"}),
-    "theory": (set(), {"numpy"}),
+    "checks": (set(), {"numpy"}),
+    "coverage": ({"checks"}, {"jaxtyping", "torch"}),
+    "coverage_numpy": (set(), {"numpy"}),
+    "theory": ({"checks", "coverage_numpy"}, {"numpy"}),
     "problem": (set(), set()),
-    "statistics": (set(), {"numpy", "scipy"}),
+    "statistics": ({"checks", "coverage_numpy"}, {"numpy", "scipy"}),
     "grading": (
         set(),
-        {
-            "antlr4",
-            "latex2sympy2_extended",
-            "math_verify",
-            "numpy",
-            "pyarrow",
-            "reasoning_gym",
-            "rich",
-            "sympy",
-            "tqdm",
-        },
+        {"latex2sympy2_extended", "antlr4", "math_verify", "numpy", "reasoning_gym", "sandlock", "sympy", "tqdm"},
     ),
     "sampling": (
         {"problem", "statistics"},
-        {"httpx", "numpy", "openai", "peft", "torch", "tqdm", "transformers", "trl", "vllm"},
+        {"anyio", "httpx", "numpy", "peft", "torch", "tqdm", "transformers", "trl", "vllm"},
     ),
-    "runs": ({"grading", "problem", "sampling"}, {"datasets", "numpy", "pyarrow"}),
+    "runs": ({"checks", "grading", "problem", "sampling"}, {"datasets", "numpy", "pyarrow", "tqdm"}),
     "report": ({"runs", "statistics"}, {"matplotlib", "numpy", "plotly", "pyarrow", "rich"}),
-    "trainer": ({"coverage", "grading", "problem", "runs", "sampling", "statistics"}, BARE | {"vllm"}),
-    "demo": ({"coverage", "report", "runs", "sampling", "trainer"}, BARE | {"matplotlib", "rich", "tokenizers"}),
+    "trainer": ({"checks", "coverage", "grading", "problem", "runs", "sampling", "statistics"}, BARE | {"vllm"}),
+    "demo": (
+        {"checks", "coverage", "problem", "report", "sampling", "trainer"},
+        BARE | {"matplotlib", "rich", "tokenizers"},
+    ),
     "cli": ({"demo", "grading", "report", "runs", "sampling", "statistics", "trainer"}, BARE | {"rich", "yaml"}),
 }
 # The package itself and its entry point are above all rooms.

@@ -13,6 +13,7 @@ from tiny_models import save_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dco_trl import CoTDCOConfig
+from dco_trl.cli import main as dco_trl
 from dco_trl.cli.train import parse
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -169,10 +170,10 @@ def test_dco_script_from_the_shell():
     script = [sys.executable, str(EXAMPLES / "scripts" / "dco.py")]
     done = subprocess.run([*script, "--use_cpu", "--num_atempts", "1"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "unknown argument: `num_atempts`" in done.stderr
+    assert "unknown argument: '--num_atempts'" in done.stderr
 
 
-# ------------------------------------------------------------- dco_cot.py, recipes
+# ---------------------------------------------------- chains of thought, recipes
 
 WORDS = [
     {"problem": " What is 2+2? ", "solution": "2+2 is <<2+2=4>>4.", "answer": "4"},
@@ -208,7 +209,7 @@ def test_cot_recipe_trains(here, monkeypatch, recipe):
     arguments = ["--model_name_or_path", "MODEL", "--use_cpu", "true", "--max_steps", "2", "--output_dir", "out"]
     arguments += ["--sampler", "transformers", "--sampler_kwargs", '{"batch_size": 16}', "--ce_warmup_steps", "1"]
     arguments += ["--max_rationale_tokens", "8", "--num_rationales", "8", "--max_length", "128"]
-    assert main_of("dco_cot")(["--config", str(recipe), *arguments], CoTDCOConfig) == 0
+    assert dco_trl(["train-cot", "--config", str(recipe), *arguments]) == 0
     assert Path("out/adapter_model.safetensors").is_file()
     assert not Path("out/sampler").exists()
 
@@ -219,5 +220,6 @@ def test_a_grader_that_is_not_there_is_one_message(here, monkeypatch, capsys):
     run("prepare_gsm8k", monkeypatch, "--dataset", "words.jsonl", "--output", "train.jsonl")
     arguments = ["--model_name_or_path", "MODEL", "--dataset_name", "train.jsonl", "--eval_strategy", "no"]
     arguments += ["--use_cpu", "true", "--bf16", "false", "--output_dir", "out", "--grader", "maths"]
-    assert main_of("dco_cot")(arguments, CoTDCOConfig) == 2
-    assert "grader 'maths' is not known" in capsys.readouterr().err
+    assert dco_trl(["train-cot", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert "dco-trl train-cot: " in error and "grader 'maths' is not known" in error

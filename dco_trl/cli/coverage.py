@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         description="Exact pass@k of short reference answers, without sampling. The answer is the column `completion` "
         "if there is one, else `answer`, unless --answer-column names another. " + NOTE,
     )
-    return status("coverage", lambda: coverage(*configs))
+    return status("coverage", lambda: coverage(*configs), *configs)
 
 
 def coverage(data: DatasetConfig, model: ModelConfig, config: CoverageConfig) -> None:
