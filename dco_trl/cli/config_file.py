@@ -31,7 +31,8 @@ def check_config_file(path: str, parser: argparse.ArgumentParser) -> None:
             raise ValueError(
                 f"'{key}' in the config file {path} must be a list, got {value!r}. Write '{key}: [{value}]'."
             )
-        if action.type in (int, float) and not isinstance(value, (int, float)):
+        values = value if action.nargs == "+" else [value]
+        if action.type in (int, float) and not all(isinstance(item, (int, float, str)) for item in values):
             raise ValueError(f"'{key}' in the config file {path} must be a number, got {value!r}.")
 
 
