@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--num_samples", type=int, default=8192, help="Samples of each.")
     args = parser.parse_args()
     if args.num_samples < KS[-1]:
-        parser.error(f"--num_samples: pass@{KS[-1]} needs at least as many samples per problem, got {args.num_samples}")
+        parser.error(f"--num_samples: pass@{KS[-1]} needs as many samples per problem, got {args.num_samples}")
     be_quiet()
     runs = []
     for num_attempts in (1, 256):
