@@ -108,7 +108,7 @@ def value_of_offer(p: ArrayLike, before: ArrayLike, after: ArrayLike, num_attemp
 def optimal_policy(p: ArrayLike, num_attempts: int) -> NDArray[np.float64]:
     r"""The best bets for `num_attempts` copies of a bookie who knows the true probabilities `p`.
 
-    $$q^\star = \arg\max_{q \in \Delta} \sum_i p_i \left(1 - (1 - q_i)^N\right)$$
+    $$q^\star = \mathrm{arg\,max}_{q \in \Delta} \sum_i p_i \left(1 - (1 - q_i)^N\right)$$
 
     Each term is concave in \(q_i\), so the Karush-Kuhn-Tucker conditions decide: for some \(\lambda\),
     \(p_i (1-q_i)^{N-1} = \lambda\) where \(q_i > 0\) and \(p_i \le \lambda\) where \(q_i = 0\). Sort

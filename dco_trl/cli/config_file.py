@@ -32,7 +32,7 @@ def check_config_file(path: str, parser: argparse.ArgumentParser) -> None:
             raise ValueError(
                 f"'{key}' in the config file {path} must be a list, got {value!r}. Write '{key}: [{value}]'."
             )
-        if action.type in (int, float) and not all(isinstance(number, int | float) for number in numbers):
+        if action.type in (int, float) and not all(isinstance(number, int | float | str) for number in numbers):
             raise ValueError(f"'{key}' in the config file {path} must be a number, got {value!r}.")
 
 

@@ -104,7 +104,9 @@ class VLLMSampler:
                     "seed_each_request=True."
                 )
             engine_kwargs["worker_extension_cls"] = "dco_trl.sampling.vllm_worker.SeedingWorker"
-        if vllm.platforms.current_platform.is_cpu():
+        from vllm.platforms import current_platform  # from vLLM 0.32 on, no attribute of `vllm` unless imported
+
+        if current_platform.is_cpu():
             # Without a GPU, a seeded request whose prompt is split over two steps takes the engine down: vLLM rewinds
             # the offset of its generator, and a CPU generator has none (GPUModelRunner._bookkeeping_sync).
             # `test_vllm_sampler.py` says when this can go.
