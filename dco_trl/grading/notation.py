@@ -3,9 +3,10 @@ r"""Notation that math-verify misreads, put as it reads it: `½`, `90°`, `\dbin
 import re
 import unicodedata
 
+_MINUS = ("−", "﹣")
 _SYMBOLS = dict(
     pair.split("=")
-    for pair in r"−=-|﹣=-|⁄=/|×=\times |·=\cdot |⋅=\cdot |÷=\div |≤=\le |≥=\ge |≠=\ne |∞=\infty |π=\pi |°=^\circ |"
+    for pair in r"⁄=/|×=\times |·=\cdot |⋅=\cdot |÷=\div |≤=\le |≥=\ge |≠=\ne |∞=\infty |π=\pi |°=^\circ |"
     r"∪=\cup |∩=\cap |∈=\in |∅=\emptyset ".split("|")
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
@@ -27,8 +28,15 @@ _INTERVAL = re.compile(r"(?:\\left)?[\[(].+,.+(?:\\right)?[\])]", re.DOTALL)
 _MAX_CHARS = 300
 
 
+def plain_digits(text: str) -> str:
+    """A text with Unicode's digits, fractions, minus signs and white space, and full-width letters, in ASCII."""
+    if text.isascii():
+        return text
+    return "".join(f" {'/'.join(f)}" if (f := _fraction(c)) else _plain_digit(c) for c in text).strip()
+
+
 def plain_characters(text: str) -> str:
-    """A text with Unicode's forms of digits and signs in ASCII and LaTeX: `５` is 5, `x²` is `x^{2}`."""
+    """A formula with Unicode's signs in LaTeX as well: `x²` is `x^{2}`."""
     if text.isascii():
         return text
     text = _SUPERSCRIPT.sub(lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", text)
@@ -40,19 +48,41 @@ def plain_characters(text: str) -> str:
     return text
 
 
-def _plain_character(character: str) -> str:
-    if character.isascii() or character in _SYMBOLS:
-        return _SYMBOLS.get(character, character)
+def _plain_digit(character: str) -> str:
+    if character in _MINUS:
+        return "-"
     if "！" <= character <= "～":  # full-width ASCII
         return chr(ord(character) - 0xFEE0)
     if character.isdecimal():
         return str(unicodedata.decimal(character))
-    if character.isspace():
+    if character.isspace() and not character.isascii():
         return " "
-    category = unicodedata.category(character)
-    if category == "No" and (parts := unicodedata.normalize("NFKC", character).split("⁄"))[1:]:
-        return f"\\frac{{{parts[0]}}}{{{parts[1] or 1}}}"
-    return "" if category == "Cf" else character  # invisible
+    return "" if unicodedata.category(character) == "Cf" else character  # invisible
+
+
+def _plain_character(character: str) -> str:
+    if character in _SYMBOLS:
+        return _SYMBOLS[character]
+    if fraction := _fraction(character):
+        return f"\\frac{{{fraction[0]}}}{{{fraction[1]}}}"
+    return _plain_digit(character)
+
+
+def _fraction(character: str) -> list[str]:
+    """Numerator and denominator of ½ and the like."""
+    if unicodedata.category(character) != "No":
+        return []
+    parts = unicodedata.normalize("NFKC", character).split("⁄")
+    return parts if len(parts) == 2 and all(parts) else []
+
+
+def mixed_number(text: str) -> str | None:
+    """`3 1/2`, perhaps with a unit, as a formula."""
+    match = _MIXED_NUMBER.fullmatch(text) if "/" in text else None
+    if match is None or int(match[2]) >= int(match[3]):
+        return None
+    unit = f"\\text{{{match[4]}}}" if match[4] else ""
+    return f"{match[1]}\\frac{{{match[2]}}}{{{match[3]}}}{unit}"
 
 
 def rewrite(answer: str) -> str:
@@ -66,9 +96,6 @@ def rewrite(answer: str) -> str:
         answer = _SINE_OF_DEGREES.sub(r"\1(\\frac{\2\\pi}{180})", answer)
     if "\\overline" in answer:
         answer = _REPEATING.sub(_repeating, answer)
-    if "/" in answer and (mixed := _MIXED_NUMBER.fullmatch(answer)) and int(mixed[2]) < int(mixed[3]):
-        unit = f"\\text{{{mixed[4]}}}" if mixed[4] else ""
-        answer = f"{mixed[1]}\\frac{{{mixed[2]}}}{{{mixed[3]}}}{unit}"
     return answer.replace("\\varnothing", "\\emptyset")
 
 
@@ -80,9 +107,10 @@ def _repeating(match: re.Match) -> str:
 
 def as_interval(answer: str, reference: str) -> str:
     """An inequality in one letter as an interval, where the reference is an interval; else the answer as it is."""
-    if len(answer) > _MAX_CHARS or not _INTERVAL.fullmatch(reference) or not _RELATION.search(answer):
+    inequality = plain_characters(answer)
+    if len(answer) > _MAX_CHARS or not _INTERVAL.fullmatch(reference) or not _RELATION.search(inequality):
         return answer
-    intervals = [_interval(part) for part in _OR.split(answer)]
+    intervals = [_interval(part) for part in _OR.split(inequality)]
     return "\\cup ".join(filter(None, intervals)) if all(intervals) else answer
 
 
