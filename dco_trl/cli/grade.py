@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         run="the run's folder",
         description="Grade the samples of a run that this grader has not graded yet.",
     )
-    return status("grade", lambda: print(grade(run, grading)))
+    return status("grade", lambda: print(grade(run, grading)), grading)
 
 
 def grade(run: str, grading: GradingConfig) -> Any:

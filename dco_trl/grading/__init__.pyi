@@ -1,5 +1,7 @@
 from .bulk import BulkGrader as BulkGrader
 from .call import call_grader as call_grader
+from .code import code_grader as code_grader
+from .code import extract_code as extract_code
 from .errors import GraderError as GraderError
 from .extract import completion_text as completion_text
 from .extract import extract_answer as extract_answer

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ..extras import require
 from .call import Grader
 from .errors import GraderError
 from .extract import completion_text, extract_answer, extract_reference
@@ -113,7 +114,12 @@ def load_grader(name: str | Grader) -> Grader:
     if name == "exact":
         return exact_grader
     if name == "math":
+        require("grader='math'", "eval", "math_verify")
         return math_grader
+    if name == "code":
+        from .code import code_grader
+
+        return code_grader
     module_name, colon, attribute = name.partition(":")
     if not (colon and module_name and attribute):
         raise GraderError(
