@@ -184,6 +184,17 @@ def test_rows_that_only_look_equal_are_graded_apart():
     assert [verdict.score for verdict in verdicts] == [0.0, 1.0]
 
 
+def test_code_keeps_its_own_processes_under_the_same_limits():
+    pytest.importorskip("sandlock")
+    programs = ["x = 1", "while True: pass", "x = 2"]
+    columns = {"test_list": [["assert x == 1"]] * 3}
+    with BulkGrader("code", timeout=2.0, num_workers=2) as bulk:
+        start = time.monotonic()
+        verdicts = bulk.grade(None, programs, [""] * 3, columns, progress=False)
+        assert time.monotonic() - start < 8 and bulk._pool is None
+    assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 0.0]
+
+
 @pytest.mark.slow
 def test_a_worker_that_hangs_ends_with_a_killed_parent(tmp_path):
     code = (
