@@ -238,6 +238,14 @@ def test_exact_equals_the_reward_function():
     assert [v.score for v in verdicts] == exact_grader(completions, answer=answers)
 
 
+def test_exact_compares_the_whole_of_a_long_answer():
+    long = "x + " * 5000 + "1"
+    completions = [f"\\boxed{{{text}}}" for text in (long.replace(" ", ""), long, long + "0")]
+    verdicts = BulkGrader("exact").grade(None, completions, [long] * 3, progress=False)
+    assert [v.score for v in verdicts] == exact_grader(completions, answer=[long] * 3) == [1.0, 1.0, 0.0]
+    assert all(len(v.answer) == 1001 for v in verdicts)
+
+
 def test_a_bar_on_standard_error(capsys):
     with BulkGrader("math", num_workers=1) as grader:
         grader.grade(None, ["0.5", "0.25", "1"], ["1", "\\frac14", "1"])

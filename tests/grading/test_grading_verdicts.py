@@ -90,6 +90,7 @@ def test_notation(answer, rewritten):
     ("text", "formula"),
     [
         ("5 6/7", "5\\frac{6}{7}"),
+        ("3½ cups", "3\\frac{1}{2}\\text{ cups}"),
         ("-1 1/2 inches", "-1\\frac{1}{2}\\text{ inches}"),
         *((other, None) for other in ("5 7/6", "x = 3 1/2", "1/2", "3 1/2 x + 1")),
     ],
