@@ -136,6 +136,13 @@ def test_a_faulty_function_is_named(name, text):
         grade(name, ["a"])
 
 
+def test_a_row_that_cannot_be_sent_names_the_way_out():
+    text = r"a row cannot be sent to a grading worker: .*lambda.*keep the grader in this process \(in_process=True"
+    with pytest.raises(GraderError, match=text):
+        grade("slow", ["a"], columns={"thing": [lambda: 0]})
+    assert grade("slow", ["a"], columns={"thing": [lambda: 0]}, in_process=True)[0] == [(1.0, "graded")]
+
+
 def test_a_function_that_only_a_worker_cannot_import():
     grader = BulkGrader("broken_in_workers:f", num_workers=1)
     with grader, pytest.raises(GraderError, match=r"ZeroDivisionError: division by zero.*\(in a worker process\)"):
