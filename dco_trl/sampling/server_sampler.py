@@ -129,7 +129,8 @@ class ServerSampler:
         self._loaded_name: str | None = None
         self._request_model = model
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._tokenizer_name, self._end_ids = tokenizer, ()
+        self._tokenizer_name = tokenizer
+        self._end_ids: tuple[int, ...] = ()
         served = self._get("/models", read_models, "list its models")
         if model not in served:
             raise EndpointError(
@@ -195,6 +196,7 @@ class ServerSampler:
         if self._closed:
             raise RuntimeError("This sampler is closed. Make a new one.")
         fields = self._fields(params)
+        vocabulary = None if self._tokenizer is None else len(self._tokenizer)
         prompts: Sequence[Prompt | list[int]] = [request.prompt for request in requests]
         if self._tokenizer is not None:
             how = "Start the server with a larger --max-model-len or lower max_tokens."
@@ -218,7 +220,7 @@ class ServerSampler:
                     request = requests[call.request]
                     body["seed"] = request_seed(params.seed, request.stream, request.first_index + call.first)
                 path = "/chat/completions" if is_chat else "/completions"
-                read = partial(read_choices, n=call.n, vocabulary=self._tokenizer and len(self._tokenizer))
+                read = partial(read_choices, n=call.n, vocabulary=vocabulary)
                 choices = await self._endpoint.ask(client, "sample", path, read, body)
                 samples = [self._sample(choice, params) for choice in choices]
                 results[call.request][call.first : call.first + call.n] = samples
