@@ -22,7 +22,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"latex2sympy2_extended", "antlr4", "math_verify", "numpy", "reasoning_gym", "sandlock", "sympy", "tqdm"},
     ),
     "sampling": (
-        {"problem", "statistics"},
+        {"checks", "problem", "statistics"},
         {"anyio", "httpx", "numpy", "peft", "torch", "tqdm", "transformers", "trl", "vllm"},
     ),
     "runs": ({"checks", "grading", "problem", "sampling"}, {"datasets", "numpy", "pyarrow", "tqdm"}),

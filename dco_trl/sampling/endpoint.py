@@ -5,10 +5,16 @@ import email.utils
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-import httpx
+from ..extras import missing
+
+try:
+    import httpx
+    from anyio.from_thread import start_blocking_portal
+except ImportError as error:
+    raise missing("sampler='server'", "server", error) from error
 
 Answer = TypeVar("Answer")
 
@@ -86,6 +92,15 @@ class Endpoint:
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             follow_redirects=True,
         )
+
+    def ask_alone(self, what: str, path: str, read: Callable[[bytes], Answer], *args: Any, **options: Any) -> Answer:
+        """One `ask`, with a connection of its own."""
+
+        async def ask() -> Answer:
+            async with self.client() as client:
+                return await self.ask(client, what, path, read, *args, **options)
+
+        return wait_for(ask)
 
     async def ask(
         self,
@@ -174,6 +189,12 @@ class Endpoint:
                 if len(content) > _MAX_BYTES:
                     raise _Failure(f"an answer of more than {_MAX_BYTES:,} bytes", passing=False)
         return response, bytes(content)
+
+
+def wait_for(work: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Run in a thread of its own: the caller may be inside an event loop, as in a notebook. Ctrl-C ends the work."""
+    with start_blocking_portal() as portal:
+        return portal.call(work)
 
 
 def own_words(content: bytes) -> str:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..checks import check_integer
 from ..problem import DataError, Problem
 from ..statistics.pass_at_k import exact_pass_at_k
-from .arguments import check_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -121,7 +121,7 @@ def exact_coverage(
     temperatures = np.atleast_1d(np.asarray(temperature, dtype=float))
     if temperatures.ndim > 1 or not temperatures.size or not (temperatures > 0).all():
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    check_count("batch_size", batch_size)
+    check_integer("batch_size", batch_size)
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     end_ids = end_token_ids(tokenizer, getattr(base, "generation_config", None))
     rows = _tokenize(tokenizer, end_ids, problems, completion_template)

@@ -254,7 +254,7 @@ class VLLMSampler:
             return [samples * request.num_samples for samples, request in zip(results, requests, strict=True)]
         return results
 
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         """Who samples; see `Sampler.identity`."""
         import torch
         import vllm

@@ -282,7 +282,7 @@ def test_what_cannot_be_computed_is_refused():
     for several in ([], [1.0, -1.0], [[1.0]], float("nan")):
         with pytest.raises(ValueError, match="temperature must be above 0, got"):
             exact_coverage(model, tokenizer, [problem("a", "b")], temperature=several)
-    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+    with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1, got 0"):
         exact_coverage(model, tokenizer, [problem("a", "b")], batch_size=0)
     with pytest.raises(DataError, match="problem 'x': prompt and answer have 17 tokens, more than the 16"):
         exact_coverage(model, tokenizer, [problem("a", "b"), problem("1" * 8, "2" * 8, "x")])

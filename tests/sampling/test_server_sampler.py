@@ -5,6 +5,8 @@ import contextlib
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -394,8 +396,8 @@ class TestFailures:
     @pytest.mark.parametrize(
         "options, error, message",
         [
-            ({"concurrency": 0}, ValueError, "concurrency=0 must be at least 1"),
-            ({"samples_per_request": "many"}, TypeError, "samples_per_request='many' must be a whole number"),
+            ({"concurrency": 0}, ValueError, "`concurrency` must be an integer of at least 1, got 0"),
+            ({"samples_per_request": "many"}, ValueError, "`samples_per_request` must be .* got 'many'"),
             ({"max_retries": -1}, ValueError, "max_retries=-1 must be at least 0"),
             ({"timeout": 0}, ValueError, "timeout=0 above 0 seconds"),
             ({"api_key": "SECRET\n"}, ValueError, "api_key holds a character that no HTTP header can carry"),
@@ -499,13 +501,25 @@ class TestFailures:
             draw(sampler, 1)
 
 
+def test_without_httpx_the_extra_is_named():
+    code = (
+        "import sys; sys.modules['httpx'] = None\n"
+        "from dco_trl.sampling import make_sampler\n"
+        "try:\n    make_sampler('server', 'model', base_url='http://127.0.0.1:1/v1')\n"
+        "except ImportError as error:\n    print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("sampler='server' needs more (")
+    assert result.stdout.endswith("Install it with `pip install 'dco-trl[server]'`.\n")
+
+
 class TestIdentity:
     def test_what_changes_the_distribution_is_in_it(self, vllm_like, checkpoint):
         plain = vllm_like.sampler().identity()
         assert "extra_body" not in plain
         assert vllm_like.sampler(concurrency=1, samples_per_request=2, seed_each_request=True).identity() == plain
         changed = vllm_like.sampler(extra_body={"min_p": 0.1, "logit_bias": {"5": -100}}).identity()
-        assert changed["extra_body"] == '{"logit_bias": {"5": -100}, "min_p": 0.1}'
+        assert changed["extra_body"] == {"min_p": 0.1, "logit_bias": {"5": -100}}
         rendered = vllm_like.sampler(tokenizer=str(checkpoint)).identity()
         assert rendered["tokenizer"] == str(checkpoint) and len(rendered["tokenizer_fingerprint"]) == 16
         assert plain["vllm_version"] == "0.0"

@@ -345,7 +345,7 @@ class TestBadInput:
             draw(sampler, 1, max_tokens=CONTEXT - 2)
 
     def test_a_batch_of_nothing_is_refused(self, checkpoint):
-        with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1, got 0"):
             TransformersSampler(str(checkpoint), batch_size=0)
 
     def test_an_encoder_decoder_is_refused(self):
