@@ -239,7 +239,7 @@ def _hint(status: int, path: str) -> str:
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:
-    """Seconds that the endpoint asks to wait, where it says so in a way that can be read."""
+    """Seconds that the endpoint asks to wait; None if it does not ask, or cannot be understood."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers[name]) * unit

@@ -140,7 +140,7 @@ class Sampler(Protocol):
 
 
 def request_seed(seed: int, stream: int, index: int) -> int:
-    """Seed of sample `index` of problem `stream`, for backends that take one integer a sequence.
+    """Seed of sample `index` of problem `stream`, for backends that take one integer per sequence.
 
     (h(seed) + stream * step) mod 2**31 + index, with `step` near 2**31 divided by the golden ratio. Consecutive
     samples have consecutive seeds, which is what vLLM gives the children of a request with n > 1 (child i has the

@@ -78,6 +78,9 @@ class ServerSampler:
         max_retries: Repetitions of a failed request, 0.5 s apart at first, then twice as long each time, up to 8 s.
         timeout: Seconds until a request without its whole answer counts as failed.
         seed_each_request: Send a seed with each request, derived from the run's seed, the problem and the index.
+            Without it a vLLM server draws from one stream that begins again at each start: two starts, or two servers
+            behind one address, give some of the same samples. False saves time with small models (see `VLLMSampler`);
+            then start each server, each time, with another `--seed`.
         extra_body: Further fields of every sampling request. They are part of the sampler's identity, and may not set
             what `SamplingParams` sets.
         progress: Show a progress bar on standard error.
@@ -107,7 +110,7 @@ class ServerSampler:
         samples_per_request: int = 32,
         max_retries: int = 6,
         timeout: float = 1800.0,
-        seed_each_request: bool = False,
+        seed_each_request: bool = True,
         extra_body: Mapping[str, Any] | None = None,
         progress: bool = True,
     ):

@@ -281,7 +281,7 @@ def _load(name: str, revision: str | None, model_kwargs: dict[str, Any]) -> Any:
 
 
 def _uniforms(request: SampleRequest, i: int, params: SamplingParams) -> np.ndarray:
-    """The uniform numbers of sample `first_index + i`, one a token, float64 in [0, 1).
+    """The uniform numbers of sample `first_index + i`, one per token, float64 in [0, 1).
 
     Philox maps (key, counter) to random words; the sample's index sits in the counter's second word, so that each
     sample has 2**64 words of its own.

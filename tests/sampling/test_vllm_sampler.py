@@ -266,6 +266,15 @@ class TestStarting:
         with pytest.raises(ValueError, match="worker_extension_cls is what seeds the engine.*seed_each_request=True"):
             VLLMSampler("nothing", worker_extension_cls="some.Worker")
 
+    @pytest.mark.vllm
+    @pytest.mark.slow
+    @pytest.mark.xdist_group("vllm")
+    def test_an_engine_in_this_process_is_not_seeded(self, vllm_environment, tmp_path, monkeypatch):
+        monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        # Were it to be seeded, its own worker extension would be refused before the missing model is.
+        with pytest.raises(RuntimeError, match="vLLM could not start"):
+            VLLMSampler(str(tmp_path / "nothing"), worker_extension_cls="some.Worker")
+
     def test_without_vllm_the_extra_is_named(self):
         code = (
             "import sys; sys.modules['vllm'] = None\n"
