@@ -31,7 +31,7 @@ def check_config_file(path: str, parser: argparse.ArgumentParser) -> None:
             raise ValueError(
                 f"'{key}' in the config file {path} must be a list, got {value!r}. Write '{key}: [{value}]'."
             )
-        if action.type in (int, float) and not isinstance(value, (int, float)):
+        if action.nargs is None and action.type in (int, float) and not isinstance(value, (int, float)):
             raise ValueError(f"'{key}' in the config file {path} must be a number, got {value!r}.")
 
 

@@ -46,7 +46,7 @@ class PassAtKCallback(TrainerCallback):
         grader: "math", "exact", "package.module:function", or a function with the signature of TRL's reward functions.
         sampler: "transformers" samples the model in training. A sampler object is used as it is: it samples the model
             that it has loaded, and bringing the trained weights there is its owner's work.
-        num_samples: Samples drawn a problem, n.
+        num_samples: Samples drawn per problem, n.
         k: Number of attempts to estimate for, or several; none above `num_samples`.
         every: "epoch", or a number of optimizer steps.
         trainer: The trainer to log through. A callback is not told its trainer, so add it after the trainer is made.
@@ -120,7 +120,9 @@ class PassAtKCallback(TrainerCallback):
         self._last: tuple[int, dict[str, float]] = (-1, {})
         self._group: Any = None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Check that this trainer can be evaluated."""
         self._last = (-1, {})
         if self.trainer is None:
@@ -135,12 +137,16 @@ class PassAtKCallback(TrainerCallback):
                 f"{how}. Pass a sampler that has a model of its own, such as ServerSampler or VLLMSampler."
             )
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Evaluate every so many steps."""
         if self.every != "epoch" and state.global_step % self.every == 0:
             self._evaluate(args, state)
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Evaluate every epoch."""
         if self.every == "epoch":
             self._evaluate(args, state)

@@ -67,7 +67,7 @@ class DCOConfig(SFTConfig):
         metadata={"help": "The k's for which evaluation logs eval_coverage@k, exactly and without sampling."},
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_num_attempts(self.num_attempts)
         if self.loss_reduction not in _REDUCTIONS:
             raise ValueError(f"`loss_reduction` must be one of {_REDUCTIONS}, got {self.loss_reduction!r}.")

@@ -37,7 +37,7 @@ from .trl_contract import (
 
 logger = get_logger(__name__)
 
-# DCO is cross-entropy while all weights are 1; said once, after this many optimizer steps.
+# DCO is cross-entropy while all weights are 1; reported once, after this many optimizer steps.
 _IDLE_AFTER_STEPS = 20
 _IDLE_WEIGHT = 0.99
 # The metrics of a unit, in the order in which they are summed.
@@ -52,9 +52,9 @@ class DCOTrainer(SFTTrainer):
 
     $$\nabla\ell = F(N, p)\,\nabla(-\log p), \qquad F(N, p) = \frac{N p (1-p)^{N-1}}{1 - (1-p)^N}$$
 
-    which is the gradient of \(-\log(1 - (1-p)^N)\). With `num_attempts=1` it is `SFTTrainer`, bit for bit. Only
-    `compute_loss` is changed: padding, packing, LoRA, gradient checkpointing, data-parallel training and TRL's chunked
-    loss, which never builds the logits, work as they do there.
+    which is the gradient of \(-\log(1 - (1-p)^N)\). With `num_attempts=1` it is `SFTTrainer`, bit for bit, on
+    everything that `SFTTrainer` takes. Only `compute_loss` is changed: padding, packing, LoRA, gradient checkpointing,
+    data-parallel training and TRL's chunked loss, which never builds the logits, work as they do there.
 
     Logged beside TRL's metrics, as means over the sequences since the last log: `coverage_loss` (the objective, in
     nats; TRL's `loss` is the weighted surrogate), `coverage_weight` (mean \(F\)), `weight_below_0.1` (share of
@@ -63,18 +63,22 @@ class DCOTrainer(SFTTrainer):
     reference's own string.
 
     Args:
-        model: Model identifier, folder, `PreTrainedModel` or `PeftModel`, as in `SFTTrainer`.
+        model: Model identifier, folder, `PreTrainedModel` or `PeftModel`, as in `SFTTrainer`. All that follow are
+            given by name.
         args: A [`DCOConfig`][dco_trl.trainer.DCOConfig].
         data_collator: As in `SFTTrainer`; one that keeps `labels`. None chooses it.
         train_dataset: Rows that tell the answer from the prompt: `prompt` and `completion` columns (plain or
             conversational), conversations with `assistant_only_loss=True`, or tokenised rows with `labels`.
+            Conversations of one answer are split into `prompt` and `completion` where the answer is not marked.
         eval_dataset: The same, or a dictionary of such.
-        **kwargs: Further arguments of `SFTTrainer`: `processing_class`, `peft_config`, `callbacks`, …
+        processing_class: Tokenizer or processor; None loads the model's.
+        **kwargs: Further arguments of `SFTTrainer`: `peft_config`, `callbacks`, …
 
     Raises:
         ValueError: A setting that would take the loss from elsewhere, or make p the probability of something else than
             one whole answer.
         TypeError: `args` is not a `DCOConfig`.
+        RuntimeError: This TRL is not one that the trainer works with.
 
     Examples:
         ```python
@@ -95,7 +99,7 @@ class DCOTrainer(SFTTrainer):
 
     Relations:
         Prefer `SFTTrainer` where the model will be sampled once. On a long chain of thought p is so small that every
-        weight is 1 and this trainer is cross-entropy (it says so): use
+        weight is 1 and this trainer is cross-entropy (reported once): use
         [`CoTDCOTrainer`][dco_trl.trainer.CoTDCOTrainer].
     """
 
@@ -322,7 +326,6 @@ class DCOTrainer(SFTTrainer):
             names = [*_METRICS, *(f"coverage@{k}" for k in self.args.coverage_at)]
             for name, value in zip(names, means, strict=True):
                 output.metrics[f"{metric_key_prefix}_{name}"] = value
-            self._eval_sums = None
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
