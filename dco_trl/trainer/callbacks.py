@@ -158,7 +158,7 @@ class PassAtKCallback(TrainerCallback):
         control: TrainerControl,
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
-    ):
+    ) -> None:
         """Lend the values to the trainer's own evaluation at this step, for `metric_for_best_model`."""
         if metrics is not None and self._last[0] == state.global_step:
             metrics.update(self._last[1])
