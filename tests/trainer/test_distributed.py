@@ -37,7 +37,7 @@ def launch(num_processes: int, folder: Path) -> dict[str, dict]:
             port = free.getsockname()[1]
         torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", f"--master_port={port}"]
         command[1:1] = torchrun
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}:{HERE.parents[1]}", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     results = dict(zip(RUNS, torch.load(folder / f"{num_processes}.pt"), strict=True))
