@@ -10,7 +10,6 @@ import contextlib
 import functools
 import io
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -138,55 +137,58 @@ def test_commands_name_what_exists(path, monkeypatch):
         check_arguments(words)
 
 
+def test_make_targets_that_are_named_exist():
+    places = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / ".github").rglob("*.*")]
+    named = {
+        name for path in places for name in re.findall(r"(?:`|: |^)make ([a-z]+)", path.read_text(), re.MULTILINE)
+    }
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"check", "test", "coverage", "wheel", "fuzz"} <= named
+    assert not named - targets
+
+
 def check_arguments(words: list[str]) -> None:
     """The command exists and takes these arguments; training recipes are parsed as a run would."""
     if words[0] == "accelerate":
         words = ["dco-trl", *words[words.index("dco_trl") + 1 :]]
     if words[0] == "pip":
-        assert words == ["pip", "install", "."]
+        assert words[1] == "install" and re.fullmatch(r"(\.|dco-trl)(\[(eval|vllm|server)\])?", words[2]), words
     elif words[0] == "make":
         subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
     elif words[0] == "dco-trl" and words[1] in ("train", "train-cot"):
         config_class = {"train": DCOConfig, "train-cot": CoTDCOConfig}[words[1]]
         parse([str(ROOT / word) if word.endswith(".yaml") else word for word in words[2:]] + ON_CPU, config_class)
     elif words[0] == "dco-trl":
-        check_flags(words)
+        check_flags(words, help_of("dco-trl", words[1]))
     else:
-        assert words[0] == "python" and (ROOT / words[1]).is_file(), words
-        check_flags(words)
-
-
-def check_flags(words: list[str]) -> None:
-    """Each flag is an argument of this very command, as its own help lists them."""
-    flags = [word for word in words if word.startswith("--")]
-    if flags:
-        unknown = set(flags) - arguments_of(words[0], words[1])
-        assert not unknown, f"{sorted(unknown)} of {words} are no arguments of it"
+        assert words[0] == "python", words
+        assert (ROOT / words[1]).is_file(), words
+        if any(word.startswith("--") for word in words):
+            check_flags(words, help_of("python", words[1]))
 
 
 @functools.cache
-def arguments_of(program: str, name: str) -> set[str]:
+def help_of(program: str, command: str) -> str:
     if program == "dco-trl":
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
-            dco_trl([name, "--help"])
-        text = printed.getvalue()
-    else:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        text = subprocess.run(
-            [sys.executable, str(ROOT / name), "--help"], env=environment, check=True, capture_output=True, text=True
-        ).stdout
-    # The lines that explain an argument begin with it; a description may name a flag of another command.
-    lines = [line for line in text.split("options:")[-1].splitlines() if line.lstrip().startswith("-")]
-    return {flag for line in lines for flag in re.findall(r"(?<![\w-])--[\w-]+", line.lstrip().split("  ")[0])}
+        with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+            dco_trl([command, "--help"])
+        return printed.getvalue()
+    run = [sys.executable, str(ROOT / command), "--help"]
+    return subprocess.run(run, capture_output=True, text=True, check=True).stdout
 
 
-def test_a_flag_of_another_command_is_not_taken():
-    check_flags(["dco-trl", "sample", "--num-samples", "2"])
-    with pytest.raises(AssertionError, match="--grader"):
-        check_flags(["dco-trl", "sample", "--grader", "math"])
-    with pytest.raises(AssertionError, match="--max_tokens"):
-        check_flags(["python", "examples/scripts/prepare_gsm8k.py", "--max_tokens", "4"])
+def check_flags(words: list[str], help: str) -> None:
+    """Every flag is one of this command's own."""
+    known = {flag.replace("-", "_") for flag in re.findall(r"--[\w-]+", help)}
+    unknown = [word for word in words if word.startswith("--") and word.replace("-", "_") not in known]
+    assert not unknown, f"{unknown} of {words} is no argument of this command"
+
+
+def test_a_flag_of_another_command_is_found_out():
+    with pytest.raises(AssertionError, match=r"\['--grader'\] of .* is no argument of this command"):
+        check_arguments("dco-trl sample --model m --grader math".split())
+    with pytest.raises(AssertionError, match="--epochs"):
+        check_arguments("python examples/scripts/prepare_math.py --dataset d --epochs 2".split())
 
 
 @pytest.mark.slow

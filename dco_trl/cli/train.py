@@ -24,7 +24,7 @@ from trl import (
 )
 
 from ..grading import GraderError
-from ..trainer import CoTDCOConfig, CoTDCOTrainer, DCOConfig, DCOTrainer
+from ..trainer import CoTDCOConfig, DCOConfig, DCOTrainer
 from .config_file import check_config_file
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -233,6 +233,8 @@ def make_trainer(
     trainer_class: type[DCOTrainer] = DCOTrainer
     further: dict[str, Any] = {}
     if isinstance(script_args, CoTDCOScriptArguments):
+        from ..trainer import CoTDCOTrainer  # which needs the extra [eval]
+
         trainer_class, further = CoTDCOTrainer, {"grader": script_args.grader}
     try:
         return trainer_class(

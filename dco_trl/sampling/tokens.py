@@ -3,20 +3,21 @@
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .protocol import Prompt, Sample
+from .protocol import Prompt, Sample, SampleRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt | list[int]) -> list[int]:
     """Tokens of a prompt, as TRL's SFTTrainer renders it.
 
     A string goes through `tokenizer(prompt)`, messages through `apply_chat_template(add_generation_prompt=True)`.
+    Token ids stay as they are.
 
     Args:
         tokenizer: The model's tokenizer.
-        prompt: Text or messages.
+        prompt: Text, messages or token ids.
 
     Returns:
         Token ids, at least one.
@@ -26,6 +27,8 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[
     """
     if isinstance(prompt, str):
         ids = tokenizer(prompt)["input_ids"]
+    elif is_token_ids(prompt):
+        ids = prompt
     else:
         if tokenizer.chat_template is None:
             raise ValueError(
@@ -33,8 +36,9 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[
                 "template, so it cannot be rendered. Give plain text prompts, or save a chat template with the "
                 "tokenizer (`tokenizer.chat_template = ...`)."
             )
+        messages: Any = prompt
         rendered: Any = tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True
         )
         ids = rendered["input_ids"]
     if not ids:
@@ -42,13 +46,28 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[
     return list(ids)
 
 
-def check_length(num_prompt_tokens: int, max_tokens: int, context: int | None, how: str) -> None:
-    """Refuse a prompt that leaves no room for `max_tokens`: its samples would be cut off without saying so."""
-    if context is not None and num_prompt_tokens + max_tokens > context:
-        raise ValueError(
-            f"A prompt of {num_prompt_tokens} tokens and max_tokens={max_tokens} make "
-            f"{num_prompt_tokens + max_tokens} tokens, more than the {context} of the context. {how}"
-        )
+def is_token_ids(prompt: Prompt | list[int]) -> bool:
+    """Whether a prompt is token ids already, and not text or messages."""
+    return bool(prompt) and isinstance(prompt[0], int)
+
+
+def encode_prompts(
+    tokenizer: "PreTrainedTokenizerBase",
+    requests: Sequence[SampleRequest],
+    max_tokens: int,
+    context: int | None,
+    how: str,
+) -> list[list[int]]:
+    """Tokens of all prompts; one that leaves no room for `max_tokens` is refused before anything is drawn."""
+    prompts = [encode_prompt(tokenizer, request.prompt) for request in requests]
+    for request, ids in zip(requests, prompts, strict=True):
+        if context is not None and len(ids) + max_tokens > context:
+            raise ValueError(
+                f"A prompt of {len(ids)} tokens and max_tokens={max_tokens} make {len(ids) + max_tokens} tokens, more "
+                f"than the {context} of the context. {how} The prompt (stream {request.stream}) begins "
+                f"{tokenizer.decode(ids[:16])!r}."
+            )
+    return prompts
 
 
 def end_token_ids(tokenizer: "PreTrainedTokenizerBase", generation_config: Any = None) -> tuple[int, ...]:

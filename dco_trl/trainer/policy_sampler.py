@@ -72,7 +72,7 @@ class PolicySampler:
         """The sampler, with the weights as they are now, while the context lasts."""
         if self._args.sampler == "transformers":
             with self._accelerator.autocast():
-                yield TransformersSampler(self._model, self._tokenizer, progress=False, **self._options)
+                yield TransformersSampler(self._model, tokenizer=self._tokenizer, progress=False, **self._options)
             return
         if self._accelerator.is_main_process:
             self._save()
@@ -120,7 +120,7 @@ class PolicySampler:
 
             name = options.pop("model", None) or self._base_model()
             options = {"tokenizer": weights, "progress": False, **options}
-            return ServerSampler(name, options.pop("base_url"), adapter=weights, **options)
+            return ServerSampler(name, adapter=weights, **options)
         from ..sampling import VLLMSampler
 
         options = {

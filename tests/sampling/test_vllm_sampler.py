@@ -127,6 +127,10 @@ class TestWithEngine:
         ids = ids_of(draw(base_sampler, 1000, prompt=[{"role": "user", "content": "a b"}]))
         assert chi_squared(ids, exact) > 1e-3
 
+    def test_token_ids_are_continued_as_they_are(self, base_sampler, checkpoint):
+        exact = answer_probabilities(load_reference(checkpoint), [11], END_IDS, 3)
+        assert chi_squared(ids_of(draw(base_sampler, 5000, prompt=[11], max_tokens=3)), exact) > 1e-3
+
     def test_requests_keep_their_order_and_counts(self, base_sampler):
         requests = [SampleRequest("a", 3), SampleRequest("a b c d e f g", 1), SampleRequest("b", 5)]
         groups = base_sampler.sample(requests, SamplingParams(temperature=0, max_tokens=4))

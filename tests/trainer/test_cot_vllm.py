@@ -76,7 +76,7 @@ def test_vllm_samples_the_model_in_training(monkeypatch, small_engine, checkpoin
             np.testing.assert_allclose(theirs, ours[-len(theirs) :], atol=2e-3)
         windows.append(ours)
         draws = draw(problems, row_of, counts, drawn, sampler, *rest, **options)
-        itself = TransformersSampler(trainer.model, make_tokenizer(), progress=False)
+        itself = TransformersSampler(trainer.model, tokenizer=make_tokenizer(), progress=False)
         others = draw(problems, row_of, counts, drawn, itself, *rest, **options)
         rates.append((draws.correct.sum(), draws.graded.sum(), others.correct.sum(), others.graded.sum()))
         assert set(draws.rationales) and draws.tokens > 0
