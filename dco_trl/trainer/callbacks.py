@@ -3,6 +3,7 @@
 import datetime
 import os
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..checks import check_integer
 from ..grading import load_grader
 from ..problem import Problem
 from ..runs import grade_run, load_results, problems_from_rows, read_problems, sample_run
@@ -91,15 +93,14 @@ class PassAtKCallback(TrainerCallback):
         batch_size: int = 64,
         output_dir: str | os.PathLike[str] | None = None,
     ):
-        ks = [k] if isinstance(k, int) else list(k)
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        ks = [check_integer("k", one, at_least=0) for one in np.atleast_1d(k).tolist()]
+        num_samples = check_integer("num_samples", num_samples)
         if not ks or min(ks) < 1 or max(ks) > num_samples:
             raise ValueError(
                 f"k must be from 1 to num_samples={num_samples}, got {k}: pass@k cannot be estimated from fewer than "
                 "k samples. Raise num_samples or lower k."
             )
-        if every != "epoch" and (not isinstance(every, int) or every < 1):
+        if every != "epoch" and (not isinstance(every, Integral) or every < 1):
             raise ValueError(f"every must be 'epoch' or a number of steps of at least 1, got {every!r}")
         if isinstance(sampler, str) and sampler != "transformers":
             raise ValueError(
