@@ -25,8 +25,8 @@ from .model_card import CITATION, complete_model_card
 from .refusals import (
     CUTTING_STRATEGIES,
     check_loss_is_trls,
-    check_sequences_are_not_sharded,
     check_sequences_stay_whole,
+    why_sequences_are_sharded,
 )
 from .segments import Segments, one_label_per_sequence, sum_by_example
 from .trl_contract import (
@@ -161,9 +161,9 @@ class DCOTrainer(SFTTrainer):
             evaluation = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
             for split, dataset in {"train": train_dataset, **evaluation}.items():
                 if dataset is not None:
-                    self._check_tells_the_answer(dataset, args, split)
+                    self._refuse(why_not_an_answer(dataset, args, split), _mode_of(split))
+        self._refuse(why_sequences_are_sharded(self.accelerator.parallelism_config), "train", "eval")
         if not self._is_sft:
-            check_sequences_are_not_sharded(self.accelerator.parallelism_config)
             check_loss_uses_log_probs(self)
         if type(self.data_collator) is DataCollatorForLanguageModeling:
             self.data_collator = DCOCollator(**vars(self.data_collator))
@@ -195,7 +195,7 @@ class DCOTrainer(SFTTrainer):
             dataset = split_conversations(dataset, args, dataset_name)
             check_no_empty_completion(dataset, dataset_name)
             warn_about_completions(dataset, args, dataset_name)
-        self._check_tells_the_answer(dataset, args, dataset_name)
+        self._refuse(why_not_an_answer(dataset, args, dataset_name), _mode_of(dataset_name))
         if isinstance(dataset, Dataset) and _mode_of(dataset_name) not in self._has_no_p:
             if _mode_of(dataset_name) == "eval" and not packing and EVAL_ROW not in dataset.column_names:
                 dataset = dataset.add_column(EVAL_ROW, np.arange(len(dataset)))
@@ -206,13 +206,12 @@ class DCOTrainer(SFTTrainer):
             warn_about_labels(dataset, args, packing, dataset_name)
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
-    def _check_tells_the_answer(self, dataset: Dataset | IterableDataset, args: DCOConfig, name: str) -> None:
-        """Refuse rows whose p is not that of an answer; with one attempt, leave the metrics of p out."""
-        reason = why_not_an_answer(dataset, args, name)
+    def _refuse(self, reason: str | None, *modes: str) -> None:
+        """Raise a `ValueError` with the reason why p is not that of an answer; with one attempt, leave p out."""
         if reason is not None and not self._is_sft:
             raise ValueError(reason)
         if reason is not None:
-            self._has_no_p.add(_mode_of(name))
+            self._has_no_p.update(modes)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

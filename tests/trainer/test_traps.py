@@ -80,7 +80,8 @@ def test_sharded_sequences_are_refused(size, name, monkeypatch):
 
     def make_sharding_accelerator(trainer):
         make_accelerator(trainer)
-        monkeypatch.setattr(Accelerator, "parallelism_config", property(lambda _: parallelism))
+        sharding = {"parallelism_config": property(lambda _: parallelism)}
+        trainer.accelerator.__class__ = type("ShardingAccelerator", (Accelerator,), sharding)
 
     monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", make_sharding_accelerator)
     if name is None:
@@ -88,6 +89,7 @@ def test_sharded_sequences_are_refused(size, name, monkeypatch):
         return
     with pytest.raises(ValueError, match=f"{name} parallelism splits a sequence over devices.*`{size}=1`"):
         make_trainer()
+    assert make_trainer(num_attempts=1)._has_no_p == {"train", "eval"}
 
 
 def test_default_arguments(monkeypatch, tmp_path):
