@@ -105,7 +105,7 @@ class DCOTrainer(SFTTrainer):
         [`CoTDCOTrainer`][dco_trl.trainer.CoTDCOTrainer].
     """
 
-    _tag_names = ["trl", "dco"]
+    _tag_names = ["trl", "sft", "dco"]
     _name = "DCO"
     _paper = {
         "title": "Rethinking Fine-Tuning when Scaling Test-Time Compute: "
