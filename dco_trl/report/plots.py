@@ -1,8 +1,8 @@
 """Figures: coverage against k, confidence, success rates. Plain arrays in, a matplotlib `Figure` out.
 
 Figures are made without pyplot, so they need no display, keep no global state and are safe in any thread. Runs differ
-by colour (the Okabe-Ito palette, told apart by colour-blind readers), by line style and by marker, so that a grey
-print still reads.
+by colour (a palette that colour-blind readers can tell apart), by line style and by marker, so that a grey print still
+reads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,37 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-# Okabe and Ito, "Color Universal Design" (2008), without the yellow, which is too faint for a line on white.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINE_STYLES = ("-", "--", "-.", ":")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-RIGHT, WRONG = PALETTE[0], PALETTE[1]
+from .styles import (
+    LINE_STYLES,
+    MARKERS,
+    PALETTE,
+    RIGHT,
+    WRONG,
+    attempts_axis,
+    facing_histogram,
+    percent_axis,
+    plain_axes,
+    plain_text,
+    right_wrong_handles,
+)
+from .summary import Guess
+
+__all__ = [
+    "LINE_STYLES",
+    "MARKERS",
+    "PALETTE",
+    "RIGHT",
+    "WRONG",
+    "CoverageCurve",
+    "count_success_rates",
+    "plot_confidence_histogram",
+    "plot_coverage_curves",
+    "plot_success_histogram",
+    "success_bins",
+]
 
 
 @dataclass(frozen=True)
@@ -34,6 +56,8 @@ class CoverageCurve:
         high: Upper end of the band, shape (points,), or None for no band.
         extrapolated_k: k beyond the samples, for a thin dotted continuation, or empty.
         extrapolated: Coverage at each `extrapolated_k`.
+        extrapolated_low: Lower end of its band.
+        extrapolated_high: Upper end of its band.
     """
 
     label: str
@@ -43,15 +67,29 @@ class CoverageCurve:
     high: Sequence[float] | None = None
     extrapolated_k: Sequence[float] = ()
     extrapolated: Sequence[float] = ()
+    extrapolated_low: Sequence[float] = ()
+    extrapolated_high: Sequence[float] = ()
+
+    @classmethod
+    def of(cls, label: str, measured: Sequence[Guess], extrapolated: Sequence[Guess] = ()) -> "CoverageCurve":
+        """Make a line of estimates with their intervals."""
+        names = ("k", "estimate", "low", "high")
+        return cls(
+            label, *([getattr(entry, name) for entry in part] for part in (measured, extrapolated) for name in names)
+        )
 
 
 def plot_coverage_curves(
-    curves: Sequence[CoverageCurve], *, title: str | None = None, ylabel: str = "pass@k", figsize=(7.0, 4.5)
+    curves: Sequence[CoverageCurve],
+    *,
+    title: str | None = None,
+    ylabel: str = "pass@k",
+    figsize: tuple[float, float] = (7.0, 4.5),
 ) -> Figure:
     r"""Plot coverage, or its estimate pass@k, against k on a log axis, with a band for each curve that has one.
 
     Args:
-        curves: One entry a run, at least one.
+        curves: One entry per run, at least one.
         title: Title of the figure, or None.
         ylabel: Label of the vertical axis: "pass@k" for estimates from samples, "coverage" for exact values.
         figsize: Width and height in inches.
@@ -74,7 +112,7 @@ def plot_coverage_curves(
         over in a page.
     """
     if not curves:
-        raise ValueError("curves: got an empty sequence; pass one CoverageCurve a run")
+        raise ValueError("curves: got an empty sequence; pass one CoverageCurve per run")
     figure, axes = _figure(figsize)
     largest = 1.0
     for index, curve in enumerate(curves):
@@ -90,7 +128,7 @@ def plot_coverage_curves(
             markevery=_powers_of_four(k),
             markersize=5,
             linewidth=1.8,
-            label=_plain(curve.label),
+            label=plain_text(curve.label),
         )
         if curve.low is not None and curve.high is not None:
             axes.fill_between(k, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
@@ -101,25 +139,30 @@ def plot_coverage_curves(
                 [coverage[-1], *curve.extrapolated],
                 color=colour,
                 linestyle=(0, (1, 2)),
-                linewidth=1.2,
+                linewidth=1.0,
+            )
+            axes.fill_between(
+                curve.extrapolated_k,
+                curve.extrapolated_low,
+                curve.extrapolated_high,
+                color=colour,
+                alpha=0.07,
+                linewidth=0,
             )
             largest = max(largest, max(curve.extrapolated_k))
-    axes.set_xscale("log", base=2)
     ticks = 4.0 ** np.arange(0, np.floor(np.log(largest) / np.log(4) + 1e-9) + 1)
     if len(ticks) < 3:
         ticks = 2.0 ** np.arange(0, np.floor(np.log2(largest) + 1e-9) + 1)
-    axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1e5 else f"{value:.0e}"))
+    attempts_axis(axes, ticks)
     axes.set_xlim(0.93, max(largest, 2) * 1.07)
     axes.set_ylim(0, 1)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xlabel("k, attempts a problem")
-    axes.set_ylabel(_plain(ylabel))
+    percent_axis(axes)
+    axes.set_xlabel("k, attempts per problem")
+    axes.set_ylabel(plain_text(ylabel))
     if title:
-        axes.set_title(_plain(title), loc="left")
+        axes.set_title(plain_text(title), loc="left")
     if any(len(curve.extrapolated_k) for curve in curves):
-        axes.plot([], [], color="0.4", linestyle=(0, (1, 2)), linewidth=1.2, label="extrapolated, not measured")
+        axes.plot([], [], color="0.4", linestyle=(0, (1, 2)), linewidth=1.0, label="extrapolated, not measured")
     if len(curves) > 1 or len(curves[0].extrapolated_k) or curves[0].label:
         axes.legend(frameon=False, loc="best")
     return figure
@@ -132,12 +175,12 @@ def plot_confidence_histogram(
 
     Args:
         runs: For each run's name, two arrays of shape (problems,): the share of the samples that give the most
-            frequent answer, in [0, 1], and whether that answer is right. One panel a run.
+            frequent answer, in [0, 1], and whether that answer is right. One panel per run.
         bins: Number of equal bins on [0, 1].
         title: Title of the figure, or None.
 
     Returns:
-        The figure, right answers stacked under wrong ones.
+        The figure, right answers upwards and wrong ones downwards; heights are square roots of counts.
 
     Raises:
         ValueError: There is no run, or a share lies outside [0, 1], or a run's arrays differ in length.
@@ -162,41 +205,16 @@ def plot_confidence_histogram(
         right = np.asarray(correct, dtype=bool)
         if right.shape != shares.shape:
             raise ValueError(f"runs[{name!r}]: got {len(shares)} confidences and {len(right)} verdicts; pass one each")
-        heights_right, edges = np.histogram(shares[right], bins=bins, range=(0, 1))
-        heights_wrong, _ = np.histogram(shares[~right], bins=bins, range=(0, 1))
-        width = edges[1] - edges[0]
-        panel.bar(edges[:-1], heights_right, width, align="edge", color=RIGHT, edgecolor="white", linewidth=0.5)
-        panel.bar(
-            edges[:-1],
-            heights_wrong,
-            width,
-            align="edge",
-            bottom=heights_right,
-            color=WRONG,
-            edgecolor="white",
-            linewidth=0.5,
-            hatch="///",
-        )
-        panel.set_title(_plain(name), loc="left", fontsize=10)
-        panel.set_xlim(0, 1)
-        panel.yaxis.set_major_locator(MaxNLocator(integer=True))
+        facing_histogram(panel, shares, right, bins)
+        panel.set_title(plain_text(name), loc="left", fontsize=10)
         panel.tick_params(labelbottom=True)
-        _plain_spines(panel)
     for panel in axes[len(runs) :]:
         panel.set_axis_off()
     figure.supxlabel("share of the most frequent answer", fontsize=10)
-    figure.supylabel("problems", fontsize=10)
-    figure.legend(
-        handles=[
-            Patch(facecolor=RIGHT, label="right"),
-            Patch(facecolor=WRONG, edgecolor="white", hatch="///", label="wrong"),
-        ],
-        loc="outside upper right",
-        ncols=2,
-        frameon=False,
-    )
+    figure.supylabel("problems (square-root scale)", fontsize=10)
+    figure.legend(handles=right_wrong_handles(), loc="outside upper right", ncols=2, frameon=False)
     if title:
-        figure.suptitle(_plain(title), x=0.01, ha="left")
+        figure.suptitle(plain_text(title), x=0.01, ha="left")
     return figure
 
 
@@ -250,11 +268,11 @@ def plot_success_histogram(
 
     Args:
         runs: For each run's name, the success rate of each problem in [0, 1], shape (problems,).
-        num_samples: Samples a problem; 1 over it is the lowest bin. By default the smallest rate above 0.
+        num_samples: Samples per problem; 1 over it is the lowest bin. By default the smallest rate above 0.
         title: Title of the figure, or None.
 
     Returns:
-        The figure, one bar a run in each bin.
+        The figure, one bar per run in each bin.
 
     Raises:
         ValueError: There is no run, or a rate lies outside [0, 1].
@@ -285,7 +303,7 @@ def plot_success_histogram(
             hatch=("", "///", "...", "\\\\\\", "xx")[index % 5],
             edgecolor="white",
             linewidth=0.5,
-            label=_plain(name),
+            label=plain_text(name),
         )
     axes.set_xticks([-0.4, *range(1, len(labels))], labels, rotation=45 if len(labels) > 8 else 0)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -293,27 +311,15 @@ def plot_success_histogram(
     axes.set_ylabel("problems")
     axes.legend(frameon=False)
     if title:
-        axes.set_title(_plain(title), loc="left")
+        axes.set_title(plain_text(title), loc="left")
     return figure
 
 
 def _figure(figsize: tuple[float, float]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=figsize, layout="constrained")
     axes = figure.subplots()
-    axes.grid(True, color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    _plain_spines(axes)
+    plain_axes(axes)
     return figure, axes
-
-
-def _plain_spines(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _plain(text: str) -> str:
-    """Return text that matplotlib shows as it is: no mathematics in dollars, no hiding of a leading underscore."""
-    text = text.replace("$", r"\$")
-    return "\u200b" + text if text.startswith("_") else text
 
 
 def _powers_of_four(k: np.ndarray) -> list[int]:
@@ -324,13 +330,10 @@ def _powers_of_four(k: np.ndarray) -> list[int]:
 
 def _checked(curve: CoverageCurve) -> tuple[np.ndarray, np.ndarray]:
     k, coverage = np.asarray(curve.k, dtype=float), np.asarray(curve.coverage, dtype=float)
-    lengths = {
-        "k": len(k),
-        "coverage": len(coverage),
-        "low": len(k) if curve.low is None else len(curve.low),
-        "high": len(k) if curve.high is None else len(curve.high),
-    }
-    if len(k) == 0 or len(set(lengths.values())) > 1 or len(curve.extrapolated_k) != len(curve.extrapolated):
+    bands = {"low": curve.low, "high": curve.high}
+    lengths = {"k": len(k), "coverage": len(coverage), **{n: len(v) for n, v in bands.items() if v is not None}}
+    beyond = [curve.extrapolated_k, curve.extrapolated, curve.extrapolated_low, curve.extrapolated_high]
+    if len(k) == 0 or len(set(lengths.values())) > 1 or len(set(map(len, beyond))) > 1:
         raise ValueError(
             f"curve {curve.label!r}: got lengths {lengths}; each k needs one value, and there must be one k"
         )
