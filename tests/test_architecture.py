@@ -26,7 +26,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"anyio", "httpx", "numpy", "peft", "torch", "tqdm", "transformers", "trl", "vllm"},
     ),
     "runs": ({"checks", "grading", "problem", "sampling"}, {"datasets", "numpy", "pyarrow", "tqdm"}),
-    "report": ({"runs", "statistics"}, {"matplotlib", "numpy", "plotly", "pyarrow", "rich"}),
+    "report": ({"runs", "statistics"}, {"matplotlib", "numpy", "rich"}),
     "trainer": ({"checks", "coverage", "grading", "problem", "runs", "sampling", "statistics"}, BARE | {"vllm"}),
     "demo": (
         {"checks", "coverage", "problem", "report", "sampling", "trainer"},

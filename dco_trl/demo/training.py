@@ -191,7 +191,7 @@ def _sample(
     model: Any, tokenizer: Any, problems: list[Problem], num_samples: int, temperature: float, seed: int = 0
 ) -> list[list[str | None]]:
     """The answers drawn for each problem; None for one that does not end."""
-    sampler = TransformersSampler(model, tokenizer, batch_size=_BATCH, progress=False)
+    sampler = TransformersSampler(model, tokenizer=tokenizer, batch_size=_BATCH, progress=False)
     requests = [SampleRequest(problem.prompt, num_samples, stream=i) for i, problem in enumerate(problems)]
     params = SamplingParams(temperature=temperature, max_tokens=task.ANSWER_LENGTH + 1, seed=seed)
 

@@ -8,17 +8,17 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from ..extras import require
 
 require("dco_trl.report", "eval", "matplotlib", "rich", "scipy")
 
+from matplotlib.figure import Figure
+
 from ..runs.results import RunResult
 from . import page, tables
 from .compute import DEFAULT_K, summarise
-from .plots import CoverageCurve, plot_confidence_histogram, plot_coverage_curves, plot_success_histogram
-from .summary import Group, Summary
+from .plots import plot_confidence, plot_coverage, plot_success
+from .summary import Summary
 from .tables import print_report
 
 __all__ = ["DEFAULT_K", "Report", "Summary", "print_report", "summarise", "write_report"]
@@ -103,10 +103,11 @@ def write_report(
         `print_report` prints the tables. `dco-trl report` is this from the command line.
     """
     summary = summarise(results, k, extrapolate)
+    pictures = {"coverage": plot_coverage, "confidence": plot_confidence, "success": plot_success}
     plots = {
-        f"{stem}{tables.plot_suffix(summary, index)}.{kind}": _image(figure, kind)
+        f"{stem}{tables.plot_suffix(summary, index)}.{kind}": _image(plot(summary.runs_of(group)), kind)
         for index, group in enumerate(summary.groups)
-        for stem, figure in _figures(summary, group).items()
+        for stem, plot in pictures.items()
         for kind in ("png", "svg")
     }
     numbers = json.dumps(asdict(summary), indent=1, allow_nan=False, default=str) + "\n"
@@ -121,20 +122,6 @@ def write_report(
     _write(folder, {**plots, **files})
     html, markdown, numbers_file = (folder / name for name in texts)
     return Report(summary, html, markdown, numbers_file, tuple(folder / name for name in plots))
-
-
-def _figures(summary: Summary, group: Group) -> dict[str, Figure]:
-    runs = summary.runs_of(group)
-    curves = [CoverageCurve.of(run.name, run.curve, run.extrapolation.curve) for run in runs]
-    confidences = {
-        run.name: ([p.confidence for p in run.problems], [p.top_correct for p in run.problems]) for run in runs
-    }
-    rates = {run.name: [problem.success_rate for problem in run.problems] for run in runs}
-    return {
-        "coverage": plot_coverage_curves(curves),
-        "confidence": plot_confidence_histogram(confidences),
-        "success": plot_success_histogram(rates, num_samples=max(run.num_samples.max for run in runs)),
-    }
 
 
 def _image(figure: Figure, kind: str) -> bytes:

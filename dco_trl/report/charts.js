@@ -30,7 +30,7 @@ function chart(node, { xTicks, yTicks, xLabel, yLabel, legend = [], points, draw
     const tip = element("div", { class: "tip", hidden: "" });
     node.replaceChildren(key, tip);
     const width = Math.max(node.clientWidth, 200), height = Math.max(node.clientHeight - key.offsetHeight, 120);
-    const left = 58, right = width - 14, top = 10, bottom = height - 46;
+    const left = 58, right = width - 24, top = 10, bottom = height - 46;
     const x = (share) => left + share * (right - left), y = (share) => bottom - share * (bottom - top);
     const svg = shape("svg", { width, height });
     const every = Math.ceil((xTicks.length * 48) / (right - left));
@@ -56,7 +56,9 @@ function chart(node, { xTicks, yTicks, xLabel, yLabel, legend = [], points, draw
       tip.replaceChildren(...point.lines.map((line) => element("div", {}, visible(line))));
       tip.hidden = false;
       tip.style.left = `${Math.max(0, Math.min(x(point.at) + 10, width - tip.offsetWidth))}px`;
-      tip.style.top = `${key.offsetHeight + top}px`;
+      // In the half where the pointer is not.
+      const above = event.clientY - svg.getBoundingClientRect().top > (top + bottom) / 2;
+      tip.style.top = `${key.offsetHeight + (above ? top : bottom - tip.offsetHeight - 4)}px`;
     });
     svg.addEventListener("pointerleave", () => {
       tip.hidden = true;
@@ -93,13 +95,15 @@ function coverageChart(node, group) {
     points: all.map((k) => ({ at: at(k), lines: [`pass@${count(k)}, 95 % interval`, ...group.runs.flatMap((run) => line(run, k))] })),
     draw: (x, y) => group.runs.flatMap((run, r) => {
       const points = (curve, name) => curve.k.map((k, i) => [x(at(k)), y(curve[name][i])]);
-      const band = (curve, opacity) => shape("path", { class: "band", fill: ink(r), opacity,
-        d: `${path([...points(curve, "low"), ...points(curve, "high").reverse()])}Z` });
-      const beyond = run.extrapolated.k.length ? [band(run.extrapolated, 0.07), shape("path", { class: "guess", stroke: ink(r),
-        d: path([points(run.curve, "estimate").at(-1), ...points(run.extrapolated, "estimate")]) })] : [];
-      return [band(run.curve, 0.18), ...beyond,
-        shape("path", { class: "line", d: path(points(run.curve, "estimate")), stroke: ink(r), "stroke-dasharray": DASHES[r % 4] }),
-        ...points(run.curve, "estimate").filter((_, i) => group.k.includes(run.curve.k[i])).map(([px, py]) =>
+      const measured = (name) => points(run.curve, name);
+      const guessed = (name) => [measured(name).at(-1), ...points(run.extrapolated, name)];
+      const band = (of, opacity) => shape("path", { class: "band", fill: ink(r), opacity,
+        d: `${path([...of("low"), ...of("high").reverse()])}Z` });
+      const beyond = run.extrapolated.k.length ? [band(guessed, 0.07),
+        shape("path", { class: "guess", stroke: ink(r), d: path(guessed("estimate")) })] : [];
+      return [band(measured, 0.18), ...beyond,
+        shape("path", { class: "line", d: path(measured("estimate")), stroke: ink(r), "stroke-dasharray": DASHES[r % 4] }),
+        ...measured("estimate").filter((_, i) => group.k.includes(run.curve.k[i])).map(([px, py]) =>
           shape("path", { class: "mark", d: MARKS[r % 7], transform: `translate(${px} ${py})`, fill: ink(r), stroke: ink(r) }))];
     }),
   });
@@ -110,7 +114,7 @@ const COUNTS = [1, 4, 10, 40, 100, 400, 1000, 4000, 10000];
 // Right answers upwards and wrong ones downwards; heights are square roots, so that few are seen beside many.
 function confidenceChart(node, run) {
   const { right, wrong } = run.confidence;
-  const [up, down] = [Math.sqrt(Math.max(1, ...right)), Math.sqrt(Math.max(1, ...wrong))];
+  const [up, down] = [right, wrong].map((counts) => 1.04 * Math.sqrt(Math.max(1, ...counts)));
   const height = (value) => (down + Math.sign(value) * Math.sqrt(Math.abs(value))) / (up + down);
   const ticks = (most, sign) => COUNTS.filter((value) => Math.sqrt(value) <= most && Math.sqrt(value) >= 0.15 * (up + down))
     .map((value) => [height(sign * value), count(value)]);
@@ -129,7 +133,7 @@ function confidenceChart(node, run) {
 
 function successChart(node, group) {
   const labels = group.success_labels, runs = group.runs.length, bins = labels.length;
-  const most = Math.max(1, ...group.runs.flatMap((run) => run.success));
+  const most = 1.04 * Math.max(1, ...group.runs.flatMap((run) => run.success));
   const step = COUNTS.flatMap((value) => [value, 2 * value, 5 * value]).sort((a, b) => a - b).find((value) => 5 * value >= most);
   const ticks = [];
   for (let value = 0; value <= most; value += step) ticks.push([value / most, count(value)]);

@@ -12,13 +12,7 @@ from rich.console import Console
 
 from dco_trl.report import page, page_data, print_report, summarise, tables, write_report
 from dco_trl.report.compute import curve_points
-from dco_trl.report.plots import (
-    CoverageCurve,
-    count_success_rates,
-    plot_confidence_histogram,
-    plot_coverage_curves,
-    plot_success_histogram,
-)
+from dco_trl.report.plots import count_success_rates, plot_confidence, plot_coverage, plot_success
 from dco_trl.report.styles import PALETTE, method_style
 from dco_trl.report.summary import Difference, Estimate, Extrapolation, LeftOut, NumSamples, SampleCounts
 from dco_trl.runs.results import AnswerCount, ProblemResult, RunResult
@@ -66,7 +60,7 @@ def test_numbers_are_the_estimators():
 
 
 def test_nothing_is_extrapolated_unless_asked_for(tmp_path):
-    results = [run(counts=(0, 3, 8, 16, 1, 0, 2, 5, 0, 9)), run("dco", (1, 3, 8, 16, 1, 0, 2, 5, 0, 9))]
+    results = [run(counts=(0, 3, 8, 16, 1) * 3), run("dco", (1, 3, 8, 16, 1) * 3)]
     plain, asked = (summarise(results, k=(1, 4, 16, 64), extrapolate=wanted) for wanted in (False, True))
     assert "xtrapolat" not in tables.markdown(plain) and plain.runs[0].extrapolation == Extrapolation()
     assert "xtrapolat" not in page.render(plain, results).split("<script")[0]
@@ -255,45 +249,50 @@ def test_success_rates_are_counted_in_bins_closed_above():
 
 
 def test_coverage_figure_holds_the_data():
-    curves = [
-        CoverageCurve("_a $x$", [1, 4, 16], [0.1, 0.2, 0.4], [0, 0.1, 0.3], [0.2, 0.3, 0.5]),
-        CoverageCurve("b", [1], [0.5], None, None, [2, 4], [0.6, 0.7], [0.5, 0.5], [0.7, 0.9]),
-    ]
-    figure = plot_coverage_curves(curves, title="$5 a problem")
-    axes = figure.axes[0]
-    assert axes.get_xscale() == "log"
-    assert axes.lines[0].get_ydata().tolist() == [0.1, 0.2, 0.4]
-    assert len(axes.collections) == 2  # the band of a, and the extrapolated one of b
+    results = [run("_a $x$", (0, 3, 8, 16, 1) * 3), run("b", (1, 3, 8, 16, 1) * 3)]
+    runs = summarise(results, k=(1, 64), extrapolate=True).runs
+    figure = plot_coverage(runs)
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log" and axes.get_ylim() == (0, 1)
+    guessed, measured, *_ = axes.lines
+    assert measured.get_ydata().tolist() == [entry.estimate for entry in runs[0].curve]
+    # The thin continuation starts at the last measured point.
+    assert list(guessed.get_xdata()) == [16, *(entry.k for entry in runs[0].extrapolation.curve)]
+    assert guessed.get_linewidth() < measured.get_linewidth()
+    band = axes.collections[0].get_paths()[0].vertices
+    assert {entry.low for entry in runs[0].curve} <= set(band[:, 1])
+    assert len(axes.collections) == 4
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["\u200b_a \\$x\\$", "b", "extrapolated, not measured"]
     figure.savefig(io.BytesIO())
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: plot_coverage_curves([]), "curves: got an empty"),
-        (lambda: plot_coverage_curves([CoverageCurve("a", [1, 2], [0.5])]), "curve 'a': got lengths"),
-        (lambda: plot_coverage_curves([CoverageCurve("a", [0], [0.5])]), "needs k > 0"),
-        (lambda: plot_coverage_curves([CoverageCurve("a", [1], [0.5], extrapolated_k=[2])]), "curve 'a': got"),
-        (lambda: method_style("SFT"), "name: got 'SFT', which is no method"),
-        (lambda: method_style("DCO, N = 1"), "which is no method"),
-        (lambda: plot_confidence_histogram({}), "runs: got an empty"),
-        (lambda: plot_confidence_histogram({"a": ([0.5], [True, False])}), "1 confidences and 2 verdicts"),
-        (lambda: plot_success_histogram({"a": [float("nan")]}), "rates of 'a': got values outside"),
-        (lambda: plot_success_histogram({}), "runs: got an empty"),
-    ],
-)
-def test_plot_errors(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+    (axes,) = plot_coverage(summarise(results, k=(1,)).runs).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == labels[:2]
 
 
 def test_confidence_figure_shows_right_upwards_and_wrong_downwards():
-    figure = plot_confidence_histogram({"a": ([0, 0.5, 1, 1, 1], [True, False, True, False, False])})
+    problems = [problem(f"p{i}", c) for i, c in enumerate((0, 9, 16, 16, 8))]
+    problems += [problem("p5", 3, wrong="8"), problem("p6", 0)]
+    figure = plot_confidence(summarise([RunResult("a", {}, "math", tuple(problems))], k=(1,)).runs)
     heights = {(round(bar.get_x(), 3), bar.get_height()) for bar in figure.axes[0].patches if bar.get_height()}
-    assert heights == {(0.0, 1), (0.5, -1), (0.95, 1), (0.95, -2)}
+    # 9 and 8 of 16 give the right answer; 13 of 16 a wrong one; all samples a right one twice, a wrong one twice.
+    assert heights == {(0.5, 1), (0.55, 1), (0.8, -1), (0.95, 2), (0.95, -2)}
     figure.savefig(io.BytesIO())
+
+
+def test_success_figure_has_one_bar_per_run_and_bin():
+    runs = summarise([run(), run("dco", (1, 2, 3, 4, 16))], k=(1,)).runs
+    (axes,) = plot_success(runs).axes
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ["never", "1/16", "1/8", "1/4", "1/2", "1"]
+    assert [bar.get_height() for bar in axes.patches] == [1, 1, 0, 1, 1, 1, 0, 1, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["SFT", "DCO, N = 1"])
+def test_a_style_is_only_of_a_method(name):
+    with pytest.raises(
+        ValueError, match=f"name: got '{name}', which is no method; give 'DCO, N = 256' or one of cross"
+    ):
+        method_style(name)
 
 
 def test_a_method_has_one_colour_and_dco_is_darker_the_larger_n():
