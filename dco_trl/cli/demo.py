@@ -40,11 +40,7 @@ def main(argv: list[str]) -> int:
 
 
 def demo(config: DemoConfig) -> None:
-    """Do what the command does.
-
-    Args:
-        config: What to run.
-    """
+    """Do what the command does."""
     require("dco-trl demo", "eval", "matplotlib", "rich")
     from rich.console import Console
     from rich.progress import (

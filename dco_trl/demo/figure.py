@@ -20,18 +20,7 @@ from .findings import COMPARED_AT, coverage_at, run_name
 
 
 def plot_demo(results: dict[str, Any]) -> Figure:
-    """Draw coverage against epoch for two k, against k at the last epoch, and the greedy answers' probabilities.
-
-    Args:
-        results: What `run_demo` returned. Over several seeds, lines are means and bands reach from least to greatest;
-            the probabilities are the first seed's.
-
-    Returns:
-        The figure; save it with `figure.savefig("demo.png", dpi=150)`.
-
-    References:
-        Table 1 and Figure 4 of the DCO paper, arXiv 2502.07154.
-    """
+    """Draw coverage against epoch and k (mean, least and greatest over seeds), and the first seed's confidence."""
     runs, first = results["runs"], results["summary"][0]
     figure = Figure(figsize=(10, 8), layout="constrained")
     top, bottom = _split(figure, 2, 1, hspace=0.04)

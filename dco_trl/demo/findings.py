@@ -23,13 +23,8 @@ def run_name(num_attempts: int) -> str:
 def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Compare the runs of one seed.
 
-    Args:
-        runs: Records of `train_run`: the one of cross-entropy (`num_attempts` 1) and at least one of DCO. The DCO run
-            with N nearest to 256 is compared.
-
-    Returns:
-        Coverages as shares of 1, changes as relative ones, and three booleans under `shown`: against the thresholds
-        `CE_FALLS_BY`, `DCO_ABOVE_BEST_BY` and `DCO_ABOVE_END_BY`.
+    Of the DCO runs the one with N nearest to 256 is compared. Changes are relative; `shown` holds them against the
+    thresholds above.
     """
     (ce,) = (run for run in runs if run["num_attempts"] == 1)
     dco = min(
@@ -61,14 +56,7 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def sentences(results: dict[str, Any]) -> list[str]:
-    """State what the runs show, or fail to show, in words and numbers.
-
-    Args:
-        results: What `run_demo` returned.
-
-    Returns:
-        The findings, and the check by sampling.
-    """
+    """State what the runs show, or fail to show, and the check by sampling."""
     seeds = results["summary"]
     if len(seeds) == 1:
         finding = _one_seed(seeds[0])

@@ -42,8 +42,7 @@ def run_demo(
         progress: Called with the number of epochs done, over all runs, and of all there are.
 
     Returns:
-        A JSON-serialisable record: `runs`, `summary` (one entry a seed), `settings`, `versions`, `hardware`,
-        `seconds`.
+        A record for JSON: `runs`, `summary` (one entry per seed), `settings`, `versions`, `hardware`, `seconds`.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -101,15 +100,7 @@ def run_demo(
 
 
 def save_results(results: dict[str, Any], folder: str | Path) -> list[Path]:
-    """Write `demo.json`, `demo.png` and `demo.svg`.
-
-    Args:
-        results: What `run_demo` returned.
-        folder: Where to; made if it is not there.
-
-    Returns:
-        The three paths.
-    """
+    """Write `demo.json`, `demo.png` and `demo.svg` into a folder, and return their paths."""
     from .figure import plot_demo
 
     folder = Path(folder)

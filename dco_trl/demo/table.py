@@ -15,14 +15,7 @@ _WIDTHS = (4, 4, 5, 5)
 
 
 def coverage_table(runs: Sequence[dict[str, Any]]) -> Table:
-    """Rows are epochs, about ten and each run's best; columns are each run's pass@1/16/256/4096, in per cent.
-
-    Args:
-        runs: Records of `train_run`. Over several seeds, values are means.
-
-    Returns:
-        A table for rich to print. `*` marks each run's best pass@256.
-    """
+    """Rows are epochs, about ten and each run's best; columns are pass@k in per cent. Seeds are averaged."""
     table = _plain_table()
     table.add_column("\nepoch", justify="right")
     names = sorted({run["num_attempts"] for run in runs})
@@ -59,14 +52,7 @@ def percent(share: float) -> str:
 
 
 def seeds_table(seeds: Sequence[dict[str, Any]]) -> Table:
-    """One row per seed: pass@256 of cross-entropy at its best and its last epoch, and of DCO at its last.
-
-    Args:
-        seeds: The `summary` of `run_demo`.
-
-    Returns:
-        A table for rich to print.
-    """
+    """One row per seed: pass@256 of cross-entropy at its best and its last epoch, and of DCO at its last."""
     table = _plain_table(title="pass@256, %, seed by seed")
     dco = run_name(seeds[0]["dco_num_attempts"])
     for head in ("seed", "CE best\n(epoch)", "CE last", "fall", f"{dco}\nlast", "above\nCE best", "above\nCE last"):

@@ -26,15 +26,7 @@ __all__ = ["DEFAULT_K", "Report", "Summary", "print_report", "summarise", "write
 
 @dataclass(frozen=True)
 class Report:
-    """A written report.
-
-    Args:
-        summary: Its numbers.
-        html: The page.
-        markdown: The tables.
-        json: The numbers as JSON.
-        plots: The pictures.
-    """
+    """A written report: its numbers, and the paths of the page, the tables, the numbers as JSON and the pictures."""
 
     summary: Summary
     html: Path

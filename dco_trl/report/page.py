@@ -19,15 +19,7 @@ from .tables import PAIRED_TITLE, TITLE, TextTable, flat, group_title, never_sol
 
 
 def render(summary: Summary, results: Sequence[RunResult]) -> str:
-    """Return the page of a report.
-
-    Args:
-        summary: What `summarise` returned for these results.
-        results: The runs, in the same order.
-
-    Returns:
-        One HTML document, to be saved as UTF-8.
-    """
+    """Return the page of a report, to be saved as UTF-8; the results are those that were summarised."""
     caps, scripts = details(summary, results)
     code = _asset("charts.js") + _asset("page.js")
     names = ", ".join(run.name for run in summary.runs)

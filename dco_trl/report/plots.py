@@ -133,13 +133,6 @@ def count_success_rates(rates: ArrayLike, smallest: float) -> tuple[list[str], n
 
     Halving bins are the ones that matter for coverage: a problem with success rate 1/k takes about k attempts.
 
-    Args:
-        rates: Success rates in [0, 1], shape (problems,).
-        smallest: The smallest rate above 0 that can be seen, 1 over the number of samples.
-
-    Returns:
-        Labels, the upper ends of the bins, and the number of problems under each, shape (bins + 1,).
-
     Examples:
         >>> count_success_rates([0, .25, .5, 1], 1 / 4)
         (['never', '1/4', '1/2', '1'], array([1, 1, 1, 1]))

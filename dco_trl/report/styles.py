@@ -32,21 +32,9 @@ _DCO_MARKERS = {4: "v", 16: "s", 64: "P", 256: "^", 1024: "X", 4096: "D"}
 
 
 def method_style(name: str) -> dict[str, Any]:
-    r"""Return the colour and the marker of a method: the same in every picture.
-
-    Args:
-        name: "cross-entropy", "DCO, N = 256" (any N from 2 up), or a rival: "label smoothing", "focal loss",
-            "entropy bonus", "GEM", "DFT", "weight averaging".
-
-    Returns:
-        `color` and `marker`, for matplotlib's `plot`.
-
-    Raises:
-        ValueError: There is no such method.
+    """Return the colour and the marker of a method, for matplotlib's `plot`: the same in every picture.
 
     Examples:
-        >>> method_style("cross-entropy")
-        {'color': '#0072B2', 'marker': 'o'}
         >>> method_style("DCO, N = 256")
         {'color': '#d55e00', 'marker': '^'}
     """
@@ -86,12 +74,6 @@ def facing_histogram(axes: Axes, shares: ArrayLike, right: ArrayLike, bins: int 
     """Draw a histogram on [0, 1] with right answers upwards and wrong ones downwards.
 
     The height of a bar is the square root of its count, so that the few are seen beside the many.
-
-    Args:
-        axes: Where to draw.
-        shares: Shares or probabilities in [0, 1], shape (problems,).
-        right: Whether each one's answer is right, shape (problems,).
-        bins: Number of equal bins.
     """
     values, is_right = np.asarray(shares, dtype=float), np.asarray(right, dtype=bool)
     edges = np.linspace(0, 1, bins + 1)
