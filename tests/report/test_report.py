@@ -109,6 +109,14 @@ def test_runs_on_the_same_problems_are_compared_whatever_their_order():
     assert comparison.pass_at_k[0].difference == pytest.approx((25 - 28) / 80)
 
 
+def test_bold_differences_are_those_whose_interval_leaves_out_zero():
+    results = [run(counts=(8,) * 30), run("up", (12,) * 30), run("down", (1,) * 30), run("same", (7, 9) * 15)]
+    summary = summarise(results, k=(1,))
+    (group,) = summary.groups
+    assert page._clear_cells(group) == {("pass@1", 1), ("pass@1", 2)}
+    assert page.render(summary, results).count('class="number clear"') == 2
+
+
 def test_unequal_problems_are_reported_apart_and_unequal_graders_warned_of(tmp_path):
     other = run("other", (1, 2), grader="exact")
     summary = write_report([run(), run("dco"), other], tmp_path, k=(1, 4)).summary
