@@ -34,6 +34,8 @@ EXAMPLES = [
     "dco_trl.statistics.majority_vote",
     "dco_trl.statistics.never_solved",
     "dco_trl.statistics.extrapolation",
+    "dco_trl.statistics.schedule",
+    "dco_trl.statistics.expected_schedule",
     "dco_trl.grading.call",
     "dco_trl.grading.extract",
     "dco_trl.grading.graders",
