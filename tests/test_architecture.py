@@ -29,7 +29,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "report": ({"runs", "statistics"}, {"matplotlib", "numpy", "rich"}),
     "trainer": ({"checks", "coverage", "grading", "problem", "runs", "sampling", "statistics"}, BARE | {"vllm"}),
     "demo": (
-        {"checks", "coverage", "problem", "report", "sampling", "trainer"},
+        {"checks", "problem", "report", "sampling", "statistics", "trainer"},
         BARE | {"matplotlib", "rich", "tokenizers"},
     ),
     "cli": ({"demo", "grading", "report", "runs", "sampling", "statistics", "trainer"}, BARE | {"rich", "yaml"}),

@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from ..statistics import cross_fit_schedule
+
 # The k of the comparison, and the N of the run that is compared with cross-entropy.
 COMPARED_AT = 256
 # The shape of the paper's Table 1, as relative changes in pass@256.
@@ -53,6 +57,20 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "dco_above_ce_end": above_end >= DCO_ABOVE_END_BY,
         },
     }
+
+
+def schedule(k: Sequence[int], log_p: np.ndarray) -> dict[str, list[float]]:
+    """Spend k attempts over the epochs of all runs: planned on one half of the problems, measured on the other.
+
+    Args:
+        k: Numbers of attempts.
+        log_p: Log-probability of each answer after each epoch of each run, shape (epochs of all runs, problems).
+
+    Returns:
+        Coverage of the schedule, and of the one epoch that is best for each k on the same halves, aligned with `k`.
+    """
+    found = cross_fit_schedule(k, log_p=log_p)
+    return {"k": list(k), "coverage": found.curve.estimate.tolist(), "best_epoch": found.best_arm.first.tolist()}
 
 
 def sentences(results: dict[str, Any]) -> list[str]:

@@ -72,5 +72,17 @@ def seeds_table(seeds: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def schedule_table(seeds: Sequence[dict[str, Any]]) -> Table:
+    """Two rows, means over seeds: coverage of the best epoch of all runs for each k, and of one schedule over all."""
+    table = _plain_table()
+    table.add_column("pass@k, %, epochs of all runs")
+    rows = [seed["schedule"] for seed in seeds]
+    for k in rows[0]["k"]:
+        table.add_column(f"@{k}", justify="right")
+    for name, key in (("the best one, for each k", "best_epoch"), ("one schedule over all", "coverage")):
+        table.add_row(name, *map(percent, np.mean([row[key] for row in rows], axis=0)))
+    return table
+
+
 def _plain_table(title: str | None = None) -> Table:
     return Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold", title=title)

@@ -99,12 +99,14 @@ class Recorder(TrainerCallback):
     def __init__(self, tokenizer: Any, problems: list[Problem], num_epochs: int, progress: Callable[[], None]):
         self.tokenizer, self.problems, self.progress = tokenizer, problems, progress
         self.greedy_epochs = {math.ceil(share * num_epochs) for share in (0.1, 0.4, 0.7, 1.0)}
-        self.record: dict[str, list] = {"epochs": [], "coverage": [], "greedy": []}
+        self.record: dict[str, list] = {"epochs": [], "coverage": [], "greedy": [], "log_p": []}
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model, epoch = kwargs["model"], round(state.epoch)
+        exact = _exact(model, self.tokenizer, self.problems)
         self.record["epochs"].append(epoch)
-        self.record["coverage"].append(_exact(model, self.tokenizer, self.problems).pass_at_k(CURVE_K).tolist())
+        self.record["coverage"].append(exact.pass_at_k(CURVE_K).tolist())
+        self.record["log_p"].append(exact.log_p)
         if epoch in self.greedy_epochs:
             self.record["greedy"].append({"epoch": epoch, **greedy_answers(model, self.tokenizer, self.problems)})
         self.progress()
