@@ -99,8 +99,8 @@ def demo(config: DemoConfig) -> None:
     for sentence in sentences(results):
         console.print(f"\n{sentence}")
     console.print(
-        "\nThe k attempts spent over the models after all epochs of all runs, planned on half of the held-out problems "
-        "and measured on the other half:\n"
+        "\nThe k attempts spent over the models after all epochs of all runs, planned on half of the held-out "
+        "problems and measured on the other half:\n"
     )
     console.print(schedule_table(results["summary"]))
     numbers, picture, vector = save_results(results, config.output_dir)
