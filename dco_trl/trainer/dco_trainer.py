@@ -12,11 +12,11 @@ import trl
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import get_config_model_id
 
 from ..coverage import coverage_loss, coverage_weight, log_coverage
+from .checkpoints import CompleteCheckpoints
 from .collator import DOCUMENTS_PER_EXAMPLE, DCOCollator
 from .data_checks import check_has_completions, check_no_empty_completion, warn_about_truncation
 from .dco_config import DCOConfig
@@ -33,7 +33,7 @@ _IDLE_WEIGHT = 0.99
 _METRICS = ("coverage_loss", "coverage_weight", "weight_below_0.1", "log_p")
 
 
-class DCOTrainer(SFTTrainer):
+class DCOTrainer(CompleteCheckpoints):
     r"""TRL's `SFTTrainer` with Direct Coverage Optimization.
 
     Each sequence's cross-entropy gradient is multiplied by \(F(N, p)\), \(p\) being the model's own probability of the
