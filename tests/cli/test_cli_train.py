@@ -1,7 +1,6 @@
 """`dco-trl train` as a user types it, on a tiny checkpoint and JSON lines on disk."""
 
 import json
-import shutil
 import subprocess
 import sys
 

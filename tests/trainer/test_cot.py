@@ -3,12 +3,14 @@
 import itertools
 import logging
 import math
+from collections import deque
 
 import numpy as np
 import pytest
 import torch
 from cot import ROWS, last_word, make_cot_trainer, settings, steps_of, weights_after
 from datasets import Dataset
+from peft import LoraConfig
 from tiny_models import make_model, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainerCallback
@@ -19,6 +21,7 @@ from dco_trl.grading import GraderError
 from dco_trl.sampling import Sample, TransformersSampler
 from dco_trl.statistics import posterior_weight
 from dco_trl.trainer.rationales import Draws, RationaleDrawer
+from dco_trl.trainer.success_counts import SuccessCounts
 from dco_trl.trainer.window import Window
 from dco_trl.trainer.window_sampler import WindowSampler
 
@@ -224,7 +227,7 @@ def test_metrics_of_a_window(monkeypatch):
     monkeypatch.setattr(WindowSampler, "open", tells_start(WindowSampler.open, starts, samples))
     trainer.train()
     steps = steps_of(trainer)
-    n, c = np.zeros(12), np.zeros(12)
+    n, c, twin = np.zeros(12), np.zeros(12), SuccessCounts(12)
     assert len(starts) == len(known) == 6
     for window, (first, last) in enumerate(itertools.pairwise([*starts, len(samples)])):
         step, drawn = steps[2 * window], samples[first:last]
@@ -241,6 +244,7 @@ def test_metrics_of_a_window(monkeypatch):
         assert step["prompts_settled"] == pytest.approx((num_drawn < 13).mean(), abs=1e-4)
         assert step["sampling_seconds"] > 0 and ("training_seconds" in step) == (window > 0)
         n[problems], c[problems] = n[problems] / 2, c[problems] / 2
+        before = n.copy(), c.copy()
         for problem in problems:
             lengths = [length for p, length in whole if p == problem]
             cut = sum(p == problem for p, _ in drawn) - len(lengths)
@@ -248,6 +252,10 @@ def test_metrics_of_a_window(monkeypatch):
             c[problem] += sum(length % 3 > 0 and length % 2 for length in lengths)
         num_sampled, num_correct, (a, b), estimates = known[window]
         np.testing.assert_allclose((num_sampled, num_correct), (n, c))
+        twin.forget(0.5, problems)
+        twin.add(problems, (n - before[0])[problems], (c - before[1])[problems])
+        twin.refit()
+        assert (a, b) == pytest.approx(twin.prior)
         rates = (a + c[problems]) / (a + b + n[problems])
         assert step["success_rate"] == pytest.approx(rates.mean(), rel=1e-3)
         weights, _ = posterior_weight(n[problems], c[problems], 16, (a, b))
@@ -352,11 +360,12 @@ def window_gradient(trainer: CoTDCOTrainer, seed: int) -> torch.Tensor:
     return gradient(trainer.model, trainer.compute_loss(trainer.model, batch, num_items_in_batch=count))
 
 
-@pytest.mark.parametrize("targets", ["sampled", "reference"])
-def test_the_expected_gradient_over_all_rationales(targets):
+@pytest.mark.parametrize(("targets", "num_targets"), [("sampled", 1), ("sampled", 5), ("reference", 1)])
+def test_the_expected_gradient_over_all_rationales(targets, num_targets):
     num_attempts, num_draws = 3, 150
     trainer = enumerable_trainer(
         targets=targets,
+        num_targets=num_targets,
         num_attempts=num_attempts,
         estimator="plugin",  # with this many rationales, F at their share of correct ones is F at p
         num_rationales=1024,
@@ -407,6 +416,55 @@ def test_sampled_targets_are_the_models_own_correct_rationales():
         assert tokenizer.decode(target["input_ids"][: -len(tokens)]) == ROWS[problem]["prompt"]
 
 
+@pytest.mark.parametrize("batches", [{}, {"padding_free": True, "max_length": None}], ids=["padded", "padding-free"])
+@pytest.mark.parametrize("reduction", ["token", "sequence", "sequence_mean"])
+@pytest.mark.parametrize("peft_config", [None, LoraConfig(r=4, target_modules=["q_proj"])], ids=["full", "LoRA"])
+def test_several_targets_share_the_weight_of_their_row(batches, reduction, peft_config):
+    trainer = make_cot_trainer(
+        targets="sampled",
+        num_targets=3,
+        loss_reduction=reduction,
+        trainer_kwargs={"peft_config": peft_config},
+        **batches,
+    )
+    long, short = [5, 6, 7, 8, 1], [9, 1]
+    rationales = {0: [long, short, long], 1: [short], 3: [short, long]}  # 2 has none of its own
+    weights = {0: 0.9, 1: 0.5, 2: 0.25, 3: 0.125}
+    trainer._window = Window(deque([[0, 1], [2, 3]]), {p: (w, -1.0) for p, w in weights.items()}, rationales)
+    served, count = trainer.get_batch_samples(iter([]), 2, torch.device("cpu"))
+    model = trainer.model.train()
+    loss = sum(trainer.compute_loss(model, batch, num_items_in_batch=count) for batch in served)
+
+    def nll(row: int, completion: list[int]) -> torch.Tensor:
+        prompt = trainer._rows.prompt_ids(row)
+        log_probs = model(torch.tensor([[*prompt, *completion]])).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
+        return -log_probs.gather(-1, torch.tensor(completion)[:, None]).sum()
+
+    reference = trainer._rows.reference(2)["input_ids"][len(trainer._rows.prompt_ids(2)) :]
+    shares = {0: [(long, 2 / 3), (short, 1 / 3)], 1: [(short, 1)], 2: [(reference, 1)], 3: [(short, 0.5), (long, 0.5)]}
+    terms = [(w, s, nll(r, ids), len(ids)) for r, w in weights.items() for ids, s in shares[r]]
+    mean = reduction == "sequence_mean"
+    total = sum(w * s * value / (size if mean else 1) for w, s, value, size in terms)
+    expected = total / (sum(s * size for _, s, _, size in terms) if reduction == "token" else len(weights))
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6, check_dtype=False)
+    torch.testing.assert_close(gradient(model, loss), gradient(model, expected), rtol=1e-3, atol=1e-5)
+
+
+def test_as_many_correct_rationales_as_asked_for_are_targets(monkeypatch):
+    all_draws = record_draws(monkeypatch)
+    trainer = make_cot_trainer(
+        grader=lambda completions, **_: [1.0] * len(completions), targets="sampled", num_targets=3, num_rationales=16,
+        weight_tolerance=0.0, max_rationale_tokens=60, max_length=None, max_steps=1,
+    )  # fmt: skip
+    samples = record_samples(monkeypatch)
+    trainer.train()
+    [draws] = all_draws
+    for problem in draws.problems.tolist():
+        right = [list(s.token_ids) for p, s in samples if p == problem and s.finish_reason == "stop"]
+        assert draws.rationales.get(problem, []) == right[:3]
+    assert max(map(len, draws.rationales.values())) == 3
+
+
 def test_a_rationale_too_long_for_max_length_is_not_a_target():
     trainer = make_cot_trainer(targets="sampled", max_length=12)
     room = 12 - len(ROWS[0]["prompt"])
@@ -435,10 +493,11 @@ class StopAt(TrainerCallback):
     [
         {"sampling_interval": "epoch"},
         {"sampling_interval": 2, "targets": "sampled", "num_attempts": 2},
+        {"sampling_interval": 2, "targets": "sampled", "num_targets": 3, "num_attempts": 2, "learning_rate": 3e-2},
         {"rows": REMEMBERED, "sampling_interval": 2, **FILTERED},
         {"sampling_interval": 4, "ce_warmup_steps": 3, "gradient_accumulation_steps": 2},
     ],
-    ids=["epoch", "sampled targets", "hard filter", "warm-up"],
+    ids=["epoch", "sampled targets", "several targets", "hard filter", "warm-up"],
 )
 def test_resumed_is_never_stopped(tmp_path, options):
     kwargs = dict(num_train_epochs=4, per_device_train_batch_size=2, lr_scheduler_type="constant", **options)

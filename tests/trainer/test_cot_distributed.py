@@ -15,7 +15,7 @@ import torch
 HERE = Path(__file__).parent
 RUNS = {
     "epoch": {"sampling_interval": "epoch", "ce_warmup_steps": 1},
-    "two steps, sampled targets": {"sampling_interval": 2, "targets": "sampled"},
+    "two steps, sampled targets": {"sampling_interval": 2, "targets": "sampled", "num_targets": 3},
 }
 
 
