@@ -40,31 +40,36 @@ class CoTDCOTrainer(DCOTrainer):
     (`estimator="plugin"`: the authors' \(F(N, k/n)\)). The rest is [`DCOTrainer`][dco_trl.trainer.DCOTrainer].
 
     Training goes in windows of `sampling_interval` optimizer steps. At the start of each the sampler gets the current
-    weights, draws rationales for the window's distinct prompts in rounds of `rationale_batch`, and leaves a prompt
+    weights and draws rationales for the window's distinct prompts, in rounds of `rationale_batch`. A prompt is left
     alone once its weight is known to `weight_tolerance`, or after `num_rationales`. Counts are remembered, at a
     discount, until the prompt comes up again.
 
-    Logged once a window: `success_rate` (mean estimate of p over the window's rows), `prompts_settled` (share that
-    stopped early), `rationales` (drawn for a prompt), `rationale_tokens`, `rationales_truncated` (share cut off at
-    `max_rationale_tokens`, wrong whatever they say), `rationales_unparsed` (share without an answer that the grader
-    could read), `rationales_ungraded` (share that the grader could not judge; they do not count), `rows_kept` (share
-    that `max_success_rate` let through), `reference_targets` (share trained on the reference for want of a correct
-    rationale, with `targets="sampled"`), `sampling_seconds` and, of the window before, `training_seconds`. Then
-    `DCOTrainer`'s: `coverage_weight`, and `coverage_loss` and `log_p` at the estimated p.
+    Logged once per window: `success_rate` (mean estimate of p over the window's prompts), `prompts_settled` (share
+    that stopped early), `rationales` (drawn per prompt), `rationale_tokens`, `rationales_truncated` (share cut off at
+    `max_rationale_tokens`, wrong whatever they contain), `rationales_unparsed` (share without an answer that the
+    grader could read), `rationales_ungraded` (share that the grader could not judge; they do not count), `rows_kept`
+    (share that `max_success_rate` let through), `reference_targets` (share of rows trained on the reference for want
+    of a correct rationale, with `targets="sampled"`), `sampling_seconds` and, of the window before,
+    `training_seconds`. Then `DCOTrainer`'s, over the sequences trained on: `coverage_weight`, and `coverage_loss` and
+    `log_p` at the estimated p.
 
     Args:
         model: Model identifier, folder, `PreTrainedModel` or `PeftModel`, as in `SFTTrainer`.
         args: A [`CoTDCOConfig`][dco_trl.trainer.CoTDCOConfig].
+        data_collator: None: rows are put together after their rationales are sampled, by TRL's own.
         train_dataset: Rows with `prompt`, `completion` (rationale and answer) and `answer` (the reference to grade
             by); further columns reach the grader. With `sampler="none"`, `num_sampled` and `num_correct` in place of
             `answer`. Where a sampler and counts are both there, the counts are the first window's memory.
+        eval_dataset: As in `DCOTrainer`; what is evaluated is the reference rationale.
+        processing_class: As in `SFTTrainer`.
         grader: "math", "exact", an import path "package.module:function", or a function with the signature of TRL's
             reward functions.
-        **kwargs: Further arguments of `SFTTrainer`: `eval_dataset`, `processing_class`, `peft_config`, `callbacks`, …
+        **kwargs: Further arguments of `SFTTrainer`: `peft_config`, `callbacks`, …
 
     Raises:
         ValueError: As `DCOTrainer`; or the data set lacks what sampling and grading need; or the sampler does not go
-            with the way of training.
+            with the way of training, or does not know one of `sampler_kwargs`; or a prompt leaves no room for a
+            rationale.
         TypeError: `args` is not a `CoTDCOConfig`, or the data set is streaming.
 
     Examples:
