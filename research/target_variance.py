@@ -1,8 +1,9 @@
 """How much noise `num_targets` takes out of the gradient of `targets="sampled"`, at equal rationales.
 
-The task of `cot_tiny.py`. A model is trained by cross-entropy for some epochs; then the gradient of one window is
-computed again and again at the same weights, each time with rationales of its own, and from the same rationales once
-for each number of targets. Noise is the trace of the gradients' covariance over the square of their mean, unbiased.
+Some problems of `cot_tiny.py`, each in all four forms. A model is trained on them by cross-entropy for some epochs;
+then the gradient of one window is computed again and again at the same weights, each time with rationales of its own,
+and from the same rationales once for each number of targets. Noise is the trace of the gradients' covariance over the
+square of their mean, unbiased.
 
     python research/target_variance.py --output docs/results/target-variance.json
 """
@@ -20,7 +21,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import torch
-from cot_tiny import last_number, make_model, make_problems, make_tokenizer
+from cot_tiny import last_number, make_model, make_problems, make_tokenizer, rationale
+from datasets import Dataset
 
 from dco_trl import CoTDCOConfig, CoTDCOTrainer
 from dco_trl.demo.training import be_quiet
@@ -42,7 +44,7 @@ def make_trainer(model: Any, rows: Any, folder: str, **options: Any) -> CoTDCOTr
         lr_scheduler_type="constant",
         adam_beta2=0.99,
         weight_decay=0.0,
-        per_device_train_batch_size=64,
+        per_device_train_batch_size=16,
         max_rationale_tokens=40,
         **options,
     )
@@ -71,22 +73,34 @@ def noise(gradients: np.ndarray) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--rationales", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=24)
+    parser.add_argument("--rationales", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=16)
     parser.add_argument("--num-attempts", type=int, default=16)
     options = parser.parse_args()
     be_quiet()
-    train, _ = make_problems(0)
+    problems, _ = make_problems(0)
+    problems = problems.select(range(options.prompts))
     with TemporaryDirectory() as folder:
+        counts = {"num_sampled": 1, "num_correct": 0}  # not used: the weight is 1 for cross-entropy
+        forms = [
+            {**row, **counts, "completion": rationale(*map(int, row["prompt"][:-1].split("*")), form)}
+            for row in problems
+            for form in range(4)
+        ]
         trained = make_trainer(
-            make_model(0), train, folder, num_attempts=1, sampler="none", num_train_epochs=options.epochs
+            make_model(0),
+            Dataset.from_list(forms),
+            folder,
+            num_attempts=1,
+            sampler="none",
+            num_train_epochs=options.epochs,
         )
         trained.train()
         trainer = make_trainer(
             trained.model,
-            train.remove_columns(["num_sampled", "num_correct"]).select(range(options.prompts)),
+            problems.remove_columns(["num_sampled", "num_correct"]),
             folder,
             num_attempts=options.num_attempts,
             targets="sampled",
