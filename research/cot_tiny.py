@@ -135,7 +135,7 @@ class Measure(TrainerCallback):
         if epoch % self.every:
             return
         num_samples = self.final_samples if epoch == args.num_train_epochs else self.num_samples
-        sampler = TransformersSampler(model, self.tokenizer, batch_size=512, progress=False)
+        sampler = TransformersSampler(model, tokenizer=self.tokenizer, batch_size=512, progress=False)
         correct = count_correct(sampler, self.problems, num_samples)
         ks = [k for k in KS if k <= num_samples]
         curve = pass_at_k_curve(np.full(len(correct), num_samples), correct, k=ks)
@@ -153,7 +153,7 @@ def rates_of_both(folder: Path, tokenizer, problems: list[dict], num_samples: in
     by_vllm = count_correct(engine, problems, num_samples) / num_samples
     engine.close()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    itself = TransformersSampler(model, tokenizer, progress=False, **SAMPLER_KWARGS["transformers"])
+    itself = TransformersSampler(model, tokenizer=tokenizer, progress=False, **SAMPLER_KWARGS["transformers"])
     by_transformers = count_correct(itself, problems, num_samples) / num_samples
     errors = [np.sqrt((rates * (1 - rates)).sum() / num_samples) / len(rates) for rates in (by_vllm, by_transformers)]
     return {

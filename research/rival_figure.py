@@ -1,17 +1,23 @@
-"""The frontier: coverage against test-time k, for cross-entropy and DCO at several N, from the merged results."""
+"""The frontier: coverage against test-time k, for cross-entropy and DCO at several N, and the lead in each seed."""
 
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
-from dco_trl.report.plots import LINE_STYLES, MARKERS, PALETTE
+from dco_trl.report.styles import attempts_axis, method_style, percent_axis, plain_axes
 
 SHOWN_ATTEMPTS = (16, 256, 4096)
+RIVAL = "cross-entropy, temperature tuned"
 
 
 def plot_frontier(results: dict[str, Any]) -> Figure:
-    """Draw coverage of the test problems against k, mean over seeds with its interval.
+    """Draw mean coverage of the test problems against k, and beside it, seed by seed, DCO's lead over cross-entropy.
+
+    The lead is paired: both methods saw the same problems and the same order of batches in a seed. Settings, epochs and
+    temperatures of both are those chosen on the validation problems. With one seed there is no second panel.
 
     Args:
         results: What `rivals.py` wrote, with the methods cross-entropy and DCO.
@@ -23,51 +29,72 @@ def plot_frontier(results: dict[str, Any]) -> Figure:
         ValueError: A curve is not among the results.
 
     References:
-        Figure 5 of the DCO paper, arXiv 2502.07154, has the same axes.
+        Figure 5 of the DCO paper, arXiv 2502.07154, has the first panel's axes.
     """
-    lines = [
-        ("cross-entropy, last epoch", _curve(results, "cross-entropy", {}, "last_epoch")),
-        ("cross-entropy, best epoch for each k", _curve(results, "cross-entropy", {}, "best_epoch")),
-        *((f"DCO, N = {n}", _curve(results, "DCO", {"num_attempts": n}, "last_epoch")) for n in _attempts(results)),
-    ]
-    k = results["settings"][0]["k"]
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    axes = figure.subplots()
-    for index, (label, curve) in enumerate(lines):
-        colour = PALETTE[index]
-        axes.plot(
-            k,
-            curve["mean"],
-            color=colour,
-            linestyle=LINE_STYLES[index % len(LINE_STYLES)],
-            marker=MARKERS[index],
-            markersize=6,
-            linewidth=2,
-            label=label,
-        )
-        if curve["low"][0] is not None:
-            axes.fill_between(k, curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(k))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.set_ylim(0, 1)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.tick_params(labelsize=11)
-    axes.set_xlabel("k, attempts a problem at test time", fontsize=12)
-    axes.set_ylabel("solved within k attempts", fontsize=12)
     seeds = len(results["seeds"])
-    axes.set_title(
-        f"{results['title']}, held-out problems, "
-        + (f"{seeds} seeds: mean and {results['level']:.0%} interval" if seeds > 1 else "one seed"),
-        loc="left",
-        fontsize=12,
+    figure = Figure(figsize=(11, 4.6) if seeds > 1 else (8, 4.6), layout="constrained")
+    coverage, *lead = (
+        figure.subplots(1, 2, width_ratios=(3, 2), squeeze=False)[0] if seeds > 1 else [figure.subplots()]
     )
-    axes.legend(frameon=False, fontsize=11, loc="upper left")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, color="0.92", linewidth=0.8)
-    axes.set_axisbelow(True)
+    _coverage(coverage, results)
+    if lead:
+        _lead(lead[0], results)
+    mean = f", mean of {seeds} seeds" if seeds > 1 else ", one seed"
+    figure.suptitle(f"{results['title']}, held-out problems{mean}", x=0.01, ha="left", fontsize=13)
     return figure
+
+
+def _coverage(axes: Axes, results: dict[str, Any]) -> None:
+    k = results["settings"][0]["k"]
+    last, best = (_curve(results, "cross-entropy", {}, epoch)["mean"] for epoch in ("last_epoch", "best_epoch"))
+    shared = {"markersize": 6, "linewidth": 2}
+    axes.plot(k, last, **method_style("cross-entropy"), **shared, label="cross-entropy, last epoch")
+    axes.plot(
+        k, best, **method_style("cross-entropy"), **shared, linestyle=":", label="cross-entropy, best epoch for each k"
+    )
+    for n in _attempts(results):
+        mean = _curve(results, "DCO", {"num_attempts": n}, "last_epoch")["mean"]
+        axes.plot(k, mean, **method_style(f"DCO, N = {n}"), **shared, label=f"DCO, N = {n}, last epoch")
+    attempts_axis(axes, k)
+    percent_axis(axes)
+    axes.set_ylim(0, 1.01)
+    _finish(axes, "Solved within k attempts")
+    axes.legend(frameon=False, fontsize=11, loc="upper left")
+
+
+def _lead(axes: Axes, results: dict[str, Any]) -> None:
+    dco, rival = results["selections"]["DCO"], results["selections"][RIVAL]
+    means = results["differences"]["DCO"][RIVAL]
+    k = [int(key) for key in means]
+    colour = "0.15"  # no N's colour: N is chosen for each k and seed
+    by_seed = 100 * np.array([np.subtract(dco[str(at)]["test"], rival[str(at)]["test"]) for at in k])
+    for i, values in enumerate(by_seed.T):
+        axes.plot(k, values, color=colour, alpha=0.45, linewidth=1.1, label="one seed" if i == 0 else None)
+    middle, low, high = (100 * np.array([means[str(at)][end] for at in k]) for end in ("mean", "low", "high"))
+    axes.errorbar(
+        k,
+        middle,
+        yerr=[middle - low, high - middle],
+        color=colour,
+        marker="o",
+        markersize=6,
+        linewidth=2.4,
+        capsize=4,
+        label=f"mean, {results['level']:.0%} interval",
+    )
+    axes.axhline(0, color="0.3", linewidth=1)
+    attempts_axis(axes, k)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f}" if value else "0"))
+    axes.set_xlim(0.7, max(k) * 1.4)
+    _finish(axes, "DCO's lead over tuned cross-entropy, points")
+    axes.legend(frameon=False, fontsize=11, loc="upper left")
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=12)
+    axes.set_xlabel("k, attempts per problem at test time", fontsize=12)
+    axes.tick_params(labelsize=11)
+    plain_axes(axes)
 
 
 def _attempts(results: dict[str, Any]) -> list[int]:

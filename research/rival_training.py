@@ -193,7 +193,7 @@ def log_p_at_temperatures(
         Nats, float64, on the CPU, shape (temperatures, problems).
 
     Relations:
-        `dco_trl.demo.measure.reference_log_p` is this at temperature 1, for prompts of one length.
+        `dco_trl.sampling.exact_coverage` is this at one temperature.
     """
     columns = []
     for first in range(0, len(prompts), batch_size):

@@ -24,10 +24,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 from transformers import PrinterCallback
 
-from dco_trl import DCOConfig, DCOTrainer, log_coverage
-from dco_trl.demo import measure, task
+from dco_trl import DCOConfig, DCOTrainer
+from dco_trl.demo import task
 from dco_trl.demo.training import NUM_EPOCHS, be_quiet, training_arguments
-from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler
+from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler, exact_coverage
 from dco_trl.statistics import pass_at_k, pass_at_k_curve
 
 KS = tuple(4**i for i in range(7))
@@ -51,7 +51,7 @@ def train(num_attempts: int, num_epochs: int):
 
 def count_correct(model, tokenizer, held_out, num_samples: int) -> np.ndarray:
     """Right answers of each problem among `num_samples`, drawn in chunks so that no text is kept."""
-    sampler = TransformersSampler(model, tokenizer, batch_size=4096, progress=False)
+    sampler = TransformersSampler(model, tokenizer=tokenizer, batch_size=4096, progress=False)
     params = SamplingParams(max_tokens=task.ANSWER_LENGTH + 1, seed=0)
     answers, correct = list(held_out["completion"]), np.zeros(len(held_out), dtype=int)
     chunk = 256
@@ -73,12 +73,12 @@ def sampling_error(p: np.ndarray, num_samples: int, k: int, draws: int = 400) ->
 def compare(num_attempts: int, num_epochs: int, num_problems: int, num_samples: int) -> dict[str, Any]:
     model, tokenizer, held_out = train(num_attempts, num_epochs)
     held_out = held_out.select(range(num_problems))
-    log_p = measure.reference_log_p(model, tokenizer, held_out["prompt"], held_out["completion"])
+    coverage = exact_coverage(model, tokenizer, task.as_problems(held_out), progress=False)
     correct = count_correct(model, tokenizer, held_out, num_samples)
     curve = pass_at_k_curve(np.full(num_problems, num_samples), correct, k=KS)
     rows = []
     for i, k in enumerate(KS):
-        exact = log_coverage(log_p, k).exp().mean().item()
+        exact = float(coverage.pass_at_k(k))
         rows.append(
             {
                 "k": k,
@@ -86,7 +86,7 @@ def compare(num_attempts: int, num_epochs: int, num_problems: int, num_samples: 
                 "estimate": float(curve.estimate[i]),
                 "low": float(curve.low[i]),
                 "high": float(curve.high[i]),
-                "sampling_error": sampling_error(log_p.exp().numpy(), num_samples, k),
+                "sampling_error": sampling_error(np.exp(coverage.log_p), num_samples, k),
             }
         )
         print("  k {k:5}  exact {exact:.4f}  sampled {estimate:.4f} [{low:.4f}, {high:.4f}]".format(**rows[-1]))

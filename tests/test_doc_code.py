@@ -6,10 +6,14 @@ that take minutes (`make`, `dco-trl train` with a recipe, the benchmarks) have t
 are checked.
 """
 
+import contextlib
+import functools
+import io
 import json
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -133,35 +137,59 @@ def test_commands_name_what_exists(path, monkeypatch):
         check_arguments(words)
 
 
+def test_make_targets_that_are_named_exist():
+    places = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / ".github").rglob("*.*")]
+    named = {
+        name for path in places for name in re.findall(r"(?:`|: |^)make ([a-z]+)", path.read_text(), re.MULTILINE)
+    }
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"check", "test", "coverage", "wheel", "fuzz"} <= named
+    assert not named - targets
+
+
 def check_arguments(words: list[str]) -> None:
     """The command exists and takes these arguments; training recipes are parsed as a run would."""
     if words[0] == "accelerate":
         words = ["dco-trl", *words[words.index("dco_trl") + 1 :]]
     if words[0] == "pip":
-        assert words == ["pip", "install", "."]
+        assert words[1] == "install" and re.fullmatch(r"(\.|dco-trl)(\[(eval|vllm|server)\])?", words[2]), words
     elif words[0] == "make":
         subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
     elif words[0] == "dco-trl" and words[1] == "train":
         parse([str(ROOT / word) if word.endswith(".yaml") else word for word in words[2:]] + ON_CPU)
     elif words[0] == "dco-trl":
-        source = "".join(file.read_text() for file in (ROOT / "dco_trl" / "cli").glob("*.py"))
-        check_flags(words, source)
+        check_flags(words, help_of("dco-trl", words[1]))
     else:
         assert words[0] == "python", words
-        script = ROOT / words[1]
-        assert script.is_file(), words
-        if "--config" in words:
+        assert (ROOT / words[1]).is_file(), words
+        if words[1].endswith("dco_cot.py"):
             parse(["--config", str(ROOT / words[words.index("--config") + 1]), *ON_CPU], CoTDCOConfig)
-        else:
-            source = script.read_text() + (ROOT / "tests" / "runs" / "known_sampler.py").read_text()
-            check_flags(words, source)
+        elif any(word.startswith("--") for word in words):
+            check_flags(words, help_of("python", words[1]))
 
 
-def check_flags(words: list[str], source: str) -> None:
-    for word in words:
-        if word.startswith("--"):
-            plain = word[2:].replace("-", "_")
-            assert re.search(rf"\b{plain}\b", source.replace("-", "_")), f"{word} of {words} is not an argument"
+@functools.cache
+def help_of(program: str, command: str) -> str:
+    if program == "dco-trl":
+        with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+            dco_trl([command, "--help"])
+        return printed.getvalue()
+    run = [sys.executable, str(ROOT / command), "--help"]
+    return subprocess.run(run, capture_output=True, text=True, check=True).stdout
+
+
+def check_flags(words: list[str], help: str) -> None:
+    """Every flag is one of this command's own."""
+    known = {flag.replace("-", "_") for flag in re.findall(r"--[\w-]+", help)}
+    unknown = [word for word in words if word.startswith("--") and word.replace("-", "_") not in known]
+    assert not unknown, f"{unknown} of {words} is no argument of this command"
+
+
+def test_a_flag_of_another_command_is_found_out():
+    with pytest.raises(AssertionError, match=r"\['--grader'\] of .* is no argument of this command"):
+        check_arguments("dco-trl sample --model m --grader math".split())
+    with pytest.raises(AssertionError, match="--epochs"):
+        check_arguments("python examples/scripts/prepare_math.py --dataset d --epochs 2".split())
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ EXAMPLES = [
     "dco_trl.statistics.majority_vote",
     "dco_trl.statistics.never_solved",
     "dco_trl.statistics.extrapolation",
+    "dco_trl.grading.call",
     "dco_trl.grading.extract",
     "dco_trl.grading.graders",
     "dco_trl.sampling.protocol",

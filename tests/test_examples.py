@@ -13,6 +13,7 @@ from tiny_models import save_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dco_trl import CoTDCOConfig
+from dco_trl.cli import main as dco_trl
 from dco_trl.cli.train import parse
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -38,7 +39,11 @@ def main_of(script: str):
     """The `main` of an example script."""
     spec = importlib.util.spec_from_file_location(script, EXAMPLES / "scripts" / f"{script}.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(EXAMPLES / "scripts"))  # as Python does for a script
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
     return module.main
 
 
@@ -51,7 +56,9 @@ def rows_of(path) -> list[dict]:
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
-# -------------------------------------------------------------------- prepare_math
+# ------------------------------------------------- prepare_math, prepare_gsm8k
+
+PREPARE = pytest.mark.parametrize("script", ["prepare_math", "prepare_gsm8k"])
 
 
 def test_math_rows(here, monkeypatch, capsys):
@@ -62,29 +69,37 @@ def test_math_rows(here, monkeypatch, capsys):
     assert "3 rows; of 4, 1 had no answer" in capsys.readouterr().out
 
 
-def test_math_short_rows_only(here, monkeypatch, capsys):
+@PREPARE
+def test_short_rows_only_and_the_first_of_those(here, monkeypatch, capsys, script):
     save_checkpoint("MODEL")
-    length = len(PROMPT + " 4") + 1  # one token a character, and the end of sequence
+    run(script, monkeypatch, "--dataset", "problems.jsonl", "--output", "all.jsonl")
+    # One token per character, and the end of sequence.
+    lengths = [len(row["prompt"] + row["completion"]) + 1 for row in rows_of("all.jsonl")]
+    assert lengths[0] < lengths[1] < lengths[2]
     arguments = ["--dataset", "problems.jsonl", "--output", "short.jsonl", "--tokenizer", "MODEL", "--max_tokens"]
-    run("prepare_math", monkeypatch, *arguments, str(length))
+    run(script, monkeypatch, *arguments, str(lengths[1]))
+    assert [row["id"] for row in rows_of("short.jsonl")] == ["a", "b"]
+    assert f"2 rows; of 4, 1 had no answer and 1 more than {lengths[1]} tokens" in capsys.readouterr().out
+    run(script, monkeypatch, *arguments, str(lengths[1]), "--num_rows", "1")
     assert [row["id"] for row in rows_of("short.jsonl")] == ["a"]
-    assert f"1 rows; of 4, 1 had no answer and 2 more than {length} tokens" in capsys.readouterr().out
-    run("prepare_math", monkeypatch, *arguments, str(length - 1))
+    run(script, monkeypatch, *arguments, str(lengths[0] - 1))
     assert rows_of("short.jsonl") == []
 
 
+@PREPARE
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--dataset", "nosuch.jsonl"], "there is no file nosuch.jsonl"),
-        (["--dataset", "wrong.jsonl"], "wrong.jsonl has the columns ['question', 'answer'], not ['problem']"),
+        (["--dataset", "wrong.jsonl"], "the columns ['query', 'answer'], and none is named 'problem' or 'question'"),
         (["--dataset", "problems.jsonl", "--max_tokens", "9"], "--max_tokens needs --tokenizer"),
+        (["--dataset", "problems.jsonl", "--num_rows", "0"], "--num_rows must be at least 1, got 0"),
     ],
 )
-def test_math_mistakes(here, monkeypatch, capsys, arguments, message):
-    Path("wrong.jsonl").write_text(json.dumps({"question": "2+2", "answer": "4"}) + "\n")
+def test_mistakes_are_one_message(here, monkeypatch, capsys, script, arguments, message):
+    Path("wrong.jsonl").write_text(json.dumps({"query": "2+2", "answer": "4"}) + "\n")
     with pytest.raises(SystemExit) as exit:
-        run("prepare_math", monkeypatch, *arguments, "--output", "out.jsonl")
+        run(script, monkeypatch, *arguments, "--output", "out.jsonl")
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
     assert not Path("out.jsonl").exists()
@@ -155,10 +170,10 @@ def test_dco_script_from_the_shell():
     script = [sys.executable, str(EXAMPLES / "scripts" / "dco.py")]
     done = subprocess.run([*script, "--use_cpu", "--num_atempts", "1"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "unknown argument: `num_atempts`" in done.stderr
+    assert "unknown argument: '--num_atempts'" in done.stderr
 
 
-# ------------------------------------------------------------- dco_cot.py, recipes
+# ---------------------------------------------------- chains of thought, recipes
 
 WORDS = [
     {"problem": " What is 2+2? ", "solution": "2+2 is <<2+2=4>>4.", "answer": "4"},
@@ -175,10 +190,7 @@ def test_gsm8k_rows(here, monkeypatch, capsys):
     ]
     assert rows_of("data/1.jsonl")[0]["completion"] == " Add: 1001.\n#### 1,001"
     assert rows_of("data/1.jsonl")[0]["answer"] == "1001"
-    assert "1 problems written to data/1.jsonl" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        run("prepare_gsm8k", monkeypatch, "--dataset", "nosuch.jsonl", "--output", "x.jsonl")
-    assert "there is no file nosuch.jsonl" in capsys.readouterr().err
+    assert "data/1.jsonl: 1 rows; of 1, 0 had no answer" in capsys.readouterr().out
 
 
 def test_there_are_cot_recipes():
@@ -197,7 +209,7 @@ def test_cot_recipe_trains(here, monkeypatch, recipe):
     arguments = ["--model_name_or_path", "MODEL", "--use_cpu", "true", "--max_steps", "2", "--output_dir", "out"]
     arguments += ["--sampler", "transformers", "--sampler_kwargs", '{"batch_size": 16}', "--ce_warmup_steps", "1"]
     arguments += ["--max_rationale_tokens", "8", "--num_rationales", "8", "--max_length", "128"]
-    assert main_of("dco_cot")(["--config", str(recipe), *arguments], CoTDCOConfig) == 0
+    assert dco_trl(["train-cot", "--config", str(recipe), *arguments]) == 0
     assert Path("out/adapter_model.safetensors").is_file()
     assert not Path("out/sampler").exists()
 
@@ -208,5 +220,6 @@ def test_a_grader_that_is_not_there_is_one_message(here, monkeypatch, capsys):
     run("prepare_gsm8k", monkeypatch, "--dataset", "words.jsonl", "--output", "train.jsonl")
     arguments = ["--model_name_or_path", "MODEL", "--dataset_name", "train.jsonl", "--eval_strategy", "no"]
     arguments += ["--use_cpu", "true", "--bf16", "false", "--output_dir", "out", "--grader", "maths"]
-    assert main_of("dco_cot")(arguments, CoTDCOConfig) == 2
-    assert "grader 'maths' is not known" in capsys.readouterr().err
+    assert dco_trl(["train-cot", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert "dco-trl train-cot: " in error and "grader 'maths' is not known" in error

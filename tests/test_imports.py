@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+
+import dco_trl
 
 
 def loaded_after(statement: str) -> set[str]:
@@ -28,9 +32,14 @@ def test_import_loads_no_more_than_it_needs(statement, forbidden):
     assert not loaded_after(statement) & forbidden
 
 
-def test_public_names_resolve():
-    import dco_trl
+def test_one_version_everywhere():
+    root = Path(__file__).parents[1]
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    assert version == dco_trl.__version__
+    assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text()
 
+
+def test_public_names_resolve():
     for name in dco_trl.__all__:
         assert getattr(dco_trl, name).__name__ == name
     assert set(dco_trl.__all__) <= set(dir(dco_trl))

@@ -6,6 +6,7 @@ from importlib import import_module
 COMMANDS = {
     "demo": "reproduce the paper's Table 1 at small scale, on this machine, in minutes",
     "train": "fine-tune with DCO: every argument of `trl sft`, and DCO's own",
+    "train-cot": "fine-tune chains of thought with DCO, on success rates of sampled rationales",
     "estimate": "count right and wrong samples of a training data set, for CoTDCOTrainer with sampler='none'",
     "coverage": "exact pass@k of short reference answers, from teacher-forced probabilities, no sampling",
     "eval": "sample, grade and report in one go",
@@ -33,4 +34,4 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"dco-trl: no command {argv[0]!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    return import_module(f".{argv[0]}", __name__).main(argv[1:]) or 0
+    return import_module(f".{argv[0].replace('-', '_')}", __name__).main(argv[1:]) or 0

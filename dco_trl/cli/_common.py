@@ -1,15 +1,17 @@
 """What the commands share: parsing, reading the data set, and errors that are one message and exit status 2."""
 
 import json
+import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import yaml
 from trl import TrlParser
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -24,7 +26,9 @@ class DatasetConfig:
     )
     split: str = field(default="test", metadata={"help": "Split of the data set, where it has several."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
-    num_problems: int | None = field(default=None, metadata={"help": "Take the first so many problems only."})
+    num_problems: int | None = field(
+        default=None, metadata={"help": "Take only this many problems, from the first on."}
+    )
     prompt_column: str = field(default="prompt", metadata={"help": "Column with the prompt, plain or conversational."})
     answer_column: str | None = field(
         default=None, metadata={"help": "Column with the reference answer. Unless given, `answer`."}
@@ -36,7 +40,7 @@ class DatasetConfig:
         default=None,
         metadata={
             "help": r"Prompt built from columns, for example 'Question: {problem}\nAnswer:'. \n is a line break; "
-            "braces of the text are doubled. In place of --prompt-column."
+            "braces of the text are doubled. Replaces --prompt-column."
         },
     )
     chat: bool = field(
@@ -57,18 +61,21 @@ class ModelConfig:
     batch_size: int = field(default=64, metadata={"help": "Sequences at a time; not for vllm and server."})
 
 
-def parse(command: str, argv: list[str], *configs: Any, run: str | None = None, description: str) -> tuple[Any, ...]:
+def parse(
+    command: str, argv: list[str], *configs: Any, run: str | None = None, runs: str | None = None, description: str
+) -> tuple[Any, ...]:
     """Parse a command line, and a YAML file with `--config`, into config dataclasses.
 
     Args:
         command: The command's name.
         argv: Its arguments.
         configs: Dataclasses; their fields become `--field-name`.
-        run: Help for a positional argument RUN; None for a command without one.
+        run: Help for one positional argument RUN; None for a command without one.
+        runs: Help for any number of them; a YAML file may have them as `runs`.
         description: Shown by `--help`.
 
     Returns:
-        An instance of each dataclass, then, with `run`, the positional argument.
+        An instance of each dataclass, then, with `run` or `runs`, the positional argument or the list of them.
 
     Raises:
         SystemExit: With status 2, after one message, where the arguments are wrong.
@@ -76,14 +83,69 @@ def parse(command: str, argv: list[str], *configs: Any, run: str | None = None, 
     parser = TrlParser(list(configs), prog=f"dco-trl {command}", description=description)
     if run:
         parser.add_argument("RUN", help=run)
+    if runs:
+        parser.add_argument("runs", nargs="*", metavar="RUN", help=runs)
     try:
+        _check_config_file(argv)
         parsed = parser.parse_args_and_config(argv)
+        for config in parsed[: len(configs)]:
+            _check_types(config)
+        if runs and not _fits(parsed[-1].runs, list[str]):
+            raise ValueError(f"runs must be a list of folders, got {parsed[-1].runs!r}")
     except (ValueError, OSError) as error:  # a YAML file with unknown keys, or none at all
         parser.exit(2, f"dco-trl {command}: {error}\n")
-    return (*parsed[: len(configs)], parsed[-1].RUN) if run else parsed
+    if run or runs:
+        return (*parsed[:-1], parsed[-1].RUN if run else parsed[-1].runs)
+    return parsed
 
 
-def status(command: str, work: Callable[[], None]) -> int:
+class _Loader(yaml.SafeLoader):
+    """YAML in which each key is text and stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if not isinstance(key, str):
+                raise ValueError(f"line {line}: the key {key!r} is not text; put it into quotation marks")
+            if key in seen:
+                raise ValueError(f"line {line}: the key {key!r} is there twice; remove one of them")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _check_config_file(argv: list[str]) -> None:
+    if "--config" in argv[:-1]:
+        path = Path(argv[argv.index("--config") + 1])
+        try:
+            yaml.load(path.read_bytes(), _Loader)
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _check_types(config: Any) -> None:
+    """argparse converts what a shell gives, and leaves what a YAML file gives."""
+    for name, wanted in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not _fits(value, wanted):
+            kind = str(wanted).replace("typing.", "") if get_args(wanted) else wanted.__name__
+            raise ValueError(f"--{name.replace('_', '-')} must be of type {kind}, got {value!r}")
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    origin, inner = get_origin(wanted), get_args(wanted)
+    if origin is Literal:
+        return value in inner
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if inner:
+        return any(_fits(value, kind) for kind in inner)
+    return type(value) in ((int, float) if wanted is float else (wanted,))
+
+
+def status(command: str, work: Callable[[], None], *configs: Any) -> int:
     """Run a command; turn an error that its user can cause into one message and status 2.
 
     Errors of this package, and of opening files and importing libraries, are the user's to mend. What other libraries
@@ -92,6 +154,7 @@ def status(command: str, work: Callable[[], None]) -> int:
     Args:
         command: The command's name.
         work: What it does.
+        configs: The parsed dataclasses: where a message names one of their fields, the flag is shown in its place.
 
     Returns:
         The exit status.
@@ -101,21 +164,48 @@ def status(command: str, work: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print(f"\ndco-trl {command}: interrupted; the same command goes on from what is on disk", file=sys.stderr)
         return 130
-    except (OSError, ImportError) as error:
-        print(f"dco-trl {command}: {error}", file=sys.stderr)
-        return 2
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (OSError, ImportError, ValueError, TypeError, RuntimeError) as error:
         last = traceback.extract_tb(error.__traceback__)[-1].filename
-        if not Path(last).resolve().is_relative_to(_PACKAGE):
+        if not isinstance(error, OSError | ImportError) and not Path(last).resolve().is_relative_to(_PACKAGE):
             raise
-        print(f"dco-trl {command}: {error}", file=sys.stderr)
+        names = {entry.name for config in configs for entry in fields(config)}
+        print(f"dco-trl {command}: {with_flags(str(error), names)}", file=sys.stderr)
         return 2
     return 0
 
 
+def with_flags(message: str, names: Collection[str]) -> str:
+    """A message with the shell's names of arguments in place of Python's.
+
+    Args:
+        message: What a function of this package says about its arguments.
+        names: The arguments that have a flag.
+
+    Returns:
+        The message; what stands in quotation marks, in lists and in paths is left alone.
+
+    Examples:
+        >>> with_flags("temperature=-1.0 is too low. See num_samples.", ["temperature", "num_samples"])
+        '--temperature -1.0 is too low. See --num-samples.'
+    """
+
+    names = sorted(names, key=len, reverse=True)
+    word = "|".join(names)
+    # An ordinary word, such as "grader", is taken for an argument only where it is written as one.
+    telling = "|".join(name for name in names if "_" in name) or "(?!)"
+    start, end = r"(?<![\w.'\"/\[{-])", r"(?![\w'\"/\]}-]|\.\w)"
+    pattern = rf"`({word})`|{start}({word})=|(?<=\()({word})(?=\))|^({word})(?= ')|{start}({telling}){end}"
+
+    def flag(match: re.Match[str]) -> str:
+        name = next(filter(None, match.groups()))
+        return f"--{name.replace('_', '-')}" + (" " if match[0].endswith("=") else "")
+
+    return re.sub(pattern, flag, message) if names else message
+
+
 @contextmanager
 def naming(model: str) -> Iterator[None]:
-    """Say which model could not be loaded: not every message of Transformers does."""
+    """Name the model that could not be loaded: not every message of Transformers does."""
     try:
         yield
     except OSError as error:
@@ -123,30 +213,14 @@ def naming(model: str) -> Iterator[None]:
 
 
 def load_problems(config: DatasetConfig, answer_column: str | None = None) -> list:
-    """Read the problems that a command line names.
-
-    Args:
-        config: The command line's.
-        answer_column: In place of the config's.
-
-    Returns:
-        Problems.
-    """
+    """The problems that a command line names; `answer_column` stands in for the config's."""
     return load_rows_and_problems(config, answer_column)[1]
 
 
 def load_rows_and_problems(config: DatasetConfig, answer_column: str | None = None) -> tuple[list[dict], list]:
-    """Read the rows that a command line names, and the problem in each.
-
-    Args:
-        config: The command line's.
-        answer_column: In place of the config's.
-
-    Returns:
-        The rows with all of their columns, and as many problems in the same order.
-    """
+    """The rows that a command line names, with all of their columns, and as many problems in the same order."""
     from ..runs import problems_from_rows
-    from ..runs.problems import read_rows
+    from ..runs.rows import read_rows
 
     source = read_rows(config.dataset, split=config.split, config=config.dataset_config)
     # Not the whole of a large data set for a few rows; a number below 1 is refused below.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..extras import require
 from ._common import DatasetConfig, ModelConfig, load_problems, naming, parse, status, unescape
 
 NOTE = (
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
         description="Exact pass@k of short reference answers, without sampling. The answer is the column `completion` "
         "if there is one, else `answer`, unless --answer-column names another. " + NOTE,
     )
-    return status("coverage", lambda: coverage(*configs))
+    return status("coverage", lambda: coverage(*configs), *configs)
 
 
 def coverage(data: DatasetConfig, model: ModelConfig, config: CoverageConfig) -> None:
@@ -55,6 +56,7 @@ def coverage(data: DatasetConfig, model: ModelConfig, config: CoverageConfig) ->
         model: The model.
         config: What to compute.
     """
+    require("dco-trl coverage", "eval", "rich", "scipy")
     from rich.console import Console
     from rich.table import Table
 

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field
 
+from ..extras import require
 from ._common import parse, status
 
 _DESCRIPTION = """\
-Train a tiny model, made on the spot, to multiply two-digit numbers: once with cross-entropy (TRL's SFTTrainer) and
-once with DCO for each N. Prints exact coverage on held-out problems epoch by epoch, and saves the numbers and a
-picture. Nothing is downloaded."""
+Train a tiny model, made on the spot, to multiply two-digit numbers: once with cross-entropy (TRL's SFTTrainer), and
+once with DCO for each N. Print pass@k on held-out problems epoch by epoch, and save the numbers and a picture.
+Nothing is downloaded."""
 
 
 @dataclass
@@ -25,7 +26,7 @@ class DemoConfig:
     seeds: int | None = field(default=None, metadata={"help": "Number of seeds. Unless given, 1, or 5 with --full."})
     seed: int = field(default=0, metadata={"help": "The first seed."})
     epochs: int | None = field(
-        default=None, metadata={"help": "Epochs a run. Fewer are quicker, and too few show nothing."}
+        default=None, metadata={"help": "Epochs per run. Unless given, 34; with fewer there is less to see."}
     )
     workers: int | None = field(
         default=None, metadata={"help": "Runs at a time, one thread each. Unless given, the number of cores."}
@@ -44,6 +45,7 @@ def demo(config: DemoConfig) -> None:
     Args:
         config: What to run.
     """
+    require("dco-trl demo", "eval", "matplotlib", "rich")
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -54,8 +56,9 @@ def demo(config: DemoConfig) -> None:
         TimeRemainingColumn,
     )
 
+    from ..demo.findings import sentences
     from ..demo.run import available_cores, run_demo, save_results
-    from ..demo.table import coverage_table, seeds_table, sentences
+    from ..demo.table import coverage_table, seeds_table
 
     num_attempts = config.num_attempts or ([4, 16, 64, 256, 1024, 4096] if config.full else [16, 256])
     num_seeds = config.seeds if config.seeds is not None else 5 if config.full else 1
@@ -68,9 +71,9 @@ def demo(config: DemoConfig) -> None:
 
     console = Console(highlight=False)
     console.print(
-        "Two-digit multiplication, answered at once: 1,500 problems to train on, 500 held out.\n"
-        f"{num_runs} runs of a tiny Llama, {workers} at a time: cross-entropy (TRL's SFTTrainer), and DCO with N = "
-        f"{', '.join(map(str, num_attempts))}.\n"
+        "A tiny Llama learns two-digit multiplication, answered at once: 1,500 problems to train on, 500 held out.\n"
+        f"{num_runs} runs, {workers} at a time: cross-entropy (TRL's SFTTrainer), and DCO with N = "
+        f"{', '.join(map(str, num_attempts))}{f', on {num_seeds} seeds' if num_seeds > 1 else ''}.\n"
     )
     columns = (
         TextColumn("training"),
@@ -90,13 +93,16 @@ def demo(config: DemoConfig) -> None:
             config.workers,
             lambda done, total: progress.update(bar, completed=done, total=total),
         )
-    console.print("pass@k on the held-out problems, %, exact (* is a run's best pass@256)\n")
+    console.print(
+        "pass@k, %: how many of the held-out problems are solved by at least one of k sampled answers. Exact, from "
+        "the model's probabilities. * marks a run's best pass@256.\n"
+    )
     console.print(coverage_table(results["runs"]))
-    console.print()
     if num_seeds > 1:
         console.print(seeds_table(results["summary"]))
-        console.print()
     for sentence in sentences(results):
-        console.print(sentence)
-    paths = save_results(results, config.output_dir)
-    console.print(f"\n{results['seconds']:.0f} s. Picture: {paths[1]} (and {paths[2].name}). Numbers: {paths[0]}")
+        console.print(f"\n{sentence}")
+    numbers, picture, vector = save_results(results, config.output_dir)
+    # Paths stay on one line, to be copied.
+    lines = f"\nTook {results['seconds']:.0f} s.\nPicture: {picture} (and {vector.name})\nNumbers: {numbers}"
+    console.print(lines, soft_wrap=True)

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         "as wrong; one that the grader could not judge does not count. Rows with the same prompt share their samples. "
         "Stopped at any moment, the same command goes on from there.",
     )
-    return status("estimate", lambda: print(estimate(*configs)))
+    return status("estimate", lambda: print(estimate(*configs)), *configs)
 
 
 def estimate(data: DatasetConfig, model: ModelConfig, sampling: EstimateConfig, grading: GradingConfig) -> str:

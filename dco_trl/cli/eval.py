@@ -5,16 +5,14 @@ from pathlib import Path
 
 from ._common import DatasetConfig, ModelConfig, parse, status
 from .grade import GradingConfig, grade
+from .report import ReportConfig
 from .sample import SamplingConfig, sample
 
 
 @dataclass
-class ReportConfig:
-    """The report."""
+class EvalConfig(ReportConfig):
+    """What to report, and where."""
 
-    k: list[int] | None = field(
-        default=None, metadata={"help": "Numbers of attempts to report. Unless given, powers of four."}
-    )
     report: str | None = field(
         default=None, metadata={"help": "Folder for the report. Unless given, `report` in the run's folder."}
     )
@@ -29,14 +27,14 @@ def main(argv: list[str]) -> int:
         ModelConfig,
         SamplingConfig,
         GradingConfig,
-        ReportConfig,
+        EvalConfig,
         description="Sample, grade and report. Stopped at any moment, the same command goes on from there.",
     )
-    return status("eval", lambda: evaluate(*configs))
+    return status("eval", lambda: evaluate(*configs), *configs)
 
 
 def evaluate(
-    data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, grading: GradingConfig, report: ReportConfig
+    data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, grading: GradingConfig, report: EvalConfig
 ) -> None:
     """Do what the command does.
 

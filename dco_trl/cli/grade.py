@@ -13,8 +13,15 @@ class GradingConfig:
     """How to grade."""
 
     grader: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
-    num_workers: int | None = field(default=None, metadata={"help": "Worker processes. Unless given, one a CPU."})
+    num_workers: int | None = field(default=None, metadata={"help": "Worker processes. Unless given, one per CPU."})
     timeout: float = field(default=10.0, metadata={"help": "Seconds a verdict may take."})
+    grader_in_process: bool = field(
+        default=False,
+        metadata={
+            "help": "Run package.module:function in this process, in batches, without --timeout and a memory limit: "
+            "for a grader that holds a model. Otherwise it runs in worker processes, one sample per call."
+        },
+    )
     verdict_cache: str | None = field(
         default=None,
         metadata={
@@ -33,7 +40,7 @@ def main(argv: list[str]) -> int:
         run="the run's folder",
         description="Grade the samples of a run that this grader has not graded yet.",
     )
-    return status("grade", lambda: print(grade(run, grading)))
+    return status("grade", lambda: print(grade(run, grading)), grading)
 
 
 def grade(run: str, grading: GradingConfig) -> Any:
@@ -54,5 +61,6 @@ def grade(run: str, grading: GradingConfig) -> Any:
         grading.grader,
         num_workers=grading.num_workers,
         timeout=grading.timeout,
+        in_process=grading.grader_in_process,
         cache_dir=None if grading.verdict_cache == "none" else grading.verdict_cache or cache,
     )

@@ -3,24 +3,27 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from trl import TrlParser
-
-from ._common import status
+from ._common import parse, status
 
 
 @dataclass
 class ReportConfig:
-    """What to report, and where."""
+    """What to report: also of `dco-trl eval`."""
 
-    output: str = field(default="report", metadata={"help": "Folder for the report."})
     k: list[int] | None = field(
         default=None,
         metadata={
             "help": "Numbers of attempts to report, such as --k 1 16 256. Unless given, powers of four to 4096."
         },
     )
+
+
+@dataclass
+class ReportCommandConfig(ReportConfig):
+    """What to report, of which verdicts, and where."""
+
+    output: str = field(default="report", metadata={"help": "Folder for the report."})
     grader: str | None = field(
         default=None, metadata={"help": "Whose verdicts to read, where a run was graded by more than one."}
     )
@@ -28,24 +31,18 @@ class ReportConfig:
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    configs: list[Any] = [ReportConfig]
-    parser = TrlParser(
-        configs,
-        prog="dco-trl report",
+    config, runs = parse(
+        "report",
+        argv,
+        ReportCommandConfig,
+        runs="folders of graded runs",
         description="Report graded runs: tables here, and Markdown, JSON, pictures and one HTML page in a folder. The "
         "first run is the one that the others are compared with.",
     )
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of graded runs")
-    try:
-        config, rest = parser.parse_args_and_config(argv)
-    except (ValueError, OSError) as error:  # a YAML file with unknown keys, or none at all
-        parser.exit(2, f"dco-trl report: {error}\n")
-    if not rest.runs:
-        parser.error("no RUN given; name at least one folder of a graded run, such as runs/ce")
-    return status("report", lambda: report(rest.runs, config))
+    return status("report", lambda: report(runs, config), config)
 
 
-def report(runs: list[str], config: ReportConfig) -> None:
+def report(runs: list[str], config: ReportCommandConfig) -> None:
     """Do what the command does.
 
     Args:
@@ -54,6 +51,9 @@ def report(runs: list[str], config: ReportConfig) -> None:
     """
     from ..report import DEFAULT_K, print_report, write_report
     from ..runs import load_results
+
+    if not runs:
+        raise ValueError("no RUN given; name at least one folder of a graded run, such as runs/ce")
 
     results = [load_results(run, config.grader) for run in runs]
     names = [result.name for result in results]

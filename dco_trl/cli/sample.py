@@ -11,7 +11,7 @@ from ._common import DatasetConfig, ModelConfig, json_object, load_problems, nam
 class SamplingConfig:
     """How to sample, and where to."""
 
-    num_samples: int = field(metadata={"help": "Samples a problem. Raised later, it adds to the run."})
+    num_samples: int = field(metadata={"help": "Samples per problem. Raised later, it adds to the run."})
     output: str = field(metadata={"help": "The run's folder."})
     sampler: Literal["transformers", "vllm", "server"] = field(
         default="transformers", metadata={"help": "What samples: Transformers, vLLM in process, or a served endpoint."}
@@ -29,12 +29,14 @@ class SamplingConfig:
     seed: int = field(default=0, metadata={"help": "Seed of the draws."})
     chunk_size: int | None = field(
         default=None,
-        metadata={"help": "Sequences written at a time. Unless given, five minutes' work, and 16,384 at most."},
+        metadata={
+            "help": "Sequences per part that is written. Unless given, five minutes of work, and 16,384 at most."
+        },
     )
-    engine_kwargs: str | None = field(
+    sampler_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": 'Further options of the sampler, as JSON; of vllm.LLM, for example {"max_model_len": 2048}.'
+            "help": "Further options of the sampler, as JSON, for example '{\"max_model_len\": 2048}' for vllm."
         },
     )
 
@@ -49,7 +51,7 @@ def main(argv: list[str]) -> int:
         SamplingConfig,
         description="Draw samples into a run folder. Stopped at any moment, the same command goes on from there.",
     )
-    return status("sample", lambda: print(sample(data, model, sampling)))
+    return status("sample", lambda: print(sample(data, model, sampling)), data, model, sampling)
 
 
 def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, problems: list | None = None) -> Any:
@@ -66,10 +68,10 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, pr
     """
     # What can be wrong without the model is found out before minutes are spent on loading it.
     from ..runs import sample_run
-    from ..runs.sample import check_counts
+    from ..runs.sample import check_run_size
     from ..sampling import SamplingParams, make_sampler
 
-    check_counts(sampling.num_samples, sampling.chunk_size)
+    check_run_size(sampling.num_samples, sampling.chunk_size)
     params = SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -78,25 +80,25 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, pr
         stop=tuple(unescape(text) for text in sampling.stop or ()),
         seed=sampling.seed,
     )
-    options = json_object(sampling.engine_kwargs, "engine_kwargs")
+    sampler_kwargs = json_object(sampling.sampler_kwargs, "sampler_kwargs")
     if model.dtype is not None:
         if sampling.sampler == "server":
             raise ValueError(
                 f"dtype={model.dtype!r} cannot be chosen with --sampler server: its model is loaded already"
             )
-        options["dtype"] = model.dtype
+        sampler_kwargs["dtype"] = model.dtype
     if sampling.sampler == "transformers":
-        options.setdefault("batch_size", model.batch_size)
+        sampler_kwargs.setdefault("batch_size", model.batch_size)
     problems = load_problems(data) if problems is None else problems
     print(f"{len(problems):,} problems × {sampling.num_samples:,} samples", file=sys.stderr)
     with naming(model.model):
         sampler = make_sampler(
             sampling.sampler,
             model.model,
-            model.adapter,
+            adapter=model.adapter,
             revision=model.revision,
             base_url=sampling.base_url,
-            options=options,
+            sampler_kwargs=sampler_kwargs,
         )
     try:
         return sample_run(

@@ -1,7 +1,8 @@
-"""`dco-trl train`: fine-tune with DCO from the shell, with the arguments of `trl sft`."""
+"""`dco-trl train` and `train-cot`: fine-tune with DCO from the shell, with the arguments of `trl sft`."""
 
 import argparse
 import difflib
+import re
 import sys
 import traceback
 import warnings
@@ -20,15 +21,16 @@ from trl import (
     get_peft_config,
     get_quantization_config,
 )
-from yaml import YAMLError
 
 from ..grading import GraderError
-from ..trainer import CoTDCOConfig, CoTDCOTrainer, DCOConfig, DCOTrainer
+from ..trainer import CoTDCOConfig, DCOConfig, DCOTrainer
 from ..trainer.checkpoints import checkpoint_to_resume
+from ..trainer.cot_config import STATE_NAME
+from .config_file import check_config_file
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 # What a user's mistake raises, in TRL and below it, before the first step.
-_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, DatasetsError, YAMLError, GraderError)
+_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, DatasetsError, GraderError)
 
 _DESCRIPTION = """\
 Fine-tune a language model with Direct Coverage Optimization. Every argument of `trl sft` works (TRL's SFTConfig,
@@ -40,7 +42,22 @@ ModelConfig, ScriptArguments and DatasetMixtureConfig), on the command line or i
 
 What DCO adds: --num_attempts (N), --loss_reduction, --coverage_at, and --eval_dataset_name for an evaluation set that
 is not a split of --dataset_name. Data sets are names on the hub, folders with train.jsonl and test.jsonl, or files
-(.jsonl, .json, .parquet, .csv), with the columns `prompt` and `completion`.
+(.jsonl, .json, .parquet, .csv), with the columns `prompt` and `completion`. On a CPU, add `--use_cpu true`.
+"""
+_COT_DESCRIPTION = """\
+Fine-tune a language model on chains of thought with Direct Coverage Optimization: the success rate of each prompt is
+estimated from sampled and graded rationales. Every argument of `dco-trl train` works, on the command line or in a YAML
+file; the command line wins.
+
+  dco-trl train-cot --model_name_or_path MODEL --dataset_name data/train.jsonl --num_attempts 64 --sampler vllm \\
+      --grader math --use_peft --output_dir OUT
+  dco-trl train-cot --config recipe.yaml
+  accelerate launch -m dco_trl train-cot --config recipe.yaml --sampler server \\
+      --sampler_kwargs '{"base_url": "http://HOST:8000/v1"}'
+
+What it adds: --sampler and --sampler_kwargs (where rationales come from), --grader (what judges them),
+--num_rationales, --sampling_interval and the rest of CoTDCOConfig. Data sets have the columns `prompt`, `completion`
+(rationale and answer) and `answer` (what is graded by). On a CPU, add `--use_cpu true`.
 """
 
 
@@ -69,19 +86,24 @@ class CoTDCOScriptArguments(DCOScriptArguments):
     )
 
 
-def make_parser(config_class: type[DCOConfig] = DCOConfig, prog: str = "dco-trl train") -> TrlParser:
+def make_parser(config_class: type[DCOConfig] = DCOConfig) -> TrlParser:
     """TRL's parser over the arguments of `trl sft`, with `DCOConfig` or `CoTDCOConfig` for `SFTConfig`."""
-    script_class = CoTDCOScriptArguments if issubclass(config_class, CoTDCOConfig) else DCOScriptArguments
+    is_cot = issubclass(config_class, CoTDCOConfig)
+    script_class = CoTDCOScriptArguments if is_cot else DCOScriptArguments
     dataclass_types: Any = (script_class, config_class, ModelConfig, DatasetMixtureConfig)
     return TrlParser(
         dataclass_types,
-        prog=prog,
+        prog=_command(config_class),
         usage="%(prog)s [--config FILE.yaml] [ARGUMENTS]",
-        description=_DESCRIPTION,
+        description=_COT_DESCRIPTION if is_cot else _DESCRIPTION,
         formatter_class=_HelpFormatter,
         # A prefix of a flag is refused, as a prefix of a YAML key is: the next TRL release may make it ambiguous.
         allow_abbrev=False,
     )
+
+
+def _command(config_class: type[DCOConfig]) -> str:
+    return "dco-trl train-cot" if issubclass(config_class, CoTDCOConfig) else "dco-trl train"
 
 
 def parse(
@@ -90,19 +112,49 @@ def parse(
     """Parse flags and `--config FILE`; unknown flags and unknown keys are errors.
 
     Raises:
-        ValueError: An unknown key or flag, or a value out of its range.
+        ValueError: An unknown key or flag, a value out of its range, or no model or no data.
     """
     parser = make_parser(config_class)
-    parsed: Any = parser.parse_args_and_config(argv, return_remaining_strings=True, separate_remaining_strings=True)
+    argv = [word for given in argv for word in (given.split("=", 1) if given.startswith("--config=") else [given])]
+    if "--config" in argv:
+        if argv[-1] == "--config":
+            raise ValueError("`--config` needs a file.")
+        check_config_file(argv[argv.index("--config") + 1], parser)
+    try:
+        parsed: Any = parser.parse_args_and_config(
+            argv, return_remaining_strings=True, separate_remaining_strings=True
+        )
+    except ValueError as error:  # from a value; what is missing comes first
+        given, _ = parser.parse_known_args(argv)
+        _check_model_and_data(given, given, given)
+        if "bf16/gpu" in str(error):
+            raise ValueError(
+                "bfloat16, TRL's default, needs a GPU, and none was found. To train on the CPU, add `--use_cpu true`; "
+                "for float32, `--bf16 false`."
+            ) from error
+        raise
     *arguments, from_config, from_flags = parsed
     known = [action.dest for action in parser._actions]
     for source, words in (("key in the config file", from_config[::2]), ("argument", from_flags)):
         if words:
             name = words[0].removeprefix("--").split("=")[0]
+            dashes = "--" if source == "argument" else ""
             close = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-            hint = f" Did you mean `{close[0]}`?" if close else " `dco-trl train --help` lists what there is."
-            raise ValueError(f"unknown {source}: `{name}`.{hint}")
-    return tuple(arguments)
+            hint = f"Did you mean '{dashes}{close[0]}'?" if close else f"`{parser.prog} --help` lists what there is."
+            raise ValueError(f"unknown {source}: '{dashes}{name}'. {hint}")
+    script_args, training_args, model_args, mixture = arguments
+    _check_model_and_data(model_args, script_args, mixture)
+    return script_args, training_args, model_args, mixture
+
+
+def _check_model_and_data(model_args: Any, script_args: Any, mixture: Any) -> None:
+    missing = []
+    if model_args.model_name_or_path is None:
+        missing.append("`model_name_or_path` (a name on the hub, or a folder)")
+    if script_args.dataset_name is None and not mixture.datasets:
+        missing.append("`dataset_name` (a name on the hub, a folder or a file)")
+    if missing:
+        raise ValueError(f"missing: {' and '.join(missing)}.")
 
 
 def load_data(
@@ -125,7 +177,7 @@ def load_data(
         test, where = script_args.dataset_test_split, f"`dataset_name={script_args.dataset_name}`"
         train = _split(data, script_args.dataset_train_split, where, "Set `dataset_train_split`.")
     else:
-        raise ValueError("no data: give `dataset_name` (a name on the hub, a folder or a file), or `datasets`.")
+        raise ValueError("missing: `dataset_name` (a name on the hub, a folder or a file).")
 
     if training_args.eval_strategy == "no" and not training_args.eval_on_start:
         return train, None
@@ -150,7 +202,7 @@ def _load(name: str, script_args: ScriptArguments) -> DatasetDict | IterableData
     return load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
 
 
-def _split(data: DatasetDict | IterableDatasetDict, split: str, where: str, way_out: str):
+def _split(data: DatasetDict | IterableDatasetDict, split: str, where: str, way_out: str) -> Any:
     if split not in data:
         raise ValueError(f"{where} has no split '{split}', only {sorted(data)}. {way_out}")
     return data[split]
@@ -168,11 +220,11 @@ def make_trainer(
         ValueError: The arguments do not go together, or name no model or no data.
         OSError: A model, file or checkpoint is not there.
     """
-    if model_args.model_name_or_path is None:
-        raise ValueError("no model: give `model_name_or_path` (a name on the hub, or a folder).")
-    also = CoTDCOTrainer._own_state_files if isinstance(training_args, CoTDCOConfig) else ()
+    _check_model_and_data(model_args, script_args, mixture)
     training_args.resume_from_checkpoint = checkpoint_to_resume(
-        training_args.resume_from_checkpoint, training_args.output_dir, also
+        training_args.resume_from_checkpoint,
+        training_args.output_dir,
+        also=(STATE_NAME,) if isinstance(training_args, CoTDCOConfig) else (),
     )
     train_dataset, eval_dataset = load_data(script_args, training_args, mixture)
     given: Any = training_args.model_init_kwargs
@@ -186,6 +238,8 @@ def make_trainer(
     trainer_class: type[DCOTrainer] = DCOTrainer
     further: dict[str, Any] = {}
     if isinstance(script_args, CoTDCOScriptArguments):
+        from ..trainer import CoTDCOTrainer  # which needs the extra [eval]
+
         trainer_class, further = CoTDCOTrainer, {"grader": script_args.grader}
     try:
         return trainer_class(
@@ -212,18 +266,35 @@ def main(argv: list[str], config_class: type[DCOConfig] = DCOConfig) -> int:
     except _USER_ERRORS as error:
         if debug:
             traceback.print_exc()
-        print(f"dco-trl train: {error}", file=sys.stderr)
+        print(f"{_command(config_class)}: {_with_flags(str(error), make_parser(config_class))}", file=sys.stderr)
         return 2
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)
+    # Only a name on the hub is a name that the card can link to.
+    name = arguments[0].dataset_name
+    on_hub = name if name and not Path(name).exists() else None
+    trainer.create_model_card(model_name=Path(str(training_args.output_dir)).name, dataset_name=on_hub)
     trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=arguments[0].dataset_name)
+        trainer.push_to_hub(dataset_name=on_hub)
         trainer.accelerator.print(f"Model pushed to https://huggingface.co/{trainer.hub_model_id}.")
     # Together: a process whose peer has gone can wait for it for ever while gloo's threads are taken down.
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     return 0
+
+
+def _with_flags(text: str, parser: argparse.ArgumentParser) -> str:
+    """The message with the names of Python's arguments as the shell's flags."""
+    known = {action.dest for action in parser._actions}
+
+    def flag(match: re.Match) -> str:
+        name, value = match["name"], match["value"]
+        if name not in known:
+            return match[0]
+        return f"`--{name}`" if value is None else f"`--{name} {value.strip(chr(39))}`"
+
+    return re.sub(r"`(?P<name>\w+)(?:=(?P<value>[^`]*))?`", flag, text)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

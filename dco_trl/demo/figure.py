@@ -1,25 +1,30 @@
-"""The demonstration's picture: coverage against epoch, coverage against k, and how sure the model is."""
+"""The demonstration's picture: coverage against epoch and against k, and how sure the model is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from ..report.plots import LINE_STYLES, MARKERS, PALETTE, RIGHT, WRONG
-from .run import coverage_at, run_name
-from .table import TABLE_K
+from ..report.styles import (
+    attempts_axis,
+    facing_histogram,
+    method_style,
+    percent_axis,
+    plain_axes,
+    right_wrong_handles,
+)
+from .findings import COMPARED_AT, coverage_at, run_name
 
 
 def plot_demo(results: dict[str, Any]) -> Figure:
-    """Draw coverage against epoch and against k, and the distribution of the greedy answer's probability.
+    """Draw coverage against epoch for two k, against k at the last epoch, and the greedy answers' probabilities.
 
     Args:
         results: What `run_demo` returned. Over several seeds, lines are means and bands reach from least to greatest;
-            the distributions are the first seed's.
+            the probabilities are the first seed's.
 
     Returns:
         The figure; save it with `figure.savefig("demo.png", dpi=150)`.
@@ -27,20 +32,24 @@ def plot_demo(results: dict[str, Any]) -> Figure:
     References:
         Table 1 and Figure 4 of the DCO paper, arXiv 2502.07154.
     """
-    runs = results["runs"]
-    figure = Figure(figsize=(13, 9.5), layout="constrained")
-    top, bottom = _split(figure, 2, 1, height_ratios=(1, 1.35), hspace=0.04)
-    left, right = _split(bottom, 1, 2, width_ratios=(1, 2), wspace=0.03)
-    _against_epoch(top, runs)
-    _against_k(left, runs)
-    first = results["summary"][0]
-    shown = [
-        run
-        for n in (1, first["dco_num_attempts"])
-        for run in runs
-        if run["num_attempts"] == n and run["seed"] == first["seed"]
-    ]
-    _confidence(right, shown)
+    runs, first = results["runs"], results["summary"][0]
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    top, bottom = _split(figure, 2, 1, hspace=0.04)
+    left, right = _split(bottom, 1, 2, wspace=0.03)
+    for panel, k in zip(top.subplots(1, 2), (1, COMPARED_AT), strict=True):
+        _against_epoch(panel, runs, k)
+    _against_k(left.subplots(), runs)
+    compared = (1, first["dco_num_attempts"])
+    figure.suptitle(
+        "Two-digit multiplication, 500 held-out problems"
+        + (f"; {len(results['summary'])} seeds: mean, least and greatest" if len(results["summary"]) > 1 else ""),
+        x=0.01,
+        ha="left",
+        fontsize=14,
+    )
+    _confidence(right, [run for n in compared for run in _of(runs, n) if run["seed"] == first["seed"]])
+    handles, labels = top.axes[0].get_legend_handles_labels()
+    top.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), frameon=False, fontsize=12)
     return figure
 
 
@@ -49,112 +58,81 @@ def _split(figure: Figure | SubFigure, rows: int, columns: int, **kwargs: Any) -
     return first, second
 
 
-def _against_epoch(figure: SubFigure, runs: Sequence[dict[str, Any]]) -> None:
-    panels = figure.subplots(1, len(TABLE_K))
-    for panel, k in zip(panels, TABLE_K, strict=True):
-        for style, same in _by_attempts(runs):
-            values = np.array([coverage_at(run, k) for run in same])
-            _line(panel, same[0]["epochs"], values, style, run_name(same[0]["num_attempts"]))
-        panel.set_title(f"pass@{k}", loc="left", fontsize=11)
-        # Small and large coverages each on a scale of their own, all from zero.
-        panel.set_ylim(0, 1.03 if k > 16 else None)
-        panel.yaxis.set_major_formatter(PercentFormatter(1.0))
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.set_xlabel("epoch")
-        _plain(panel)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
-    figure.suptitle("Two-digit multiplication: exact coverage of 500 held-out problems", x=0.01, ha="left")
+def _against_epoch(panel: Axes, runs: Sequence[dict[str, Any]], k: int) -> None:
+    for n, same in _by_attempts(runs):
+        _line(panel, same[0]["epochs"], np.array([coverage_at(run, k) for run in same]), run_name(n))
+    # Small and large coverages each on a scale of their own, both from zero.
+    panel.set_ylim(0, 1.03 if k > 1 else None)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.set_xlabel("epoch", fontsize=12)
+    _finish(panel, f"pass@{k} during training")
 
 
-def _against_k(figure: SubFigure, runs: Sequence[dict[str, Any]]) -> None:
-    panel = figure.subplots()
-    k = np.array(runs[0]["k"])
-    for style, same in _by_attempts(runs):
-        _line(panel, k, np.array([run["coverage"][-1] for run in same]), style, None)
-    ce = [run for run in runs if run["num_attempts"] == 1]
-    best = np.array([run["coverage"][int(np.argmax(coverage_at(run, 256)))] for run in ce]).mean(0)
-    panel.plot(k, best, color=PALETTE[0], linestyle=(0, (1, 2)), linewidth=1.4, label="cross-entropy, best epoch @256")
-    panel.set_xscale("log", base=2)
-    panel.xaxis.set_major_locator(FixedLocator([4.0**i for i in range(0, 8, 2)]))
-    panel.xaxis.set_minor_locator(NullLocator())
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+def _against_k(panel: Axes, runs: Sequence[dict[str, Any]]) -> None:
+    k = runs[0]["k"]
+    for n, same in _by_attempts(runs):
+        _line(panel, k, np.array([run["coverage"][-1] for run in same]), run_name(n))
+    best = [run["coverage"][int(np.argmax(coverage_at(run, COMPARED_AT)))] for run in _of(runs, 1)]
+    panel.plot(
+        k,
+        np.mean(best, axis=0),
+        color=method_style(run_name(1))["color"],
+        linestyle=":",
+        linewidth=1.8,
+        label=f"cross-entropy at its best epoch\nfor pass@{COMPARED_AT}",
+    )
+    attempts_axis(panel, k[::2])
     panel.set_ylim(0, 1.03)
-    panel.yaxis.set_major_formatter(PercentFormatter(1.0))
-    panel.set_xlabel("k, attempts a problem")
-    panel.legend(frameon=False, loc="upper left", fontsize=9)
-    panel.set_title("pass@k at the last epoch", loc="left", fontsize=11)
-    _plain(panel)
+    panel.set_xlabel("k, attempts per problem", fontsize=12)
+    panel.legend(handles=panel.lines[-1:], frameon=False, loc="upper left", fontsize=11)
+    _finish(panel, "pass@k at the last epoch")
 
 
 def _confidence(figure: SubFigure, runs: Sequence[dict[str, Any]]) -> None:
-    panels = figure.subplots(len(runs), len(runs[0]["greedy"]), sharex=True, sharey=True, squeeze=False)
-    for row, run in zip(panels, runs, strict=True):
-        for panel, greedy in zip(row, run["greedy"], strict=True):
-            probability, right = np.array(greedy["probability"]), np.array(greedy["correct"], dtype=bool)
-            edges = np.linspace(0, 1, 21)
-            heights = [np.histogram(probability[which], edges)[0] for which in (right, ~right)]
-            panel.bar(edges[:-1], heights[0], 0.05, align="edge", color=RIGHT, edgecolor="white", linewidth=0.4)
-            panel.bar(
-                edges[:-1],
-                heights[1],
-                0.05,
-                align="edge",
-                bottom=heights[0],
-                color=WRONG,
-                edgecolor="white",
-                linewidth=0.4,
-                hatch="///",
-            )
-            panel.set_title(f"{run_name(run['num_attempts'])}, epoch {greedy['epoch']}", loc="left", fontsize=9)
-            panel.text(
-                0.97,
-                0.95,
-                f"median {np.median(probability):.2f}\n{right.mean():.0%} right",
-                transform=panel.transAxes,
-                ha="right",
-                va="top",
-                fontsize=9,
-            )
-            panel.set_xlim(0, 1)
-            panel.xaxis.set_major_locator(FixedLocator([0, 0.5, 1]))
-            _plain(panel)
-    figure.supxlabel("probability of the greedy answer, the model's top choice", fontsize=10)
-    figure.supylabel("problems", fontsize=10)
-    figure.legend(
-        handles=[
-            Patch(facecolor=RIGHT, label="that answer is right"),
-            Patch(facecolor=WRONG, edgecolor="white", hatch="///", label="wrong"),
-        ],
-        loc="outside upper right",
-        ncols=2,
-        frameon=False,
-    )
+    panels = figure.subplots(len(runs), 1, sharex=True, sharey=True)
+    for panel, run in zip(panels, runs, strict=True):
+        greedy = run["greedy"][-1]
+        facing_histogram(panel, greedy["probability"], greedy["correct"])
+        right = sum(greedy["correct"])
+        panel.text(
+            0.98,
+            0.04,
+            f"{right:,} right, {len(greedy['correct']) - right:,} wrong",
+            transform=panel.transAxes,
+            ha="right",
+            va="bottom",
+            fontsize=11,
+        )
+        _finish(
+            panel, f"{run_name(run['num_attempts'])}: seed {run['seed']}, epoch {greedy['epoch']}", is_percent=False
+        )
+    most = max(abs(bar.get_height()) for panel in panels for bar in panel.patches)
+    panels[-1].set_ylim(-1.1 * most, max(bar.get_height() for panel in panels for bar in panel.patches) + 0.05 * most)
+    panels[-1].xaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
+    panels[-1].set_xlabel("probability of the model's greedy answer", fontsize=12)
+    figure.supylabel("problems (square-root scale)", fontsize=12)
+    figure.legend(handles=right_wrong_handles(), loc="outside upper right", ncols=2, frameon=False, fontsize=11)
 
 
-def _by_attempts(runs: Sequence[dict[str, Any]]):
-    for style, n in enumerate(sorted({run["num_attempts"] for run in runs})):
-        yield style, [run for run in runs if run["num_attempts"] == n]
+def _of(runs: Sequence[dict[str, Any]], num_attempts: int) -> list[dict[str, Any]]:
+    return [run for run in runs if run["num_attempts"] == num_attempts]
 
 
-def _line(panel: Axes, x: Any, values: np.ndarray, style: int, label: str | None) -> None:
-    colour = PALETTE[style % len(PALETTE)]
-    panel.plot(
-        x,
-        values.mean(0),
-        color=colour,
-        linestyle=LINE_STYLES[style % len(LINE_STYLES)],
-        marker=MARKERS[style % len(MARKERS)],
-        markevery=max(1, len(x) // 8),
-        markersize=4,
-        linewidth=1.8,
-        label=label,
-    )
+def _by_attempts(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    for n in sorted({run["num_attempts"] for run in runs}):
+        yield n, _of(runs, n)
+
+
+def _line(panel: Axes, x: Sequence[float], values: np.ndarray, name: str) -> None:
+    style = method_style(name)
+    panel.plot(x, values.mean(0), **style, markevery=max(1, len(x) // 8), markersize=6, linewidth=2, label=name)
     if len(values) > 1:
-        panel.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+        panel.fill_between(x, values.min(0), values.max(0), color=style["color"], alpha=0.15, linewidth=0)
 
 
-def _plain(panel: Axes) -> None:
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(True, color="0.92", linewidth=0.8)
-    panel.set_axisbelow(True)
+def _finish(panel: Axes, title: str, is_percent: bool = True) -> None:
+    panel.set_title(title, loc="left", fontsize=13)
+    panel.tick_params(labelsize=11)
+    if is_percent:
+        percent_axis(panel)
+    plain_axes(panel)

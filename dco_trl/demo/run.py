@@ -1,4 +1,4 @@
-"""The whole demonstration: independent runs in processes of one thread each, and what they show."""
+"""The whole demonstration: independent runs, each in a process of one thread."""
 
 import json
 import multiprocessing
@@ -15,11 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-
-# The k of the comparison, and the N whose run is held against cross-entropy.
-COMPARED_AT = 256
-# What "shows what the paper shows" means, as relative changes in pass@256.
-CE_FALLS_BY, DCO_ABOVE_BEST_BY, DCO_ABOVE_END_BY = 0.20, 0.10, 0.40
+from .findings import summarise
 
 _WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # tiny matrices: two runs on a core each beat one run on two
@@ -40,8 +36,8 @@ def run_demo(
 
     Args:
         num_attempts: The N's of the DCO runs. Cross-entropy, N = 1, is always run.
-        seeds: One set of runs each.
-        num_epochs: Epochs a run. By default those of the demonstration.
+        seeds: One set of runs per seed.
+        num_epochs: Epochs per run. By default those of the demonstration.
         workers: Runs at a time. By default the number of cores.
         progress: Called with the number of epochs done, over all runs, and of all there are.
 
@@ -62,7 +58,7 @@ def run_demo(
             print(results["summary"])
         ```
     """
-    from ..coverage import check_num_attempts
+    from ..checks import check_num_attempts
     from .training import NUM_EPOCHS, SETTINGS, train_run
 
     num_epochs = NUM_EPOCHS if num_epochs is None else num_epochs
@@ -102,57 +98,6 @@ def run_demo(
         "summary": [summarise([run for run in runs if run["seed"] == seed]) for seed in seeds],
         "runs": runs,
     }
-
-
-def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Compare the runs of one seed: does cross-entropy lose pass@256 as it trains, and what does DCO end with.
-
-    Args:
-        runs: Records of `train_run`, one with `num_attempts` 1 among them and at least one other. Of the others, the
-            one nearest to N = 256 is compared.
-
-    Returns:
-        Coverages as shares of 1, changes as relative ones, and three booleans under `shown`: against the thresholds
-        `CE_FALLS_BY`, `DCO_ABOVE_BEST_BY` and `DCO_ABOVE_END_BY`.
-    """
-    (ce,) = (run for run in runs if run["num_attempts"] == 1)
-    dco = min(
-        (run for run in runs if run["num_attempts"] > 1),
-        key=lambda run: max(run["num_attempts"], COMPARED_AT) / min(run["num_attempts"], COMPARED_AT),
-    )
-    at_1, at_256 = coverage_at(ce, 1), coverage_at(ce, COMPARED_AT)
-    best = max(range(len(at_256)), key=lambda i: at_256[i])
-    end = coverage_at(dco, COMPARED_AT)[-1]
-    fall, above_best, above_end = 1 - at_256[-1] / at_256[best], end / at_256[best] - 1, end / at_256[-1] - 1
-    return {
-        "seed": ce["seed"],
-        "ce_best_epoch": ce["epochs"][best],
-        "ce_pass@256_best": at_256[best],
-        "ce_pass@256_end": at_256[-1],
-        "ce_pass@1_at_best": at_1[best],
-        "ce_pass@1_end": at_1[-1],
-        "ce_falls_by": fall,
-        "dco_num_attempts": dco["num_attempts"],
-        "dco_pass@256_end": end,
-        "dco_above_ce_best_by": above_best,
-        "dco_above_ce_end_by": above_end,
-        "shown": {
-            "ce_falls_while_pass@1_rises": fall >= CE_FALLS_BY and at_1[-1] > at_1[best],
-            "dco_above_ce_best": above_best >= DCO_ABOVE_BEST_BY,
-            "dco_above_ce_end": above_end >= DCO_ABOVE_END_BY,
-        },
-    }
-
-
-def coverage_at(run: dict[str, Any], k: int) -> list[float]:
-    """Coverage at k for each measured epoch of a run."""
-    column = run["k"].index(k)
-    return [row[column] for row in run["coverage"]]
-
-
-def run_name(num_attempts: int) -> str:
-    """What a run is called in the table and the picture."""
-    return "cross-entropy" if num_attempts == 1 else f"DCO, N = {num_attempts}"
 
 
 def save_results(results: dict[str, Any], folder: str | Path) -> list[Path]:

@@ -6,6 +6,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from ..problem import Problem
+
 NUM_TRAIN, NUM_HELD_OUT = 1500, 500
 # "47*86=" and "4042": every prompt has 6 tokens, every answer at most 4 digits and the end of sequence.
 PROMPT_LENGTH, ANSWER_LENGTH = 6, 5
@@ -13,7 +15,7 @@ VOCABULARY = ["<pad>", "<eos>", "*", "=", *"0123456789"]
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token a character; any character outside the task is an error."""
+    """Return a tokenizer with one token per character; any character outside the task is an error."""
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()  # the default puts spaces between tokens
@@ -56,6 +58,11 @@ def make_problems(seed: int) -> tuple[Dataset, Dataset]:
     rest = pairs[NUM_HELD_OUT:]
     both_orders = np.unique(np.concatenate([rest, rest[:, ::-1]]), axis=0)
     return _rows(rng.permutation(both_orders)[:NUM_TRAIN]), _rows(held_out)
+
+
+def as_problems(rows: Dataset) -> list[Problem]:
+    """Return the rows as the problems that samplers and `exact_coverage` take."""
+    return [Problem(row["prompt"], row["prompt"], row["completion"]) for row in rows]
 
 
 def _rows(pairs: np.ndarray) -> Dataset:

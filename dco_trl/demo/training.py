@@ -8,13 +8,15 @@ from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from ..coverage import log_coverage
+from ..problem import Problem
+from ..sampling import ExactCoverage, Sample, SampleRequest, SamplingParams, TransformersSampler, exact_coverage
 from ..trainer import DCOConfig, DCOTrainer
-from . import measure, task
+from . import task
 
 # Found by trying, the same for every run: see `docs/results/demo.md` for what they give over five seeds. The strong
 # weight decay slows memorising, of cross-entropy too; the short decay of the rate takes its noise out of the end.
@@ -27,7 +29,9 @@ SETTINGS: dict[str, Any] = dict(
 )
 NUM_EPOCHS = 34
 _DECAY = 0.15  # share of the steps at the end, over which the learning rate falls to zero
-# Sampling check: rounds of 16 samples for each held-out problem.
+# Sequences in one forward pass.
+_BATCH = 4096
+# The check by sampling: rounds of 16 samples for each held-out problem.
 CHECK_ATTEMPTS, CHECK_REPEATS = 16, 4
 CURVE_K = [4**i for i in range(8)]
 
@@ -47,14 +51,15 @@ def train_run(
         progress: Called after each epoch.
 
     Returns:
-        A JSON-serialisable record: `epochs`, `coverage` (one list an epoch, aligned with `k`), `greedy` (for four of
-        the epochs, `probability` and `correct` of each held-out problem's greedy answer), `check` and `seconds`.
+        A JSON-serialisable record: `epochs`, `coverage` (one list per epoch, aligned with `k`), `greedy` (for
+        four of the epochs, `probability` and `correct` of each held-out problem's greedy answer), `check`, `seconds`.
     """
     be_quiet()
     started = time.perf_counter()
     train_dataset, held_out = task.make_problems(seed)
     tokenizer, model = task.make_tokenizer(), task.make_model(seed)
-    recorder = Recorder(tokenizer, held_out["prompt"], held_out["completion"], num_epochs, progress)
+    problems = task.as_problems(held_out)
+    recorder = Recorder(tokenizer, problems, num_epochs, progress)
     with TemporaryDirectory(prefix="dco-trl-demo-") as folder:
         common = training_arguments(folder, len(train_dataset), num_epochs, seed)
         data: dict[str, Any] = dict(
@@ -73,7 +78,7 @@ def train_run(
         "trainer": type(trainer).__name__,
         "k": CURVE_K,
         **recorder.record,
-        "check": _check_by_sampling(model.eval(), tokenizer, held_out, seed),
+        "check": check_by_sampling(model, tokenizer, problems, seed),
         "seconds": time.perf_counter() - started,
     }
 
@@ -112,47 +117,93 @@ def training_arguments(folder: str, num_problems: int, num_epochs: int, seed: in
 class Recorder(TrainerCallback):
     """Measures exact coverage of the held-out problems each epoch, and their greedy answers at four of the epochs."""
 
-    def __init__(self, tokenizer, prompts, answers, num_epochs: int, progress: Callable[[], None]):
-        self.tokenizer, self.prompts, self.answers = tokenizer, list(prompts), list(answers)
+    def __init__(self, tokenizer: Any, problems: list[Problem], num_epochs: int, progress: Callable[[], None]):
+        self.tokenizer, self.problems, self.progress = tokenizer, problems, progress
         self.greedy_epochs = {math.ceil(share * num_epochs) for share in (0.1, 0.4, 0.7, 1.0)}
-        self.progress = progress
         self.record: dict[str, list] = {"epochs": [], "coverage": [], "greedy": []}
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model, epoch = kwargs["model"], round(state.epoch)
-        model.eval()
-        log_p = measure.reference_log_p(model, self.tokenizer, self.prompts, self.answers)
         self.record["epochs"].append(epoch)
-        self.record["coverage"].append([log_coverage(log_p, k).exp().mean().item() for k in CURVE_K])
+        self.record["coverage"].append(_exact(model, self.tokenizer, self.problems).pass_at_k(CURVE_K).tolist())
         if epoch in self.greedy_epochs:
-            self.record["greedy"].append({"epoch": epoch, **self._greedy(model)})
-        model.train()
+            self.record["greedy"].append({"epoch": epoch, **greedy_answers(model, self.tokenizer, self.problems)})
         self.progress()
 
-    def _greedy(self, model) -> dict[str, list]:
-        log_p, texts = measure.greedy_answers(model, self.tokenizer, self.prompts, task.ANSWER_LENGTH + 1)
-        correct = [text == answer for text, answer in zip(texts, self.answers, strict=True)]
-        return {"probability": [round(p, 6) for p in log_p.exp().tolist()], "correct": correct}
 
+def greedy_answers(model: Any, tokenizer: Any, problems: list[Problem]) -> dict[str, list]:
+    """Greedy decoding's answers, which the paper takes for the most likely ones.
 
-def _check_by_sampling(model, tokenizer, held_out, seed: int) -> dict[str, Any]:
-    prompts, answers = held_out["prompt"], held_out["completion"]
-    log_p = measure.reference_log_p(model, tokenizer, prompts, answers)
-    exact = log_coverage(log_p, CHECK_ATTEMPTS).exp().numpy()
-    sampled = measure.sampled_coverage(
-        model, tokenizer, prompts, answers, CHECK_ATTEMPTS, CHECK_REPEATS, task.ANSWER_LENGTH + 1, seed
-    )
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        problems: The problems.
+
+    Returns:
+        `probability` of sampling each answer, 0 for one that does not end, and whether it is `correct`.
+    """
+    samples = _sample(model, tokenizer, problems, num_samples=1, temperature=0.0)
+    answered = [
+        Problem(problem.problem_id, problem.prompt, answer)
+        for problem, (answer,) in zip(problems, samples, strict=True)
+        if answer is not None
+    ]
+    exact = _exact(model, tokenizer, answered) if answered else ExactCoverage((), np.empty(0), np.empty(0, int))
+    probability = dict(zip(exact.problem_ids, np.exp(exact.log_p), strict=True))
     return {
-        "k": CHECK_ATTEMPTS,
-        "samples": len(prompts) * CHECK_ATTEMPTS * CHECK_REPEATS,
-        "exact": float(exact.mean()),
-        "sampled": sampled,
-        "standard_error": measure.sampling_error(exact, CHECK_REPEATS),
+        "probability": [round(float(probability.get(problem.problem_id, 0.0)), 6) for problem in problems],
+        "correct": [answer == problem.answer for problem, (answer,) in zip(problems, samples, strict=True)],
     }
 
 
+def check_by_sampling(
+    model: Any, tokenizer: Any, problems: list[Problem], seed: int, repeats: int = CHECK_REPEATS
+) -> dict[str, Any]:
+    """Count coverage from real samples, in rounds of `CHECK_ATTEMPTS`, beside the exact value.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        problems: The problems.
+        seed: Seed of the draws.
+        repeats: Rounds per problem.
+
+    Returns:
+        `exact` and `sampled` coverage, and the `standard_error` of `sampled`, the problems being fixed.
+    """
+    samples = _sample(model, tokenizer, problems, CHECK_ATTEMPTS * repeats, temperature=1.0, seed=seed)
+    hits = np.array([[text == problem.answer for text in row] for problem, row in zip(problems, samples, strict=True)])
+    exact = -np.expm1(CHECK_ATTEMPTS * np.log1p(-np.exp(_exact(model, tokenizer, problems).log_p)))
+    return {
+        "k": CHECK_ATTEMPTS,
+        "samples": hits.size,
+        "exact": float(exact.mean()),
+        "sampled": float(hits.reshape(-1, CHECK_ATTEMPTS).any(axis=1).mean()),
+        "standard_error": float(np.sqrt((exact * (1 - exact)).sum() / repeats) / len(problems)),
+    }
+
+
+def _exact(model: Any, tokenizer: Any, problems: list[Problem]) -> ExactCoverage:
+    return exact_coverage(model, tokenizer, problems, batch_size=_BATCH, progress=False)
+
+
+def _sample(
+    model: Any, tokenizer: Any, problems: list[Problem], num_samples: int, temperature: float, seed: int = 0
+) -> list[list[str | None]]:
+    """The answers drawn for each problem; None for one that does not end."""
+    sampler = TransformersSampler(model, tokenizer, batch_size=_BATCH, progress=False)
+    requests = [SampleRequest(problem.prompt, num_samples, stream=i) for i, problem in enumerate(problems)]
+    params = SamplingParams(temperature=temperature, max_tokens=task.ANSWER_LENGTH + 1, seed=seed)
+
+    def answer(sample: Sample) -> str | None:
+        # Decoded here: the sample's own text leaves special tokens out, and "12<pad>" is not 12.
+        return tokenizer.decode((sample.token_ids or ())[:-1]) if sample.finish_reason == "stop" else None
+
+    return [[answer(sample) for sample in samples] for samples in sampler.sample(requests, params)]
+
+
 def be_quiet() -> None:
-    """Keep the libraries' bars and notes out of the output, and one thread a process; errors still show."""
+    """Keep the libraries' bars and notes out of the output, and one thread per process; errors still show."""
     import datasets
     import transformers
 

@@ -5,7 +5,7 @@ import os
 import sqlite3
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from .judge import identity
@@ -13,9 +13,9 @@ from .judge import identity
 _SCHEMA = """CREATE TABLE IF NOT EXISTS verdicts
 (key BLOB PRIMARY KEY, score REAL, status TEXT NOT NULL, shown BLOB, timeout REAL, memory_limit INTEGER)
 WITHOUT ROWID"""
-_KEYS_A_QUERY = 500
-_ROWS_A_COMMIT = 1_000
-_SECONDS_A_COMMIT = 5.0
+_KEYS_PER_QUERY = 500
+_ROWS_PER_COMMIT = 1_000
+_SECONDS_PER_COMMIT = 5.0
 
 Outcome = tuple[float | None, str, str | None]
 
@@ -23,14 +23,9 @@ Outcome = tuple[float | None, str, str | None]
 class VerdictCache:
     """Verdicts by grader, library versions, reference and answer.
 
-    A verdict that a limit prevented ("timeout", "error") is remembered with the limits: it is tried again under larger
-    ones only. A file that is damaged is set aside and a new one begun; one that cannot be used (locked, no space, no
-    permission) is done without; both with a warning.
-
-    Args:
-        folder: where `verdicts.sqlite` lies; made if absent.
-        timeout: the present limit, seconds a pair.
-        memory_limit: the present limit, bytes.
+    A verdict that a limit prevented ("timeout", "error") is remembered with the limits, and tried again under larger
+    ones only. A damaged file is set aside and a new one is begun; without one that cannot be used (locked, no space,
+    no permission) grading goes on; both with a warning.
     """
 
     def __init__(self, folder: str | os.PathLike, timeout: float, memory_limit: int):
@@ -48,7 +43,7 @@ class VerdictCache:
         start = 0
         for pair in pairs:
             keys.append(self._key(*pair))
-            if len(keys) == _KEYS_A_QUERY:
+            if len(keys) == _KEYS_PER_QUERY:
                 yield from self._look_up(start, keys)
                 start += len(keys)
                 keys = []
@@ -59,7 +54,7 @@ class VerdictCache:
         score, status, shown = outcome
         blob = None if shown is None else shown.encode("utf-8", "surrogatepass")
         self._unsaved.append((self._key(*pair), score, status, blob, *self.limits))
-        if len(self._unsaved) >= _ROWS_A_COMMIT or time.monotonic() - self._saved_at > _SECONDS_A_COMMIT:
+        if len(self._unsaved) >= _ROWS_PER_COMMIT or time.monotonic() - self._saved_at > _SECONDS_PER_COMMIT:
             self.flush()
 
     def flush(self) -> None:
@@ -118,7 +113,7 @@ class VerdictCache:
             )
         return found
 
-    def _guard(self, action) -> None:
+    def _guard(self, action: Callable[[], None]) -> None:
         try:
             action()
         except sqlite3.OperationalError as error:  # locked, full, read-only, no such folder: the file may be sound

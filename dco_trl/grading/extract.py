@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from .notation import plain_characters
+
 # A text that marks no answer is a direct answer if it is no longer than this (the longest of MATH's 12,500 answers has
 # 159 characters). Longer, it is a rationale that never says what its answer is, and has none.
 MAX_DIRECT_CHARS = 300
@@ -10,24 +12,21 @@ MAX_DIRECT_CHARS = 300
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BOX_WITHOUT_BRACES = re.compile(r"\\boxed\s+([^\s${}]+)")
 _ANSWER_IS = re.compile(r"answer[*_]{0,3}(?:\s+is|\s+are|\s*:|\s*=)[*_]{0,3}:?\s*", re.IGNORECASE)
+# In a box: "The answer is 5", `\text{The answer is } 5` and `\text{The answer is 5}`.
+_BOXED_SENTENCE = re.compile(rf"[\w ]{{0,80}}?{_ANSWER_IS.pattern}(.*)", re.IGNORECASE | re.DOTALL)
+_BOXED_TEXT = re.compile(rf"\\text\w*\{{{_BOXED_SENTENCE.pattern[:-4]}([^{{}}]*)\}}(.*)", re.IGNORECASE | re.DOTALL)
 _SENTENCE_END = re.compile(r"\.(?=\s+[A-Z])")
 _DELIMITERS = (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$"))
 
 _ALIASES = (
-    ("\\dfrac", "\\frac"),
-    ("\\tfrac", "\\frac"),
-    ("\\left", ""),
-    ("\\right", ""),
-    ("\\!", ""),
-    ("\\,", ""),
-    ("\\;", ""),
-    ("\\ ", ""),
-    ("~", ""),
-    ("\\$", ""),
-    ("^{\\circ}", ""),
-    ("^\\circ", ""),
+    *(("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\dbinom", "\\binom"), ("\\tbinom", "\\binom")),
+    *(("\\left", ""), ("\\right", ""), ("\\$", ""), ("^{\\circ}", ""), ("^\\circ", ""), ("\\ ", " "), ("~", " ")),
 )
-_SHORT_FRACTION = re.compile(r"\\frac(\d)(\d)")
+# A spacing command means nothing, nor does white space, but between two digits or two letters.
+_SPACING = re.compile(r"\s?\\[!,;:]\s?")
+_IDLE_SPACE = re.compile(r" (?!(?<=\d )\d|(?<=[^\W\d_] )[^\W\d_])")
+_SHORT_FRACTION = re.compile(r"\\frac(\d) ?(\d)")
+_SHORT_BINOMIAL = re.compile(r"\\binom(\d) ?(\d)")
 _SHORT_ROOT = re.compile(r"\\sqrt(\d)")
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,(?:\\!)?\d{3})+(?:\.\d+)?")
@@ -44,7 +43,7 @@ def completion_text(completion: Any) -> str:
         The text; empty where a message has no content.
 
     Raises:
-        TypeError: the completion is neither.
+        TypeError: The completion is neither.
 
     Examples:
         >>> completion_text([{"role": "assistant", "content": "It is 4."}])
@@ -73,7 +72,7 @@ def extract_answer(text: str) -> str:
     one.
 
     Args:
-        text: a completion.
+        text: A completion.
 
     Returns:
         The answer, without surrounding white space and math delimiters; "" if there is none.
@@ -121,7 +120,7 @@ def extract_reference(reference: Any) -> str:
     """The answer in a reference: as `extract_answer`, but a long unmarked reference is an answer as a whole.
 
     Args:
-        reference: a row's `answer` (or `solution`): a bare answer, or a worked solution that marks it; numbers become
+        reference: A row's `answer` (or `solution`): a bare answer, or a worked solution that marks it; numbers become
             strings.
 
     Returns:
@@ -141,12 +140,13 @@ def extract_reference(reference: Any) -> str:
 def normalize_answer(answer: str) -> str:
     r"""An answer with the differences taken out that mean nothing.
 
-    White space, math delimiters, `\left` and `\right`, spacing commands, `\text{}` wrappers, degree and dollar signs,
-    a full stop at the end, thousands separators; `\dfrac` and `\frac12` become `\frac{1}{2}`, `.50` becomes `0.5`.
-    Nothing is computed: `1/2` and `0.5` stay different.
+    White space (but not between two digits or two letters), math delimiters, `\left` and `\right`, spacing commands,
+    `\text{}` wrappers, degree and dollar signs, a full stop at the end, thousands separators; `\dfrac` and `\frac12`
+    become `\frac{1}{2}`, `.50` becomes `0.5`, Unicode's digits and signs become ASCII and LaTeX. Nothing is computed:
+    `1/2` and `0.5` stay different.
 
     Args:
-        answer: an extracted answer.
+        answer: An extracted answer.
 
     Returns:
         The string that `exact` compares.
@@ -157,13 +157,15 @@ def normalize_answer(answer: str) -> str:
         >>> normalize_answer("1,000.50")
         '1000.5'
     """
-    answer = _clean(answer)
+    answer = plain_characters(_clean(answer))
     for old, new in _ALIASES:
         if old in answer:
             answer = answer.replace(old, new)
     answer = _TEXT.sub(r"\1", answer).replace("{,}", ",")
-    answer = "".join(answer.split())
+    answer = " ".join(_SPACING.sub("", answer).split())
+    answer = _IDLE_SPACE.sub("", answer)
     answer = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", answer)
+    answer = _SHORT_BINOMIAL.sub(r"\\binom{\1}{\2}", answer)
     answer = _SHORT_ROOT.sub(r"\\sqrt{\1}", answer)
     if _THOUSANDS.fullmatch(answer):
         answer = answer.replace(",", "")
@@ -184,7 +186,7 @@ def _last_boxed(text: str) -> str:
         if token == "}":
             start = stack.pop() if stack else None
             if start is not None and start > best_start:
-                content = _unwrap(text[start : match.start()].strip())
+                content = _boxed_answer(text[start : match.start()])
                 if content:
                     best_start, best = start, content
         elif token == "{":
@@ -195,6 +197,17 @@ def _last_boxed(text: str) -> str:
         bare = _BOX_WITHOUT_BRACES.findall(text)
         best = bare[-1].rstrip(".,") if bare else ""
     return best
+
+
+def _boxed_answer(content: str) -> str:
+    r"""A box's content; of a sentence in it, `\text{The answer is } 5`, what comes after it."""
+    content = _clean(content)
+    if "nswer" in content or "NSWER" in content:
+        for sentence in (_BOXED_TEXT.fullmatch(content), _BOXED_SENTENCE.fullmatch(content)):
+            answer = _clean("".join(sentence.groups(""))) if sentence else ""
+            if answer:
+                return answer
+    return content
 
 
 def _first_line(text: str) -> str:

@@ -1,20 +1,24 @@
-r"""What `math` means: which strings math-verify is given, and what its answer is worth. Run in the workers.
+r"""What `math` means: rules for what strings settle, and which strings math-verify is given otherwise.
 
-For a reference r and an extracted answer a, both as `extract` returns them, the verdict is
+For a reference r and an extracted answer a, both as `extract` returns them, the verdict is that of `rules.settle`
+where it has one, else
 
     verify(math_verify_parse(r), math_verify_parse(a))
 
-where an answer that stands alone is read as `\boxed{a}`, because math-verify reads LaTeX only within delimiters and
-would take 3 from `\left(3, \frac{\pi}{2}\right)`. An answer that has delimiters of its own, or that is prose ("12
-inches"), is first given as it is.
+on both as `notation.rewrite` puts them. An answer that stands alone is read as `\boxed{a}`, because math-verify reads
+LaTeX only within delimiters and would take 3 from `\left(3, \frac{\pi}{2}\right)`. An answer that has delimiters of
+its own, or that is prose ("12 inches"), is first given as it is.
 """
 
 import re
 from functools import lru_cache
 from importlib.metadata import version
 
-# Raise this when a change here or in extract.py can change a verdict: it is part of the cache's key.
-JUDGE_VERSION = 1
+from .notation import as_interval, mixed_number, plain_digits, rewrite
+from .rules import settle
+
+# Part of the cache's key: raise it when a change here, in extract.py, notation.py or rules.py can change a verdict.
+JUDGE_VERSION = 2
 
 # Longer answers are not sent to math-verify: its regular expressions need quadratic time.
 MAX_ANSWER_CHARS = 10_000
@@ -35,17 +39,10 @@ def identity() -> str:
 
 
 def quick_verdict(reference: str, answer: str) -> tuple[float | None, str] | None:
-    """The verdict where a comparison of strings settles it, else None. The same verdict that math-verify reaches.
+    """The (score, status) of an extracted reference and answer where strings settle it, else None.
 
     Equal strings are equal (math-verify agrees whenever it can read the reference at all), and two plain integers are
-    equal if their values are.
-
-    Args:
-        reference: the extracted reference.
-        answer: the extracted answer.
-
-    Returns:
-        (score, status), or None if math-verify has to be asked.
+    equal if their values are. What `settle` adds is where math-verify reads only a part.
     """
     if not reference:
         return None, "unparsed"
@@ -57,15 +54,12 @@ def quick_verdict(reference: str, answer: str) -> tuple[float | None, str] | Non
         return float(int(answer) == int(reference)), "graded"
     if len(answer) > MAX_ANSWER_CHARS or len(reference) > MAX_ANSWER_CHARS:
         return None, "unparsed"
-    return None
+    score = settle(reference, answer)
+    return None if score is None else (score, "graded")
 
 
 def judge(reference: str, answer: str) -> tuple[float | None, str, str | None]:
     """Ask math-verify. To be called where it may be killed: it can run for ever and fill the memory.
-
-    Args:
-        reference: the extracted reference.
-        answer: the extracted answer.
 
     Returns:
         Score (1.0, 0.0, or None if the reference cannot be read), status ("graded" or "unparsed"), and, where the
@@ -76,7 +70,7 @@ def judge(reference: str, answer: str) -> tuple[float | None, str, str | None]:
     gold = math_verify_parse(reference)
     if not gold:
         return None, "unparsed", None
-    predicted = math_verify_parse(answer)
+    predicted = math_verify_parse(as_interval(answer, reference))
     correct = verify(gold, predicted, timeout_seconds=None)
     if correct or any(not isinstance(part, str) for part in predicted):
         shown = None
@@ -88,22 +82,20 @@ def judge(reference: str, answer: str) -> tuple[float | None, str, str | None]:
 
 @lru_cache(maxsize=2048)
 def math_verify_parse(answer: str, parsing_timeout: int | None = None) -> list:
-    """math-verify's reading of one extracted answer or reference.
+    """What `math_verify.parse` reads in an extracted answer or reference: sympy expressions and a string, or nothing.
 
-    Args:
-        answer: an extracted answer or reference.
-        parsing_timeout: math-verify's own limit (seconds); None: no limit, for where the caller can kill the process.
-
-    Returns:
-        What `math_verify.parse` returns: sympy expressions and a string, or nothing.
+    `parsing_timeout` is math-verify's own limit (seconds); None where the caller can kill the process.
     """
     from math_verify import parse
 
-    if reads_as_text(answer):
-        parsed = parse(answer, parsing_timeout=parsing_timeout)
+    text = plain_digits(answer)
+    formula = rewrite(answer)
+    if reads_as_text(answer) and not mixed_number(text):
+        # LaTeX commands would be in the way of what math-verify finds in prose: "7 × 18 = 126 balls".
+        parsed = parse(formula if _DELIMITED.search(answer) else text, parsing_timeout=parsing_timeout)
         if parsed:
             return parsed
-    return parse(f"\\boxed{{{answer}}}", parsing_timeout=parsing_timeout)
+    return parse(f"\\boxed{{{formula}}}", parsing_timeout=parsing_timeout)
 
 
 def reads_as_text(answer: str) -> bool:

@@ -1,9 +1,11 @@
-"""Worker processes that can be killed: a limit on time and memory for every single pair."""
+"""Worker processes that can be killed: a limit on time and memory for every single verdict."""
 
 import json
 import os
+import pickle
 import select
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -11,52 +13,74 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
 
 from .errors import GraderError
 
-_BATCH_PAIRS = 32
+_BATCH_ITEMS = 32
 _BATCH_CHARS = 20_000
 # sympy keeps what it has seen; a fresh process costs half a second.
-_PAIRS_A_WORKER = 20_000
+_ITEMS_PER_WORKER = 20_000
 _START_SECONDS = 120.0
 
-Pair = tuple[str, str]
+# A pair (reference, answer) for math-verify; the arguments of `call_grader` for a function of the user's.
+Item = tuple[Any, ...]
+# Score, status, and what was read from an answer that is prose.
 Outcome = tuple[float | None, str, str | None]
 
 
-class WorkerPool:
-    """Runs `judge` on pairs in worker processes, each pair under a wall-clock limit that a kill enforces.
+def check_limits(num_workers: int | None, timeout: float, memory_limit: int) -> tuple[int, float, int]:
+    """The limits of a pool, checked; `num_workers=None` is one per CPU, shared by the local processes of a job."""
+    if num_workers is None:
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        local_processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        num_workers = max(1, cpus // max(1, int(local_processes) if local_processes.isdecimal() else 1))
+    if num_workers < 1:
+        raise ValueError(f"num_workers must be at least 1, got {num_workers}")
+    if not timeout > 0:
+        raise ValueError(f"timeout is the time a verdict may take, in seconds: it must be above 0, got {timeout}")
+    if memory_limit < 256 << 20:
+        raise ValueError(
+            f"memory_limit is in bytes, and math-verify needs at least 256 MiB ({256 << 20}) to work, "
+            f"got {memory_limit}"
+        )
+    return num_workers, timeout, memory_limit
 
-    A worker that hangs or dies is replaced; only the pair it was working on is affected. A pair whose worker died
-    (rather than hung) is tried once more in a fresh process, because an earlier pair may have eaten the memory.
+
+class WorkerPool:
+    """Runs `judge`, or a function of the user's, in worker processes; a kill enforces the wall-clock limit.
+
+    A worker that hangs or dies is replaced; only the item it was working on is affected. An item whose worker died
+    (rather than hung) is tried once more in a fresh process, because an earlier item may have eaten the memory.
 
     Args:
-        num_workers: processes; they start when there is something to do.
-        timeout: seconds a pair may take.
-        memory_limit: bytes of address space a worker may have.
+        num_workers: Processes; they start when there is something to do.
+        timeout: Seconds that an item may take.
+        memory_limit: Bytes of address space that a worker may have.
+        grader: Import path of the user's function; None: `judge`.
     """
 
-    def __init__(self, num_workers: int, timeout: float, memory_limit: int):
+    def __init__(self, num_workers: int, timeout: float, memory_limit: int, grader: str | None = None):
         self.num_workers = num_workers
         self.timeout = timeout
-        self.memory_limit = memory_limit
+        self._options = (timeout, memory_limit, grader)
         self._workers: list[_Worker] = []
         self._finalizer = weakref.finalize(self, _kill_all, self._workers)
 
-    def run(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, Outcome]]:
-        """Judge pairs, in any order.
+    def run(self, items: Sequence[Item]) -> Iterator[tuple[int, Outcome]]:
+        """Judge items, in any order.
 
         Args:
-            pairs: (reference, answer); pairs of one reference side by side are fastest.
+            items: Pairs (reference, answer), fastest where those of one reference are side by side, or rows.
 
         Returns:
-            An iterator of (index into `pairs`, (score, status, text taken from prose)); status "timeout" or "error"
-            where a limit was hit.
+            An iterator of (index into `items`, outcome); the status is "timeout" or "error" where a limit was hit.
 
         Raises:
-            GraderError: a worker cannot start.
+            GraderError: A worker cannot start, or the user's function fails.
         """
-        batches = deque(_batches(pairs))
+        batches = deque(_batches(items))
         died_once: set[int] = set()
         busy: set[_Worker] = set()
         try:
@@ -83,7 +107,7 @@ class WorkerPool:
                                 batches.append(list(lost))
                         elif not worker.pending and worker in busy:
                             busy.discard(worker)
-                            if worker.served >= _PAIRS_A_WORKER:
+                            if worker.served >= _ITEMS_PER_WORKER:
                                 self._remove(worker, busy, selector)
                     now = time.monotonic()
                     for worker in [w for w in self._workers if now >= w.deadline and not w.has_output()]:
@@ -114,7 +138,7 @@ class WorkerPool:
             busy.add(worker)
             worker.send(batches.popleft(), self.timeout)
         while len(self._workers) < self.num_workers and len(batches) > starting:
-            worker = _Worker(self.timeout, self.memory_limit)
+            worker = _Worker(*self._options)
             self._workers.append(worker)
             selector.register(worker.stdout, selectors.EVENT_READ, worker)
             starting += 1
@@ -127,8 +151,8 @@ class WorkerPool:
 
 
 class _Worker:
-    def __init__(self, timeout: float, memory_limit: int):
-        code = f"from dco_trl.grading.worker import main; main({timeout!r}, {memory_limit!r})"
+    def __init__(self, timeout: float, memory_limit: int, grader: str | None):
+        code = f"from dco_trl.grading.worker import main; main({timeout!r}, {memory_limit!r}, {grader!r})"
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             "PYTHONHASHSEED": "0",  # sympy orders by hash here and there: the same verdict every time
@@ -137,24 +161,25 @@ class _Worker:
             [sys.executable, "-P", "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.PIPE if grader is None else None,  # what the user's function prints is shown
             env=environment,
             start_new_session=True,  # Ctrl-C reaches the parent, which ends its workers
         )
+        self._owner = os.getpid()
         assert self.process.stdin and self.process.stdout
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
         self.ready = False
         self.served = 0
-        self.pending: deque[tuple[int, Pair]] = deque()
+        self.pending: deque[tuple[int, Item]] = deque()
         self.deadline = time.monotonic() + _START_SECONDS
         self._timeout = timeout
         self._partial = b""
 
-    def send(self, batch: list[tuple[int, Pair]], timeout: float) -> None:
+    def send(self, batch: list[tuple[int, Item]], timeout: float) -> None:
         self.pending.extend(batch)
         self.deadline = time.monotonic() + timeout
         try:
-            self.stdin.write(json.dumps([pair for _, pair in batch]).encode() + b"\n")
+            pickle.dump([item for _, item in batch], self.stdin)
             self.stdin.flush()
         except BrokenPipeError:
             pass  # it died: the end of its output says so next
@@ -170,6 +195,8 @@ class _Worker:
         results = []
         for line in lines:
             value = json.loads(line)
+            if isinstance(value, str):
+                raise GraderError(value)
             if not self.ready:
                 self.ready = True
                 if not value["memory_limited"]:
@@ -186,29 +213,30 @@ class _Worker:
 
     def errors(self) -> str:
         self.process.kill()
-        assert self.process.stderr
+        if self.process.stderr is None:
+            return "What it printed is above."
         return self.process.stderr.read().decode(errors="replace")[-2000:]
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        if os.getpid() == self._owner:  # not in a fork, whose parent needs it
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # and what the user's function has started
+            self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
-            assert stream
-            try:
-                stream.close()
-            except BrokenPipeError:
-                pass
+            with suppress(BrokenPipeError):
+                if stream is not None:
+                    stream.close()
 
 
-def _batches(pairs: Sequence[Pair]) -> Iterator[list[tuple[int, Pair]]]:
-    batch: list[tuple[int, Pair]] = []
+def _batches(items: Sequence[Item]) -> Iterator[list[tuple[int, Item]]]:
+    batch: list[tuple[int, Item]] = []
     chars = 0
-    for index, pair in enumerate(pairs):
-        size = len(pair[0]) + len(pair[1])
-        if batch and (len(batch) == _BATCH_PAIRS or chars + size > _BATCH_CHARS):
+    for index, item in enumerate(items):
+        size = sum(len(part) for part in item if isinstance(part, str))
+        if batch and (len(batch) == _BATCH_ITEMS or chars + size > _BATCH_CHARS):
             yield batch
             batch, chars = [], 0
-        batch.append((index, pair))
+        batch.append((index, item))
         chars += size
     if batch:
         yield batch

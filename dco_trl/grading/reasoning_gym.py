@@ -1,7 +1,7 @@
 """The verifiers of reasoning-gym as a grader: `--grader dco_trl.grading.reasoning_gym:score`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -50,7 +50,7 @@ def _tagged(text: str) -> str | None:
 
 
 @lru_cache
-def _verifier(task: str):
+def _verifier(task: str) -> Callable[[str, dict], float]:
     try:
         from reasoning_gym import get_score_answer_fn
     except ImportError as error:

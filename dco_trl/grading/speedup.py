@@ -24,12 +24,12 @@ def install() -> None:
     if hasattr(converter, "create_parser"):
         create_parser = converter.create_parser
 
-        def create_two_stage_parser(self, latex):
+        def create_two_stage_parser(self: Any, latex: str) -> Any:
             parser = create_parser(self, latex)
             parser._interp.predictionMode = PredictionMode.SLL
             parse = parser.math
 
-            def math():
+            def math() -> Any:
                 try:
                     return parse()
                 except Exception:  # a new lexer as well: it does not go back over what it could not read
@@ -44,21 +44,14 @@ def install() -> None:
     if simplify is not None:
         from sympy import S
 
-        def simplify_unless_nonzero(difference):
+        def simplify_unless_nonzero(difference: Any) -> Any:
             return S.One if certainly_nonzero(difference) else simplify(difference)
 
         grader.simplify = simplify_unless_nonzero
 
 
 def certainly_nonzero(difference: Any) -> bool:
-    """Whether an algebraic expression has a value far from zero at one positive point of its variables.
-
-    Args:
-        difference: a sympy object.
-
-    Returns:
-        True only if it cannot be identically zero; False says nothing.
-    """
+    """Whether a sympy expression is algebraic and far from zero at one positive point; False says nothing."""
     from sympy import Add, Float, Mul, Number, NumberSymbol, Pow, Symbol, preorder_traversal
     from sympy.core.numbers import ImaginaryUnit
 

@@ -1,64 +1,123 @@
-"""A grading worker: reads pairs, writes verdicts, one line of JSON each, and may be killed at any moment.
+"""A grading worker: reads items, writes one line of JSON per verdict, and may be killed at any moment.
 
 Started by `pool.py` as a process of its own, not by `multiprocessing`: nothing of the parent (its main module, torch,
-CUDA) is imported here, and nothing is pickled.
+CUDA) is imported here. What the parent sends is pickled; what comes back is not, because the parent must not trust it.
 """
 
 import json
 import logging
 import os
+import pickle
 import resource
 import signal
 import sys
+import threading
+import time
+from collections.abc import Callable
+from io import FileIO
+from typing import Any
 
-# Events of Python's audit system by which code leaves the process. math-verify needs none of them; text that makes it
-# raise one is answered by an exception.
-_FORBIDDEN = ("os.", "subprocess.", "socket.", "ctypes.", "shutil.", "pty.", "urllib.", "webbrowser.")
-_HARMLESS = ("os.listdir", "os.scandir", "os.walk", "os.fwalk")  # the import system lists folders
+from .errors import GraderError
+
+Verdict = tuple[float | None, str, str | None]
 
 
-def main(timeout: float, memory_limit: int) -> None:
+def main(timeout: float, memory_limit: int, grader: str | None) -> None:
     """Serve until standard input ends.
 
     Args:
-        timeout: seconds a verdict may take. The parent enforces it; the alarm here, a little later, is for when the
-            parent has died.
-        memory_limit: bytes of address space.
+        timeout: Seconds that a verdict may take. The parent enforces it.
+        memory_limit: Bytes of address space, beyond what importing the user's function took.
+        grader: Import path of the user's function; None: `judge`, confined.
     """
-    out = os.fdopen(os.dup(1), "wb", buffering=0)
+    source, out = os.fdopen(os.dup(0), "rb"), FileIO(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 1)
-    limited = _limit(resource.RLIMIT_AS, memory_limit)
+    os.dup2(null, 0)
     _limit(resource.RLIMIT_CORE, 0)
+    if grader is None:
+        os.dup2(null, 1)
+        evaluate, limited = _confined_judge(timeout, memory_limit)
+        os.dup2(null, 2)  # a pipe that nobody reads while all is well
+    else:
+        os.dup2(2, 1)
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+        try:
+            evaluate = _user_function(grader)
+        except GraderError as error:
+            return _write(out, f"{error} (in a worker process)")
+        limited = _limit(resource.RLIMIT_AS, _address_space() + memory_limit)
+    _write(out, {"ready": True, "memory_limited": limited})
+    while True:
+        try:
+            items = pickle.load(source)
+        except EOFError:
+            return
+        for item in items:
+            try:
+                verdict: Any = evaluate(*item)
+            except GraderError as error:  # the user's function's fault
+                verdict = (None, "error", None) if isinstance(error.__cause__, MemoryError) else str(error)
+            except Exception:  # MemoryError and RecursionError too: this pair's, not the worker's
+                verdict = (None, "error", None)
+            _write(out, verdict)
+
+
+def _confined_judge(timeout: float, memory_limit: int) -> tuple[Callable[..., Verdict], bool]:
+    limited = _limit(resource.RLIMIT_AS, memory_limit)
     _limit(resource.RLIMIT_FSIZE, 0)
     sys.dont_write_bytecode = True
     logging.disable(logging.CRITICAL)
 
-    from . import speedup
+    from . import confinement, speedup
     from .judge import judge
 
     speedup.install()
     judge("1", "\\frac{1}{2}")  # loads what is loaded on first use
-    os.dup2(null, 2)  # a pipe that nobody reads while all is well
-    sys.addaudithook(_audit)
-    _write(out, {"ready": True, "memory_limited": limited})
+    confinement.confine()
 
-    for line in sys.stdin.buffer:
-        for reference, answer in json.loads(line):
-            # The default action of the signal ends the process even inside a long C call.
-            signal.setitimer(signal.ITIMER_REAL, timeout + 5)
-            try:
-                verdict = judge(reference, answer)
-            except Exception:  # MemoryError and RecursionError too: this pair's, not the worker's
-                verdict = (None, "error", None)
+    def evaluate(reference: str, answer: str) -> Verdict:
+        # For when the parent has died. The signal's default action ends the process even inside a long C call.
+        signal.setitimer(signal.ITIMER_REAL, timeout + 5)
+        try:
+            return judge(reference, answer)
+        finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            _write(out, verdict)
+
+    return evaluate, limited
 
 
-def _write(out, value) -> None:
+def _user_function(grader: str) -> Callable[..., Verdict]:
+    from .call import call_grader
+    from .graders import load_grader
+
+    function = load_grader(grader)
+
+    def evaluate(prompts: list | None, completions: list, answers: list, columns: dict[str, list]) -> Verdict:
+        score = call_grader(function, prompts, completions, answers, columns, name=grader)[0]
+        return score, "unparsed" if score is None else "graded", None
+
+    return evaluate
+
+
+def _end_with_parent(parent: int) -> None:
+    # An alarm would be in the way of a function that sets its own, as math-verify does.
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _write(out: FileIO, value: Any) -> None:
     data = memoryview(json.dumps(value).encode() + b"\n")
     while data:
         data = data[out.write(data) :]
+
+
+def _address_space() -> int:
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def _limit(what: int, value: int) -> bool:
@@ -68,12 +127,3 @@ def _limit(what: int, value: int) -> bool:
     except (ValueError, OSError):  # macOS does not limit address space
         return False
     return True
-
-
-def _audit(event: str, args: tuple) -> None:
-    if event == "open":
-        flags = args[2]
-        if not isinstance(flags, int) or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            raise PermissionError("a grading worker opens no file for writing")
-    elif event.startswith(_FORBIDDEN) and event not in _HARMLESS:
-        raise PermissionError(f"a grading worker does not call {event}")

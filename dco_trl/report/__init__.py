@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..extras import require
+
+require("dco_trl.report", "eval", "matplotlib", "plotly", "rich", "scipy")
+
 from ..runs.results import RunResult
 from . import page, tables
 from .plots import CoverageCurve, plot_confidence_histogram, plot_coverage_curves, plot_success_histogram

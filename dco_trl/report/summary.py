@@ -249,11 +249,12 @@ def _entries(curve: PassAtKCurve) -> list[Summary]:
 def _extrapolation(n: NDArray, c: NDArray, ks: list[int]) -> Summary:
     """Guess the k that were asked for and have too few samples, up to FARTHEST times as many; where none, 4 n."""
     fewest = int(n.min())
-    if not c.any():
-        return {"note": "", "pass_at_k": [], "curve": [], "check": None}
     beyond = [k for k in ks if fewest < k <= FARTHEST * fewest] or [4 * fewest]
     curve = [k for k in curve_points(beyond[-1]) if k > fewest]
-    guess = extrapolate_pass_at_k(n, c, sorted({*beyond, *curve}), confidence=CONFIDENCE)
+    try:
+        guess = extrapolate_pass_at_k(n, c, sorted({*beyond, *curve}), confidence=CONFIDENCE)
+    except ValueError as refusal:
+        return {"note": f"Not extrapolated: {refusal}", "pass_at_k": [], "curve": [], "check": None}
     entries = [
         {"k": int(k), "estimate": float(value), "low": float(low), "high": float(high)}
         for k, value, low, high in zip(guess.k, guess.estimate, guess.low, guess.high, strict=True)

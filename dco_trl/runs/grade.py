@@ -3,15 +3,18 @@
 import hashlib
 import inspect
 import os
-import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from tqdm.auto import tqdm
 
-from .store import GRADE_SCHEMA, RunStore, StoreError, storable
+from ..problem import Problem
+from .files import StoreError
+from .store import GRADE_SCHEMA, RunStore, storable
 
 if TYPE_CHECKING:
     from ..grading import BulkGrader
@@ -51,6 +54,7 @@ def grade_run(
     timeout: float = 10.0,
     memory_limit: int = 1 << 30,
     cache_dir: str | os.PathLike[str] | None = None,
+    in_process: bool = False,
     progress: bool = True,
 ) -> GradingSummary:
     """Grade the samples that this grader has not graded yet, one part at a time.
@@ -59,10 +63,11 @@ def grade_run(
         run_dir: The run's folder.
         grader: "math", "exact", an import path "package.module:function", or a function with the signature of TRL's
             reward functions.
-        num_workers: Processes of the built-in graders; None: one a CPU.
+        num_workers: Worker processes; None: one per CPU.
         timeout: Seconds a verdict may take.
         memory_limit: Bytes of address space of a worker.
         cache_dir: Folder for verdicts to remember, shared between runs; None remembers none.
+        in_process: Run an import path in this process, without limits, because it holds a model.
         progress: Show progress on standard error.
 
     Returns:
@@ -84,65 +89,99 @@ def grade_run(
 
     grader_function = load_grader(grader)
     store = RunStore(run_dir)
-    parts = store.sample_parts()
-    if not parts:
+    total = sum(len(indices) for indices in store.present().values())
+    if not total:
         raise StoreError(f"{store.path} has no samples to grade; `dco-trl sample` draws them")
     with BulkGrader(
-        grader, num_workers=num_workers, timeout=timeout, memory_limit=memory_limit, cache_dir=cache_dir
+        grader,
+        num_workers=num_workers,
+        timeout=timeout,
+        memory_limit=memory_limit,
+        cache_dir=cache_dir,
+        in_process=in_process,
     ) as bulk:
-        return _grade_parts(store, parts, bulk, grader_source(grader_function), progress)
+        return _grade_parts(store, total, bulk, grader_source(grader_function), progress)
 
 
 def _grade_parts(
-    store: RunStore, parts: list[Path], bulk: "BulkGrader", source: str | None, progress: bool
+    store: RunStore, total: int, bulk: "BulkGrader", source: str | None, progress: bool
 ) -> GradingSummary:
-    by_id = {problem.problem_id: problem for problem in store.problems}
-    # The built-in graders look at text and reference only.
-    builtin = bulk.name in ("math", "exact")
-    names = [] if builtin else list(dict.fromkeys(name for p in store.problems for name in p.columns))
-    num_new = num_samples = num_correct = 0
-    statuses = dict.fromkeys(("graded", "unparsed", "timeout", "error"), 0)
+    summary = GradingSummary(bulk.name, 0, 0, dict.fromkeys(("graded", "unparsed", "timeout", "error"), 0), 0)
+    grade = _PartGrader(store.problems, bulk)
     with store.grading(bulk.name, source):
-        todo = sum(not store.grade_part(bulk.name, part).exists() for part in parts)
-        for part in parts:
-            path = store.grade_part(bulk.name, part)
-            if path.exists():
-                grades = store.read_part(path, ["score", "status"])
+        ungraded = []
+        for part in store.sample_parts():
+            verdicts = store.grade_part(bulk.name, part)
+            if verdicts is None:
+                ungraded.append(part)
             else:
-                samples = store.read_part(part, ["problem_id", "sample_index", "text"])
-                rows = [by_id[problem_id] for problem_id in samples.column("problem_id").to_pylist()]
-                completions: Any = samples.column("text").combine_chunks()
-                if not builtin:
-                    completions = [
-                        text if isinstance(problem.prompt, str) else [{"role": "assistant", "content": text}]
-                        for problem, text in zip(rows, completions.to_pylist(), strict=True)
-                    ]
-                verdicts = bulk.grade(
-                    None if builtin else [problem.prompt for problem in rows],
-                    completions,
-                    [problem.answer for problem in rows],
-                    {name: [problem.columns.get(name) for problem in rows] for name in names},
-                    progress=progress and todo == 1,
-                )
-                grades = pa.table(
-                    [
-                        samples.column("problem_id"),
-                        samples.column("sample_index"),
-                        pa.array([verdict.score for verdict in verdicts], pa.float32()),
-                        pa.array([storable(verdict.answer) for verdict in verdicts], pa.string()),
-                        pa.array([verdict.status for verdict in verdicts], pa.string()),
-                    ],
-                    schema=GRADE_SCHEMA,
-                )
-                store.write_grades(path, grades)
-                num_new += grades.num_rows
-            num_samples += grades.num_rows
-            num_correct += sum(score is not None and score > 0.5 for score in grades.column("score").to_pylist())
-            for count in grades.column("status").value_counts().to_pylist():
-                statuses[count["values"]] = statuses.get(count["values"], 0) + count["counts"]
-            if progress and todo > 1 and num_new:
-                print(f"grading ({bulk.name}): {num_samples:,} samples done", file=sys.stderr, flush=True)
-    return GradingSummary(bulk.name, num_samples, num_correct, statuses, num_new)
+                summary = _added(summary, store.read_grades(verdicts, ["score", "status"]), is_new=False)
+        with tqdm(
+            desc=f"{store.path.name}: {bulk.name}",
+            total=total,
+            initial=summary.num_samples,
+            unit="sample",
+            disable=not progress or not ungraded,
+        ) as bar:
+            for part in ungraded:
+                grades = grade(store.read_samples(part, ["problem_id", "sample_index", "text"]), progress)
+                store.write_grades(bulk.name, part, grades)
+                summary = _added(summary, grades, is_new=True)
+                bar.update(grades.num_rows)
+    return summary
+
+
+def _added(summary: GradingSummary, grades: pa.Table, is_new: bool) -> GradingSummary:
+    statuses = Counter(summary.statuses)
+    statuses.update(grades.column("status").to_pylist())
+    return replace(
+        summary,
+        num_samples=summary.num_samples + grades.num_rows,
+        num_correct=summary.num_correct + sum(is_correct(score) for score in grades.column("score").to_pylist()),
+        statuses=dict(statuses),
+        num_new=summary.num_new + (grades.num_rows if is_new else 0),
+    )
+
+
+def is_correct(score: float | None) -> bool:
+    """Whether a score accepts a sample; what could not be judged is not accepted."""
+    return score is not None and score > 0.5
+
+
+class _PartGrader:
+    """Grades one part of samples after another."""
+
+    def __init__(self, problems: list[Problem], bulk: "BulkGrader"):
+        self.bulk = bulk
+        self.by_id = {problem.problem_id: problem for problem in problems}
+        # The built-in graders look at text and reference only.
+        self.is_builtin = bulk.name in ("math", "exact")
+        self.columns = list(dict.fromkeys(name for problem in problems for name in problem.columns))
+
+    def __call__(self, samples: pa.Table, progress: bool) -> pa.Table:
+        rows = [self.by_id[problem_id] for problem_id in samples.column("problem_id").to_pylist()]
+        completions: Any = samples.column("text").combine_chunks()
+        answers = [problem.answer for problem in rows]
+        if self.is_builtin:
+            verdicts = self.bulk.grade(None, completions, answers, {}, progress=progress)
+        else:
+            completions = [
+                text if isinstance(problem.prompt, str) else [{"role": "assistant", "content": text}]
+                for problem, text in zip(rows, completions.to_pylist(), strict=True)
+            ]
+            columns = {name: [problem.columns.get(name) for problem in rows] for name in self.columns}
+            prompts = [problem.prompt for problem in rows]
+            verdicts = self.bulk.grade(prompts, completions, answers, columns, progress=progress)
+        return pa.table(
+            [
+                samples.column("problem_id"),
+                samples.column("sample_index"),
+                pa.array([verdict.score for verdict in verdicts], pa.float32()),
+                pa.array([storable(verdict.answer) for verdict in verdicts], pa.string()),
+                pa.array([verdict.status for verdict in verdicts], pa.string()),
+            ],
+            schema=GRADE_SCHEMA,
+        )
 
 
 def grader_source(grader: Callable) -> str | None:

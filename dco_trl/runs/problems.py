@@ -1,6 +1,5 @@
-"""Problems to evaluate on: a prompt, its reference answer, and whatever else a grader may want to see."""
+"""Problems from rows: a prompt, its reference answer, and whatever else a grader may want to see."""
 
-import csv
 import hashlib
 import json
 import logging
@@ -11,11 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ..checks import check_integer
 from ..problem import DataError, Problem, Prompt
+from .rows import RepeatedKey, read_rows
 
 logger = logging.getLogger(__name__)
 
-FILE_TYPES = (".jsonl", ".json", ".parquet", ".csv")
+# Levels of lists and objects in a value. Python's own limit depends on where it is asked.
+MAX_DEPTH = 100
 
 
 def read_problems(
@@ -50,7 +54,8 @@ def read_problems(
         The problems in the order of their rows, at least one.
 
     Raises:
-        DataError: The source cannot be read, is empty, lacks a column, or has a row without a prompt or an answer.
+        DataError: The source cannot be read, is empty, lacks a column, or has a row that cannot be asked and graded;
+            the message names the file, the row and the column.
 
     Examples:
         ```python
@@ -105,6 +110,7 @@ def problems_from_rows(
         The problems in the order of their rows, at least one.
 
     Raises:
+        ValueError: `num_problems` is no integer, or below 1.
         DataError: As for [`read_problems`][dco_trl.runs.read_problems].
 
     Examples:
@@ -115,15 +121,13 @@ def problems_from_rows(
 
         ```
     """
-    if num_problems is not None and num_problems < 1:
-        raise DataError(f"num_problems must be at least 1, got {num_problems}")
+    if num_problems is not None:
+        check_integer("num_problems", num_problems)
     table: list[dict[str, Any]] = []
     for row in rows:
         if num_problems is not None and len(table) == num_problems:
             break
-        if not isinstance(row, Mapping):
-            raise DataError(f"{name}: row {len(table)} is not an object with columns but {_short(row)}")
-        table.append(dict(row))
+        table.append(_checked_row(row, f"{name}: row {len(table)}"))
     if not table:
         raise DataError(f"{name} is empty: there is nothing to sample. Check the file or the split.")
     if num_problems is not None and len(table) < num_problems:
@@ -132,9 +136,11 @@ def problems_from_rows(
     # Rows of a JSON-lines file may have different columns; a column counts as present if any row has it.
     present = list(dict.fromkeys(column for row in table for column in row))
     if prompt_template is not None:
-        used = _template_columns(prompt_template, present, name)
+        template = _template_fields(prompt_template, present, name)
+        used = {column for _, column, _, _ in template if column is not None}
+        source = f"prompt_template with {_some(sorted(used))}"
     else:
-        used = {prompt_column}
+        used, source = {prompt_column}, f"column {prompt_column!r}"
         if prompt_column not in present:
             raise DataError(
                 f"{name} has no column {prompt_column!r}; its columns are {present}. Name the column with the prompt "
@@ -158,12 +164,17 @@ def problems_from_rows(
     problems = []
     for number, row in enumerate(table):
         where = f"{name}: row {number}"
-        prompt: Any = row[prompt_column] if prompt_template is None else prompt_template.format(**row)
+        prompt: Any = row[prompt_column] if prompt_template is None else _filled(template, row, where)
         # The columns that have become the prompt, the answer and the id are not kept twice.
         taken = {answer_column, id_column or "id"} | ({prompt_column} if prompt_template is None else set())
         columns = {column: value for column, value in row.items() if column not in taken}
-        answer = _reference(row[answer_column], where, answer_column)
-        problems.append(Problem(ids[number], _checked_prompt(prompt, chat, where), answer, columns))
+        problem = Problem(
+            _checked_text(ids[number], f"{where}, column {id_column or 'id'!r}"),
+            _checked_prompt(prompt, chat, f"{where}, {source}"),
+            _reference(row[answer_column], f"{where}, column {answer_column!r}"),
+            columns,
+        )
+        problems.append(problem)
     _warn_of_repeats(problems, name)
     return problems
 
@@ -192,99 +203,73 @@ def fingerprint(problems: Sequence[Problem]) -> str:
     return digest.hexdigest()
 
 
-def read_rows(source: str | Path, *, split: str = "test", config: str | None = None) -> Iterable[Mapping[str, Any]]:
-    """Read rows as they are, from what [`read_problems`][dco_trl.runs.read_problems] reads problems from.
+def _checked_row(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where} is not an object with columns but {_short(row)}")
+    if isinstance(row, RepeatedKey):
+        raise DataError(f"{where}: column {row.key!r} is there twice. Rename or remove one of the two.")
+    for column, value in row.items():
+        if not isinstance(column, str):
+            raise DataError(f"{where}: the name of a column must be text, got {_short(column)}")
+        inner = [(value, 1)]
+        while inner:
+            item, depth = inner.pop()
+            if isinstance(item, RepeatedKey):
+                raise DataError(
+                    f"{where}, column {column!r}: the key {item.key!r} is there twice. Remove one of them."
+                )
+            if isinstance(item, list | tuple | Mapping):
+                if depth > MAX_DEPTH:
+                    raise DataError(
+                        f"{where}, column {column!r}: nested deeper than {MAX_DEPTH} levels. Write it as text, or "
+                        "remove the column."
+                    )
+                inner += [(part, depth + 1) for part in (item.values() if isinstance(item, Mapping) else item)]
+    return dict(row)
 
-    Args:
-        source: See there.
-        split: See there.
-        config: See there.
 
-    Returns:
-        The rows in order, unchecked.
+_Field = tuple[str, str | None, str | None, str | None]  # text, then a column, its format and its conversion
 
-    Raises:
-        DataError: The source cannot be read.
-    """
-    path, source = Path(source), str(source)
-    kind = path.suffix.lower()
-    if path.is_dir() or (kind not in FILE_TYPES and not path.exists()):
-        return _load_with_datasets(path, source, split, config)
-    if not path.exists():
-        raise DataError(f"data set {source!r}: there is no such file")
-    if kind not in FILE_TYPES:
-        raise DataError(
-            f"data set {source!r}: cannot read a file of type {kind!r}; use one of {', '.join(FILE_TYPES)}"
-        )
+
+def _template_fields(template: str, present: list[str], name: str) -> list[_Field]:
     try:
-        if kind == ".jsonl":
-            return _read_json_lines(path)
-        if kind == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(rows, list):
-                raise DataError(f"data set {source!r}: expected a list of objects, got {type(rows).__name__}")
-            return rows
-        if kind == ".csv":
-            with path.open(encoding="utf-8", newline="") as file:
-                return list(csv.DictReader(file))
-        import pyarrow.parquet as pq
-
-        return pq.read_table(path).to_pylist()
-    except DataError:
-        raise
-    except (OSError, ValueError) as error:
-        raise DataError(f"data set {source!r} cannot be read: {error}") from error
-
-
-def _read_json_lines(path: Path) -> list[Any]:
-    rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except ValueError as error:
-                    raise DataError(f"data set {str(path)!r}, line {number}: not JSON: {error}") from error
-    return rows
-
-
-def _load_with_datasets(path: Path, source: str, split: str, config: str | None) -> Iterable[Mapping[str, Any]]:
-    import datasets
-
-    try:
-        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            loaded = datasets.load_from_disk(source)
-            if not isinstance(loaded, datasets.DatasetDict):
-                return loaded
-            if split not in loaded:
-                raise DataError(f"data set {source!r} has no split {split!r}; it has {sorted(loaded)}")
-            return loaded[split]
-        return datasets.load_dataset(source, config, split=split)
-    except DataError:
-        raise
-    except Exception as error:  # the Hub, the network and loading each raise classes of their own
-        raise DataError(
-            f"data set {source!r} is neither a file here nor could `datasets` load it (split {split!r}): "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def _template_columns(template: str, present: list[str], name: str) -> set[str]:
-    try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+        fields = list(string.Formatter().parse(template))
     except ValueError as error:
         raise DataError(
             f"prompt_template {template!r} is not a format string: {error}. Double braces that are part of the text."
         ) from error
-    if not fields:
+    columns = [column for _, column, _, _ in fields if column is not None]
+    if not columns:
         raise DataError(f"prompt_template {template!r} names no column: every prompt would be the same")
-    absent = [field for field in fields if field not in present]
+    absent = [column for column in columns if column not in present]
     if absent:
         raise DataError(
             f"prompt_template names {absent}, but the columns of {name} are {present}. Double braces that are part of "
             "the text."
         )
-    return set(fields)
+    unknown = [conversion for *_, conversion in fields if conversion not in (None, "s", "r", "a")]
+    if unknown:
+        raise DataError(
+            f"prompt_template {template!r} has the conversion !{unknown[0]}; Python has !s, !r and !a. Leave it out: "
+            "{column} alone inserts the column's text."
+        )
+    return fields
+
+
+def _filled(template: list[_Field], row: Mapping[str, Any], where: str) -> str:
+    formatter, parts = string.Formatter(), []
+    for text, column, form, conversion in template:
+        parts.append(text)
+        if column is not None:
+            try:
+                value = formatter.convert_field(row[column], conversion)
+                parts.append(formatter.format_field(value, form or ""))
+            except (ValueError, TypeError, OverflowError, MemoryError) as error:
+                raise DataError(
+                    f"{where}, column {column!r}: prompt_template cannot format {_short(row[column])} as "
+                    f"{{{column}:{form}}}: {error}"
+                ) from error
+    return "".join(parts)
 
 
 def _problem_ids(table: list[dict[str, Any]], id_column: str | None, present: list[str], name: str) -> list[str]:
@@ -313,6 +298,7 @@ def _problem_ids(table: list[dict[str, Any]], id_column: str | None, present: li
 
 def _checked_prompt(prompt: Any, chat: bool, where: str) -> Prompt:
     if isinstance(prompt, str):
+        _checked_text(prompt, where)
         return [{"role": "user", "content": prompt}] if chat else prompt
     if not isinstance(prompt, list) or not all(
         isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in prompt
@@ -328,24 +314,37 @@ def _checked_prompt(prompt: Any, chat: bool, where: str) -> Prompt:
             f"{where}: the prompt ends with the assistant's message, so there is nothing left to answer. Put it into "
             "the answer column."
         )
+    for message in messages:
+        _checked_text(message["role"] + message["content"], where)
     return messages
 
 
-def _reference(value: Any, where: str, column: str) -> str:
-    if isinstance(value, str):
-        return value
+def _checked_text(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: half of a character (the lone surrogate {text[error.start]!r}), which neither a tokenizer nor "
+            "a file can take. Remove it or complete it."
+        ) from error
+    return text
+
+
+def _reference(value: Any, where: str) -> str:
+    if isinstance(value, float | np.floating) and math.isinf(value):
+        raise DataError(f"{where}: {value} is not an answer that can be compared. Write it as text.")
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping) and "content" in value[0]:
-        return str(value[0]["content"])  # a conversational completion, as in TRL's prompt-completion format
-    if isinstance(value, (list, dict)):
+        value = value[0]["content"]  # a conversational completion, as in TRL's prompt-completion format
+    if isinstance(value, list | dict):
         try:
-            return json.dumps(value, ensure_ascii=False)
-        except TypeError as error:
-            raise DataError(f"{where}: column {column!r} cannot become text: {error}") from error
-    return str(value)
+            value = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{where}: {_short(value)} cannot become text: {error}") from error
+    return _checked_text(str(value), where)
 
 
 def _is_missing(value: Any) -> bool:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
         return True
     return isinstance(value, (str, list, dict)) and not (value.strip() if isinstance(value, str) else value)
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from .store import RunStore, StoreError
+from .files import StoreError
+from .grade import is_correct
+from .store import RunStore, rows_by_problem
 
 # Raw samples kept for each problem: this many right and this many wrong ones.
 EXAMPLES = 3
@@ -113,20 +115,19 @@ def load_results(run_dir: str | os.PathLike[str], grader: str | None = None) -> 
     """
     store = RunStore(run_dir)
     grader = _chosen_grader(store, grader)
+    present = store.present()
     tallies: dict[str, _Tally] = {problem.problem_id: _Tally() for problem in store.problems}
-    ungraded = 0
     for part in store.sample_parts():
         graded = store.grade_part(grader, part)
-        if not graded.exists():
-            ungraded += store.read_part(part, ["sample_index"]).num_rows
-            continue
-        _count_part(store, part, graded, tallies)
-    if ungraded:
+        if graded is not None:
+            _count_part(store, part, graded, tallies)
+    ungraded = sum(map(len, present.values())) - sum(tally.num_samples for tally in tallies.values())
+    if ungraded > 0:
         raise StoreError(
             f"{store.path}: {ungraded} samples are not graded by {grader!r} yet. "
             f"Run `dco-trl grade {store.path} --grader {grader}`: it grades what is missing."
         )
-    empty = [problem_id for problem_id, tally in tallies.items() if not tally.num_samples]
+    empty = [problem_id for problem_id in tallies if problem_id not in present]
     if empty:
         raise StoreError(
             f"{store.path}: {len(empty)} of {len(tallies)} problems have no samples yet ({', '.join(empty[:3])}"
@@ -166,7 +167,7 @@ class _Tally:
 
 
 def _count_part(store: RunStore, part: Path, graded: Path, tallies: dict[str, _Tally]) -> None:
-    samples, grades = store.read_part(part), store.read_part(graded)
+    samples, grades = store.read_samples(part), store.read_grades(graded)
     if not all(samples.column(key).equals(grades.column(key)) for key in ("problem_id", "sample_index")):
         raise StoreError(
             f"{graded} does not belong to {part}: their keys differ. Move it out of the folder and grade again."
@@ -182,13 +183,11 @@ def _count_part(store: RunStore, part: Path, graded: Path, tallies: dict[str, _T
     scores, answers = grades.column("score").to_pylist(), grades.column("answer").to_pylist()
     statuses = grades.column("status").to_pylist()
     seen: dict[str, str] = {}  # one string for equal answers: two million of them would not be small
-    for problem_id, columns in store.rows_by_problem(rows):
-        tally = tallies.get(problem_id)
-        if tally is None:
-            raise StoreError(f"{part} has samples of {problem_id!r}, which is no problem of this run")
+    for problem_id, columns in rows_by_problem(rows):
+        tally = tallies[problem_id]
         wanted: dict[bool, list[tuple[int, int]]] = defaultdict(list)
         for row, index in zip(columns["row"].tolist(), columns["sample_index"].tolist(), strict=True):
-            correct = scores[row] is not None and scores[row] > 0.5
+            correct = is_correct(scores[row])
             answer = _shortened(answers[row] or "")
             tally.num_samples += 1
             tally.num_correct += correct

@@ -3,13 +3,18 @@
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..checks import check_integer
 from ..problem import Problem
 from ..sampling.protocol import SampleRequest, SamplingParams
-from .store import RunStore, plan
+from .manifest import run_manifest
+from .store import RunStore
 
 if TYPE_CHECKING:
     from ..sampling.protocol import Sampler
@@ -67,7 +72,7 @@ def sample_run(
     dataset: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> SamplingSummary:
-    """Draw what is missing of `num_samples` samples a problem, chunk by chunk.
+    """Draw what is missing of `num_samples` samples per problem, chunk by chunk.
 
     A run that was killed goes on where it was: each chunk is on disk before the next begins. Calling it again with a
     larger `num_samples` adds to the run.
@@ -76,17 +81,17 @@ def sample_run(
         run_dir: The run's folder, made if there is none.
         problems: What to sample.
         sampler: Any sampler; it is not closed.
-        num_samples: Samples wanted a problem, at least 1.
+        num_samples: Samples wanted per problem, at least 1.
         params: How to sample; the defaults if not given.
-        chunk_size: Sequences a chunk. None: up to 16,384, and about five minutes of work.
+        chunk_size: Sequences per chunk. None: up to 16,384, and about five minutes of work.
         dataset: Where the problems come from, for the record.
-        progress: Print a line a chunk on standard error.
+        progress: Show a bar on standard error.
 
     Returns:
         A summary.
 
     Raises:
-        ValueError: `num_samples` or `chunk_size` below 1.
+        ValueError: `num_samples` or `chunk_size` is no integer or below 1.
         StoreError: The folder is in use, holds another run, or cannot be written.
 
     Examples:
@@ -101,7 +106,7 @@ def sample_run(
     Relations:
         [`evaluate`][dco_trl.runs.evaluate] samples, grades and reads the results.
     """
-    check_counts(num_samples, chunk_size)
+    num_samples, chunk_size = check_run_size(num_samples, chunk_size)
     params = params or SamplingParams()
     with RunStore.writing(run_dir, run_manifest(sampler, params, num_samples, dataset), problems) as store:
         present = store.present()
@@ -114,70 +119,66 @@ def sample_run(
         drawn = tokens = truncated = 0
         seconds = 0.0
         chunks = _Chunks(gaps)
-        while chunks:
-            size = chunk_size or _chunk_size(params.max_tokens, drawn, seconds)
-            pieces = chunks.take(size)
-            requests = [
-                SampleRequest(problems[position].prompt, count, first_index=first, stream=position)
-                for position, first, count in pieces
-            ]
-            began = time.perf_counter()
-            rows = _rows(sampler, requests, params, [ids[position] for position, _, _ in pieces])
-            seconds += time.perf_counter() - began
-            store.write_samples(rows)
-            drawn += len(rows)
-            tokens += sum(row[3] for row in rows)
-            truncated += sum(row[4] == "length" for row in rows)
-            if progress:
-                left = seconds / drawn * (missing - drawn)
-                print(
-                    f"sampling: {before + drawn:,} of {before + missing:,} samples, {tokens / seconds:,.0f} tokens/s"
-                    + (f", about {_duration(left)} left" if left else ""),
-                    file=sys.stderr,
-                    flush=True,
-                )
-            rows.clear()  # before the next chunk's are drawn: one chunk in memory, not two
+        with tqdm(
+            desc=store.path.name,
+            total=before + missing,
+            initial=before,
+            unit="sample",
+            disable=not progress or not missing,
+        ) as bar:
+            while chunks:
+                pieces = chunks.take(chunk_size or _chunk_size(params.max_tokens, drawn, seconds))
+                requests = [
+                    SampleRequest(problems[position].prompt, count, first_index=first, stream=position)
+                    for position, first, count in pieces
+                ]
+                began = time.perf_counter()
+                rows = _rows(sampler, requests, params, [ids[position] for position, _, _ in pieces])
+                seconds += time.perf_counter() - began
+                store.write_samples(rows)
+                drawn += len(rows)
+                tokens += sum(row[3] for row in rows)
+                truncated += sum(row[4] == "length" for row in rows)
+                bar.set_postfix_str(f"{tokens / max(seconds, 1e-9):,.0f} tokens/s", refresh=False)
+                bar.update(len(rows))
+                rows.clear()  # before the next chunk's are drawn: one chunk in memory, not two
     return SamplingSummary(drawn, before + drawn, tokens, truncated, seconds)
 
 
-def check_counts(num_samples: int, chunk_size: int | None) -> None:
-    """Refuse counts that make no run."""
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1 sequence, got {chunk_size}")
+def check_run_size(num_samples: int, chunk_size: int | None) -> tuple[int, int | None]:
+    """The two counts as integers; those that make no run are refused."""
+    num_samples = check_integer("num_samples", num_samples)
+    return num_samples, None if chunk_size is None else check_integer("chunk_size", chunk_size)
 
 
-def run_manifest(
-    sampler: "Sampler", params: SamplingParams, num_samples: int, dataset: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """What a run is draws of. Versions are recorded; everything else must be the same for the run to go on.
+def plan(
+    present: Mapping[str, np.ndarray], problem_ids: Sequence[str], num_samples: int
+) -> Iterator[tuple[int, int, int]]:
+    """List what is still to be drawn, problem by problem.
 
     Args:
-        sampler: Says which model, adapter and software; entries whose names end in `version` are versions.
-        params: How to sample.
-        num_samples: Samples wanted a problem; may be raised later.
-        dataset: Where the problems come from; recorded only, because their fingerprint says what they are.
+        present: The sample indices there are, by problem.
+        problem_ids: All problems, in order.
+        num_samples: Samples wanted per problem.
 
-    Returns:
-        A mapping that JSON can hold.
+    Yields:
+        (position of the problem, first index, number of samples) for each gap.
+
+    Examples:
+        ```python
+        >>> import numpy as np
+        >>> from dco_trl.runs.sample import plan
+        >>> list(plan({"a": np.array([0, 1, 3])}, ["a", "b"], 5))
+        [(0, 2, 1), (0, 4, 1), (1, 0, 5)]
+
+        ```
     """
-    import platform
-
-    import pyarrow
-
-    from .. import __version__
-
-    identity = sampler.identity()
-    versions = {key: value for key, value in identity.items() if key.endswith("version")}
-    versions |= {"dco_trl": __version__, "python": platform.python_version(), "pyarrow": pyarrow.__version__}
-    return {
-        **{key: value for key, value in identity.items() if key not in versions},
-        "sampling": asdict(params),
-        "dataset": dict(dataset or {}),
-        "num_samples": num_samples,
-        "versions": versions,
-    }
+    nothing = np.empty(0, np.int32)
+    for position, problem_id in enumerate(problem_ids):
+        missing = np.setdiff1d(np.arange(num_samples), present.get(problem_id, nothing), assume_unique=True)
+        if missing.size:
+            for gap in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1):
+                yield position, int(gap[0]), len(gap)
 
 
 class _Chunks:

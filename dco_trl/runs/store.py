@@ -1,22 +1,21 @@
-"""One folder a run: a manifest, the problems, and samples in Parquet chunks that appear whole or not at all.
+"""One folder per run: a manifest, the problems, and samples in Parquet parts that appear whole or not at all.
 
-    manifest.json                          what the samples are draws of, and with which software
-    problems.parquet                       problem_id, prompt, conversational, answer, columns
-    samples/part-000000.parquet …          problem_id, sample_index, text, num_tokens, finish_reason
-    grades/<grader>/part-000000.parquet …  problem_id, sample_index, score, answer, status; row by row as the samples
+    manifest.json                             what the samples are draws of, and with which software
+    problems.parquet                          problem_id, prompt, conversational, answer, columns
+    samples/part-000000-HASH.parquet          problem_id, sample_index, text, num_tokens, finish_reason
+    grades/GRADER/grader.json                 the grader, and what its verdicts depend on
+    grades/GRADER/part-000000-SAMPLES-HASH.parquet
+                                              problem_id, sample_index, score, answer, status
 
 The key of a sample is (problem_id, sample_index). A file is written under a temporary name, forced to disk and
 renamed, so a process killed at any moment leaves only whole parts; what is missing is found again from the parts' key
-columns.
+columns. The last HASH in a name is the beginning of the file's SHA-256, so any damage is noticed. Verdicts have the
+rows of one part of samples; SAMPLES is the HASH of that part, so they never judge others.
 """
 
-import datetime
-import errno
-import fcntl
 import json
 import os
 import re
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +26,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..problem import Problem
+from .files import (
+    StoreError,
+    list_parts,
+    locked,
+    make_folder,
+    parquet,
+    read_part,
+    remove_unfinished,
+    require_lock,
+    sha256,
+    write_atomically,
+    write_part,
+)
+from .manifest import FORMAT, continued, jsonable, read_manifest, to_json
 from .problems import fingerprint
-
-FORMAT = 1
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -59,13 +70,6 @@ PROBLEM_SCHEMA = pa.schema(
     ]
 )
 
-# Two stores of one process cannot tell each other apart by a lock that belongs to the process.
-_held_here: set[Path] = set()
-
-
-class StoreError(ValueError):
-    """A run folder that cannot be used as asked; nothing in it has been changed."""
-
 
 class RunStore:
     """A run's folder.
@@ -94,13 +98,7 @@ class RunStore:
         manifest = self.path / "manifest.json"
         if not manifest.exists():
             raise StoreError(f"{self.path} holds no run: it has no manifest.json. `dco-trl sample` makes one.")
-        try:
-            self.manifest: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
-            version = self.manifest["format"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{manifest} is damaged ({error}); restore it, or sample into a new folder") from error
-        if version != FORMAT:
-            raise StoreError(f"{self.path} has format {version}, but this version of dco-trl reads format {FORMAT}")
+        self.manifest: dict[str, Any] = read_manifest(manifest)
         self.problems = self._read_problems()
 
     # -- writing ---------------------------------------------------------------------------------------------------
@@ -130,28 +128,23 @@ class RunStore:
             raise StoreError("there are no problems to sample: the data set is empty")
         if folder.exists() and not folder.is_dir():
             raise StoreError(f"{folder} is a file; name a folder for the run")
-        _make_folder(folder)
+        make_folder(folder)
         _refuse_other_files(folder)
         with locked(folder):
-            asked = _jsonable({"format": FORMAT, **manifest, "dataset_fingerprint": fingerprint(problems)})
+            asked = jsonable({"format": FORMAT, **manifest, "dataset_fingerprint": fingerprint(problems)})
             asked["num_problems"] = len(problems)
-            session = {"started": _now(), "versions": asked.get("versions"), "num_samples": asked.get("num_samples")}
             if (folder / "manifest.json").exists():
-                store = cls(folder)
-                _refuse_changes(folder, store.manifest, asked)
-                asked["created"] = store.manifest.get("created")
-                asked["num_samples"] = max(store.manifest.get("num_samples") or 0, asked.get("num_samples") or 0)
-                asked["sessions"] = [*store.manifest.get("sessions", []), session]
+                asked = continued(folder, cls(folder).manifest, asked)
             else:
-                asked["created"] = session["started"]
-                asked["sessions"] = [session]
-                write_atomically(folder / "problems.parquet", _parquet(_problem_table(problems)))
+                table = parquet(_problem_table(problems))
+                asked = continued(folder, None, {**asked, "problems_sha256": sha256(table)})
+                write_atomically(folder / "problems.parquet", table)
             # The manifest comes last: a folder with a manifest is a run.
-            write_atomically(folder / "manifest.json", (json.dumps(asked, indent=2) + "\n").encode())
+            write_atomically(folder / "manifest.json", (to_json(asked, indent=2) + "\n").encode())
             store = cls(folder)
-            _make_folder(store.samples_dir)
-            for stale in (*folder.glob(".tmp-*"), *store.samples_dir.glob(".tmp-*")):
-                stale.unlink()  # a part that was never finished, of a process that has ended: the lock is ours
+            make_folder(store.samples_dir)
+            remove_unfinished(folder)
+            remove_unfinished(store.samples_dir)
             yield store
 
     def write_samples(self, rows: Sequence[tuple[str, int, str, int, str]]) -> Path:
@@ -164,16 +157,16 @@ class RunStore:
             The part's file.
 
         Raises:
-            StoreError: The disk is full or cannot be written. Earlier parts are unharmed.
+            StoreError: The disk is full or cannot be written, or this store is open for reading only. Earlier parts
+                are unharmed.
         """
+        require_lock(self.path)
         columns: list[Sequence[Any]] = [list(column) for column in zip(*rows, strict=True)]
         columns[2] = [storable(text) for text in columns[2]]
         table = pa.table(dict(zip(SAMPLE_SCHEMA.names, columns, strict=True)), schema=SAMPLE_SCHEMA)
         parts = self.sample_parts()
-        number = int(parts[-1].stem.removeprefix("part-")) + 1 if parts else 0
-        path = self.samples_dir / f"part-{number:06d}.parquet"
-        write_atomically(path, _parquet(table))
-        return path
+        number = int(parts[-1].name.split("-")[1]) + 1 if parts else 0
+        return write_part(self.samples_dir, f"part-{number:06d}", table)
 
     @contextmanager
     def grading(self, grader: str, source: str | None) -> Iterator[None]:
@@ -187,14 +180,13 @@ class RunStore:
             StoreError: Another process grades there, or there are verdicts of another grader, or of another version.
         """
         folder = self.grades_dir(grader)
-        _make_folder(folder)
+        make_folder(folder)
         with locked(folder):
             header = folder / "grader.json"
             asked = {"grader": grader, "source": source}
             if header.exists():
                 found = _read_header(header)
-                changed = [key for key in asked if found[key] != asked[key]]
-                if changed:
+                if found != asked:
                     raise StoreError(
                         f"{folder} holds verdicts of grader {found['grader']!r} with {_source(found['source'])}, "
                         f"and {grader!r} now has {_source(source)}. Verdicts of the two must not be mixed: move "
@@ -202,25 +194,26 @@ class RunStore:
                     )
             else:
                 write_atomically(header, (json.dumps(asked, indent=2) + "\n").encode())
-            for stale in folder.glob(".tmp-*"):
-                stale.unlink()
+            remove_unfinished(folder)
             yield
 
-    def write_grades(self, part: Path, table: pa.Table) -> Path:
+    def write_grades(self, grader: str, samples: Path, table: pa.Table) -> Path:
         """Add the grades of one part of samples, whole.
 
         Args:
-            part: The grades' file, from `grade_part`.
+            grader: The grader's name.
+            samples: The part of samples.
             table: As `GRADE_SCHEMA`, row by row the samples' part.
 
         Returns:
-            `part`.
+            The grades' file.
 
         Raises:
-            StoreError: The disk is full or cannot be written.
+            StoreError: The disk is full or cannot be written, or the folder of these verdicts is not held.
         """
-        write_atomically(part, _parquet(table.cast(GRADE_SCHEMA)))
-        return part
+        folder = self.grades_dir(grader)
+        require_lock(folder)
+        return write_part(folder, samples.stem, table.cast(GRADE_SCHEMA))
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -230,7 +223,7 @@ class RunStore:
 
     def sample_parts(self) -> list[Path]:
         """The files with samples, oldest first."""
-        return sorted(self.samples_dir.glob("part-*.parquet"))
+        return list_parts(self.samples_dir)
 
     def graders(self) -> list[str]:
         """The names of the graders that have graded this run, wholly or in part."""
@@ -240,12 +233,18 @@ class RunStore:
         """The folder for one grader's verdicts."""
         return self.path / "grades" / grader_slug(grader)
 
-    def grade_part(self, grader: str, sample_part: Path) -> Path:
-        """The file for the verdicts on one part of samples."""
-        return self.grades_dir(grader) / sample_part.name
+    def grade_part(self, grader: str, samples: Path) -> Path | None:
+        """The file with the verdicts on exactly these samples; None where they have not been graded."""
+        found = [path for path in list_parts(self.grades_dir(grader)) if path.stem.startswith(f"{samples.stem}-")]
+        if len(found) > 1:
+            raise StoreError(
+                f"{found[0].parent} has {len(found)} files with verdicts on {samples.name}: "
+                f"{', '.join(path.name for path in found)}. Move them out of the folder and grade again."
+            )
+        return found[0] if found else None
 
-    def read_part(self, part: Path, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read one part, or some of its columns.
+    def read_samples(self, part: Path, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one part of samples, or some of its columns.
 
         Args:
             part: The file.
@@ -257,18 +256,14 @@ class RunStore:
         Raises:
             StoreError: The file is damaged; the message names it and says what to do.
         """
-        remedy = "its samples are then drawn" if part.parent == self.samples_dir else "its samples are then graded"
-        try:
-            # Checksums, so that a flipped bit in a text is found and not read.
-            return pq.read_table(part, columns=columns, page_checksum_verification=True, partitioning=None)
-        except (OSError, pa.ArrowException) as error:
-            raise StoreError(
-                f"{part} is damaged and was left as it is ({error}). The other parts are not affected. Move this file "
-                f"out of the folder and run the same command again: {remedy} anew."
-            ) from error
+        return read_part(part, _some_of(SAMPLE_SCHEMA, columns), "its samples are then drawn")
+
+    def read_grades(self, part: Path, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one part of verdicts, as [`read_samples`][dco_trl.runs.RunStore.read_samples] reads samples."""
+        return read_part(part, _some_of(GRADE_SCHEMA, columns), "its samples are then graded")
 
     def present(self) -> dict[str, np.ndarray]:
-        """Which samples there are, from the key columns alone.
+        """Which samples there are, from the key columns alone: what sampling, grading and the report ask first.
 
         Returns:
             For each problem with samples, their indices in increasing order, int32.
@@ -278,9 +273,12 @@ class RunStore:
         """
         found: dict[str, list[np.ndarray]] = {problem.problem_id: [] for problem in self.problems}
         for part in self.sample_parts():
-            for problem_id, rows in self.rows_by_problem(self.read_part(part, ["problem_id", "sample_index"])):
+            for problem_id, rows in rows_by_problem(self.read_samples(part, ["problem_id", "sample_index"])):
                 if problem_id not in found:
-                    raise StoreError(f"{part} has samples of {problem_id!r}, which is no problem of this run")
+                    raise StoreError(
+                        f"{part} has samples of {problem_id!r}, which is no problem of this run. Was it copied in "
+                        "from another run? Move it out of the folder."
+                    )
                 found[problem_id].append(rows["sample_index"])
         present = {}
         for problem_id, pieces in found.items():
@@ -294,77 +292,50 @@ class RunStore:
                     )
         return present
 
-    @staticmethod
-    def rows_by_problem(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Split a part by problem, in the order of first appearance.
-
-        Args:
-            table: A part with the column `problem_id`.
-
-        Yields:
-            The problem's id, and its columns: numbers as arrays, the rest as lists.
-        """
-        encoded = table.column("problem_id").combine_chunks().dictionary_encode()
-        codes = encoded.indices.to_numpy()
-        order = np.argsort(codes, kind="stable")
-        ends = np.cumsum(np.bincount(codes, minlength=len(encoded.dictionary)))
-        for code, problem_id in enumerate(encoded.dictionary.to_pylist()):
-            rows = table.take(order[(ends[code - 1] if code else 0) : ends[code]])
-            yield (
-                problem_id,
-                {
-                    name: rows.column(name).to_numpy()
-                    if pa.types.is_integer(rows.schema.field(name).type)
-                    else rows.column(name).to_pylist()
-                    for name in rows.column_names
-                    if name != "problem_id"
-                },
-            )
-
     def _read_problems(self) -> list[Problem]:
         path = self.path / "problems.parquet"
         if not path.exists():
             raise StoreError(f"{path} is missing; restore it, or sample into a new folder")
         try:
-            problems = [_problem(row) for row in pq.read_table(path, page_checksum_verification=True).to_pylist()]
+            data = path.read_bytes()
+            if sha256(data) != self.manifest["problems_sha256"]:
+                raise OSError("its SHA-256 is not the one in manifest.json: it was changed after sampling")
+            problems = [_problem(row) for row in pq.read_table(pa.BufferReader(data)).to_pylist()]
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             raise StoreError(f"{path} is damaged ({error}); restore it, or sample into a new folder") from error
-        if fingerprint(problems) != self.manifest.get("dataset_fingerprint"):
+        if fingerprint(problems) != self.manifest["dataset_fingerprint"]:
             raise StoreError(
-                f"{path} does not have the fingerprint in manifest.json: it was changed after sampling. Restore it, "
-                "or sample into a new folder."
+                f"{path} does not have the fingerprint in manifest.json: one of the two was changed after sampling. "
+                "Restore it, or sample into a new folder."
             )
         return problems
 
 
-def plan(
-    present: Mapping[str, np.ndarray], problem_ids: Sequence[str], num_samples: int
-) -> Iterator[tuple[int, int, int]]:
-    """List what is still to be drawn, problem by problem.
+def rows_by_problem(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Split a part by problem, in the order of first appearance.
 
     Args:
-        present: The sample indices there are, by problem.
-        problem_ids: All problems, in order.
-        num_samples: Samples wanted a problem.
+        table: A part with the column `problem_id`.
 
     Yields:
-        (position of the problem, first index, number of samples) for each gap.
-
-    Examples:
-        ```python
-        >>> import numpy as np
-        >>> from dco_trl.runs.store import plan
-        >>> list(plan({"a": np.array([0, 1, 3])}, ["a", "b"], 5))
-        [(0, 2, 1), (0, 4, 1), (1, 0, 5)]
-
-        ```
+        The problem's id, and its columns: numbers as arrays, the rest as lists.
     """
-    nothing = np.empty(0, np.int32)
-    for position, problem_id in enumerate(problem_ids):
-        missing = np.setdiff1d(np.arange(num_samples), present.get(problem_id, nothing), assume_unique=True)
-        if missing.size:
-            for gap in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1):
-                yield position, int(gap[0]), len(gap)
+    encoded = table.column("problem_id").combine_chunks().dictionary_encode()
+    codes = encoded.indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes, minlength=len(encoded.dictionary)))
+    for code, problem_id in enumerate(encoded.dictionary.to_pylist()):
+        rows = table.take(order[(ends[code - 1] if code else 0) : ends[code]])
+        yield (
+            problem_id,
+            {
+                name: rows.column(name).to_numpy()
+                if pa.types.is_integer(rows.schema.field(name).type)
+                else rows.column(name).to_pylist()
+                for name in rows.column_names
+                if name != "problem_id"
+            },
+        )
 
 
 def grader_slug(grader: str) -> str:
@@ -372,92 +343,13 @@ def grader_slug(grader: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", grader).strip(".-") or "grader"
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder alone. The operating system drops the lock when the process ends, however it ends.
-
-    Args:
-        folder: The folder; it gets a file `.lock`.
-
-    Raises:
-        StoreError: Another process, named in the message, holds it.
-    """
-    path = folder.resolve() / ".lock"
-    if path in _held_here:
-        # Opening the file once more and closing it would drop this process's own lock.
-        raise StoreError(f"{folder} is in use by this process (pid {os.getpid()}) already")
-    handle = _open_lock(path)
-    try:
-        # A record lock, not flock(): children that outlive a killed parent, such as engine workers, do not keep it.
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.read(handle, 200).decode(errors="replace").strip() or "unknown"
-        os.close(handle)
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise StoreError(f"{folder} cannot be locked on this file system: {error}") from error
-        raise StoreError(
-            f"{folder} is in use by another process ({holder}). Wait until it has ended, or name another folder."
-        ) from error
-    _held_here.add(path)
-    try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield
-    finally:
-        _held_here.discard(path)
-        os.close(handle)
+def storable(text: str) -> str:
+    """The text with "?" for each lone surrogate: half of a character cut by the token limit is not Unicode."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
-def write_atomically(path: Path, data: bytes | pa.Buffer) -> None:
-    """Write a file so that it is there whole, and on disk, or not at all.
-
-    Args:
-        path: The file. An existing one is replaced.
-        data: Its content.
-
-    Raises:
-        StoreError: It cannot be written, for instance because the disk is full; nothing else has changed.
-    """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # or a power cut may forget the rename
-        finally:
-            os.close(folder)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise StoreError(
-            f"{path} could not be written ({error.strerror}). What was written before is unharmed. "
-            + ("Free some space and run" if full else "Check the folder's permissions, then run")
-            + " the same command again: it goes on from there."
-        ) from error
-
-
-def _open_lock(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be opened for writing: {error.strerror}") from error
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{folder} cannot be made: {error.strerror}") from error
-
-
-def _parquet(table: pa.Table) -> pa.Buffer:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue()
+def _some_of(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+    return schema if columns is None else pa.schema([schema.field(name) for name in columns])
 
 
 def _problem_table(problems: Sequence[Problem]) -> pa.Table:
@@ -467,7 +359,7 @@ def _problem_table(problems: Sequence[Problem]) -> pa.Table:
             "prompt": problem.prompt if isinstance(problem.prompt, str) else json.dumps(problem.prompt),
             "conversational": not isinstance(problem.prompt, str),
             "answer": problem.answer,
-            "columns": json.dumps(problem.columns, default=str),
+            "columns": to_json(problem.columns),
         }
         for problem in problems
     ]
@@ -491,54 +383,18 @@ def _refuse_other_files(folder: Path) -> None:
         )
 
 
-def _refuse_changes(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    free = {"versions", "num_samples", "dataset", "created", "sessions"}
-    before, after = _flat(old, free), _flat(new, free)
-    changes = [
-        f"  {key}: the run has {before.get(key, '(nothing)')!r}, now {after.get(key, '(nothing)')!r}"
-        for key in sorted(before | after)
-        if before.get(key) != after.get(key)
-    ]
-    if changes:
-        raise StoreError(
-            f"{folder} holds a run of something else, and samples of the two must not be mixed:\n"
-            + "\n".join(changes)
-            + "\nUse the run's own values to go on with it, or name another folder. Nothing was changed."
-        )
-
-
 def _read_header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
-        return {"grader": header["grader"], "source": header["source"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = {"grader": header["grader"], "source": header["source"]}
+        if grader_slug(found["grader"]) != path.parent.name:
+            raise ValueError(f"the verdicts of grader {found['grader']!r} do not belong into {path.parent.name}")
+        if not isinstance(found["source"], str | None):
+            raise ValueError(f"'source' is {found['source']!r}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({error}). Move its folder away and grade anew.") from error
+    return found
 
 
 def _source(source: str | None) -> str:
     return f"source {source!r}" if source else "no known source"
-
-
-def _flat(mapping: Mapping[str, Any], without: set[str], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if key in without:
-            continue
-        if isinstance(value, Mapping):
-            flat |= _flat(value, set(), f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _jsonable(value: Any) -> Any:
-    return json.loads(json.dumps(value))
-
-
-def storable(text: str) -> str:
-    # A lone surrogate, half of a character cut by the token limit, is not Unicode and cannot be stored as such.
-    return text.encode("utf-8", errors="replace").decode("utf-8")
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,5 +1,6 @@
 from .by_name import SAMPLER_NAMES as SAMPLER_NAMES
 from .by_name import make_sampler as make_sampler
+from .endpoint import EndpointError as EndpointError
 from .exact import ExactCoverage as ExactCoverage
 from .exact import exact_coverage as exact_coverage
 from .protocol import Sample as Sample
@@ -7,7 +8,6 @@ from .protocol import Sampler as Sampler
 from .protocol import SampleRequest as SampleRequest
 from .protocol import SamplingParams as SamplingParams
 from .protocol import request_seed as request_seed
-from .server_sampler import EndpointError as EndpointError
 from .server_sampler import ServerSampler as ServerSampler
 from .transformers_sampler import TransformersSampler as TransformersSampler
 from .vllm_sampler import VLLMSampler as VLLMSampler

@@ -1,8 +1,10 @@
-"""The sampler that a command line asks for by name."""
+"""The sampler that a command line or a config asks for by name."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from .arguments import check_names
 from .protocol import Sampler
 
 SAMPLER_NAMES = ("transformers", "vllm", "server")
@@ -11,12 +13,12 @@ SAMPLER_NAMES = ("transformers", "vllm", "server")
 def make_sampler(
     name: str,
     model: str,
-    adapter: str | None = None,
     *,
+    adapter: str | None = None,
     revision: str | None = None,
     base_url: str | None = None,
     progress: bool = True,
-    options: Mapping[str, Any] | None = None,
+    sampler_kwargs: Mapping[str, Any] | None = None,
 ) -> Sampler:
     """Build the sampler that a command line asked for.
 
@@ -25,9 +27,10 @@ def make_sampler(
         model: Folder or hub name; for "server", the name under which the endpoint serves the model.
         adapter: LoRA adapter folder, or None. For "server" also the name of an adapter that is already served.
         revision: Hub revision of the model. Not for "server": the endpoint has chosen its own.
-        base_url: Address of the endpoint, as `http://127.0.0.1:8000/v1`. Needed by "server", refused by the others.
+        base_url: Address of the endpoint, as `http://127.0.0.1:8000/v1`. Needed by "server", here or in
+            `sampler_kwargs`, and refused by the others.
         progress: Show a progress bar on standard error.
-        options: Further keyword arguments of the sampler's constructor, such as `{"batch_size": 128}` for
+        sampler_kwargs: Further arguments of the sampler's constructor, such as `{"batch_size": 128}` for
             "transformers" or `{"max_model_len": 2048}` for "vllm".
 
     Returns:
@@ -35,6 +38,7 @@ def make_sampler(
 
     Raises:
         ValueError: Unknown name; `base_url` missing or not applicable; `revision` for "server".
+        TypeError: `sampler_kwargs` names what the constructor does not take.
 
     Examples:
         >>> from dco_trl.sampling import make_sampler
@@ -43,31 +47,59 @@ def make_sampler(
         ...
         ValueError: sampler='vlm' is not known. Choose one of: transformers, vllm, server.
     """
-    options = dict(options or {})
-    if name not in SAMPLER_NAMES:
-        raise ValueError(f"sampler={name!r} is not known. Choose one of: {', '.join(SAMPLER_NAMES)}.")
-    if name == "server":
-        if base_url is None:
-            raise ValueError(
-                "sampler='server' needs base_url, the address of the endpoint, for example http://127.0.0.1:8000/v1."
-            )
-        if revision is not None:
-            raise ValueError(
-                f"revision={revision!r} cannot be chosen with sampler='server': the endpoint has loaded its model "
-                "already. Start the endpoint with that revision and leave revision out."
-            )
-        from .server_sampler import ServerSampler
-
-        return ServerSampler(model, base_url, adapter, progress=progress, **options)
-    if base_url is not None:
+    given: dict[str, Any] = {"adapter": adapter, "revision": revision, "base_url": base_url}
+    given = {key: value for key, value in given.items() if value is not None}
+    kwargs = dict(sampler_kwargs or {})
+    twice = [key for key in (*given, "progress") if key in kwargs]
+    if twice:
+        raise TypeError(f"sampler_kwargs repeats {', '.join(twice)}, given as an argument of its own. Give it once.")
+    kwargs |= given
+    if name == "server" and "base_url" not in kwargs:
         raise ValueError(
-            f"base_url={base_url!r} has no meaning for sampler={name!r}, which loads the model itself. "
+            "sampler='server' needs base_url, the address of the endpoint, for example http://127.0.0.1:8000/v1."
+        )
+    if name == "server" and "revision" in kwargs:
+        raise ValueError(
+            f"revision={revision!r} cannot be chosen with sampler='server': the endpoint has loaded its model "
+            "already. Start the endpoint with that revision and leave revision out."
+        )
+    if name != "server" and name in SAMPLER_NAMES and "base_url" in kwargs:
+        raise ValueError(
+            f"base_url={kwargs['base_url']!r} has no meaning for sampler={name!r}, which loads the model itself. "
             "Leave it out, or use sampler='server'."
         )
+    check_sampler_kwargs(name, kwargs)
+    return _sampler_class(name)(model, progress=progress, **kwargs)
+
+
+def check_sampler_kwargs(name: str, sampler_kwargs: Mapping[str, Any]) -> None:
+    """Refuse what the constructor of that sampler does not take, as far as it is known before a model is loaded.
+
+    What "transformers" hands on to the model is known only when the model is there.
+    """
+    sampler_class = _sampler_class(name)
+    parameters = inspect.signature(sampler_class).parameters.values()
+    own = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    others = {key: value for key, value in sampler_kwargs.items() if key not in own}
+    if name == "server":
+        check_names(sampler_class.__name__, others, own)
+    elif name == "vllm":
+        from .vllm_sampler import check_engine_kwargs
+
+        check_engine_kwargs(others)
+
+
+def _sampler_class(name: str) -> Any:
+    if name == "transformers":
+        from .transformers_sampler import TransformersSampler
+
+        return TransformersSampler
     if name == "vllm":
         from .vllm_sampler import VLLMSampler
 
-        return VLLMSampler(model, adapter, revision=revision, progress=progress, **options)
-    from .transformers_sampler import TransformersSampler
+        return VLLMSampler
+    if name == "server":
+        from .server_sampler import ServerSampler
 
-    return TransformersSampler(model, adapter=adapter, revision=revision, progress=progress, **options)
+        return ServerSampler
+    raise ValueError(f"sampler={name!r} is not known. Choose one of: {', '.join(SAMPLER_NAMES)}.")

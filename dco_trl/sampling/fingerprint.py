@@ -1,7 +1,10 @@
-"""A short name for the content of a model or adapter folder, so that a manifest notices when it is overwritten."""
+"""What a sampler's identity says about folders and options, so that a manifest notices when they change."""
 
 import hashlib
+import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 _WHOLE = 64 * 2**20  # bytes: smaller files are read in full
 _PROBES = 64
@@ -46,3 +49,16 @@ def describe(name: str, path: str | None) -> dict[str, str]:
     if path and Path(path).is_dir():
         entries[f"{name}_fingerprint"] = folder_fingerprint(path)
     return entries
+
+
+def describe_options(name: str, options: Mapping[str, Any], harmless: Collection[str] = ()) -> dict[str, str]:
+    """Identity entry for options that may change the distribution: all but the harmless ones; none if none is left.
+
+    What is not known to be harmless counts: an option of a later version of the library is then not missed.
+    """
+    counted = {key: value for key, value in options.items() if key not in harmless and value is not None}
+    return {name: json.dumps(counted, sort_keys=True, default=_plain)} if counted else {}
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if hasattr(value, "to_dict") else str(value)

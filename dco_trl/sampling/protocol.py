@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from ..problem import Prompt
+from .arguments import check_count
 
 SEED_RANGE = 2**31
 # The odd number nearest to 2**31 / golden ratio. Multiples of it modulo 2**31 spread evenly: the n first keep a
@@ -33,7 +34,7 @@ class SamplingParams:
 
     Raises:
         ValueError: A value outside its range.
-        TypeError: `stop` is one string and not a tuple of them.
+        TypeError: A value of another kind; `stop` is one string and not a tuple of them.
 
     Examples:
         >>> SamplingParams(temperature=0.6, top_p=0.95, max_tokens=1024).top_k
@@ -48,18 +49,21 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):
+            try:
+                object.__setattr__(self, name, float(getattr(self, name)))
+            except (TypeError, ValueError):
+                raise TypeError(f"{name}={getattr(self, name)!r} must be a number.") from None
+        for name, minimum in (("top_k", 0), ("max_tokens", 1), ("seed", 0)):
+            object.__setattr__(self, name, check_count(name, getattr(self, name), minimum))
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(
                 f"temperature={self.temperature} must be a finite number, at least 0 (0 is greedy decoding)."
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be in (0, 1]; 1 keeps every token.")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} must be at least 0; 0 keeps every token.")
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens={self.max_tokens} must be at least 1.")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed={self.seed} must be in [0, 2**63).")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed={self.seed} must be below 2**63.")
         if isinstance(self.stop, str):
             raise TypeError(f"stop={self.stop!r} must be a tuple of strings; write stop=({self.stop!r},).")
         object.__setattr__(self, "stop", tuple(self.stop))
@@ -91,10 +95,8 @@ class SampleRequest:
     stream: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples={self.num_samples} must be at least 1.")
-        if self.first_index < 0 or self.stream < 0:
-            raise ValueError(f"first_index={self.first_index} and stream={self.stream} must not be negative.")
+        for name, minimum in (("num_samples", 1), ("first_index", 0), ("stream", 0)):
+            object.__setattr__(self, name, check_count(name, getattr(self, name), minimum))
         if not self.prompt:
             raise ValueError(f"prompt={self.prompt!r} is empty: there is nothing to continue.")
 
@@ -123,11 +125,13 @@ class Sampler(Protocol):
         """Draw `num_samples` completions for each request, in the order of the requests and of the indices.
 
         All of them are held in memory until the last is done: cut large runs into calls of 10 to 50 thousand samples.
+        No two calls of a run may begin with the same problem and index: draws may depend on them alone.
         """
         ...
 
     def identity(self) -> dict[str, str]:
-        """Who samples: model, revision, adapter, sampler and versions, for the manifest of a run."""
+        """Who samples, for the manifest of a run: model, adapter, sampler, versions, and every option that changes the
+        distribution. No secrets."""
         ...
 
     def close(self) -> None:

@@ -1,24 +1,37 @@
 """Sampling from an OpenAI-compatible endpoint: vLLM on other machines, llama.cpp, or a hosted model."""
 
+import asyncio
 import os
 import uuid
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import httpx
+from anyio.from_thread import start_blocking_portal
 from tqdm.auto import tqdm
 
-from .fingerprint import describe
-from .protocol import Sample, SampleRequest, SamplingParams, request_seed
-from .tokens import encode_prompt, end_token_ids, is_token_ids, make_samples
+from .arguments import check_count
+from .completions import Choice, read_choices, read_json, read_models
+from .endpoint import Endpoint, EndpointError
+from .fingerprint import describe, describe_options
+from .protocol import Prompt, Sample, SampleRequest, SamplingParams, request_seed
+from .tokens import encode_prompts, end_token_ids, is_token_ids, make_samples
 
-_STOPPED = {"stop", "eos", "eos_token", "stop_sequence"}
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
+Result = TypeVar("Result")
 
-class EndpointError(RuntimeError):
-    """The endpoint is down, refuses, serves another model, or answers what cannot be used."""
+# What `SamplingParams` and the sampler itself decide. `top_k` is not part of OpenAI's interface; see `_fields`.
+_DECIDED = (
+    *("model", "prompt", "messages", "n", "best_of", "stream", "temperature", "top_p", "max_tokens"),
+    *("max_completion_tokens", "stop", "stop_token_ids", "seed", "return_token_ids"),
+)
+# Seconds: a wrong address shows without the patience of a long run.
+_FIRST_ANSWER = 60.0
 
 
 @dataclass(frozen=True)
@@ -37,42 +50,45 @@ class ServerSampler:
     `generation_config`. Which ones depends on who answers, as `GET /models` tells:
 
     - A vLLM server (`owned_by: "vllm"`) gets temperature, top_p, top_k, min_p, repetition_penalty, the OpenAI
-      penalties, stop, seed, and up to `samples_per_request` samples in one request, whose seeds it steps by one.
+      penalties, stop, and up to `samples_per_request` samples in one request.
     - Any other endpoint gets OpenAI's own parameters only, since many refuse a request with unknown ones, and one
-      sample a request, each with its own seed, since `n` and `seed` together mean nothing agreed upon. `top_k` is an
-      error there: name it in `extra_body` as the endpoint wants it, along with anything else it needs (for
-      llama.cpp: `{"top_k": 0, "repeat_penalty": 1.0, "min_p": 0.0}`, which switches its own defaults off).
+      sample per request. A `top_k` above 0 is an error there, unless `extra_body` holds the same `top_k`, which says
+      that the endpoint knows it. `extra_body` also takes whatever else the endpoint needs (for llama.cpp:
+      `{"top_k": 0, "repeat_penalty": 1.0, "min_p": 0.0}`, which switches its own defaults off).
 
     Without `tokenizer`, plain prompts and token ids go to `/completions` and messages to `/chat/completions`, and the
     endpoint tokenizes, applies its chat template and ends completions where it sees fit. With `tokenizer`, prompts are
     rendered here exactly as training renders them and sent as token ids to `/completions`; vLLM is told training's end
     tokens and its token ids are decoded here. Prefer that wherever the endpoint takes token ids, as vLLM does.
 
-    Failed requests (no connection, time out, 408, 409, 429, 5xx) are repeated with exponential back-off by the
-    `openai` client, which heeds `Retry-After`.
+    A request is repeated, with exponential back-off, after a lost connection, a time-out, the statuses 408, 409, 429
+    and 5xx, and an answer that cannot be used. `Retry-After` is heeded up to a minute; a longer one is an error.
 
     Args:
         model: Name under which the endpoint serves the model.
-        base_url: Its address with the version, `http://127.0.0.1:8000/v1`.
+        base_url: Its address with the version, `http://127.0.0.1:8000/v1`. A user and password in it are sent, and
+            written nowhere.
+        tokenizer: Folder or hub name of the tokenizer, to render prompts as training does; see above.
         adapter: LoRA adapter. A folder (as the server's file system sees it) is loaded into a vLLM server under a
             name of its own and unloaded by `close`; the server must have been started with `--enable-lora` and
             `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`. Otherwise the name of one that is served already.
-        tokenizer: Folder or hub name of the tokenizer, to render prompts as training does; see above.
         api_key: None takes `OPENAI_API_KEY` from the environment, or none.
         concurrency: HTTP requests in flight.
         samples_per_request: Samples asked for in one request of a vLLM server.
         max_retries: Repetitions of a failed request, 0.5 s apart at first, then twice as long each time, up to 8 s.
-        timeout: Seconds until an unanswered request counts as failed.
-        extra_body: Further fields of every sampling request; they win over the sampler's own.
+        timeout: Seconds until a request without its whole answer counts as failed.
+        seed_each_request: Send a seed with each request, derived from the run's seed, the problem and the index.
+        extra_body: Further fields of every sampling request. They are part of the sampler's identity, and may not set
+            what `SamplingParams` sets.
         progress: Show a progress bar on standard error.
 
     Raises:
-        ImportError: The `openai` client is not installed.
+        ValueError: An argument outside its range, or an `extra_body` that sets what `SamplingParams` sets.
         EndpointError: The endpoint is down, or does not serve `model`; the message lists what it serves.
 
     Examples:
         >>> from dco_trl.sampling import SampleRequest, SamplingParams, ServerSampler
-        >>> sampler = ServerSampler("Qwen/Qwen2.5-1.5B", "http://127.0.0.1:8000/v1")  # doctest: +SKIP
+        >>> sampler = ServerSampler("Qwen/Qwen2.5-1.5B", base_url="http://127.0.0.1:8000/v1")  # doctest: +SKIP
         >>> [samples] = sampler.sample([SampleRequest("2 + 2 =", num_samples=8)], SamplingParams())  # doctest: +SKIP
 
     Relations:
@@ -82,53 +98,54 @@ class ServerSampler:
     def __init__(
         self,
         model: str,
-        base_url: str,
-        adapter: str | None = None,
         *,
+        base_url: str,
         tokenizer: str | None = None,
+        adapter: str | None = None,
         api_key: str | None = None,
         concurrency: int = 32,
         samples_per_request: int = 32,
         max_retries: int = 6,
         timeout: float = 1800.0,
+        seed_each_request: bool = False,
         extra_body: Mapping[str, Any] | None = None,
         progress: bool = True,
     ):
-        if concurrency < 1 or samples_per_request < 1:
-            raise ValueError(
-                f"concurrency={concurrency} and samples_per_request={samples_per_request} must be at least 1."
-            )
-        openai = _import_openai()
-        self.model, self.base_url, self.progress = model, base_url.rstrip("/"), progress
-        self.concurrency, self.max_retries = concurrency, max_retries
+        self.concurrency = check_count("concurrency", concurrency)
+        self.samples_per_request = check_count("samples_per_request", samples_per_request)
+        self.seed_each_request, self.progress = seed_each_request, progress
         self._extra_body = dict(extra_body or {})
-        self._client: Any = openai.OpenAI(
-            base_url=self.base_url,
-            api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none",
-            max_retries=max_retries,
-            timeout=timeout,
-        )
+        decided = [name for name in self._extra_body if name in _DECIDED]
+        if decided:
+            raise ValueError(
+                f"extra_body sets {', '.join(decided)}, which the sampler sends itself: the run's record would name "
+                "other values than those sampled with. Set them in SamplingParams, and leave them out of extra_body."
+            )
+        self.model = model
+        self._endpoint = Endpoint(base_url, api_key or os.environ.get("OPENAI_API_KEY"), max_retries, timeout)
+        self.base_url = self._endpoint.url
+        self._closed = False
         self._adapter: str | None = None
         self._loaded_name: str | None = None
-        self._tokenizer: Any = None
-        self._end_ids: tuple[int, ...] = ()
-        try:
-            served = self._served()
-            if model not in served:
-                raise EndpointError(
-                    f"The endpoint at {self.base_url} does not serve model={model!r}. It serves: "
-                    f"{', '.join(sorted(served)) or 'nothing'}. Ask for one of these, or start it with that model."
-                )
-            self.is_vllm = served[model] == "vllm"
-            self.samples_per_request = samples_per_request if self.is_vllm else 1
-            self._request_model = model
-            if tokenizer is not None:
-                self._tokenizer, self._end_ids = _load_tokenizer(tokenizer)
-            if adapter is not None:
-                self.load_adapter(adapter)
-        except BaseException:
-            self.close()
-            raise
+        self._request_model = model
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._tokenizer_name, self._end_ids = tokenizer, ()
+        served = self._get("/models", read_models, "list its models")
+        if model not in served:
+            raise EndpointError(
+                f"The endpoint at {self.base_url} does not serve model={model!r}. It serves: "
+                f"{', '.join(sorted(served)) or 'nothing'}. Ask for one of these, or start it with that model."
+            )
+        self.is_vllm = served[model].owned_by == "vllm"
+        self._context = served[model].context
+        if not self.is_vllm:
+            self.samples_per_request = 1
+        elif "top_k" in self._extra_body:
+            raise ValueError("extra_body sets top_k, which a vLLM server is sent anyway. Set it in SamplingParams.")
+        if tokenizer is not None:
+            self._tokenizer, self._end_ids = _load_tokenizer(tokenizer)
+        if adapter is not None:
+            self.load_adapter(adapter)
 
     def load_adapter(self, adapter: str | None) -> None:
         """Sample with this LoRA adapter from now on; None goes back to the model alone.
@@ -146,7 +163,7 @@ class ServerSampler:
         self._adapter, self._request_model = None, self.model
         if adapter is None:
             return
-        if not Path(adapter).exists() and adapter in self._served():
+        if not Path(adapter).exists() and adapter in self._get("/models", read_models, "list its models"):
             self._adapter = self._request_model = adapter
             return
         if not self.is_vllm:
@@ -170,13 +187,18 @@ class ServerSampler:
             For each request, its samples in the order of their indices.
 
         Raises:
-            EndpointError: The endpoint stays away after `max_retries` repetitions, refuses, or gives an answer that
+            EndpointError: The endpoint stays away after `max_retries` repetitions, refuses, or gives answers that
                 cannot be used. The rest of the call is given up; nothing is returned in part.
-            ValueError: `top_k` for an endpoint that is not known to understand it.
+            ValueError: `top_k` for an endpoint that is not known to understand it; or a prompt that leaves no room
+                for `max_tokens`, where `tokenizer` is given and the endpoint tells its context.
         """
-        if self._client is None:
+        if self._closed:
             raise RuntimeError("This sampler is closed. Make a new one.")
-        extra_body = self._extra(params)
+        fields = self._fields(params)
+        prompts: Sequence[Prompt | list[int]] = [request.prompt for request in requests]
+        if self._tokenizer is not None:
+            how = "Start the server with a larger --max-model-len or lower max_tokens."
+            prompts = encode_prompts(self._tokenizer, requests, params.max_tokens, self._context, how)
         # Greedy completions are all the same: one is generated, and copied below.
         counts = [request.num_samples if params.temperature > 0 else 1 for request in requests]
         calls = [
@@ -185,139 +207,108 @@ class ServerSampler:
             for first in range(0, count, self.samples_per_request)
         ]
         results: list[list[Any]] = [[None] * count for count in counts]
-        prompts = [encode_prompt(self._tokenizer, r.prompt) if self._tokenizer else r.prompt for r in requests]
-        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="sampling")
-        try:
-            futures = {
-                pool.submit(self._call, requests[c.request], prompts[c.request], c, params, extra_body): c
-                for c in calls
-            }
+        todo = iter(calls)
+
+        async def work(client: httpx.AsyncClient, bar: Any) -> None:
+            for call in todo:  # shared by all workers: each call is taken once
+                prompt = prompts[call.request]
+                is_chat = not isinstance(prompt, str) and not is_token_ids(prompt)
+                body = {**fields, "messages" if is_chat else "prompt": prompt, "n": call.n}
+                if self.seed_each_request:
+                    request = requests[call.request]
+                    body["seed"] = request_seed(params.seed, request.stream, request.first_index + call.first)
+                path = "/chat/completions" if is_chat else "/completions"
+                read = partial(read_choices, n=call.n, vocabulary=self._tokenizer and len(self._tokenizer))
+                choices = await self._endpoint.ask(client, "sample", path, read, body)
+                samples = [self._sample(choice, params) for choice in choices]
+                results[call.request][call.first : call.first + call.n] = samples
+                bar.update(call.n)
+
+        async def work_together() -> None:
             with tqdm(total=sum(counts), desc="sampling", unit="sample", disable=not self.progress) as bar:
-                for future in as_completed(futures):
-                    call, samples = futures[future], future.result()
-                    results[call.request][call.first : call.first + call.n] = samples
-                    bar.update(call.n)
-        finally:
-            # After an error: do not wait for requests that nobody will read.
-            pool.shutdown(wait=False, cancel_futures=True)
+                async with self._endpoint.client(self.concurrency) as client:
+                    workers = [
+                        asyncio.create_task(work(client, bar)) for _ in range(min(self.concurrency, len(calls)))
+                    ]
+                    try:
+                        await asyncio.gather(*workers)
+                    finally:  # after an error: do not wait for answers that nobody will read
+                        for worker in workers:
+                            worker.cancel()
+                        await asyncio.gather(*workers, return_exceptions=True)
+
+        _run(work_together)
         if params.temperature == 0:
             return [samples * request.num_samples for samples, request in zip(results, requests, strict=True)]
         return results
 
     def identity(self) -> dict[str, str]:
         """Who samples; see `Sampler.identity`. What the endpoint runs inside is known only if it is vLLM."""
-        import openai
-
         version = ""
         if self.is_vllm:
-            root = self.base_url.removesuffix("/v1")
-            version = self._get(f"{root}/version", self.max_retries).get("version", "")
+            answer = self._get("../version", read_json, "tell its version")
+            version = str(answer.get("version", "")) if isinstance(answer, dict) else ""
         return {
             "sampler": "server",
             "model": self.model,
             "revision": "",
             "base_url": self.base_url,
             **describe("adapter", self._adapter),
-            "tokenizer": self._tokenizer.name_or_path if self._tokenizer else "",
+            **describe("tokenizer", self._tokenizer_name),
+            **describe_options("extra_body", self._extra_body),
             "vllm_version": version,
-            "openai_version": openai.__version__,
+            "httpx_version": httpx.__version__,
         }
 
     def close(self) -> None:
-        """Unload the adapter that this sampler loaded, and drop the connections; see `Sampler.close`."""
-        if self._client is None:
-            return
+        """Unload the adapter that this sampler loaded; see `Sampler.close`."""
+        self._closed = True
         try:
             self._unload()
         except EndpointError:
             pass  # the endpoint is gone, and the adapter with it
-        self._client.close()
-        self._client = None
 
-    def _extra(self, params: SamplingParams) -> dict[str, Any]:
-        """Fields outside OpenAI's interface."""
+    def _fields(self, params: SamplingParams) -> dict[str, Any]:
+        """What every sampling request of a call sends."""
+        fields: dict[str, Any] = {
+            "model": self._request_model,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "max_tokens": params.max_tokens,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+        }
+        if params.stop:
+            fields["stop"] = list(params.stop)
         if self.is_vllm:
-            return {
-                "top_k": params.top_k,
-                "min_p": 0.0,
-                "repetition_penalty": 1.0,
-                "stop_token_ids": list(self._end_ids),
-                "return_token_ids": True,
-                **self._extra_body,
-            }
-        if params.top_k > 0 and "top_k" not in self._extra_body:
+            fields |= {"top_k": params.top_k, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True}
+            fields["stop_token_ids"] = list(self._end_ids)
+        elif self._extra_body.get("top_k", 0) != params.top_k:
             raise ValueError(
                 f"top_k={params.top_k} is not part of OpenAI's interface, and {self.base_url} is not a vLLM server: "
                 f"it may ignore or refuse it. If it knows top_k, pass extra_body={{'top_k': {params.top_k}}} to "
-                "ServerSampler; otherwise sample with top_k=0."
+                "ServerSampler; otherwise sample with top_k=0 and without top_k in extra_body."
             )
-        return self._extra_body
+        return {**fields, **self._extra_body}
 
-    def _call(
-        self, request: SampleRequest, prompt: Any, call: _Call, params: SamplingParams, extra_body: dict[str, Any]
-    ) -> list[Sample]:
-        """One HTTP request and its samples."""
-        body: dict[str, Any] = dict(
-            model=self._request_model,
-            n=call.n,
-            temperature=params.temperature,
-            top_p=params.top_p,
-            max_tokens=params.max_tokens,
-            stop=list(params.stop) or None,
-            seed=request_seed(params.seed, request.stream, request.first_index + call.first),
-            presence_penalty=0.0,
-            frequency_penalty=0.0,
-            extra_body=extra_body,
-        )
-        if isinstance(prompt, str) or is_token_ids(prompt):
-            create, body["prompt"] = self._client.completions.create, prompt
-        else:
-            create, body["messages"] = self._client.chat.completions.create, prompt
-        response = self._answer("sample", lambda: create(**body))
-        if not hasattr(response, "choices"):
-            raise EndpointError(self._no_answer(response))
-        choices = sorted(response.choices or [], key=lambda choice: choice.index or 0)
-        if len(choices) != call.n:
-            raise EndpointError(
-                f"The endpoint at {self.base_url} returned {len(choices)} samples and not the n={call.n} asked for. "
-                "Pass samples_per_request=1 to ServerSampler."
-            )
-        total = response.usage.completion_tokens if response.usage is not None else None
-        return [self._sample(choice, total if call.n == 1 else None, params) for choice in choices]
-
-    def _sample(self, choice: Any, num_tokens: int | None, params: SamplingParams) -> Sample:
-        """A sample from one choice of a response."""
-        ids = getattr(choice, "token_ids", None)
-        if ids is not None and self._tokenizer:
-            return make_samples(self._tokenizer, [ids], self._end_ids, params.stop)[0]
-        if ids is not None:
-            num_tokens = len(ids)
-        if num_tokens is None:
-            raise EndpointError(
-                f"The endpoint at {self.base_url} says neither the token ids nor the number of tokens of a sample. "
-                "Pass samples_per_request=1 to ServerSampler (vLLM gives token ids from version 0.10.2)."
-            )
+    def _sample(self, choice: Choice, params: SamplingParams) -> Sample:
+        if choice.token_ids is not None and self._tokenizer is not None:
+            return make_samples(self._tokenizer, [choice.token_ids], self._end_ids, params.stop)[0]
         reason = choice.finish_reason
-        if reason in _STOPPED:
-            reason = "stop"
-        elif reason is None:
-            reason = "length" if num_tokens >= params.max_tokens else "stop"
-        elif reason != "length":
+        if choice.num_tokens is None:
+            way_out = " Pass samples_per_request=1 to ServerSampler." if self.samples_per_request > 1 else ""
+            raise EndpointError(
+                f"The endpoint at {self.base_url} tells neither the token ids nor the number of tokens of a sample."
+                f"{way_out} vLLM gives token ids from version 0.10.2; others must report `usage`."
+            )
+        if reason is None:
+            reason = "length" if choice.num_tokens >= params.max_tokens else "stop"
+        elif reason not in ("stop", "length"):
             raise EndpointError(
                 f"The endpoint at {self.base_url} ended a sample with finish_reason={reason!r}: it interfered with "
                 "the completion, so samples do not follow the model's distribution. Switch that off at the endpoint."
             )
-        text = choice.text if hasattr(choice, "text") else (choice.message.content or "")
-        return Sample(text, None if ids is None else tuple(ids), num_tokens, reason)
-
-    def _served(self) -> dict[str, str]:
-        """Names of the models that the endpoint serves, and who owns them."""
-        # Asked before anything else: a wrong address shows at once, without the patience of a long run.
-        answer = self._get("/models", max_retries=min(self.max_retries, 1))
-        try:
-            return {model["id"]: model.get("owned_by") or "" for model in answer["data"]}
-        except (KeyError, TypeError) as error:
-            raise EndpointError(self._no_answer(answer)) from error
+        return Sample(choice.text or "", choice.token_ids, choice.num_tokens, reason)
 
     def _unload(self) -> None:
         if self._loaded_name is not None:
@@ -325,69 +316,28 @@ class ServerSampler:
             self._post("/unload_lora_adapter", {"lora_name": name}, f"unload adapter={self._adapter!r}")
 
     def _post(self, path: str, body: dict[str, Any], what: str) -> None:
-        import httpx
-
         # Not repeated: a second attempt at what succeeded unnoticed would be refused.
-        client = self._client.with_options(max_retries=0)
-        self._answer(what, lambda: client.post(path, cast_to=httpx.Response, body=body), 0)
+        self._ask(what, path, bytes, body, max_retries=0)
 
-    def _get(self, path: str, max_retries: int) -> Any:
-        import httpx
+    def _get(self, path: str, read: Callable[[bytes], Result], what: str) -> Result:
+        retries = min(self._endpoint.max_retries, 1)
+        return self._ask(what, path, read, max_retries=retries, timeout=_FIRST_ANSWER)
 
-        client = self._client.with_options(max_retries=max_retries)
-        what = "list its models" if path == "/models" else f"answer GET {path}"
-        response = self._answer(what, lambda: client.get(path, cast_to=httpx.Response), max_retries)
-        try:
-            return response.json()
-        except ValueError as error:
-            raise EndpointError(self._no_answer(response.text)) from error
+    def _ask(self, *args: Any, **options: Any) -> Any:
+        async def alone() -> Any:
+            async with self._endpoint.client() as client:
+                return await self._endpoint.ask(client, *args, **options)
 
-    def _no_answer(self, answer: Any) -> str:
-        return (
-            f"{self.base_url} gave what is not an OpenAI-compatible answer: {str(answer)[:200]!r}. Is base_url right "
-            "(scheme, port, /v1)?"
-        )
-
-    def _answer(self, what: str, ask: Any, max_retries: int | None = None) -> Any:
-        """The endpoint's answer, or an `EndpointError` that says what to do."""
-        import openai
-
-        attempts = 1 + (self.max_retries if max_retries is None else max_retries)
-        try:
-            return ask()
-        except openai.APIConnectionError as error:  # a time-out is one, too
-            raise EndpointError(
-                f"No answer from {self.base_url} after {attempts} attempt(s) ({error.__cause__ or error}). Is the "
-                "endpoint running, and is base_url right (scheme, port, /v1)?"
-            ) from error
-        except openai.APIStatusError as error:
-            hint = ""
-            if error.status_code == 401:
-                hint = " Set OPENAI_API_KEY or pass api_key."
-            elif error.status_code == 404 and str(error.request.url).endswith("/models"):
-                hint = " Is base_url right (most endpoints need /v1 at its end)?"
-            elif error.status_code == 404 and "lora_adapter" in str(error.request.url):
-                hint = (
-                    " Start the server with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and check that "
-                    "it can read the adapter's folder."
-                )
-            elif error.status_code in (408, 409, 429) or error.status_code >= 500:  # what the client repeats
-                hint = f" It said so {attempts} time(s). Raise max_retries or lower concurrency if it is overloaded."
-            raise EndpointError(f"The endpoint at {self.base_url} could not {what}: {error.message}{hint}") from error
+        return _run(alone)
 
 
-def _import_openai() -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise ImportError(
-            f"sampler='server' needs the openai client, which cannot be imported ({error}). Install it with "
-            "`pip install 'dco-trl[server]'`."
-        ) from error
-    return openai
+def _run(work: Callable[[], Awaitable[Result]]) -> Result:
+    """Run in a thread of its own: the caller may be inside an event loop, as in a notebook. Ctrl-C ends the work."""
+    with start_blocking_portal() as portal:
+        return portal.call(work)
 
 
-def _load_tokenizer(name: str) -> tuple[Any, tuple[int, ...]]:
+def _load_tokenizer(name: str) -> "tuple[PreTrainedTokenizerBase, tuple[int, ...]]":
     """Tokenizer and end-of-sequence ids, those of a generation config beside it included."""
     import transformers
 

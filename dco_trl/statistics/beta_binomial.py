@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import betaln, digamma
 
+from ..checks import check_discounted_counts
+
 # Jeffreys' prior for a success rate.
 JEFFREYS = (0.5, 0.5)
 
@@ -121,7 +123,7 @@ def _fit_arguments(
     num_sampled: ArrayLike, num_correct: ArrayLike, multiplicity: ArrayLike | None
 ) -> tuple[NDArray, NDArray, NDArray]:
     """Distinct pairs of counts, and how often each is there."""
-    n, c = check_counts(num_sampled, num_correct)
+    n, c = check_discounted_counts(num_sampled, num_correct)
     if multiplicity is None:
         times = np.ones(n.size)
     else:
@@ -163,43 +165,6 @@ def _fit(
     fit = minimize(objective, np.log(start), jac=True, method="L-BFGS-B", bounds=[log_bounds] * 2, options=options)
     alpha, beta = np.exp(fit.x)
     return float(alpha), float(beta)
-
-
-def check_counts(
-    num_sampled: ArrayLike, num_correct: ArrayLike, name_correct: str = "num_correct"
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Counts as two float arrays of one shape; raises where they are impossible."""
-    arrays = []
-    for name, value in (("num_sampled", num_sampled), (name_correct, num_correct)):
-        array = np.asarray(value)
-        if array.dtype.kind not in "iuf":
-            hint = " An empty entry of a table is often the reason." if array.dtype.kind == "O" else ""
-            raise ValueError(f"{name} must hold numbers, got an array of {array.dtype}.{hint}")
-        array = array.astype(np.float64)
-        if array.size == 0:
-            raise ValueError(f"{name} is empty: there is no prompt to work on.")
-        wrong = ~np.isfinite(array) | (array < 0)
-        if wrong.any():
-            raise ValueError(
-                f"{name} must hold counts of at least 0, got {array[wrong].flat[0]} (entry "
-                f"{np.flatnonzero(wrong)[0]}, counted from 0; {wrong.sum()} such entries). Was a prompt not graded?"
-            )
-        arrays.append(array)
-    try:
-        n, c = np.broadcast_arrays(*arrays)
-    except ValueError:
-        raise ValueError(
-            f"num_sampled has shape {arrays[0].shape} and {name_correct} {arrays[1].shape}: they must be "
-            "equal, or one a scalar."
-        ) from None
-    wrong = c > n
-    if wrong.any():
-        raise ValueError(
-            f"{name_correct}={c[wrong].flat[0]:g} is more than num_sampled={n[wrong].flat[0]:g} (entry "
-            f"{np.flatnonzero(wrong)[0]}, counted from 0; {wrong.sum()} such entries). Are the two swapped, or some "
-            "samples graded twice?"
-        )
-    return n, c
 
 
 def check_prior(prior: Any) -> tuple[float, float]:

@@ -7,19 +7,16 @@ independent. For a fixed list of problems that is the whole of one's interest it
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 from scipy.special import ndtr, ndtri
 
-from .pass_at_k import as_counts, check_counts, pass_at_k
-
-Method = Literal["bootstrap", "analytic"]
+from ..checks import check_confidence, check_graded_counts, check_ks
+from .pass_at_k import pass_at_k
 
 # An interval is called reliable where its mean is at least this many problems away from both 0 and 1. Simulation
-# (tests/evaluation/test_intervals.py): 93 to 97 % coverage above it, down to 20 % near 1 below it.
+# (tests/statistics/test_intervals.py): 93 to 97 % coverage above it, down to 20 % near 1 below it.
 _FEWEST_PROBLEMS = 5.0
 # Bootstrap tables are made in pieces of at most this many numbers (32 MB).
 _PIECE = 4_000_000
@@ -39,7 +36,6 @@ class PassAtKCurve:
             be too short.
         num_problems: Number of problems.
         confidence: Confidence of each interval, such as 0.95.
-        method: "bootstrap" or "analytic".
     """
 
     k: NDArray[np.int64]
@@ -49,7 +45,6 @@ class PassAtKCurve:
     reliable: NDArray[np.bool_]
     num_problems: int
     confidence: float
-    method: Method
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +60,6 @@ class PairedDifference:
         high: Upper ends, float64, shape (K,).
         num_problems: Number of problems.
         confidence: Confidence of each interval, such as 0.95.
-        method: "bootstrap" or "analytic".
     """
 
     k: NDArray[np.int64]
@@ -76,7 +70,6 @@ class PairedDifference:
     high: NDArray[np.float64]
     num_problems: int
     confidence: float
-    method: Method
 
 
 def pass_at_k_curve(
@@ -86,7 +79,6 @@ def pass_at_k_curve(
     *,
     problem_ids: Sequence[str] | None = None,
     confidence: float = 0.95,
-    method: Method = "bootstrap",
     num_resamples: int = 5000,
     seed: int = 0,
 ) -> PassAtKCurve:
@@ -99,7 +91,6 @@ def pass_at_k_curve(
             `default_ks(min(num_samples))`: powers of two, and that minimum.
         problem_ids: Names of the problems, shape (P,), for error messages.
         confidence: Confidence of each interval.
-        method: See `mean_curve`.
         num_resamples: Bootstrap resamples.
         seed: Seed of the bootstrap.
 
@@ -127,12 +118,12 @@ def pass_at_k_curve(
         [`paired_difference`][dco_trl.statistics.paired_difference] compares two runs: two intervals that overlap do
         not show that runs on the same problems are equal.
     """
-    samples, correct, _ = check_counts(num_samples, np.atleast_1d(num_correct), problem_ids)
+    samples, correct, _ = check_graded_counts(num_samples, np.atleast_1d(num_correct), problem_ids)
     if correct.size == 0:
         raise ValueError("num_correct is empty: there is no problem to average over.")
-    ks = default_ks(int(samples.min())) if k is None else np.atleast_1d(as_counts("k", k, minimum=1))
+    ks = default_ks(int(samples.min())) if k is None else check_ks(k)
     values = pass_at_k(samples[:, None], correct[:, None], ks, problem_ids)
-    return mean_curve(values, ks, confidence=confidence, method=method, num_resamples=num_resamples, seed=seed)
+    return mean_curve(values, ks, confidence=confidence, num_resamples=num_resamples, seed=seed)
 
 
 def default_ks(num_samples: int) -> NDArray[np.int64]:
@@ -157,20 +148,15 @@ def mean_curve(
     k: ArrayLike,
     *,
     confidence: float = 0.95,
-    method: Method = "bootstrap",
     num_resamples: int = 5000,
     seed: int = 0,
 ) -> PassAtKCurve:
     r"""Mean over problems of any per-problem value in [0, 1] (pass@k, maj@k), with intervals.
 
-    - `method="bootstrap"`: problems are drawn anew with replacement; bias-corrected and accelerated (BCa) quantiles of
-      the resampled means. Plain quantiles were tried and cover less (for example 92 % where BCa has 95 %).
-    - `method="analytic"`: the score interval of a proportion (Wilson's) for the effective number of problems
-      \(P\,m(1-m)/s^2\), with mean \(m\), sample variance \(s^2\) and the t quantile of \(P-1\) degrees of freedom.
-      It stays in [0, 1] and covers as well as BCa; \(m \pm t\,s/\sqrt P\) covers less (88 to 94 % where the rates are
-      skewed).
+    Problems are drawn anew with replacement, and the interval lies between bias-corrected and accelerated (BCa)
+    quantiles of the resampled means. Plain quantiles cover less (for example 92 % where BCa has 95 %).
 
-    Where all problems have the same value v, neither has anything to work with. The interval is then
+    Where all problems have the same value v, the bootstrap has nothing to work with. The interval is then
     \([v - qv, v + q(1-v)]\) with \(q = 1-\alpha^{1/P}\) (about 3/P at 95 %), which holds for every distribution on
     [0, 1].
 
@@ -183,7 +169,6 @@ def mean_curve(
         values: One row a problem and one column a k, in [0, 1], shape (P, K).
         k: What the columns are, shape (K,).
         confidence: Confidence of each interval, 0.5 to 0.999.
-        method: "bootstrap" or "analytic".
         num_resamples: Bootstrap resamples.
         seed: Seed of the bootstrap. The same resamples serve every k.
 
@@ -191,24 +176,24 @@ def mean_curve(
         The curve.
 
     Raises:
-        ValueError: No problem, values outside [0, 1] or NaN, shapes that do not fit, or an unknown method.
+        ValueError: No problem, values outside [0, 1] or NaN, or shapes that do not fit.
 
     Examples:
         ```python
         >>> from dco_trl.statistics import mean_curve
-        >>> curve = mean_curve([[0.0], [1.0], [1.0], [0.5]] * 25, k=[1], method="analytic")
+        >>> curve = mean_curve([[0.0], [1.0], [1.0], [0.5]] * 25, k=[1])
         >>> curve.low.round(3).tolist(), curve.high.round(3).tolist()
-        ([0.54], [0.703])
+        ([0.54], [0.705])
 
         ```
 
     References:
-        Efron, "Better bootstrap confidence intervals", JASA 82 (1987). Wilson, "Probable inference", JASA 22 (1927).
+        Efron, "Better bootstrap confidence intervals", JASA 82 (1987).
 
     Relations:
         [`pass_at_k_curve`][dco_trl.statistics.pass_at_k_curve] calls it on counts.
     """
-    table, ks = np.asarray(values, dtype=np.float64), np.atleast_1d(as_counts("k", k, minimum=1))
+    table, ks = np.asarray(values, dtype=np.float64), check_ks(k)
     if table.ndim != 2 or table.shape[1:] != ks.shape:
         raise ValueError(f"values must have shape (problems, {ks.size}), one column for each k, got {table.shape}.")
     if table.shape[0] == 0:
@@ -217,11 +202,11 @@ def mean_curve(
     if not np.all((table >= 0) & (table <= 1)):
         raise ValueError("values must lie in [0, 1] and not be NaN; they are probabilities, one for each problem.")
     estimate = table.mean(axis=0)
-    low, high = _interval(table, (0.0, 1.0), confidence, method, num_resamples, seed)
+    low, high = mean_interval(table, (0.0, 1.0), confidence, num_resamples, seed)
     num_problems = table.shape[0]
     reliable = num_problems * np.minimum(estimate, 1.0 - estimate) >= _FEWEST_PROBLEMS
     reliable |= _constant(table)
-    return PassAtKCurve(ks, estimate, low, high, reliable, num_problems, confidence, method)
+    return PassAtKCurve(ks, estimate, low, high, reliable, num_problems, confidence)
 
 
 def paired_difference(
@@ -230,19 +215,16 @@ def paired_difference(
     k: ArrayLike | None = None,
     *,
     confidence: float = 0.95,
-    method: Method = "bootstrap",
     num_resamples: int = 5000,
     seed: int = 0,
 ) -> PairedDifference:
     r"""Difference of pass@k of two runs on the same problems, second minus first, with intervals.
 
     Problems are matched by id, and the interval is for the mean of the differences of one problem's two estimates:
-    what makes a problem hard for both runs cancels. `method="bootstrap"` is BCa over problems as in `mean_curve`;
-    `method="analytic"` is \(\bar d \pm t\,s_d/\sqrt P\), right here because differences are far less skewed than
-    rates.
+    what makes a problem hard for both runs cancels. It is BCa over problems, as in `mean_curve`.
 
-    Simulated coverage of the 95 % interval with 100 to 500 problems is 93 to 97 % for both; with only a handful of
-    problems that differ it is lower.
+    Simulated coverage of the 95 % interval with 100 to 500 problems is 93 to 97 %. It is lower where only a handful of
+    problems differ.
 
     Args:
         first: Problem id to (num_samples, num_correct) of the first run, the baseline.
@@ -250,7 +232,6 @@ def paired_difference(
         k: Numbers of samples allowed, shape (K,), none above the smallest number of samples of either run. By default
             powers of two, and that minimum.
         confidence: Confidence of each interval, 0.5 to 0.999.
-        method: "bootstrap" or "analytic".
         num_resamples: Bootstrap resamples.
         seed: Seed of the bootstrap.
 
@@ -282,7 +263,7 @@ def paired_difference(
     ids = list(first)
     counts = [np.array([run[name] for name in ids], dtype=np.int64).reshape(-1, 2) for run in (first, second)]
     fewest = int(min(c[:, 0].min() for c in counts))
-    ks = default_ks(fewest) if k is None else np.atleast_1d(as_counts("k", k, minimum=1))
+    ks = default_ks(fewest) if k is None else check_ks(k)
     values = []
     for which, c in zip(("first", "second"), counts, strict=True):
         try:
@@ -290,7 +271,7 @@ def paired_difference(
         except ValueError as error:
             raise ValueError(f"{which} run: {error}") from None
     difference = values[1] - values[0]
-    low, high = _interval(difference, (-1.0, 1.0), confidence, method, num_resamples, seed)
+    low, high = mean_interval(difference, (-1.0, 1.0), confidence, num_resamples, seed)
     return PairedDifference(
         k=ks,
         first=values[0].mean(axis=0),
@@ -300,7 +281,6 @@ def paired_difference(
         high=high,
         num_problems=len(ids),
         confidence=confidence,
-        method=method,
     )
 
 
@@ -323,33 +303,12 @@ def _check_same_problems(first: Mapping, second: Mapping) -> None:
         )
 
 
-def check_interval_options(confidence: float, num_resamples: int) -> None:
-    """Refuse a confidence that the resamples cannot resolve."""
-    if not 0.5 <= confidence <= 0.999:
-        raise ValueError(
-            f"confidence must be between 0.5 and 0.999, got {confidence}. Write 0.95 for 95 %; more than 0.999 needs "
-            "more than a bootstrap."
-        )
-    if num_resamples < 100:
-        raise ValueError(f"num_resamples must be at least 100 for quantiles to mean anything, got {num_resamples}.")
-
-
-def _interval(
-    values: NDArray, bounds: tuple[float, float], confidence: float, method: Method, num_resamples: int, seed: int
+def mean_interval(
+    values: NDArray, bounds: tuple[float, float], confidence: float, num_resamples: int, seed: int
 ) -> tuple[NDArray, NDArray]:
     """Interval for the mean of each column of `values` (P, K), whose entries lie within `bounds`."""
-    if not 0.5 <= confidence <= 0.999:
-        raise ValueError(f"confidence must be between 0.5 and 0.999, got {confidence}.")
-    if method == "bootstrap":
-        if num_resamples < 100:
-            raise ValueError(
-                f"num_resamples must be at least 100 for quantiles to mean anything, got {num_resamples}."
-            )
-        low, high = _bca(values, confidence, num_resamples, seed)
-    elif method == "analytic":
-        low, high = (_score if bounds == (0.0, 1.0) else _student)(values, confidence)
-    else:
-        raise ValueError(f"method must be 'bootstrap' or 'analytic', got {method!r}.")
+    check_confidence(confidence, num_resamples)
+    low, high = _bca(values, confidence, num_resamples, seed)
     # All values the same: with that confidence, at most the share q of the population has another.
     value = values[0]
     q = 1.0 - (1.0 - confidence) ** (1.0 / values.shape[0])
@@ -362,28 +321,6 @@ def _interval(
 def _constant(values: NDArray) -> NDArray[np.bool_]:
     # Equal estimates from different counts differ by rounding.
     return np.ptp(values, axis=0) < 1e-12
-
-
-def _student(values: NDArray, confidence: float) -> tuple[NDArray, NDArray]:
-    num, mean = len(values), values.mean(axis=0)
-    half = _t_quantile(num, confidence) * values.std(axis=0, ddof=min(1, num - 1)) / np.sqrt(num)
-    return mean - half, mean + half
-
-
-def _score(values: NDArray, confidence: float) -> tuple[NDArray, NDArray]:
-    """Wilson's interval with the number of problems divided by the variance's share of a coin's, s^2 / (m (1 - m))."""
-    num, m = len(values), values.mean(axis=0)
-    variance = values.var(axis=0, ddof=min(1, num - 1))
-    t2 = _t_quantile(num, confidence) ** 2
-    # (m - mu)^2 = t^2 (s^2 / P) mu (1 - mu) / (m (1 - m)), a quadratic in mu; r is its t^2 / (effective problems).
-    with np.errstate(divide="ignore", invalid="ignore"):
-        r = t2 * variance / (num * m * (1.0 - m))
-        half = np.sqrt(r * m * (1.0 - m) + r**2 / 4.0)
-        return (m + r / 2.0 - half) / (1.0 + r), (m + r / 2.0 + half) / (1.0 + r)
-
-
-def _t_quantile(num_problems: int, confidence: float) -> float:
-    return float(stats.t.ppf(0.5 + confidence / 2.0, max(1, num_problems - 1)))
 
 
 def _bca(values: NDArray, confidence: float, num_resamples: int, seed: int) -> tuple[NDArray, NDArray]:

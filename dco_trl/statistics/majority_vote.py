@@ -7,10 +7,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln, xlog1py, xlogy
 
-from .pass_at_k import as_counts
+from ..checks import check_whole_numbers
 
 # Winning counts, and rivals, of less than this probability are left out.
 _NEGLIGIBLE = 1e-14
+# Complex numbers held at a time.
+_BATCH = 2**14
 
 
 def majority_at_k(
@@ -64,14 +66,14 @@ def majority_at_k(
         `pass_at_k` is what a perfect verifier would reach with the same samples, and never less. For the mean over
         problems give the rows to [`mean_curve`][dco_trl.statistics.mean_curve].
     """
-    counts, ks = as_counts("answer_counts", answer_counts), as_counts("k", k, minimum=1)
+    counts, ks = check_whole_numbers("answer_counts", answer_counts), check_whole_numbers("k", k, at_least=1)
     correct = np.asarray(answer_correct, dtype=bool)
     if counts.ndim != 1 or counts.shape != correct.shape:
         raise ValueError(
             "answer_counts and answer_correct must be two lists of one length, one entry for each distinct answer, "
             f"got shapes {counts.shape} and {correct.shape}."
         )
-    num_silent = int(as_counts("num_abstained", num_abstained))
+    num_silent = int(check_whole_numbers("num_abstained", num_abstained))
     num_samples = int(counts.sum()) + num_silent
     if ks.size and ks.max() > num_samples:
         raise ValueError(
@@ -98,53 +100,71 @@ def _majority(values: NDArray, multiplicity: NDArray, num_correct: NDArray, num_
     share = k / num_samples
     votes = np.arange(min(int(values[-1]), k) + 1)
     b = _binomial(values[:, None], votes, share)
-    at_least = np.cumsum(b[:, ::-1], axis=1)[:, ::-1]
-    # A correct answer must be able to have m votes, and the most frequent answer to have no more.
-    possible = (num_correct @ at_least > _NEGLIGIBLE) & (np.cumsum(b[-1]) > _NEGLIGIBLE)
-    winning = np.flatnonzero(possible & (votes > 0))
+    # The chance that a correct answer has m votes and no other has more, but for the condition on the sum.
+    no_more = np.log(np.clip(np.cumsum(b, axis=1), 1e-300, 1.0))
+    chance = num_correct @ (b * np.exp(multiplicity @ no_more - no_more))
+    winning = np.flatnonzero((chance > _NEGLIGIBLE) & (votes > 0))
     if winning.size == 0:
         return 0.0
 
+    at_least = np.cumsum(b[:, ::-1], axis=1)[:, ::-1]
     frequencies, weights = _fourier(num_samples, k)
     one_sample = 1.0 - share + share * np.exp(1j * frequencies)
-    fewer = b[:, : winning[0]] @ np.exp(1j * np.outer(votes[: winning[0]], frequencies))
+    m, end = int(winning[0]), int(winning[-1]) + 1
+    # From here on without the answers too rare to have even the fewest winning votes, and without votes too few.
+    first = int(np.argmax(at_least[:, m] > _NEGLIGIBLE))
+    lowest = int(np.argmax(b[first:].max(axis=0) > _NEGLIGIBLE**2))
+    fewer = np.zeros((values.size, frequencies.size), dtype=np.complex128)
+    fewer[first:] = b[first:, lowest:m] @ np.exp(1j * np.outer(votes[lowest:m], frequencies))
     total = 0.0
-    for m in winning:
-        turn = np.exp(1j * m * frequencies)
+    while m < end:
         # Answers too rare to have m votes take any number of them, like the abstentions. Counts ascend.
         first = int(np.argmax(at_least[:, m] > _NEGLIGIBLE))
-        num_rest = num_samples - int(values[first:] @ multiplicity[first:])
+        num_tied = min(int(multiplicity[first:].sum()), k // m)
+        # Winning counts that need about as many nodes, and fit into the processor's cache, go together.
+        last = m + max(1, min(m // 2, _BATCH // (_num_nodes(num_tied) * frequencies.size)))
+        last = min(last, end)
+        exactly = b[first:, m:last, None] * np.exp(1j * np.outer(votes[m:last], frequencies))
+        no_more_than = fewer[first:, None] + np.cumsum(exactly, axis=1)
         product = _one_correct_wins(
-            fewer[first:], b[first:, m, None] * turn, multiplicity[first:], num_correct[first:], m, k
+            no_more_than - exactly, exactly, multiplicity[first:], num_correct[first:], num_tied
         )
-        total += float((product * one_sample**num_rest @ weights).real)
-        fewer = fewer + b[:, m, None] * turn
+        num_rest = num_samples - int(values[first:] @ multiplicity[first:])
+        total += float((product @ (one_sample**num_rest * weights)).real.sum())
+        fewer[first:] = no_more_than[:, -1]
+        m = last
     return float(np.clip(total / _binomial(num_samples, k, share), 0.0, 1.0))
 
 
 def _one_correct_wins(
-    fewer: NDArray, exactly: NDArray, multiplicity: NDArray, num_correct: NDArray, m: int, k: int
+    fewer: NDArray, exactly: NDArray, multiplicity: NDArray, num_correct: NDArray, num_tied: int
 ) -> NDArray:
-    """Transform of "a correct answer has m votes, nobody more, and it wins the draw of lots", shape (frequencies,)."""
-    nodes, node_weights = _gauss_legendre(min(int(multiplicity.sum()), k // m))
-    # One factor for each distinct count: (nodes, counts, frequencies).
-    base = fewer + nodes[:, None, None] * exactly
-    result = np.zeros((nodes.size, fewer.shape[1]), dtype=np.complex128)
+    """Transform of "a correct answer has m votes, nobody more, and it wins the draw of lots".
+
+    Shapes: (counts, winning counts m, frequencies) in, (winning counts, frequencies) out.
+    """
+    nodes, node_weights = _gauss_legendre(num_tied)
+    # One factor for each distinct count: (nodes, winning counts, frequencies).
+    factors = [less + nodes[:, None, None] * same for less, same in zip(fewer, exactly, strict=True)]
+    result = np.zeros(exactly.shape[1:], dtype=np.complex128)
     for i in np.flatnonzero(num_correct):
-        term = num_correct[i] * exactly[i] * np.ones_like(result)
+        term = np.broadcast_to(node_weights[:, None, None] * num_correct[i], factors[i].shape).astype(np.complex128)
         for j, power in enumerate(multiplicity - (np.arange(multiplicity.size) == i)):
             if power:
-                term *= base[:, j] ** int(power)
-        result += term
-    return node_weights @ result
+                term *= factors[j] if power == 1 else factors[j] ** int(power)
+        result += exactly[i] * term.sum(axis=0)
+    return result
 
 
 @lru_cache(maxsize=256)
 def _gauss_legendre(num_tied: int) -> tuple[NDArray, NDArray]:
     """Nodes on [0, 1] that integrate u^(num_tied - 1) and below: exactly for few, to 1e-13 for many."""
-    num_nodes = min((num_tied + 1) // 2, 32 + int(4 * np.sqrt(num_tied)))
-    nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
+    nodes, weights = np.polynomial.legendre.leggauss(_num_nodes(num_tied))
     return (nodes + 1.0) / 2.0, weights / 2.0
+
+
+def _num_nodes(num_tied: int) -> int:
+    return min((num_tied + 1) // 2, 32 + int(4 * np.sqrt(num_tied)))
 
 
 def _fourier(num_samples: int, k: int) -> tuple[NDArray, NDArray]:

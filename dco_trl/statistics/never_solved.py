@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import betaincinv
 
-from .pass_at_k import check_counts
+from ..checks import check_graded_counts
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def never_solved(num_samples: ArrayLike, num_correct: ArrayLike, confidence: flo
     """
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}.")
-    n, c, _ = check_counts(num_samples, np.atleast_1d(num_correct))
+    n, c, _ = check_graded_counts(num_samples, np.atleast_1d(num_correct))
     if c.size == 0:
         raise ValueError("num_correct is empty: there is no problem to count.")
     unsolved = n[c == 0]

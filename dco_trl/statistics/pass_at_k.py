@@ -9,48 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..checks import and_others, check_graded_counts, check_log_p, check_whole_numbers
+from ..coverage_numpy import coverage
+
 # exp(-40) is below half an ulp of 1, so once the log of the failure probability is under -40, pass@k rounds to 1.
 _LOG_ZERO = 40.0
-# Adding up log-probabilities of tokens may end a rounding error above 0.
-_LOG_P_SLACK = 1e-5
-
-
-def as_counts(name: str, value: ArrayLike, minimum: int = 0) -> NDArray[np.int64]:
-    """Integer array of `value`, or an error that names the argument (whole floats, as pandas makes them, are fine)."""
-    array = np.asarray(value)
-    if array.dtype.kind == "f" and np.all(np.abs(array) < 2**53) and np.all(array == np.floor(array)):
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be whole numbers (counts), got {_preview(array)} of type {array.dtype}.")
-    if array.size and array.min() < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {array.min()}.")
-    return array.astype(np.int64)
-
-
-def check_counts(
-    num_samples: ArrayLike, num_correct: ArrayLike, problem_ids: Sequence[str] | None = None
-) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str]]:
-    """Counts as two integer arrays of one shape, with a name for each of their entries; raises where they clash."""
-    samples, correct = np.broadcast_arrays(
-        as_counts("num_samples", num_samples, minimum=1), as_counts("num_correct", num_correct)
-    )
-    if problem_ids is None:
-        names = [f"number {i} (counted from 0)" for i in range(correct.size)]
-    else:
-        names = [repr(name) for name in problem_ids]
-        if len(names) != correct.size:
-            raise ValueError(
-                f"problem_ids has {len(names)} names for {correct.size} problems. Give one for each entry of "
-                "num_correct, in its order."
-            )
-    wrong = np.flatnonzero(correct.ravel() > samples.ravel())
-    if wrong.size:
-        i = wrong[0]
-        raise ValueError(
-            f"num_correct={correct.flat[i]} is more than num_samples={samples.flat[i]} for problem {names[i]}"
-            f"{_and_others(wrong.size)}. Are the two arguments swapped, or some samples graded twice?"
-        )
-    return samples, correct, names
 
 
 def pass_at_k(
@@ -99,8 +62,8 @@ def pass_at_k(
         `pass_at_k_curve` adds the mean over problems and its interval; `extrapolate_pass_at_k` guesses beyond n;
         `exact_pass_at_k` needs no samples where the probability itself is known.
     """
-    samples, correct, names = check_counts(num_samples, num_correct, problem_ids)
-    ks = as_counts("k", k, minimum=1)
+    samples, correct, names = check_graded_counts(num_samples, num_correct, problem_ids)
+    ks = check_whole_numbers("k", k, at_least=1)
     # The positions travel with the counts, so that an error can name the problem after any broadcasting.
     position = np.arange(correct.size).reshape(correct.shape)
     n, c, kk, position = np.broadcast_arrays(samples, correct, ks, position)
@@ -110,7 +73,7 @@ def pass_at_k(
         num_short = np.unique(position.flat[short]).size
         raise ValueError(
             f"k={kk.flat[i]} is more than num_samples={n.flat[i]} of problem {names[position.flat[i]]}"
-            f"{_and_others(num_short)}. pass@k needs at least k samples of every problem: draw more samples, ask for "
+            f"{and_others(num_short)}. pass@k needs at least k samples of every problem: draw more samples, ask for "
             "a smaller k, or use extrapolate_pass_at_k."
         )
 
@@ -139,8 +102,7 @@ def _log_fail(n: NDArray, few: NDArray, many: NDArray) -> NDArray:
 def exact_pass_at_k(log_p: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
     r"""pass@k of an answer whose probability is known: the coverage \(1-(1-p)^k\), from \(\log p\).
 
-    Computed as \(-\mathrm{expm1}(-e^u)\) with \(u = \log k + \log(-\log(1-p))\), and \(\log(-\log(1-p)) = \log p\) to
-    rounding where \(\log p < -37\); so neither p = e^-700 nor p = 1 - 1e-16 nor k = 1e9 loses digits.
+    Computed in log space: neither p = e^-700 nor p = 1 - 1e-16 nor k = 1e9 loses digits.
 
     Args:
         log_p: Natural log-probability of the whole answer, in nats, <= 0 (`-inf` is p = 0). Values up to 1e-5 above 0
@@ -170,28 +132,4 @@ def exact_pass_at_k(log_p: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
         string of the reference only, so it is a lower bound on what a grader that accepts other forms would find.
         `dco_trl.coverage.log_coverage` is the differentiable one, in torch and in log space.
     """
-    x = np.asarray(log_p, dtype=np.float64)
-    ks = as_counts("k", k, minimum=1).astype(np.float64)
-    if np.isnan(x).any():
-        raise ValueError(f"log_p holds {np.isnan(x).sum()} NaN of {x.size} values. Look at the model's loss.")
-    if (x > _LOG_P_SLACK).any():
-        raise ValueError(
-            f"log_p must be a log-probability, at most 0, got {x.max():g}. Pass natural log-probabilities, not "
-            "probabilities or negative log-likelihoods."
-        )
-    x = np.minimum(x, 0.0)
-    with np.errstate(divide="ignore", under="ignore"):
-        # log(1 - p) by the form that is accurate on its side of p = 1/2.
-        p = np.exp(x)
-        log_1mp = np.where(x > -np.log(2.0), np.log(-np.expm1(x)), np.log1p(-np.minimum(p, 0.5)))
-        expected = np.where(x < -37.0, np.exp(x + np.log(ks)), -ks * log_1mp)
-        return -np.expm1(-expected) + 0.0
-
-
-def _preview(array: NDArray) -> str:
-    text = np.array2string(array.ravel()[:4], separator=", ")
-    return text if array.size <= 4 else text[:-1] + ", ...]"
-
-
-def _and_others(count: int) -> str:
-    return f" (and of {count - 1} more)" if count > 1 else ""
+    return coverage(check_log_p(log_p), check_whole_numbers("k", k, at_least=1))

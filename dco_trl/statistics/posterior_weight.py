@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaln
 
-from .beta_binomial import JEFFREYS, check_counts, check_prior
+from ..checks import check_discounted_counts, check_num_attempts
+from ..coverage_numpy import coverage_weight
+from .beta_binomial import JEFFREYS, check_prior
 
 # Quadrature: widest step in log-odds, and the nats below the peak where a density is negligible.
 _STEP = 0.33
@@ -56,16 +58,15 @@ def plugin_weight(num_sampled: ArrayLike, num_correct: ArrayLike, num_attempts: 
         [`posterior_weight`][dco_trl.statistics.posterior_weight] has less error and says how much; prefer it unless
         you reproduce the paper. `dco_trl.coverage.coverage_weight` is the weight at a known log-probability.
     """
-    n, c = check_counts(num_sampled, num_correct)
-    _check_num_attempts(num_attempts)
+    n, c = check_discounted_counts(num_sampled, num_correct)
+    num_attempts = check_num_attempts(num_attempts)
     if (n == 0).any():
         raise ValueError(
             f"num_sampled is 0 for {(n == 0).sum()} of {n.size} prompts: no rate can be observed there. Sample them "
             "first, or use estimator='posterior', which falls back on the prior."
         )
-    rate = c / n
     with np.errstate(divide="ignore"):
-        return _weight(np.log(rate), np.log1p(-rate), num_attempts)
+        return coverage_weight(np.log(c / n), num_attempts)
 
 
 def posterior_weight(
@@ -118,8 +119,8 @@ def posterior_weight(
         keeps the counts of a data set and calls both. [`plugin_weight`][dco_trl.statistics.plugin_weight] is what the
         paper's authors compute.
     """
-    n, c = check_counts(num_sampled, num_correct)
-    _check_num_attempts(num_attempts)
+    n, c = check_discounted_counts(num_sampled, num_correct)
+    num_attempts = check_num_attempts(num_attempts)
     a, b = check_prior(prior)
     if num_attempts == 1:
         return np.ones(n.shape), np.zeros(n.shape)
@@ -133,17 +134,6 @@ def posterior_weight(
     deviation = np.sqrt(np.maximum(second - mean**2, 0.0))
     kind = kind.reshape(n.shape)
     return mean[kind], deviation[kind]
-
-
-def _weight(log_p: NDArray, log_q: NDArray, num_attempts: int) -> NDArray[np.float64]:
-    """F(N, p) from log p and log(1 - p), as `dco_trl.coverage.coverage_weight` has it in torch."""
-    if num_attempts == 1:
-        return np.ones_like(log_p)
-    with np.errstate(divide="ignore", invalid="ignore", under="ignore"):
-        log_coverage = np.log(-np.expm1(num_attempts * log_q))
-        log_weight = math.log(num_attempts) + log_p + (num_attempts - 1) * log_q - log_coverage
-        # N p below rounding is p = 0, where both logarithms are -inf.
-        return np.where(log_coverage < -700.0, 1.0, np.exp(np.minimum(log_weight, 0.0)))
 
 
 def _moments(alpha: NDArray, beta: NDArray, num_attempts: int) -> tuple[NDArray, NDArray]:
@@ -166,7 +156,7 @@ def _moments(alpha: NDArray, beta: NDArray, num_attempts: int) -> tuple[NDArray,
     t = left[:, None] + step[:, None] * (np.arange(num_nodes) + 0.5)
     log_p, log_q = -np.logaddexp(0.0, -t), -np.logaddexp(0.0, t)
     mass = step[:, None] * np.exp(alpha[:, None] * log_p + beta[:, None] * log_q - log_norm[:, None])
-    weight, control = _weight(log_p, log_q, num_attempts), np.exp(k * log_q)
+    weight, control = coverage_weight(log_p, num_attempts), np.exp(k * log_q)
     control_mean, control_second = (np.exp(betaln(alpha, beta + m * k) - log_norm) for m in (1, 2))
     mean = control_mean + (mass * (weight - control)).sum(axis=1)
     second = control_second + (mass * (weight**2 - control**2)).sum(axis=1)
@@ -180,12 +170,3 @@ def _bisect(outside: NDArray, inside: NDArray, is_outside: Any) -> NDArray:
         far = is_outside(middle)
         outside, inside = np.where(far, middle, outside), np.where(far, inside, middle)
     return outside
-
-
-def _check_num_attempts(num_attempts: object) -> None:
-    check_at_least_1("num_attempts", num_attempts, "1 is plain cross-entropy")
-
-
-def check_at_least_1(name: str, value: object, note: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1 ({note}), got {value!r}.")

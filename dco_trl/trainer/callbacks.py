@@ -104,7 +104,7 @@ class PassAtKCallback(TrainerCallback):
         if isinstance(sampler, str) and sampler != "transformers":
             raise ValueError(
                 f"sampler={sampler!r} is not known here: 'transformers' samples the model in training. For another, "
-                "pass the sampler itself, for example ServerSampler(model, base_url)."
+                "pass the sampler itself, for example ServerSampler(model, base_url=...)."
             )
         self.problems = _problems(dataset)
         load_grader(grader)  # one that is not there is better found now than after the first epoch
@@ -211,7 +211,7 @@ class PassAtKCallback(TrainerCallback):
         tokenizer: Any = self.trainer.processing_class
         return TransformersSampler(
             self.trainer.accelerator.unwrap_model(self.trainer.model),
-            getattr(tokenizer, "tokenizer", tokenizer),  # of a processor
+            tokenizer=getattr(tokenizer, "tokenizer", tokenizer),  # of a processor
             batch_size=self.batch_size,
             progress=progress,
         )

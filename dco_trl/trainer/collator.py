@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from .trl_contract import DataCollatorForLanguageModeling
 
 DOCUMENTS_PER_EXAMPLE = "documents_per_example"
 EXAMPLE_ID = "example_id"

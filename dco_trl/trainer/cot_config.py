@@ -4,11 +4,14 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..checks import check_integer
 from .dco_config import DCOConfig
-from .success_counts import ESTIMATORS
 
+ESTIMATORS = ("posterior", "plugin")
 SAMPLERS = ("transformers", "vllm", "server", "none")
 TARGETS = ("reference", "sampled")
+# What a checkpoint holds of the counts and the window.
+STATE_NAME = "cot_state.json"
 
 
 @dataclass
@@ -148,8 +151,8 @@ class CoTDCOConfig(DCOConfig):
 
     def __post_init__(self) -> None:
         for name in ("num_rationales", "rationale_batch", "max_rationale_tokens", "num_targets"):
-            _check_integer(name, getattr(self, name), 1)
-        _check_integer("ce_warmup_steps", self.ce_warmup_steps, 0)
+            setattr(self, name, check_integer(name, getattr(self, name)))
+        self.ce_warmup_steps = check_integer("ce_warmup_steps", self.ce_warmup_steps, at_least=0)
         self.sampling_interval = _interval(self.sampling_interval)
         if not self.weight_tolerance >= 0:
             raise ValueError(
@@ -194,11 +197,6 @@ class CoTDCOConfig(DCOConfig):
                 "`sampler_kwargs={'base_url': 'http://127.0.0.1:8000/v1'}`."
             )
         super().__post_init__()
-
-
-def _check_integer(name: str, value: Any, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {value!r}.")
 
 
 def _options(value: Any) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from datasets import Dataset, IterableDataset
 
 from .checkpoints import read_state, write_state
 from .collator import EXAMPLE_ID
-from .cot_config import CoTDCOConfig
+from .cot_config import STATE_NAME, CoTDCOConfig
 from .data_checks import check_has_answers, check_has_counts
 from .dco_trainer import DCOTrainer
 from .prepared_rows import PreparedRows
@@ -22,7 +22,6 @@ from .segments import Segments
 from .window import Window
 from .window_sampler import WindowSampler
 
-STATE_NAME = "cot_state.json"
 # What a batch carries for each of its sequences, besides what TRL puts there: weight and log p of its row, and which
 # share of the row it is.
 _WEIGHT, _LOG_P, _SHARE = "row_weight", "row_log_p", "row_share"

@@ -1,42 +1,49 @@
-"""What is wrong with a data set for DCO, said before training starts and with a number."""
+"""What is wrong with a data set for DCO, reported before training starts and with a number."""
 
+import json
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
-from trl import SFTConfig
+
+from .collator import EXAMPLE_ID
+from .dco_config import DCOConfig
 
 logger = get_logger(__name__)
 
 
-def check_has_completions(dataset: Dataset | IterableDataset, args: SFTConfig, name: str) -> None:
-    """Raise a `ValueError` unless the rows tell the answer from the prompt.
+def why_not_an_answer(dataset: Dataset | IterableDataset, args: DCOConfig, name: str) -> str | None:
+    """What keeps p from being the probability of the answer alone, and what to do; None if nothing does.
 
     The probability of prompt and answer together is astronomically small, so its weight is 1 and DCO would be plain
     cross-entropy, silently.
     """
     columns = list(dataset.column_names or next(iter(dataset)))
-    prepared = "input_ids" in columns
-    if prepared:
+    if "input_ids" in columns:
         separated = "labels" in columns or "assistant_masks" in columns
         separated = separated or ("completion_mask" in columns and args.completion_only_loss is not False)
     elif {"prompt", "completion"} <= set(columns):
         if args.completion_only_loss is False:
-            raise ValueError(
+            return (
                 "`completion_only_loss=False` puts the prompt's tokens into the loss, so p would be the probability "
                 "of prompt and completion together. Leave `completion_only_loss` unset."
             )
         separated = True
     else:
         separated = bool(args.assistant_only_loss)
-    if not separated:
-        raise ValueError(
-            f"The {name} dataset has the columns {columns}, which do not tell the answer from the prompt: DCO needs "
-            "the probability of the answer alone. Give it `prompt` and `completion` columns (TRL's prompt-completion "
-            "format), or a conversational dataset with `assistant_only_loss=True`, or tokenised rows with `labels`."
-        )
+    if separated:
+        return None
+    return (
+        f"The {name} dataset has the columns {columns}, which do not tell the answer from the prompt: DCO needs the "
+        "probability of the answer alone. Give it `prompt` and `completion` columns (TRL's prompt-completion format; "
+        "of a conversation, one row per turn of the assistant, with all messages before it as `prompt`), or a "
+        "conversational dataset with `assistant_only_loss=True`, or tokenised rows with `labels`."
+    )
 
 
 def check_no_empty_completion(dataset: Dataset | IterableDataset, name: str) -> None:
@@ -95,25 +102,95 @@ def check_has_counts(dataset: Dataset) -> None:
         )
 
 
-def warn_about_truncation(tokenized: Dataset, max_length: int | None, packing: bool, name: str) -> None:
-    """Warn, with numbers, about rows that `max_length` cuts and rows that it leaves without any label."""
-    num_cut, num_unlabelled = 0, 0
+def warn_about_completions(dataset: Dataset | IterableDataset, args: DCOConfig, name: str) -> None:
+    """Warn, with numbers, where a row's own p is not the probability of a right answer to its prompt."""
+    if not isinstance(dataset, Dataset) or not {"prompt", "completion"} <= set(dataset.column_names):
+        return
+    if EXAMPLE_ID in dataset.column_names:  # of rows with an id, p is estimated from samples
+        return
+    completions_of: defaultdict[str, set[str]] = defaultdict(set)
+    prompts, several_turns = [], []
+    for i, (prompt, completion) in enumerate(zip(dataset["prompt"], dataset["completion"], strict=True)):
+        prompts.append(prompt if isinstance(prompt, str) else json.dumps(prompt))
+        completions_of[prompts[-1]].add(completion if isinstance(completion, str) else json.dumps(completion))
+        if not isinstance(completion, str) and sum(message["role"] == "assistant" for message in completion) > 1:
+            several_turns.append(i)
+    shared = [i for i, prompt in enumerate(prompts) if len(completions_of[prompt]) > 1]
+    if shared:
+        logger.warning(
+            f"{len(shared)} of {len(prompts)} rows of the {name} dataset have a prompt that also comes with another "
+            f"completion (first: row {shared[0]}). p is the probability of a row's own completion: where several "
+            "completions are right, it is less than that of a right answer, and the weight is too large."
+        )
+    if not args.assistant_only_loss:  # otherwise the labels tell
+        _warn_about_turns(len(several_turns), len(prompts), name)
+
+
+def warn_about_labels(tokenized: Dataset, args: DCOConfig, packing: bool, name: str) -> None:
+    """Warn, with numbers, about rows that `max_length` cuts, that it leaves without any label, or of several turns."""
+    max_length = args.max_length
+    keeps_end = args.truncation_mode == "keep_end" and not packing  # packing keeps the start
+    counts = np.zeros(4, dtype=np.int64)
     for batch in tokenized.select_columns(["labels"]).with_format("arrow").iter(1000):
         labels = batch["labels"].combine_chunks()
-        cut = pc.greater(pc.list_value_length(labels), max_length) if max_length is not None else None
-        kept = pc.list_slice(labels, 0, max_length) if max_length is not None else labels
-        num_cut += pc.sum(cut).as_py() or 0 if cut is not None else 0
-        rows = pc.list_parent_indices(kept).filter(pc.not_equal(pc.list_flatten(kept), -100))
-        num_unlabelled += len(kept) - len(rows.unique())
+        counts += _count_rows(labels, max_length, keeps_end)
+    num_cut, num_prompt_cut, num_unlabelled, num_several = counts.tolist()
     if num_cut:
         logger.warning(
             f"{num_cut} of {len(tokenized)} rows of the {name} dataset are longer than `max_length={max_length}` "
             "tokens and are cut: their p is the probability of a piece of the answer, so their weight is not that of "
             "the whole. Raise `max_length`, or remove the rows."
         )
+    if num_prompt_cut:
+        logger.warning(
+            f"{num_prompt_cut} of {len(tokenized)} rows of the {name} dataset are longer than "
+            f"`max_length={max_length}` tokens and lose the start of their prompt (`truncation_mode='keep_end'`): "
+            "their p is that of the answer to what is left of it."
+        )
     if num_unlabelled:
         fate = "count in no mean" if packing or max_length is None else "are dropped"
         logger.warning(
             f"{num_unlabelled} of {len(tokenized)} rows of the {name} dataset have no labelled token"
             f"{f' within `max_length={max_length}`' if max_length is not None else ''} and {fate}."
+        )
+    # Not if packed already, many answers to a row; nor if p is estimated, or not needed.
+    if not {"seq_lengths", EXAMPLE_ID} & set(tokenized.column_names) and args.num_attempts > 1:
+        _warn_about_turns(num_several, len(tokenized), name)
+
+
+def _count_rows(labels: pa.Array, max_length: int | None, keeps_end: bool) -> np.ndarray:
+    """Rows whose answer is cut, whose prompt is, without a label in what is kept, and with several labelled parts."""
+    lengths = pc.list_value_length(labels).to_numpy(zero_copy_only=False)
+    labelled = pc.list_flatten(labels).to_numpy(zero_copy_only=False) != -100
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    first, last = starts, ends
+    if max_length is not None:
+        first, last = (np.maximum(starts, ends - max_length), ends) if keeps_end else (
+            starts, np.minimum(ends, starts + max_length)
+        )  # fmt: skip
+    before = np.concatenate([[0], np.cumsum(labelled)])
+    num_all, num_kept = before[ends] - before[starts], before[last] - before[first]
+    # A part begins where a label follows none, or a row begins.
+    follows = np.concatenate([[False], labelled[:-1]])
+    follows[starts[lengths > 0]] = False
+    parts = np.concatenate([[0], np.cumsum(labelled & ~follows)])
+    is_cut = num_kept < num_all
+    return np.array(
+        [
+            is_cut.sum(),
+            (~is_cut & (first > starts)).sum(),
+            (num_kept == 0).sum(),
+            (parts[ends] - parts[starts] > 1).sum(),
+        ]
+    )
+
+
+def _warn_about_turns(num_several: int, num_rows: int, name: str) -> None:
+    if num_several:
+        logger.warning(
+            f"{num_several} of {num_rows} rows of the {name} dataset have several answers, usually turns of a "
+            "conversation. Each such row has one p, that of all its answers together, which is so small that DCO is "
+            "cross-entropy there. Make one row of each turn, with the messages before it as `prompt` and the turn as "
+            "`completion`; or keep the last turn alone."
         )

@@ -5,7 +5,7 @@ from typing import Literal
 
 from trl import SFTConfig
 
-from ..coverage import check_num_attempts
+from ..checks import check_num_attempts
 
 _REDUCTIONS = ("token", "sequence", "sequence_mean")
 
@@ -68,7 +68,7 @@ class DCOConfig(SFTConfig):
     )
 
     def __post_init__(self):
-        check_num_attempts(self.num_attempts)
+        self.num_attempts = check_num_attempts(self.num_attempts)
         if self.loss_reduction not in _REDUCTIONS:
             raise ValueError(f"`loss_reduction` must be one of {_REDUCTIONS}, got {self.loss_reduction!r}.")
         for k in self.coverage_at:

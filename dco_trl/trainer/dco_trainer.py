@@ -4,28 +4,39 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import torch
-import trl
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
+from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-from trl.trainer.utils import get_config_model_id
 
 from ..coverage import coverage_loss, coverage_weight, log_coverage
 from .checkpoints import CompleteCheckpoints
 from .collator import DOCUMENTS_PER_EXAMPLE, DCOCollator
-from .data_checks import check_has_completions, check_no_empty_completion, warn_about_truncation
+from .conversations import split_conversations, unmarkable_conversations
+from .data_checks import check_no_empty_completion, warn_about_completions, warn_about_labels, why_not_an_answer
 from .dco_config import DCOConfig
+from .model_card import CITATION, complete_model_card
+from .refusals import (
+    CUTTING_STRATEGIES,
+    check_loss_is_trls,
+    check_sequences_are_not_sharded,
+    check_sequences_stay_whole,
+)
 from .segments import Segments
+from .trl_contract import (
+    DataCollatorForLanguageModeling,
+    check_attributes,
+    check_loss_uses_log_probs,
+    check_methods,
+    get_config_model_id,
+)
 
 logger = get_logger(__name__)
 
-# Strategies that cut sequences: p would be the probability of a piece.
-_CUTTING_STRATEGIES = ("wrapped", "bfd_split")
 # DCO is cross-entropy while all weights are 1; said once, after this many optimizer steps.
 _IDLE_AFTER_STEPS = 20
 _IDLE_WEIGHT = 0.99
@@ -94,6 +105,7 @@ class DCOTrainer(CompleteCheckpoints):
         "title": "Rethinking Fine-Tuning when Scaling Test-Time Compute: "
         "Limiting Confidence Improves Mathematical Reasoning",
         "id": "2502.07154",
+        "citation": CITATION,
     }
 
     args: DCOConfig
@@ -102,12 +114,15 @@ class DCOTrainer(CompleteCheckpoints):
     def __init__(
         self,
         model: Any,
+        *,
         args: DCOConfig | None = None,
         data_collator: Callable | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | IterableDataset | Mapping[str, Dataset | IterableDataset] | None = None,
+        processing_class: Any = None,
         **kwargs: Any,
     ):
+        check_methods()
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = DCOConfig(f"{name.split('/')[-1]}-DCO")
@@ -116,13 +131,15 @@ class DCOTrainer(CompleteCheckpoints):
                 f"`args` must be a `DCOConfig`, got `{type(args).__name__}`: without `num_attempts` there is no "
                 "coverage to optimise. Replace it by `DCOConfig`, which takes the same arguments."
             )
-        _check_loss_is_trls(args, kwargs.get("compute_loss_func"))
-        _check_sequences_stay_whole(args, kwargs.get("formatting_func"))
-        if isinstance(args.dataset_kwargs, dict) and args.dataset_kwargs.get("skip_prepare_dataset", False):
-            evaluation = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
-            for split, dataset in {"train": train_dataset, **evaluation}.items():
-                if dataset is not None:
-                    check_has_completions(dataset, args, split)
+        # Then nothing needs p, and everything that `SFTTrainer` takes is TRL's own affair.
+        self._is_sft = args.num_attempts == 1 and args.loss_reduction == "token"
+        # With it, whether of "train" and "eval" p is not that of an answer: coverage metrics are left out.
+        self._has_no_p: set[str] = set()
+        if not self._is_sft:
+            check_loss_is_trls(args, kwargs.get("compute_loss_func"))
+            check_sequences_stay_whole(args, kwargs.get("formatting_func"))
+            args = unmarkable_conversations(train_dataset, args, model, processing_class)
+            train_dataset = split_conversations(train_dataset, args, "train")
 
         super().__init__(
             model=model,
@@ -130,9 +147,18 @@ class DCOTrainer(CompleteCheckpoints):
             data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
+            processing_class=processing_class,
             **kwargs,
         )
-        _check_sequences_are_not_sharded(self.accelerator.parallelism_config)
+        check_attributes(self)
+        if self._skip_prepare_dataset:
+            evaluation = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
+            for split, dataset in {"train": train_dataset, **evaluation}.items():
+                if dataset is not None:
+                    self._check_tells_the_answer(dataset, args, split)
+        if not self._is_sft:
+            check_sequences_are_not_sharded(self.accelerator.parallelism_config)
+            check_loss_uses_log_probs(self)
         if type(self.data_collator) is DataCollatorForLanguageModeling:
             self.data_collator = DCOCollator(**vars(self.data_collator))
 
@@ -140,30 +166,60 @@ class DCOTrainer(CompleteCheckpoints):
         self._train_sums: torch.Tensor | None = None
         self._eval_sums: torch.Tensor | None = None
         self._idle_sums: torch.Tensor | None = torch.zeros(3, dtype=torch.float64)
-        self._check_trl_uses_log_probs()
 
     # ---------------------------------------------------------------- data
 
-    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        check_has_completions(dataset, args, dataset_name)
-        check_no_empty_completion(dataset, dataset_name)
-        if isinstance(dataset, Dataset):
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: Any,
+        args: Any,
+        packing: bool,
+        formatting_func: Callable[[dict], str] | None,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        if self._is_sft:
+            is_cut = packing and args.packing_strategy in CUTTING_STRATEGIES
+            if is_cut or formatting_func is not None:
+                self._has_no_p.add(_mode_of(dataset_name))
+        else:
+            dataset = split_conversations(dataset, args, dataset_name)
+            check_no_empty_completion(dataset, dataset_name)
+            warn_about_completions(dataset, args, dataset_name)
+        self._check_tells_the_answer(dataset, args, dataset_name)
+        if isinstance(dataset, Dataset) and _mode_of(dataset_name) not in self._has_no_p:
             # Tokenise first and cut afterwards, with TRL's own code both times, to see what the cut costs.
             whole = copy.copy(args)
             whole.max_length, whole.shuffle_dataset = None, False
             dataset = super()._prepare_dataset(dataset, processing_class, whole, False, formatting_func, dataset_name)
-            warn_about_truncation(dataset, args.max_length, packing, dataset_name)
+            warn_about_labels(dataset, args, packing, dataset_name)
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+
+    def _check_tells_the_answer(self, dataset: Dataset | IterableDataset, args: DCOConfig, name: str) -> None:
+        """Refuse rows whose p is not that of an answer; with one attempt, leave the metrics of p out."""
+        reason = why_not_an_answer(dataset, args, name)
+        if reason is not None and not self._is_sft:
+            raise ValueError(reason)
+        if reason is not None:
+            self._has_no_p.add(_mode_of(name))
 
     # ---------------------------------------------------------------- loss
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
         documents_per_example = inputs.pop(DOCUMENTS_PER_EXAMPLE, None)
 
-        def weighted_model(*args, **kwargs):
+        def weighted_model(*args: Any, **kwargs: Any) -> Any:
             outputs = model(*args, **kwargs)
             if not kwargs.get("fused_lm_head", False):
                 return outputs  # TRL wants the logits, for metrics
+            if self._is_sft and not self._knows_p(inputs):
+                return outputs
             segments = self._segments(inputs, outputs.label_mask)
             log_p = self._log_p(segments, outputs.log_probs.detach())
             weights = self._weights(log_p)
@@ -175,6 +231,11 @@ class DCOTrainer(CompleteCheckpoints):
         return super().compute_loss(
             weighted_model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )
+
+    def _knows_p(self, inputs: dict[str, Any]) -> bool:
+        """Whether the log-probabilities of this batch add up to those of answers."""
+        mode = "train" if self.model.training else "eval"
+        return mode not in self._has_no_p and ("seq_idx" in inputs or "attention_mask" in inputs)
 
     def _segments(self, inputs: dict[str, Any], label_mask: torch.Tensor) -> Segments:
         """Which tokens are one unit."""
@@ -196,7 +257,9 @@ class DCOTrainer(CompleteCheckpoints):
         """What each unit's gradient is multiplied by, detached."""
         return coverage_weight(log_p, self.args.num_attempts, validate=False)
 
-    def _reduction_scale(self, segments: Segments, num_items_in_batch) -> torch.Tensor | None:
+    def _reduction_scale(
+        self, segments: Segments, num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor | None:
         """Turns TRL's division by the number of tokens into the one asked for."""
         if self.args.loss_reduction == "token":
             return None
@@ -209,7 +272,7 @@ class DCOTrainer(CompleteCheckpoints):
             return scale / segments.num_tokens.clamp(min=1)
         return scale.expand(segments.num_segments)
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         if self.args.loss_reduction != "token":
             # One label a sequence, and the count of labels is that of sequences: the parent knows how to add it up
             # over processes, and where not to.
@@ -220,7 +283,13 @@ class DCOTrainer(CompleteCheckpoints):
     # ------------------------------------------------------------- metrics
 
     @torch.no_grad()
-    def _record(self, log_p, weights, segments: Segments, documents_per_example) -> None:
+    def _record(
+        self,
+        log_p: torch.Tensor,
+        weights: torch.Tensor,
+        segments: Segments,
+        documents_per_example: torch.Tensor | None,
+    ) -> None:
         mode = "train" if self.model.training else "eval"
         valid = segments.valid
         loss = coverage_loss(log_p, self.args.num_attempts, validate=False)
@@ -239,7 +308,12 @@ class DCOTrainer(CompleteCheckpoints):
         self._eval_sums = sums if self._eval_sums is None else self._eval_sums + sums
 
     def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         self._eval_sums = None
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
@@ -262,7 +336,7 @@ class DCOTrainer(CompleteCheckpoints):
 
     def _means(self, sums: torch.Tensor) -> list[float]:
         count, *totals = sums.tolist()
-        if any(math.isnan(total) for total in totals):
+        if any(math.isnan(total) for total in totals) and not self._is_sft:
             raise FloatingPointError(
                 f"The log-probability of an answer became NaN by step {self.state.global_step}: the model's logits "
                 "are NaN or infinite. Usual causes are a learning rate that is too high, float16, or a damaged "
@@ -289,81 +363,17 @@ class DCOTrainer(CompleteCheckpoints):
                 "train the final answer alone."
             )
 
-    # ------------------------------------------------------------ contract
+    # ---------------------------------------------------------- model card
 
-    def _check_trl_uses_log_probs(self) -> None:
-        """Fail loudly if this TRL takes its loss from elsewhere than the `log_probs` of the model it is handed."""
-        label_mask = torch.tensor([[False, True, True]], device=self.accelerator.device)
-        log_probs = torch.tensor([[0.0, -3.0, -5.0]], device=self.accelerator.device)
-        outputs = SimpleNamespace(
-            loss=torch.zeros((), device=self.accelerator.device),
-            log_probs=log_probs,
-            label_mask=label_mask,
-            entropy=torch.zeros_like(log_probs),
-            is_top1=torch.zeros_like(label_mask),
-            aux_loss=torch.zeros((), device=self.accelerator.device),
-        )
-        ids = torch.zeros((1, 4), dtype=torch.long, device=self.accelerator.device)
-        metrics, num_tokens = copy.deepcopy(self._metrics), self._total_train_tokens
-        asked_for = []
-
-        def model(**kwargs):
-            asked_for.append(kwargs.get("fused_lm_head"))
-            return outputs
-
-        try:
-            inputs = {"input_ids": ids, "labels": ids, "attention_mask": ids + 1}
-            loss = super().compute_loss(model, inputs).item()
-            found = f"calls with fused_lm_head={asked_for}, loss {loss}"
-        except Exception as error:  # whatever a future TRL trips over
-            found = f"{type(error).__name__}: {error}"
-        finally:
-            self._metrics, self._total_train_tokens = metrics, num_tokens
-        if found != "calls with fused_lm_head=[True], loss 4.0":
-            raise RuntimeError(
-                f"`SFTTrainer.compute_loss` of TRL {trl.__version__} no longer computes its loss from the `log_probs` "
-                f"of `model(..., fused_lm_head=True)`, so the coverage weights would be ignored ({found}). Install "
-                "a TRL version that `dco_trl` supports: see the dependencies in its package metadata."
-            )
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            path = Path(self.args.output_dir or ".", "README.md")
+            complete_model_card(path, self, self.args.num_attempts)
 
 
-def _check_loss_is_trls(args: DCOConfig, compute_loss_func: Callable | None) -> None:
-    reason = "takes the loss from elsewhere, so the coverage weights would be ignored."
-    if args.label_smoothing_factor > 0:
-        raise ValueError(
-            f"`label_smoothing_factor={args.label_smoothing_factor}` {reason} Set it to 0: DCO limits confidence "
-            "itself."
-        )
-    if compute_loss_func is not None:
-        raise ValueError(f"`compute_loss_func` {reason} Leave it out, or use `SFTTrainer` with it.")
-    if args.loss_type != "nll":
-        raise ValueError(
-            f"`loss_type={args.loss_type!r}` would be computed from log-probabilities that already carry the coverage "
-            "weights. Use `loss_type='nll'`, or `SFTTrainer` with this one."
-        )
-
-
-def _check_sequences_stay_whole(args: DCOConfig, formatting_func: Callable | None) -> None:
-    if (args.packing or args.eval_packing) and args.packing_strategy in _CUTTING_STRATEGIES:
-        raise ValueError(
-            f"`packing_strategy={args.packing_strategy!r}` cuts sequences, so p would be the probability of a piece "
-            "of an answer. Use `packing_strategy='bfd'`, which keeps them whole."
-        )
-    if formatting_func is not None:
-        raise ValueError(
-            "`formatting_func` merges prompt and completion into one text, so p would be the probability of both "
-            "together. Give the dataset `prompt` and `completion` columns instead, for example with `dataset.map`."
-        )
-
-
-def _check_sequences_are_not_sharded(parallelism_config: Any) -> None:
-    for name, enabled in (("context", "cp_enabled"), ("sequence", "sp_enabled")):
-        if getattr(parallelism_config, enabled, False):
-            raise ValueError(
-                f"{name.capitalize()} parallelism splits a sequence over devices, so each would see the probability "
-                f"of a piece of the answer. Set `{enabled[:2]}_size=1`; data parallelism, FSDP and ZeRO keep "
-                "sequences whole."
-            )
+def _mode_of(dataset_name: str) -> str:
+    return "train" if dataset_name == "train" else "eval"
 
 
 def _one_label_a_sequence(batch: dict[str, Any]) -> torch.Tensor:

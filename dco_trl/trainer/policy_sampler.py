@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, is_peft_model
 
-from ..sampling import Sampler, ServerSampler, TransformersSampler, make_sampler
-from ..sampling.tokens import check_length
+from ..sampling import Sampler, TransformersSampler, make_sampler
+from ..sampling.arguments import check_names
 from .cot_config import CoTDCOConfig
 from .failures import failing_together
 
@@ -60,11 +60,14 @@ class PolicySampler:
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if args.sampler == "vllm" and isinstance(self._options.get("max_model_len"), int):
             context = self._options["max_model_len"]
-        check_length(
-            max_prompt_tokens, args.max_rationale_tokens, context, "Lower `max_rationale_tokens`, or drop such rows."
-        )
+        if context is not None and max_prompt_tokens + args.max_rationale_tokens > context:
+            raise ValueError(
+                f"The longest prompt has {max_prompt_tokens} tokens, which with `max_rationale_tokens="
+                f"{args.max_rationale_tokens}` are more than the {context} of the context. Lower "
+                "`max_rationale_tokens`, or drop the row."
+            )
         if args.sampler == "transformers":
-            self._in_memory = TransformersSampler(model, tokenizer, progress=False, **self._options)
+            self._in_memory = TransformersSampler(model, tokenizer=tokenizer, progress=False, **self._options)
         elif self._is_lora and "model" not in self._options:
             self._options["model"] = self._base_model()
 
@@ -144,7 +147,9 @@ class PolicySampler:
         options = {"tokenizer": weights, **self._options}
         if self._args.sampler == "server":
             model, base_url = options.pop("model"), options.pop("base_url")
-            return make_sampler("server", model, weights, base_url=base_url, progress=False, options=options)
+            return make_sampler(
+                "server", model, adapter=weights, base_url=base_url, progress=False, sampler_kwargs=options
+            )
         options = {
             "max_model_len": self._max_prompt_tokens + self._args.max_rationale_tokens,
             "gpu_memory_utilization": _GPU_SHARE,
@@ -153,7 +158,7 @@ class PolicySampler:
             **options,
         }
         model, adapter = (options.pop("model"), weights) if self._is_lora else (weights, None)
-        return make_sampler("vllm", model, adapter, progress=False, options=options)
+        return make_sampler("vllm", model, adapter=adapter, progress=False, sampler_kwargs=options)
 
     def _base_model(self) -> str:
         """Name or folder of the model under the adapter."""
@@ -168,12 +173,8 @@ class PolicySampler:
 
 def _check_options(sampler: str, options: dict[str, Any]) -> None:
     known = _known_options(sampler)
-    unknown = sorted(options.keys() - known)
-    if known and unknown:
-        raise ValueError(
-            f"`sampler_kwargs` has {', '.join(map(repr, unknown))}, which `sampler={sampler!r}` does not know. "
-            + (f"It knows: {', '.join(sorted(known))}." if len(known) < 20 else "See the arguments of `vllm.LLM`.")
-        )
+    if known:
+        check_names(f"`sampler_kwargs` of `sampler={sampler!r}`", options, known)
     batch_size = options.get("batch_size", 1)
     if sampler == "transformers" and not isinstance(batch_size, int):
         raise ValueError(f"`sampler_kwargs`: `batch_size` must be an integer of at least 1, got {batch_size!r}.")
@@ -183,14 +184,17 @@ def _known_options(sampler: str) -> set[str]:
     """Names of the options of a sampler; none where they cannot be known."""
     if sampler == "transformers":
         return {"batch_size"}
+    from .. import sampling
+
     if sampler == "server":
-        return set(inspect.signature(ServerSampler).parameters) - {"adapter", "progress"}
+        return set(inspect.signature(sampling.ServerSampler).parameters) - {"adapter", "progress"}
     try:
         from vllm import LLM, EngineArgs
     except ImportError:
         return set()  # the sampler tells what to install
     names = {*inspect.signature(LLM).parameters, *(field.name for field in dataclasses.fields(EngineArgs))}
-    return names - {"model", "revision", "kwargs"}
+    names |= set(inspect.signature(sampling.VLLMSampler).parameters)
+    return names - {"model", "revision", "adapter", "progress", "kwargs", "engine_kwargs"}
 
 
 def _can_sleep() -> bool:

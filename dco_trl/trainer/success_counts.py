@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..statistics.beta_binomial import JEFFREYS, check_counts, check_prior, fit_prior
-from ..statistics.posterior_weight import check_at_least_1, plugin_weight, posterior_weight
-
-ESTIMATORS = ("posterior", "plugin")
+from ..checks import check_discounted_counts, check_integer
+from ..statistics.beta_binomial import JEFFREYS, check_prior, fit_prior
+from ..statistics.posterior_weight import plugin_weight, posterior_weight
+from .cot_config import ESTIMATORS
 
 
 class SuccessCounts:
@@ -54,7 +54,7 @@ class SuccessCounts:
     """
 
     def __init__(self, num_examples: int) -> None:
-        check_at_least_1("num_examples", num_examples, "the number of prompts in the data set")
+        num_examples = check_integer("num_examples", num_examples, note="the number of prompts in the data set")
         self.num_sampled = np.zeros(num_examples)
         self.num_correct = np.zeros(num_examples)
         self.sum_squares = np.zeros(num_examples)
@@ -72,7 +72,7 @@ class SuccessCounts:
             ValueError: Impossible counts, or ids outside of the data set.
         """
         ids = self._check_ids(example_ids)
-        n, c = check_counts(num_sampled, num_correct)
+        n, c = check_discounted_counts(num_sampled, num_correct)
         if n.size not in (1, ids.size):
             raise ValueError(
                 f"num_sampled and num_correct have {n.size} entries for {ids.size} example_ids. Give one for each, or "
@@ -170,13 +170,13 @@ class SuccessCounts:
         missing = [name for name in self.state_dict() if name not in state]
         if missing:
             raise ValueError(f"state has no {', '.join(missing)}: it is not what SuccessCounts.state_dict returns.")
-        n, c = check_counts(state["num_sampled"], state["num_correct"])
+        n, c = check_discounted_counts(state["num_sampled"], state["num_correct"])
         if n.shape != self.num_sampled.shape:
             raise ValueError(
                 f"state holds the counts of {n.size} prompts, the data set has {self.num_sampled.size}. Resume with "
                 "the data set that the checkpoint was made with."
             )
-        _, squares = check_counts(n, state["sum_squares"], "sum_squares")
+        _, squares = check_discounted_counts(n, state["sum_squares"], "sum_squares")
         self.prior = check_prior(state["prior"])
         self.num_sampled, self.num_correct, self.sum_squares = n.copy(), c.copy(), squares.copy()
 
@@ -236,7 +236,7 @@ def needs_sampling(
             f"weight_tolerance must be a standard deviation of at least 0, got {weight_tolerance!r}. Weights lie in "
             "[0, 1]; 0 draws num_rationales for every prompt."
         )
-    check_at_least_1("num_rationales", num_rationales, "the most rationales to draw for a prompt")
+    check_integer("num_rationales", num_rationales, note="the most rationales to draw for a prompt")
     n = np.asarray(num_sampled, dtype=np.float64)
     settled = (np.asarray(deviation, dtype=np.float64) <= weight_tolerance) & (weight_tolerance > 0.0)
     return (n < 1.0) | (~settled & (n < num_rationales))

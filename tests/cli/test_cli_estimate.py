@@ -176,7 +176,7 @@ def test_a_stopped_run_goes_on(here, tmp_path, monkeypatch, capsys):
         assert estimate(*chunks, output=stopped) == 130
     assert "interrupted; the same command goes on" in capsys.readouterr().err
     assert not stopped.exists()
-    first = tmp_path / "stopped.samples/samples/part-000000.parquet"
+    (first,) = (tmp_path / "stopped.samples/samples").glob("part-000000-*.parquet")
     before = first.read_bytes()
 
     assert estimate(*chunks, output=stopped) == 0
@@ -229,7 +229,7 @@ def test_rows_that_nobody_could_judge_are_left_out(here, tmp_path, capsys):
     nothing = tmp_path / "nothing.jsonl"
     assert estimate(*stop_at_once, output=nothing, grader="estimate_graders:nobody", num_samples=1) == 2
     err = capsys.readouterr().err
-    assert "grader 'estimate_graders:nobody' could not judge a single sample" in err and "was not written" in err
+    assert "--grader 'estimate_graders:nobody' could not judge a single sample" in err and "was not written" in err
     assert not nothing.exists()
 
 
@@ -273,16 +273,19 @@ def test_an_adapter_is_sampled_and_named(here, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--output", "out.csv"], "output 'out.csv': cannot write a file of type '.csv'; use one of .jsonl, .parquet"),
+        (
+            ["--output", "out.csv"],
+            "--output 'out.csv': cannot write a file of type '.csv'; use one of .jsonl, .parquet",
+        ),
         (["--output", "out"], "cannot write a file of type ''"),
-        (["--output", "train.jsonl"], "output 'train.jsonl' is the data set itself, which is not overwritten"),
+        (["--output", "train.jsonl"], "--output 'train.jsonl' is the data set itself, which is not overwritten"),
         (["--dataset", "absent.jsonl"], "data set 'absent.jsonl': there is no such file"),
-        (["--num-samples", "0"], "num_samples must be at least 1, got 0"),
-        (["--num-problems", "0"], "num_problems must be at least 1, got 0"),
-        (["--num-problems", "99"], "train.jsonl has 7 rows, fewer than num_problems=99"),
+        (["--num-samples", "0"], "--num-samples must be an integer of at least 1, got 0"),
+        (["--num-problems", "0"], "--num-problems must be an integer of at least 1, got 0"),
+        (["--num-problems", "99"], "train.jsonl has 7 rows, fewer than --num-problems 99"),
         (["--answer-column", "target"], "train.jsonl has no column 'target' to grade against"),
-        (["--grader", "maths"], "grader 'maths' is not known"),
-        (["--model", "no/such-model"], "model 'no/such-model' could not be loaded: "),
+        (["--grader", "maths"], "--grader 'maths' is not known"),
+        (["--model", "no/such-model"], "--model 'no/such-model' could not be loaded: "),
         (["--run", "MODEL"], "holds other files"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 from tiny_models import save_checkpoint
 
 from dco_trl.cli import main
+from dco_trl.cli._common import status, with_flags
 from dco_trl.runs import load_results
 
 # Short, and a little model of characters answers nothing right: what is tested is the way from command to report.
@@ -63,7 +64,7 @@ def test_the_four_commands_word_for_word(place):
     )
     assert done.returncode == 0, done.stderr
     assert "96 samples drawn" in done.stdout and "96 samples graded by math (96 of them now)" in done.stdout
-    assert "pass@16" in done.stdout and "sampling: 96 of 96 samples" in done.stderr
+    assert "pass@16" in done.stdout and "96/96" in done.stderr
     report = json.loads((place / "runs/ce/report/report.json").read_text())
     estimates = {entry["k"]: entry["estimate"] for entry in report["runs"][0]["pass_at_k"]}
     problems = load_results(place / "runs/ce").problems
@@ -122,17 +123,25 @@ def test_a_yaml_file_and_the_command_line_are_the_same(here, tmp_path, capsys):
     config = tmp_path / "sample.yaml"
     config.write_text(
         "model: MODEL\ndataset: problems.jsonl\nprompt_template: '{problem}='\nmax_tokens: 3\ndtype: float32\n"
-        f"num_samples: 2\noutput: {tmp_path}/yaml\nengine_kwargs: {{batch_size: 4}}\n"
+        f"num_samples: 2\noutput: {tmp_path}/yaml\nsampler_kwargs: {{batch_size: 4}}\n"
     )
     assert main(["sample", "--config", str(config)]) == 0
     assert (
         sample(
-            "--dtype", "float32", "--engine-kwargs", '{"batch_size": 4}', output=str(tmp_path / "flags"), num_samples=2
+            "--dtype",
+            "float32",
+            "--sampler-kwargs",
+            '{"batch_size": 4}',
+            output=str(tmp_path / "flags"),
+            num_samples=2,
         )
         == 0
     )
-    tables = [pq.read_table(tmp_path / name / "samples/part-000000.parquet") for name in ("yaml", "flags")]
-    assert tables[0].equals(tables[1])
+    parts = [
+        [(part.name, part.read_bytes()) for part in (tmp_path / name / "samples").iterdir()]
+        for name in ("yaml", "flags")
+    ]
+    assert parts[0] == parts[1] and len(parts[0]) == 1
     assert "12 samples drawn" in capsys.readouterr().out
 
 
@@ -156,18 +165,32 @@ def test_coverage_counts_the_reference_only(here, capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--num-samples", "0"], "num_samples must be at least 1, got 0"),
-        (["--temperature", "-1"], "temperature=-1.0 must be a finite number"),
+        (["--num-samples", "0"], "--num-samples must be an integer of at least 1, got 0"),
+        (["--chunk-size", "-1"], "--chunk-size must be an integer of at least 1, got -1"),
+        (["--num-problems", "0"], "--num-problems must be an integer of at least 1, got 0"),
+        (["--num-problems", "9"], "problems.jsonl has 6 rows, fewer than --num-problems 9"),
+        (["--temperature", "-1"], "--temperature -1.0 must be a finite number"),
         (["--dataset", "absent.jsonl"], "data set 'absent.jsonl': there is no such file"),
         (["--dataset", "empty.jsonl"], "empty.jsonl is empty: there is nothing to sample"),
-        (["--answer-column", "target"], "has no column 'target' to grade against"),
-        (["--prompt-template", "{question}"], "prompt_template names ['question']"),
-        (["--engine-kwargs", "{oops"], "engine_kwargs must be a JSON object such as"),
-        (["--engine-kwargs", "[1]"], "engine_kwargs must be a JSON object, got [1]"),
-        (["--model", "no/such-model"], "model 'no/such-model' could not be loaded: "),
-        (["--sampler", "server"], "sampler='server' needs base_url"),
-        (["--sampler", "server", "--dtype", "float32"], "dtype='float32' cannot be chosen"),
-        (["--base-url", "http://127.0.0.1:9"], "base_url='http://127.0.0.1:9' has no meaning"),
+        (
+            ["--answer-column", "target"],
+            "'problem', 'answer', 'completion']. Name the column with the reference answer (--answe",
+        ),
+        (["--id-column", "target"], "has no column 'target' (--id-column); its columns are ['id', "),
+        (["--prompt-template", "{question}"], "--prompt-template names ['question']"),
+        (["--prompt-template", "{problem!x}"], "--prompt-template '{problem!x}' has the conversion !x"),
+        (
+            ["--sampler-kwargs", "{oops"],
+            "--sampler-kwargs must be a JSON object such as '{\"max_model_len\": 2048}': Exp",
+        ),
+        (["--sampler-kwargs", "[1]"], "--sampler-kwargs must be a JSON object, got [1]"),
+        (["--model", "no/such-model"], "--model 'no/such-model' could not be loaded: "),
+        (["--sampler", "server"], "--sampler 'server' needs --base-url, the address of the endpoint"),
+        (["--sampler", "server", "--dtype", "float32"], "--dtype 'float32' cannot be chosen with --sampler server"),
+        (
+            ["--base-url", "http://127.0.0.1:9"],
+            "--base-url 'http://127.0.0.1:9' has no meaning for --sampler 'transfo",
+        ),
         (["--output", "problems.jsonl"], "problems.jsonl is a file; name a folder for the run"),
         (["--output", "."], "holds other files"),
     ],
@@ -205,6 +228,43 @@ def test_wrong_arguments(capsys, argv, told):
     assert stopped.value.code == 2 and told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("num_samples: many", "argument --num_samples/--num-samples: invalid int value: 'many'"),
+        ("num_samples: 1.5", "--num-samples must be of type int, got 1.5"),
+        ("num_samples: true", "--num-samples must be of type int, got True"),
+        ("num_samples: [1]", "--num-samples must be of type int, got [1]"),
+        ("stop: '7'", "--stop must be of type list[str] | None, got '7'"),
+        ("stop: [7]", "--stop must be of type list[str] | None, got [7]"),
+        ("temperature: [1]", "--temperature must be of type float, got [1]"),
+        ("sampler: vlm", "--sampler must be of type Literal['transformers', 'vllm', 'server'], got 'vlm'"),
+        ("sampler_kwargs: 3", "--sampler-kwargs must be of type dict[str, Any] | str | None, got 3"),
+        ("chat: 1", "--chat must be of type bool, got 1"),
+        ("prompt_template: 5", "--prompt-template must be of type str | None, got 5"),
+        ("seed: 1\nseed: 2", "c.yaml: line 6: the key 'seed' is there twice; remove one of them"),
+        ("sampler_kwargs: {a: 1, a: 2}", "c.yaml: line 5: the key 'a' is there twice"),
+        ("3: 4", "c.yaml: line 5: the key 3 is not text; put it into quotation marks"),
+        ("[1, 2]: 4", "c.yaml: line 5: the key [1, 2] is not text"),
+        ("stop: [", "c.yaml: while parsing a flow"),
+        ("stop: !!python/name:os.system", "c.yaml: could not determine a constructor for the tag"),
+        ("stop: " + "[" * 2000, "c.yaml: maximum recursion depth exceeded"),
+        ("stop: \ud800", "c.yaml: unacceptable character"),
+        ("env: 3", "`env` field should be a dict in the YAML file"),
+    ],
+)
+def test_what_a_yaml_file_can_get_wrong(here, tmp_path, capsys, line, told):
+    config = tmp_path / "c.yaml"
+    text = f"model: MODEL\ndataset: problems.jsonl\nnum_samples: 1\noutput: {tmp_path}/run\n{line}\n"
+    if line.startswith("num_samples"):
+        text = text.replace("num_samples: 1\n", "", 1)
+    config.write_bytes(text.encode(errors="surrogatepass"))
+    with pytest.raises(SystemExit) as stopped:
+        main(["sample", "--config", str(config)])
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and "dco-trl sample: " in err and told in err and "Traceback" not in err
+
+
 def test_unknown_keys_and_flags(here, tmp_path, capsys):
     config = tmp_path / "c.yaml"
     config.write_text("model: MODEL\ndataset: problems.jsonl\nnum_samples: 1\noutput: run\nnum_sample: 3\n")
@@ -225,7 +285,7 @@ def test_grading_mistakes(here, tmp_path, capsys):
     run = str(tmp_path / "run")
     assert sample(output=run) == 0
     assert main(["grade", run, "--grader", "maths"]) == 2
-    assert "grader 'maths' is not known" in capsys.readouterr().err
+    assert "dco-trl grade: --grader 'maths' is not known" in capsys.readouterr().err
     assert main(["coverage", "--model", "MODEL", "--dataset", "problems.jsonl", "--prompt-column", "problem"]) == 0
     assert (
         main(
@@ -244,9 +304,48 @@ def test_eval_finds_a_missing_grader_before_it_samples(here, tmp_path, capsys):
     assert "importing 'a' failed" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-def test_an_error_that_is_not_the_users_keeps_its_traceback(monkeypatch):
-    from dco_trl.cli._common import status
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        # Written as an argument, an ordinary word is one; elsewhere it is a word, and quoted names are data.
+        ("temperature=-1.0 must be finite", "--temperature -1.0 must be finite"),
+        ("`model` is wrong", "--model is wrong"),
+        ("name one of them (grader)", "name one of them (--grader)"),
+        ("grader 'a' is not known", "--grader 'a' is not known"),
+        ("verdicts of grader 'a'", "verdicts of grader 'a'"),
+        ("the model is good", "the model is good"),
+        ("needs base_url. Raise max_tokens, or", "needs --base-url. Raise --max-tokens, or"),
+        ("columns are ['base_url', 'max_tokens']", "columns are ['base_url', 'max_tokens']"),
+        ("no column 'max_tokens'", "no column 'max_tokens'"),
+        ("runs/base_url/x, base_url.json, {base_url}", "runs/base_url/x, base_url.json, {base_url}"),
+        ("sampling.max_tokens: the run has 5", "sampling.max_tokens: the run has 5"),
+        ("max_tokens_x and num_samples", "max_tokens_x and num_samples"),
+    ],
+)
+def test_messages_name_the_flag(message, shown):
+    assert with_flags(message, ["temperature", "model", "grader", "base_url", "max_tokens"]) == shown
+    assert with_flags(message, []) == message
 
+
+@pytest.mark.parametrize("command", ["sample", "eval", "estimate", "grade"])
+def test_a_missing_library_is_one_message(here, tmp_path, capsys, monkeypatch, command):
+    # As where an extra is not installed; which one is named is tested with the extras.
+    monkeypatch.setitem(sys.modules, "dco_trl.runs", None)
+    arguments = [
+        "--model",
+        "m",
+        "--dataset",
+        "problems.jsonl",
+        "--num-samples",
+        "1",
+        "--output",
+        f"{tmp_path}/run.jsonl",
+    ]
+    assert main([command, *(["run"] if command == "grade" else arguments)]) == 2
+    assert f"dco-trl {command}: import of dco_trl.runs halted" in capsys.readouterr().err
+
+
+def test_an_error_that_is_not_the_users_keeps_its_traceback(monkeypatch):
     def broken():
         Path("x").relative_to("/y")  # a ValueError of the standard library's, in its own code
 

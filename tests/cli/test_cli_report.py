@@ -41,6 +41,14 @@ def test_folders_of_one_name_are_told_apart_by_path(tmp_path, capsys):
     assert [run["name"] for run in report["runs"]] == runs
 
 
+def test_a_config_file_names_runs_as_a_list(tmp_path, capsys):
+    config = tmp_path / "report.yaml"
+    config.write_text("runs: runs/ce\n")
+    with pytest.raises(SystemExit):
+        main(["report", "--config", str(config)])
+    assert "dco-trl report: runs must be a list of folders, got 'runs/ce'" in capsys.readouterr().err
+
+
 def test_config_file(tmp_path, capsys):
     config = tmp_path / "report.yaml"
     config.write_text(f"output: {tmp_path / 'out'}\nk: [1, 2]\nruns: ['{make_run(tmp_path / 'ce')}']\n")
@@ -66,5 +74,5 @@ def test_what_a_user_can_get_wrong_is_one_message(tmp_path, capsys, arguments, m
 def test_two_graders_need_a_choice(tmp_path, capsys):
     run = make_run(tmp_path / "ce", graders=("exact", "math"))
     assert main(["report", run, "--output", str(tmp_path / "report")]) == 2
-    assert "name one of them" in capsys.readouterr().err
+    assert "name one of them (--grader)" in capsys.readouterr().err
     assert main(["report", run, "--grader", "exact", "--output", str(tmp_path / "report")]) == 0

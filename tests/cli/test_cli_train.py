@@ -171,6 +171,16 @@ def test_command_line_wins_over_the_file_and_either_spelling_works(here):
     assert (args.num_attempts, args.learning_rate, args.max_steps) == (16, 0.5, 4)
 
 
+@pytest.mark.parametrize("command", ["train", "train-cot"])
+def test_the_cot_command_takes_and_names_more(capsys, command):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: dco-trl {command} [--config FILE.yaml] [ARGUMENTS]")
+    for argument in ("--grader GRADER", "--sampler_kwargs SAMPLER_KWARGS", "--num_rationales NUM_RATIONALES"):
+        assert (argument in printed) == (command == "train-cot")
+
+
 def test_help_names_what_dco_adds_first(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["train", "--help"])
@@ -188,25 +198,25 @@ def test_help_names_what_dco_adds_first(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--num_atempts", "16"], "unknown argument: `num_atempts`. Did you mean `num_attempts`?"),
-        (["--quxquxqux=1"], "unknown argument: `quxquxqux`. `dco-trl train --help` lists what there is."),
-        (["--num_att", "16"], "unknown argument: `num_att`. Did you mean `num_attempts`?"),
-        (["--num_attempts", "0"], "`num_attempts` must be an integer of at least 1"),
-        (["--loss_type", "dft"], "`loss_type='dft'` would be computed from log-probabilities"),
-        (["--label_smoothing_factor", "0.1"], "`label_smoothing_factor=0.1` takes the loss from elsewhere"),
-        (["--packing", "--packing_strategy", "wrapped"], "`packing_strategy='wrapped'` cuts sequences"),
+        (["--num_atempts", "16"], "unknown argument: '--num_atempts'. Did you mean '--num_attempts'?"),
+        (["--quxquxqux=1"], "unknown argument: '--quxquxqux'. `dco-trl train --help` lists what there is."),
+        (["--num_att", "16"], "unknown argument: '--num_att'. Did you mean '--num_attempts'?"),
+        (["--num_attempts", "0"], "`--num_attempts` must be an integer of at least 1"),
+        (["--loss_type", "dft"], "`--loss_type dft` would be computed from log-probabilities"),
+        (["--label_smoothing_factor", "0.1"], "`--label_smoothing_factor 0.1` takes the loss from elsewhere"),
+        (["--packing", "--packing_strategy", "wrapped"], "`--packing_strategy wrapped` cuts sequences"),
         (["--dataset_name", "data/nosuch.jsonl"], "there is no data file data/nosuch.jsonl."),
         (["--dataset_name", "nosuch/dataset"], "nosuch/dataset"),
         (["--dataset_name", "text/rows.jsonl"], "which do not tell the answer from the prompt"),
         (["--dataset_name", "data", "--dataset_train_split", "valid"], "has no split 'valid', only ['test', 'train']"),
         (
             ["--eval_strategy", "epoch"],
-            "`dataset_name=data/train.jsonl` has no split 'test', only ['train']. Set `eval_dataset_name`",
+            "`--dataset_name data/train.jsonl` has no split 'test', only ['train']. Set `--eval_dataset_name`",
         ),
         (["--eval_strategy", "epoch", "--eval_dataset_name", "nosuch.jsonl"], "there is no data file nosuch.jsonl."),
-        (["--model_name_or_path", "NOSUCH"], "cannot load `model_name_or_path=NOSUCH`: "),
-        (["--resume_from_checkpoint", "true"], "`resume_from_checkpoint` is set, but there is no checkpoint in"),
-        (["--resume_from_checkpoint", "nosuch"], "`resume_from_checkpoint`: there is no folder nosuch."),
+        (["--model_name_or_path", "NOSUCH"], "cannot load `--model_name_or_path NOSUCH`: "),
+        (["--resume_from_checkpoint", "true"], "`--resume_from_checkpoint` is set, but there is no checkpoint in"),
+        (["--resume_from_checkpoint", "nosuch"], "`--resume_from_checkpoint`: there is no folder nosuch."),
     ],
 )
 def test_mistakes_on_the_command_line(here, tmp_path, capsys, arguments, message):
@@ -219,12 +229,20 @@ def test_mistakes_on_the_command_line(here, tmp_path, capsys, arguments, message
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (CONFIG + "num_atempts: 16\n", "unknown key in the config file: `num_atempts`. Did you mean `num_attempts`?"),
-        (CONFIG.replace("num_attempts: 256", "num_attempts: 2.5"), "`num_attempts` must be an integer"),
-        (CONFIG + "max_steps: [1\n", "mixture.yaml"),
-        ("just text", "must contain a YAML mapping"),
-        (CONFIG.replace("model_name_or_path: MODEL\n", ""), "no model: give `model_name_or_path`"),
-        (CONFIG.replace("dataset_name: data/train.jsonl\n", ""), "no data: give `dataset_name`"),
+        (CONFIG + "num_atempts: 16\n", "unknown key in the config file: 'num_atempts'. Did you mean 'num_attempts'?"),
+        (CONFIG.replace("num_attempts: 256", "num_attempts: 2.5"), "`--num_attempts` must be an integer"),
+        (CONFIG + "max_steps: [1\n", "mixture.yaml is not YAML: "),
+        ("just text", "mixture.yaml must contain a YAML mapping, got str."),
+        ("", "mixture.yaml must contain a YAML mapping, got NoneType."),
+        (CONFIG + "1: 2\n", "mixture.yaml has the key 1, which is not text. Put it in quotes."),
+        (CONFIG + "no: 2\n", "mixture.yaml has the key False, which is not text."),
+        (CONFIG + "max_steps: 5\n", "mixture.yaml is not YAML: the key 'max_steps' is given twice"),
+        (CONFIG + "datasets: [{path: a, path: b}]\n", "the key 'path' is given twice"),
+        (CONFIG + "coverage_at: 16\n", "mixture.yaml must be a list, got 16. Write 'coverage_at: [16]'."),
+        (CONFIG + "weight_decay: [1]\n", "'weight_decay' in the config file"),
+        (CONFIG + "weight_decay: {a: 1}\n", "must be a number, got {'a': 1}."),
+        (CONFIG.replace("model_name_or_path: MODEL\n", ""), "missing: `--model_name_or_path` (a name on the hub, or"),
+        (CONFIG.replace("dataset_name: data/train.jsonl\n", ""), "missing: `--dataset_name` (a name on the hub, a f"),
         (CONFIG + "datasets: [{path: json, data_file: a.jsonl}]\n", "data_file"),
     ],
 )
@@ -239,6 +257,28 @@ def test_mistakes_in_the_file(here, tmp_path, capsys, config, message):
 def test_missing_config_file(here, capsys):
     assert train(config="nosuch.yaml") == 2
     assert "nosuch.yaml" in capsys.readouterr().err
+    assert main(["train", "--config"]) == 2
+    assert "`--config` needs a file." in capsys.readouterr().err
+    assert main(["train", "--config=nosuch.yaml"]) == 2
+    assert "nosuch.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "train-cot"])
+def test_what_is_missing_comes_first(capsys, monkeypatch, command):
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: False)
+    model, data = ["--model_name_or_path", "MODEL"], ["--dataset_name", "data/train.jsonl"]
+    nothing = (
+        "missing: `--model_name_or_path` (a name on the hub, or a folder) and `--dataset_name` (a name on the hub, "
+    )
+    for arguments, message in (
+        ([], nothing),
+        (data, "missing: `--model_name_or_path` (a name on the hub, or a folder).\n"),
+        (model, "missing: `--dataset_name` (a name on the hub, a folder or a file).\n"),
+        ([*model, *data], "To train on the CPU, add `--use_cpu true`; for float32, `--bf16 false`.\n"),
+    ):
+        assert main([command, *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"dco-trl {command}: ") and message in error
 
 
 def test_wrong_type_on_the_command_line(here, capsys):
@@ -265,4 +305,4 @@ def test_status_reaches_the_shell(place):
     command = [sys.executable, "-m", "dco_trl", "train", "--use_cpu", "--num_atempts", "16"]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("dco-trl train: unknown argument: `num_atempts`.")
+    assert done.stderr.strip().splitlines()[-1].startswith("dco-trl train: unknown argument: '--num_atempts'.")

@@ -3,13 +3,15 @@
 import os
 import random
 import resource
+import subprocess
+import sys
 import time
 
 import psutil
 import pytest
 
 from dco_trl.grading import BulkGrader, exact_grader
-from dco_trl.grading.worker import _audit
+from dco_trl.grading.confinement import audit, readable_folders
 
 TIMEOUT = 0.7
 
@@ -149,24 +151,101 @@ def test_ten_thousand_generated_strings(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+FOLDERS = readable_folders()
+
+
+@pytest.mark.parametrize(
+    ("event", "args", "text"),
+    [
+        ("os.system", ("true",), "does not call os.system"),
+        ("subprocess.Popen", (), "does not call subprocess.Popen"),
+        ("socket.connect", (), "does not call socket.connect"),
+        ("os.remove", ("x",), "does not call os.remove"),
+        ("ctypes.dlopen", ("libc.so.6",), "does not call ctypes.dlopen"),
+        ("resource.setrlimit", (), "does not call resource.setrlimit"),
+        ("code.__new__", (), "does not call code.__new__"),
+        ("open", ("x", "w", os.O_WRONLY), "opens no file for writing"),
+        ("open", ("x", None, os.O_RDONLY | os.O_CREAT), "opens no file for writing"),
+        ("open", ("/etc/passwd", "r", os.O_RDONLY), "reads no file but its own code"),
+        ("open", (b"/etc/passwd", "r", os.O_RDONLY), "reads no file but its own code"),
+        ("open", (os.__file__ + "/../../../../../../../../etc/passwd", "r", os.O_RDONLY), "reads no file but"),
+        ("open", (os.path.dirname(os.__file__) + "-secrets", "r", os.O_RDONLY), "reads no file but its own code"),
+        ("os.listdir", (os.path.expanduser("~"),), "lists no folder but those of its own code"),
+        ("os.scandir", ("/",), "lists no folder but those of its own code"),
+    ],
+)
+def test_a_worker_does_not_leave_its_process(event, args, text):
+    with pytest.raises(PermissionError, match=f"a grading worker {text}"):
+        audit(event, args, FOLDERS)
+
+
 @pytest.mark.parametrize(
     ("event", "args"),
     [
-        ("os.system", ("true",)),
-        ("subprocess.Popen", ()),
-        ("socket.connect", ()),
-        ("os.remove", ("x",)),
-        ("open", ("x", "w", os.O_WRONLY)),
-        ("open", ("x", None, os.O_RDONLY | os.O_CREAT)),
+        ("open", (os.__file__, "r", os.O_RDONLY)),
+        ("open", (3, "r", os.O_RDONLY)),
+        ("compile", ()),
+        ("os.listdir", (os.path.dirname(os.__file__),)),
+        ("import", ()),
     ],
 )
-def test_a_worker_does_not_leave_its_process(event, args):
-    with pytest.raises(PermissionError, match="a grading worker"):
-        _audit(event, args)
-
-
-@pytest.mark.parametrize(
-    ("event", "args"), [("open", ("x", "r", os.O_RDONLY)), ("compile", ()), ("os.listdir", (".",)), ("import", ())]
-)
 def test_a_worker_can_still_import(event, args):
-    _audit(event, args)
+    audit(event, args, FOLDERS)
+
+
+def test_the_repository_and_the_home_folder_are_not_readable():
+    """With an editable install, the package's own folder is, and nothing beside it."""
+    for path in (__file__, os.path.expanduser("~"), "/etc", "/home", "/root", os.getcwd()):
+        with pytest.raises(PermissionError):
+            audit("os.listdir", (path,), FOLDERS)
+
+
+ATTEMPTS = """
+import os, socket, sys, tempfile
+from dco_trl.grading.confinement import _landlock, confine, readable_folders
+secret, scratch = sys.argv[2:]
+server = socket.create_server(("127.0.0.1", 0))
+import sympy
+held = _landlock(readable_folders()) if sys.argv[1] == "kernel" else confine() or True
+if not held:
+    print("no landlock")
+    raise SystemExit
+def attempt(action):
+    try:
+        action()
+    except PermissionError as error:
+        return "refused"
+    except OSError as error:
+        return type(error).__name__
+    return "done"
+print(attempt(lambda: open(secret).read()))
+print(attempt(lambda: os.listdir(os.path.dirname(secret))))
+print(attempt(lambda: open(scratch, "w")))
+print(attempt(lambda: socket.create_connection(server.getsockname())))
+print(attempt(lambda: __import__("sympy.physics.optics.waves")))
+try:
+    import module_beside_the_secret
+except ImportError:
+    print("no such module" if sys.argv[1] != "kernel" else "not readable")
+except PermissionError:
+    print("not readable")
+"""
+
+
+@pytest.mark.parametrize("fence", ["kernel", "both"])
+def test_a_confined_process_reads_its_code_and_nothing_else(tmp_path, fence):
+    """Each fence refuses by itself: the first case has the kernel's only, and no audit hook."""
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "module_beside_the_secret.py").write_text("")
+    ran = subprocess.run(
+        [sys.executable, "-c", ATTEMPTS, fence, str(tmp_path / "secret.txt"), str(tmp_path / "new.txt")],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(tmp_path)])},
+        capture_output=True,
+        text=True,
+    )
+    said = ran.stdout.split("\n")
+    if said[0] == "no landlock":
+        pytest.skip("this kernel has no Landlock")
+    assert said[:5] == ["refused", "refused", "refused", "refused", "done"], ran.stdout + ran.stderr
+    assert said[5] == ("not readable" if fence == "kernel" else "no such module")
+    assert not (tmp_path / "new.txt").exists()

@@ -55,8 +55,10 @@ def test_numbers_are_the_estimators():
     assert got["majority_at_k"][1]["estimate"] == pytest.approx(np.mean(votes))
     assert got["never_solved"]["count"] == 1
     assert got["samples"] == {"total": 80, "correct": 28, "truncated": 5, "unparsed": 0, "timeout": 0, "error": 0}
-    assert [entry["k"] for entry in got["extrapolation"]["pass_at_k"]] == [64]
-    assert "not a measurement" in got["extrapolation"]["note"]
+    assert got["extrapolation"]["pass_at_k"] == [] and "only 4 of 5 problems" in got["extrapolation"]["note"]
+    (many,) = summarise([run(counts=(0, 3, 8, 16, 1) * 3)], k=(1, 64))["runs"]
+    assert [entry["k"] for entry in many["extrapolation"]["pass_at_k"]] == [64]
+    assert "not a measurement" in many["extrapolation"]["note"]
 
 
 def test_k_above_the_fewest_samples_is_left_out_and_said():

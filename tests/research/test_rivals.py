@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import SFTTrainer
 
 from dco_trl.coverage import coverage_loss
-from dco_trl.demo import measure, task
+from dco_trl.demo import task
 from dco_trl.demo.training import training_arguments
+from dco_trl.problem import Problem
+from dco_trl.sampling import exact_coverage
 
 # The scripts import each other by name, as they do when one of them is run.
 sys.path.insert(0, str(Path(__file__).parents[2] / "research"))
@@ -244,7 +246,8 @@ def test_log_p_at_a_temperature_is_the_naive_one(problem_set):
                 expected += (logits[token] - torch.logsumexp(logits, 0)).item()
                 ids = [*ids, token]
             assert value == pytest.approx(expected, rel=1e-5)
-    torch.testing.assert_close(ours[0], measure.reference_log_p(model, tokenizer, prompts, answers))
+    problems = [Problem(prompt, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    assert ours[0].numpy() == pytest.approx(exact_coverage(model, tokenizer, problems, progress=False).log_p)
 
 
 def test_answers_after_prompts_of_any_length_in_batches():
@@ -269,7 +272,7 @@ def test_recorder_measures_validation_and_test(problem_set):
     assert model.training  # as it was found
     assert table.shape == (len(rival_training.TEMPERATURES), 2, len(rival_training.KS))
     for i, part in enumerate((validation, test)):
-        log_p = measure.reference_log_p(model.eval(), tokenizer, part["prompt"], part["completion"]).numpy()
+        log_p = exact_coverage(model, tokenizer, task.as_problems(part), progress=False).log_p
         expected = [np.mean(1 - (1 - np.exp(log_p)) ** k) for k in rival_training.KS]
         assert table[0, i] == pytest.approx(expected, abs=2e-6)
 

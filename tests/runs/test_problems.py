@@ -1,15 +1,17 @@
 """Reading problems: each source, templates, and what is wrong with a data set."""
 
 import csv
+import datetime
 import json
 import logging
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dco_trl.runs import DataError, Problem, fingerprint, problems_from_rows, read_problems
+from dco_trl.runs import DataError, Problem, RunStore, fingerprint, problems_from_rows, read_problems
 
 ROWS = [
     {"prompt": "1 + 1 =", "answer": "2", "level": 1},
@@ -39,6 +41,52 @@ def write(tmp_path, kind, rows=ROWS):
 def test_each_kind_of_file_gives_the_same_problems(tmp_path, kind):
     assert read_problems(write(tmp_path, kind)) == PROBLEMS
     assert read_problems(str(write(tmp_path, kind)), num_problems=2) == PROBLEMS[:2]
+
+
+def nested(depth):
+    value = "core"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path, kind):
+    rows = [{"prompt": "p", "answer": "a"}, {"prompt": "q", "answer": "b"}]
+    path = write(tmp_path, kind, rows)
+    expected = read_problems(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_problems(path) == expected
+
+
+def test_what_is_unusual_and_right(tmp_path):
+    # A field longer than the csv module's own limit, line breaks of every kind, and separators inside a text.
+    long = "x" * 200_000
+    limit = csv.field_size_limit()
+    (problem, second) = read_problems(
+        write(tmp_path, "csv", [{"prompt": long, "answer": "a"}, {"prompt": "q\r\n", "answer": '"'}])
+    )
+    assert problem.prompt == long and (second.prompt, second.answer) == ("q\r\n", '"')
+    assert csv.field_size_limit() == limit
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"prompt": "a\u2028b", "answer": 1}\r\n\r\n{"prompt": "c", "answer": 2}', newline="")
+    assert [problem.prompt for problem in read_problems(path)] == ["a\u2028b", "c"]
+    folder = tmp_path / "level=3"
+    folder.mkdir()
+    assert read_problems(write(folder, "parquet")) == PROBLEMS  # the folder's name is no column
+    assert problems_from_rows([{"prompt": "p", "answer": 10**400, "x": nested(99)}])[0].answer == str(10**400)
+    assert problems_from_rows([{"prompt": "p", "answer": np.int64(3)}])[0].answer == "3"
+    assert problems_from_rows(ROWS, num_problems=np.int64(2)) == PROBLEMS[:2]
+    (problem,) = problems_from_rows([{"n": 2.5, "answer": 1}], prompt_template="{{{n:.2f}}} {n!r:>4} {n}")
+    assert problem.prompt == "{2.50}  2.5 2.5"
+
+
+def test_numpy_values_of_other_columns_stay_numbers(tmp_path):
+    columns = {"level": np.int64(3), "weights": np.array([1.5, 2]), "when": datetime.date(2026, 1, 2)}
+    with RunStore.writing(tmp_path, {"model": "m"}, problems_from_rows([{"prompt": "p", "answer": "a", **columns}])):
+        pass
+    (problem,) = RunStore(tmp_path).problems
+    assert problem.columns == {"level": 3, "weights": [1.5, 2.0], "when": "2026-01-02"}
 
 
 def test_csv_keeps_answers_as_they_are_written(tmp_path):
@@ -116,7 +164,6 @@ def test_repeated_problems_are_said_and_contradictions_refused(caplog):
     ("rows", "arguments", "told"),
     [
         ([], {}, "d is empty: there is nothing to sample"),
-        (ROWS, {"num_problems": 0}, "num_problems must be at least 1, got 0"),
         (ROWS, {"num_problems": 4}, "d has 3 rows, fewer than num_problems=4"),
         ([{"problem": "p", "answer": "a"}], {}, "d has no column 'prompt'; its columns are ['problem', 'answer']"),
         ([{"prompt": "p", "completion": "a"}], {}, "d has no column 'answer' to grade against; its columns are"),
@@ -125,8 +172,12 @@ def test_repeated_problems_are_said_and_contradictions_refused(caplog):
         ([{"prompt": "p", "answer": float("nan")}], {}, "'answer' is absent, None or empty in 1 of 1 rows"),
         ([{"prompt": "p", "answer": " "}] * 9, {}, "in 9 of 9 rows (row numbers 0, 1, 2, 3, 4, …)"),
         ([{"prompt": " ", "answer": "a"}], {}, "'prompt' is absent, None or empty"),
-        ([{"prompt": 3, "answer": "a"}], {}, "row 0: the prompt must be text or a list of messages"),
-        ([{"prompt": [{"role": "user"}], "answer": "a"}], {}, "row 0: the prompt must be text or a list of messages"),
+        ([{"prompt": 3, "answer": "a"}], {}, "row 0, column 'prompt': the prompt must be text or a list of messages"),
+        (
+            [{"prompt": [{"role": "user"}], "answer": "a"}],
+            {},
+            "row 0, column 'prompt': the prompt must be text or a list of messages",
+        ),
         ([{"prompt": [{"role": "user", "content": 1}], "answer": "a"}], {}, "content of a message must be text"),
         (
             [{"prompt": [{"role": "assistant", "content": "2"}], "answer": "a"}],
@@ -134,6 +185,54 @@ def test_repeated_problems_are_said_and_contradictions_refused(caplog):
             "the prompt ends with the assistant's message",
         ),
         (["text"], {}, "row 0 is not an object with columns but 'text'"),
+        ([{3: "p"}], {}, "d: row 0: the name of a column must be text, got 3"),
+        (
+            [ROWS[0], {"prompt": "p", "answer": "half \ud83d"}],
+            {},
+            "d: row 1, column 'answer': half of a character (the ",
+        ),
+        (
+            [ROWS[0], {"prompt": "\udc9d", "answer": "a"}],
+            {},
+            "d: row 1, column 'prompt': half of a character (the lone",
+        ),
+        ([{"prompt": "p", "answer": ["\ud83d"]}], {}, "d: row 0, column 'answer': half of a character"),
+        ([{"prompt": "p", "answer": "a", "id": "\ud83d"}], {}, "d: row 0, column 'id': half of a character"),
+        (
+            [{"prompt": [{"role": "user", "content": "\ud83d"}], "answer": "a"}],
+            {},
+            "d: row 0, column 'prompt': half of a character (the lone surrogate '\\ud83d'), which neither a tokenizer",
+        ),
+        (
+            [{"prompt": "\ud83d", "answer": "a"}],
+            {"prompt_template": "{prompt}"},
+            "d: row 0, prompt_template with prompt: half of a character",
+        ),
+        ([{"prompt": "p", "answer": float("inf")}], {}, "d: row 0, column 'answer': inf is not an answer that can be"),
+        ([{"prompt": "p", "answer": np.float32("-inf")}], {}, "d: row 0, column 'answer': -inf is not an answer"),
+        ([{"prompt": "p", "answer": [float("inf")]}], {}, "column 'answer': [inf] cannot become text: Out of range"),
+        (
+            [{"prompt": "p", "answer": [{1, 2}]}],
+            {},
+            "column 'answer': [{1, 2}] cannot become text: Object of type set",
+        ),
+        (
+            [{"prompt": "p", "answer": "a", "x": nested(101)}],
+            {},
+            "d: row 0, column 'x': nested deeper than 100 levels",
+        ),
+        (
+            ROWS,
+            {"prompt_template": "{prompt!x}"},
+            "'{prompt!x}' has the conversion !x; Python has !s, !r and !a. Leave",
+        ),
+        (
+            ROWS,
+            {"prompt_template": "{prompt:d}"},
+            "d: row 0, column 'prompt': prompt_template cannot format '1 + 1 =' as",
+        ),
+        (ROWS, {"prompt_template": "{prompt:{level}}"}, "cannot format '1 + 1 =' as {prompt:{level}}: Invalid format"),
+        (ROWS, {"prompt_template": "{prompt.upper}"}, "prompt_template names ['prompt.upper'], but the columns of d"),
         (ROWS, {"prompt_template": "Q: {question}"}, "prompt_template names ['question'], but the columns of d are"),
         (ROWS, {"prompt_template": "Q:"}, "names no column: every prompt would be the same"),
         (ROWS, {"prompt_template": "Q: {prompt"}, "is not a format string: expected '}' before end of string"),
@@ -145,13 +244,49 @@ def test_what_is_wrong_with_a_data_set_is_said(rows, arguments, told):
     assert told in str(error.value)
 
 
+@pytest.mark.parametrize("number", [0, -1, 1.0, "1", True])
+def test_a_number_of_problems_that_is_none(number):
+    with pytest.raises(ValueError, match=f"`num_problems` must be an integer of at least 1, got {number!r}"):
+        problems_from_rows(ROWS, num_problems=number)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
         ("a.jsonl", '{"prompt": "p"}\n{oops\n', "line 2: not JSON"),
+        ("a.jsonl", '{"prompt": "p"}\n"p"\n', "row 1 is not an object with columns but 'p'"),
+        ("a.jsonl", "[" * 100_000, "line 1: nested too deeply to be read. Write the inner values as text"),
+        ("a.jsonl", '{"prompt": "p", "answer": ' + "9" * 5000 + "}", "line 1: not JSON: Exceeds the limit"),
+        ("a.jsonl", '{"prompt": "p", "prompt": "q", "answer": 1}', "row 0: column 'prompt' is there twice. Rename or"),
+        (
+            "a.json",
+            '[{"prompt": "p", "answer": {"a": [{"b": 1, "b": 2}]}}]',
+            "row 0, column 'answer': the key 'b' is th",
+        ),
+        ("a.jsonl", '{"prompt": "p", "answer": Infinity}', "row 0, column 'answer': inf is not an answer"),
+        ("a.jsonl", '{"prompt": "p", "answer": 1e999}', "row 0, column 'answer': inf is not an answer"),
+        ("a.jsonl", '{"prompt": "\\ud83d", "answer": 1}', "row 0, column 'prompt': half of a character"),
         ("a.json", '{"prompt": "p"}', "expected a list of objects, got dict"),
-        ("a.json", "[", "cannot be read: Expecting value"),
-        ("a.parquet", "something else", "cannot be read: Could not open Parquet"),
+        ("a.json", "[", "not JSON: Expecting value"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.parquet", "something else", "cannot be read: Parquet magic bytes not found"),
+        (
+            "a.csv",
+            "prompt,answer,prompt\np,a,q\n",
+            "line 1: column 'prompt' is there twice in ['prompt', 'answer', 'pr",
+        ),
+        (
+            "a.csv",
+            "prompt,answer\np,a\nq\n",
+            "line 3: 1 values for the 2 columns ['prompt', 'answer'], so there is no c",
+        ),
+        (
+            "a.csv",
+            "prompt,answer\np,a,b\n",
+            "line 2: 3 values for the 2 columns ['prompt', 'answer'], so there is no n",
+        ),
+        ("a.csv", 'prompt,answer\n"p,a\nq,b\n', "line 3: not CSV: unexpected end of data"),
+        ("a.csv", 'prompt,answer\n"p"q,a\n', "line 2: not CSV: ',' expected after"),
         ("a.txt", "no", "cannot read a file of type '.txt'; use one of .jsonl, .json, .parquet, .csv"),
         ("a.csv", "prompt,answer\n", "is empty: there is nothing to sample"),
     ],
@@ -161,6 +296,24 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path, name, content, told):
     with pytest.raises(DataError) as error:
         read_problems(tmp_path / name)
     assert told in str(error.value) and name in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+@pytest.mark.parametrize("data", [b'{"prompt": \n\n"\xff"}', '\n\n{"prompt"}'.encode("utf-16")])
+def test_text_that_is_not_utf_8_is_named_with_its_line(tmp_path, kind, data):
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(data)
+    with pytest.raises(
+        DataError, match=rf"a.{kind}', line [13]: not UTF-8 \(invalid .*byte\). Save the file as UTF-8"
+    ):
+        read_problems(path)
+
+
+def test_columns_of_one_name_in_a_parquet_file(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table([["p"], ["a"], ["q"]], names=["prompt", "answer", "prompt"]), path)
+    with pytest.raises(DataError, match="a.parquet': column 'prompt' is there twice in "):
+        read_problems(path)
 
 
 def test_a_file_that_is_not_there(tmp_path):

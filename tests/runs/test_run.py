@@ -1,6 +1,7 @@
 """Sample, grade, read: counts against what the sampler is known to have drawn."""
 
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -20,7 +21,7 @@ from dco_trl.runs import (
     sample_run,
 )
 from dco_trl.runs.results import EXAMPLES
-from dco_trl.sampling import SamplingParams
+from dco_trl.sampling import Sample, SamplingParams
 from dco_trl.statistics import pass_at_k
 
 PARAMS = SamplingParams(seed=5)
@@ -43,6 +44,10 @@ def message_grader(prompts, completions, answer, **kwargs):
 def sampled(tmp_path):
     sample_run(tmp_path / "run", make_problems(7), KnownSampler(), 40, PARAMS, chunk_size=64, progress=False)
     return tmp_path / "run"
+
+
+def read(part):
+    return pq.read_table(part, partitioning=None).to_pylist()
 
 
 def drawn(problems=7, samples=40):
@@ -102,7 +107,7 @@ def test_grading_again_with_other_graders_needs_no_sampling(sampled):
 def test_grading_goes_on_where_it_was_stopped(sampled):
     grade_run(sampled, "exact", progress=False)
     whole = {p.name: pq.read_table(p, partitioning=None) for p in (sampled / "grades/exact").glob("part-*")}
-    (sampled / "grades/exact/part-000001.parquet").unlink()
+    next((sampled / "grades/exact").glob("part-000001-*")).unlink()
     with pytest.raises(StoreError, match="64 samples are not graded by 'exact' yet.*dco-trl grade"):
         load_results(sampled)
     again = grade_run(sampled, "exact", progress=False)
@@ -169,18 +174,71 @@ def test_what_cannot_be_read_is_said(tmp_path, sampled):
         load_results(tmp_path / "empty")
 
 
+def test_old_verdicts_never_judge_new_samples(sampled):
+    grade_run(sampled, "exact", progress=False)
+    before = sum(p.num_correct for p in load_results(sampled).problems)
+    # The last part is damaged, moved out as the message asks, and drawn anew: the same keys, other texts.
+    last = RunStore(sampled).sample_parts()[-1]
+    lost = read(last)
+    last.unlink()
+
+    class Right(KnownSampler):
+        def draw(self, stream, index, params):
+            return Sample("The answer is 0.", None, 1, "stop")
+
+    sample_run(sampled, make_problems(7), Right(), 40, PARAMS, progress=False)
+    again = RunStore(sampled).sample_parts()[-1]
+    assert [(row["problem_id"], row["sample_index"]) for row in read(again)] == [
+        (row["problem_id"], row["sample_index"]) for row in lost
+    ]
+    assert again.name.startswith("part-000004-") and last.name.startswith("part-000004-")
+    with pytest.raises(StoreError, match=f"{len(lost)} samples are not graded by 'exact' yet"):
+        load_results(sampled)
+    assert grade_run(sampled, "exact", progress=False).num_new == len(lost)
+    right = sum(row["text"] == "The answer is 0." for row in lost)
+    assert sum(p.num_correct for p in load_results(sampled).problems) == before + len(lost) - right > before
+
+
 def test_grades_that_do_not_belong_are_noticed(sampled):
     grade_run(sampled, "exact", progress=False)
     grades = sampled / "grades/exact"
-    (grades / "part-000000.parquet").write_bytes((grades / "part-000001.parquet").read_bytes())
-    with pytest.raises(StoreError, match="part-000000.parquet does not belong to .*: their keys differ"):
+    first, second, *_ = sorted(grades.glob("part-*"))
+    whole = first.read_bytes()
+    # Renamed by hand, so that it names the samples of another part.
+    impostor = grades / f"{first.name[:28]}{second.name[28:]}"
+    shutil.copy(second, impostor)
+    with pytest.raises(StoreError, match="exact has 2 files with verdicts on part-000000-.*Move them out"):
         load_results(sampled)
-    (grades / "part-000000.parquet").write_bytes(b"")
-    with pytest.raises(StoreError, match="is damaged and was left as it is.*its samples are then graded anew"):
+    first.unlink()
+    with pytest.raises(StoreError, match="part-000000-.* does not belong to .*: their keys differ. Move it out"):
         load_results(sampled)
-    (grades / "grader.json").write_text("{}")
-    with pytest.raises(StoreError, match="grader.json is damaged"):
-        load_results(sampled)
+    impostor.unlink()
+    first.write_bytes(whole[:100] + b"?" + whole[101:])
+    for ask in (load_results, lambda run: grade_run(run, "exact", progress=False)):
+        with pytest.raises(StoreError, match="is damaged and was left as it is.*its samples are then graded anew"):
+            ask(sampled)
+    first.unlink()
+    assert grade_run(sampled, "exact", progress=False).num_new == 64
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("{}", "damaged ('grader')"),
+        ("[" * 100_000, "damaged (maximum recursion depth exceeded"),
+        ('{"grader": "maths", "source": null}', "the verdicts of grader 'maths' do not belong into exact"),
+        ('{"grader": 3, "source": null}', "damaged ("),
+        ('{"grader": "exact", "source": 3}', "'source' is 3"),
+    ],
+)
+def test_a_damaged_header_of_grades_is_named(sampled, header, told):
+    grade_run(sampled, "exact", progress=False)
+    (sampled / "grades/exact/grader.json").write_text(header)
+    for ask in (load_results, lambda run: grade_run(run, "exact", progress=False)):
+        with pytest.raises(StoreError) as error:
+            ask(sampled)
+        assert told in str(error.value) and "grader.json is" in str(error.value)
+        assert "Move its folder away and grade anew" in str(error.value)
 
 
 def test_odd_texts_survive(tmp_path):
@@ -207,15 +265,31 @@ def test_chunks_grow_to_five_minutes_and_stay_bounded():
     assert sample._chunk_size(32_768, drawn=2_048, seconds=1) == 1_024  # long completions: memory
 
 
-def test_progress_is_told_on_standard_error(tmp_path, capsys):
-    sample_run(tmp_path / "run", make_problems(2), KnownSampler(seconds=0.01), 10, chunk_size=8)
-    grade_run(tmp_path / "run", "exact")
+def test_progress_is_shown_before_the_first_chunk_is_done(tmp_path, capsys):
+    class Watched(KnownSampler):
+        shown = ""
+
+        def sample(self, requests, params):
+            self.shown = self.shown or capsys.readouterr().err
+            return super().sample(requests, params)
+
+    sampler = Watched(seconds=0.2)
+    summary = sample_run(tmp_path / "run", make_problems(2), sampler, 10, chunk_size=8)
+    assert "run:   0%" in sampler.shown and "0/20 [00:00<?, ?sample/s]" in sampler.shown
     out, err = capsys.readouterr()
-    assert out == "" and "sampling: 8 of 20 samples, " in err and "tokens/s, about" in err
-    assert "grading (exact): 20 samples done" in err
-    summary = sample_run(tmp_path / "run", make_problems(2), KnownSampler(), 12)
-    assert "20 samples are there, 4 are to be drawn" in capsys.readouterr().err
+    assert out == "" and "8/20" in err and "20/20" in err and "tokens/s" in err
+    grade_run(tmp_path / "run", "exact")
+    assert "run: exact: 100%" in capsys.readouterr().err
     assert "cut off at max_tokens" in str(summary)
+    again = Watched()
+    sample_run(tmp_path / "run", make_problems(2), again, 12)
+    assert "20 samples are there, 4 are to be drawn" in again.shown and "20/24" in again.shown
+    grade_run(tmp_path / "run", "exact")
+    assert "24/24" in capsys.readouterr().err
+    # Nothing to do, and nothing shown.
+    sample_run(tmp_path / "run", make_problems(2), again, 12)
+    grade_run(tmp_path / "run", "exact")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_the_header_of_grades_says_what_they_depend_on(sampled):

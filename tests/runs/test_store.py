@@ -1,24 +1,30 @@
 """The sample store: nothing lost, nothing twice, nothing destroyed."""
 
+import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from known_sampler import KnownSampler, make_problems
 
-from dco_trl.runs import Problem, RunStore, StoreError, sample_run
-from dco_trl.runs.store import grader_slug, locked, plan, write_atomically
+from dco_trl.runs import Problem, RunStore, StoreError, grade_run, load_results, sample_run
+from dco_trl.runs.files import locked, parquet, write_atomically
+from dco_trl.runs.sample import plan
+from dco_trl.runs.store import grader_slug
 from dco_trl.sampling import SamplingParams
 
 SCRIPT = Path(__file__).with_name("known_sampler.py")
@@ -40,6 +46,11 @@ def read(part):
     return pq.read_table(part, partitioning=None).to_pylist()
 
 
+def part(run, number, folder="samples"):
+    (path,) = Path(run, folder).glob(f"part-{number:06d}-*.parquet")
+    return path
+
+
 def exactly(problems, samples):
     return Counter((f"p{i}", j) for i in range(problems) for j in range(samples))
 
@@ -54,7 +65,10 @@ def test_a_run_has_each_sample_once_in_parts_of_bounded_size(tmp_path):
     summary = draw(tmp_path / "run", problems=4, samples=6, chunk=5)
     assert keys(tmp_path / "run") == exactly(4, 6)
     parts = sorted((tmp_path / "run/samples").iterdir())
-    assert [part.name for part in parts] == [f"part-{i:06d}.parquet" for i in range(5)]
+    # As `sha256sum` would tell.
+    assert [part.name for part in parts] == [
+        f"part-{i:06d}-{hashlib.sha256(part.read_bytes()).hexdigest()[:16]}.parquet" for i, part in enumerate(parts)
+    ]
     sizes = [len(read(part)) for part in parts]
     assert sizes == [5, 5, 5, 5, 4]
     # Each part is a contiguous piece of the plan.
@@ -130,12 +144,11 @@ def test_the_plan_is_what_is_missing(present, num_samples):
 def test_a_lost_part_is_drawn_again(tmp_path):
     run = tmp_path / "run"
     draw(run)
-    part = run / "samples/part-000002.parquet"
-    lost = read(part)
-    part.unlink()
+    lost = read(part(run, 2))
+    part(run, 2).unlink()
     assert draw(run).num_drawn == len(lost)
     assert keys(run) == exactly(4, 6)
-    assert read(run / "samples/part-000005.parquet") == lost  # the same draws, in a part of a new number
+    assert read(part(run, 5)) == lost  # the same draws, in a part of a new number
 
 
 @pytest.mark.parametrize(
@@ -180,55 +193,96 @@ def test_other_versions_are_recorded_and_not_refused(tmp_path):
 def test_a_corrupt_part_is_named_and_left_alone(tmp_path):
     run = tmp_path / "run"
     draw(run)
-    part = run / "samples/part-000001.parquet"
-    whole = part.read_bytes()
+    damaged = part(run, 1)
+    whole = damaged.read_bytes()
     for broken in (whole[: len(whole) // 2], b"", b"not parquet at all", whole[:40] + b"\xff" * 30 + whole[70:]):
-        part.write_bytes(broken)
+        damaged.write_bytes(broken)
         before = contents(run)
         with pytest.raises(StoreError) as error:
             draw(run)
-        assert str(part) in str(error.value) and "Move this file out of the folder" in str(error.value)
+        assert str(damaged) in str(error.value) and "Move this file out of the folder" in str(error.value)
         after = contents(run)
         # Only the record of sessions may grow.
         assert {**after, Path("manifest.json"): None} == {**before, Path("manifest.json"): None}
-    part.rename(tmp_path / "aside.parquet")  # what the message says to do
+    damaged.rename(tmp_path / "aside.parquet")  # what the message says to do
     assert draw(run).num_drawn == 5
     assert keys(run) == exactly(4, 6)
 
 
-def test_a_flipped_bit_in_a_text_is_found(tmp_path):
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
     draw(tmp_path / "run", chunk=100)
     store = RunStore(tmp_path / "run")
-    (part,) = store.sample_parts()
-    column = pq.ParquetFile(part).metadata.row_group(0).column(2)
-    assert column.path_in_schema == "text"
-    data = bytearray(part.read_bytes())
-    start = column.dictionary_page_offset or column.data_page_offset
-    data[start + column.total_compressed_size - 3] ^= 1
-    part.write_bytes(data)
-    with pytest.raises(StoreError, match="part-000000.parquet is damaged and was left as it is"):
-        store.read_part(part)
+    (path,) = store.sample_parts()
+    whole = path.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    # Texts, names of columns (a flip there once renamed one), lengths, the end.
+    places = [4, footer // 2, footer - 1, whole.index(b"sample_index", footer), *range(footer, len(whole), 41), -1]
+    for place in places:
+        data = bytearray(whole)
+        data[place] ^= 1
+        path.write_bytes(data)
+        for ask in (store.present, lambda: store.read_samples(path), lambda: draw(tmp_path / "run")):
+            with pytest.raises(
+                StoreError, match=r"part-000000-\w+.parquet is damaged and was left as it is \(its content has"
+            ):
+                ask()
+    path.write_bytes(whole)
+    assert store.present()
 
 
-def test_a_part_that_was_copied_in_is_noticed(tmp_path):
+def test_a_table_of_other_columns_is_not_read(tmp_path):
+    draw(tmp_path / "run", chunk=100)
+    store = RunStore(tmp_path / "run")
+    (path,) = store.sample_parts()
+    path.unlink()
+    data = parquet(pa.table({"problem_id": ["p0"], "sample_index": ["zero"]}))
+    (store.samples_dir / f"part-000000-{hashlib.sha256(data).hexdigest()[:16]}.parquet").write_bytes(data)
+    with pytest.raises(
+        StoreError, match=r"is damaged .* \(its columns are {'problem_id': 'string', 'sample_index': 'str"
+    ):
+        store.present()
+
+
+@pytest.mark.parametrize("name", ["part-000009.parquet", "copy of part-000001.parquet", "samples.parquet"])
+def test_a_file_with_a_name_that_is_not_ours_is_noticed(tmp_path, name):
     draw(tmp_path / "run")
-    samples = tmp_path / "run/samples"
-    (samples / "part-000009.parquet").write_bytes((samples / "part-000001.parquet").read_bytes())
-    with pytest.raises(StoreError, match="sample 5 of problem 'p0' is there twice"):
+    shutil.copy(part(tmp_path / "run", 1), tmp_path / "run/samples" / name)
+    with pytest.raises(StoreError, match=rf"{name} is no file of this run: its name should be part-NUMBER-HASH"):
         RunStore(tmp_path / "run").present()
+
+
+def copy_a_part(run):
+    path = part(run, 1)
+    shutil.copy(path, path.with_name(path.name.replace("000001", "000099")))
+
+
+def test_whoever_reads_a_run_refuses_a_part_that_was_copied_in(tmp_path):
+    run = tmp_path / "run"
+    draw(run)
+    grade_run(run, "exact", progress=False)
+    copy_a_part(run)
+    for ask in (
+        lambda: draw(run),
+        RunStore(run).present,
+        lambda: grade_run(run, "exact", progress=False),
+        lambda: load_results(run),
+    ):
+        with pytest.raises(StoreError, match="sample 5 of problem 'p0' is there twice. Was a part copied in by hand"):
+            ask()
 
 
 def test_a_part_of_another_run_is_noticed(tmp_path):
     draw(tmp_path / "small", problems=1)
     draw(tmp_path / "large", problems=4)
-    (tmp_path / "small/samples/part-000009.parquet").write_bytes(
-        (tmp_path / "large/samples/part-000004.parquet").read_bytes()
-    )
-    with pytest.raises(StoreError, match="'p3', which is no problem of this run"):
-        RunStore(tmp_path / "small").present()
+    shutil.copy(part(tmp_path / "large", 4), tmp_path / "small/samples")
+    for ask in (RunStore(tmp_path / "small").present, lambda: grade_run(tmp_path / "small", "exact", progress=False)):
+        with pytest.raises(
+            StoreError, match="'p3', which is no problem of this run. Was it copied in from another run"
+        ):
+            ask()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"model": "m"}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"model": "m"}', "[" * 100_000])
 def test_a_damaged_manifest_is_named(tmp_path, content):
     draw(tmp_path / "run")
     (tmp_path / "run/manifest.json").write_text(content)
@@ -240,8 +294,8 @@ def test_a_damaged_manifest_is_named(tmp_path, content):
 def test_a_manifest_of_a_later_version_is_refused(tmp_path):
     draw(tmp_path / "run")
     manifest = tmp_path / "run/manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 2}))
-    with pytest.raises(StoreError, match="has format 2, but this version of dco-trl reads format 1"):
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 3}))
+    with pytest.raises(StoreError, match="has format 3, but this version of dco-trl reads format 2. Use the version"):
         RunStore(tmp_path / "run")
 
 
@@ -250,8 +304,16 @@ def test_changed_or_missing_problems_are_noticed(tmp_path):
     draw(tmp_path / "other", problems=3)
     problems = tmp_path / "run/problems.parquet"
     problems.write_bytes((tmp_path / "other/problems.parquet").read_bytes())
-    with pytest.raises(StoreError, match="was changed after sampling"):
+    with pytest.raises(StoreError, match="problems.parquet is damaged .its SHA-256 is not the one in manifest.json"):
         RunStore(tmp_path / "run")
+    # With a hash to match, it is still not what was sampled.
+    manifest = tmp_path / "run/manifest.json"
+    whole = manifest.read_text()
+    forged = json.loads(whole) | {"problems_sha256": hashlib.sha256(problems.read_bytes()).hexdigest()}
+    manifest.write_text(json.dumps(forged))
+    with pytest.raises(StoreError, match="problems.parquet does not have the fingerprint in manifest.json"):
+        RunStore(tmp_path / "run")
+    manifest.write_text(whole)
     problems.write_bytes(b"PAR1")
     with pytest.raises(StoreError, match="problems.parquet is damaged"):
         RunStore(tmp_path / "run")
@@ -274,9 +336,9 @@ def test_folders_that_are_no_runs_are_left_alone(tmp_path):
 def test_nothing_to_do_is_said_and_makes_no_folder(tmp_path):
     with pytest.raises(StoreError, match="there are no problems to sample: the data set is empty"):
         draw(tmp_path / "run", problems=0)
-    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`num_samples` must be an integer of at least 1, got 0"):
         draw(tmp_path / "run", samples=0)
-    with pytest.raises(ValueError, match="chunk_size must be at least 1 sequence, got 0"):
+    with pytest.raises(ValueError, match="`chunk_size` must be an integer of at least 1, got 0"):
         draw(tmp_path / "run", chunk=0)
     assert not (tmp_path / "run").exists()
 
@@ -297,7 +359,7 @@ def test_two_stores_of_one_process_cannot_write_one_folder(tmp_path):
             draw(tmp_path)
         # And the first still holds it.
         code = (
-            "from pathlib import Path; from dco_trl.runs.store import locked\n"
+            "from pathlib import Path; from dco_trl.runs.files import locked\n"
             f"with locked(Path({str(tmp_path)!r})): pass"
         )
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -305,9 +367,67 @@ def test_two_stores_of_one_process_cannot_write_one_folder(tmp_path):
     draw(tmp_path)
 
 
+def test_two_threads_cannot_write_one_folder(tmp_path):
+    # Record locks belong to the process: between its threads, the store itself decides.
+    for number in range(20):
+        begin, outcomes = threading.Barrier(8), []
+
+        def hold(folder=tmp_path / str(number), begin=begin, outcomes=outcomes):
+            begin.wait()
+            try:
+                with locked(folder):
+                    time.sleep(0.01)
+                    outcomes.append("held")
+            except StoreError:
+                outcomes.append("refused")
+
+        (tmp_path / str(number)).mkdir()
+        threads = [threading.Thread(target=hold) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(outcomes) == ["held"] + ["refused"] * 7
+
+
+@pytest.mark.parametrize("command", ["sample", "grade"])
+def test_two_processes_cannot_write_one_run(tmp_path, command):
+    run = tmp_path / "run"
+    draw(run)
+    holder = "RunStore.writing(run, RunStore(run).manifest, RunStore(run).problems)"
+    if command == "grade":
+        holder = "RunStore(run).grading('exact', 'x')"
+    code = (
+        f"import sys, time; from dco_trl.runs import RunStore\nrun = {str(run)!r}\n"
+        f"with {holder}:\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        before = contents(run)
+        with pytest.raises(
+            StoreError, match=rf"in use by another process \(pid {other.pid} on .*Wait until it has ended"
+        ):
+            draw(run, samples=9) if command == "sample" else grade_run(run, "exact", progress=False)
+        assert contents(run) == before
+        other.stdin.close()
+
+
+def test_what_is_not_held_is_not_written(tmp_path):
+    draw(tmp_path / "run")
+    store = RunStore(tmp_path / "run")
+    before = contents(tmp_path / "run")
+    with pytest.raises(StoreError, match="run is open for reading only; write inside `with RunStore.writing"):
+        store.write_samples([("p0", 99, "text", 1, "stop")])
+    with pytest.raises(StoreError, match="exact is open for reading only"):
+        store.write_grades("exact", store.sample_parts()[0], pa.table({}))
+    assert contents(tmp_path / "run") == before
+
+
 def test_a_lock_ends_with_its_process_even_if_a_child_lives_on(tmp_path):
     code = (
-        "import os, time; from pathlib import Path; from dco_trl.runs.store import locked\n"
+        "import os, time; from pathlib import Path; from dco_trl.runs.files import locked\n"
         f"with locked(Path({str(tmp_path)!r})):\n"
         "    child = os.fork()\n"
         "    if child == 0: os.close(1); os.close(2); time.sleep(30); os._exit(0)\n"

@@ -145,7 +145,7 @@ def test_samples_agree_with_the_exact_probabilities(trained, temperature):
     problems = [problem("7*7=", a, a) for a in ANSWERS]
     exact = exact_coverage(model, tokenizer, problems, temperature=temperature, progress=False)
     draws = 4_000
-    sampler = TransformersSampler(model, tokenizer, batch_size=1_000, progress=False)
+    sampler = TransformersSampler(model, tokenizer=tokenizer, batch_size=1_000, progress=False)
     params = SamplingParams(temperature=temperature, max_tokens=6)
     [samples] = sampler.sample([SampleRequest("7*7=", draws)], params)
     counted = np.array([sum(s.text == a and s.finish_reason == "stop" for s in samples) for a in ANSWERS])
@@ -161,7 +161,7 @@ def test_sampled_pass_at_k_lies_around_exact_coverage(trained, tmp_path):
     model, tokenizer = trained
     problems = [problem("7*7=", "4", "a"), problem("7*7= ", "9", "b"), problem(" 7*7=", "449", "c")]
     exact = exact_coverage(model, tokenizer, problems, progress=False)
-    sampler = TransformersSampler(model, tokenizer, batch_size=1_000, progress=False)
+    sampler = TransformersSampler(model, tokenizer=tokenizer, batch_size=1_000, progress=False)
     result = evaluate(
         tmp_path / "run", problems, sampler, "exact", 2_000, SamplingParams(max_tokens=6), progress=False
     )

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from transformers import GenerationConfig
 from trl import apply_chat_template
 from word_llama import END_IDS, make_word_tokenizer
 
-from dco_trl.sampling import SampleRequest, SamplingParams, make_sampler, request_seed
-from dco_trl.sampling.fingerprint import folder_fingerprint
-from dco_trl.sampling.tokens import check_length, cut_at_stop, encode_prompt, end_token_ids, make_samples
+from dco_trl.sampling import EndpointError, SampleRequest, SamplingParams, make_sampler, request_seed
+from dco_trl.sampling.by_name import check_sampler_kwargs
+from dco_trl.sampling.fingerprint import describe_options, folder_fingerprint
+from dco_trl.sampling.tokens import cut_at_stop, encode_prompt, encode_prompts, end_token_ids, make_samples
 
 
 class TestSamplingParams:
@@ -26,15 +28,37 @@ class TestSamplingParams:
             ({"temperature": float("inf")}, "temperature=inf must be a finite number"),
             ({"top_p": 0.0}, r"top_p=0.0 must be in \(0, 1\]; 1 keeps every token"),
             ({"top_p": 1.1}, r"top_p=1.1 must be in \(0, 1\]"),
-            ({"top_k": -1}, "top_k=-1 must be at least 0; 0 keeps every token"),
+            ({"top_k": -1}, "top_k=-1 must be at least 0"),
             ({"max_tokens": 0}, "max_tokens=0 must be at least 1"),
-            ({"seed": -1}, r"seed=-1 must be in \[0, 2\*\*63\)"),
+            ({"seed": -1}, "seed=-1 must be at least 0"),
+            ({"seed": 2**63}, r"seed=9223372036854775808 must be below 2\*\*63"),
             ({"stop": ("a", "")}, "holds an empty string, which would end every completion at once"),
         ],
     )
     def test_values_out_of_range_are_refused(self, values, message):
         with pytest.raises(ValueError, match=message):
             SamplingParams(**values)
+
+    @pytest.mark.parametrize(
+        "values, message",
+        [
+            ({"temperature": "hot"}, "temperature='hot' must be a number"),
+            ({"top_p": None}, "top_p=None must be a number"),
+            ({"max_tokens": 2.5}, "max_tokens=2.5 must be a whole number"),
+            ({"seed": "a"}, "seed='a' must be a whole number"),
+        ],
+    )
+    def test_values_of_another_kind_are_refused(self, values, message):
+        with pytest.raises(TypeError, match=message):
+            SamplingParams(**values)
+
+    def test_numpys_numbers_are_numbers_and_can_be_written_down(self):
+        params = SamplingParams(temperature=np.float32(0.5), max_tokens=np.int64(7), seed=np.int32(3))
+        assert json.loads(json.dumps(asdict(params))) == asdict(SamplingParams(0.5, max_tokens=7, seed=3)) | {
+            "stop": []
+        }
+        request = SampleRequest("a", np.int64(2), np.int64(1), np.int64(0))
+        assert json.dumps([request.num_samples, request.first_index, request.stream]) == "[2, 1, 0]"
 
     def test_one_stop_string_is_not_taken_for_its_letters(self):
         with pytest.raises(TypeError, match=r"write stop=\('###',\)"):
@@ -49,8 +73,8 @@ class TestSampleRequest:
         "values, message",
         [
             ({"num_samples": 0}, "num_samples=0 must be at least 1"),
-            ({"num_samples": 1, "first_index": -1}, "first_index=-1 and stream=0 must not be negative"),
-            ({"num_samples": 1, "stream": -2}, "first_index=0 and stream=-2 must not be negative"),
+            ({"num_samples": 1, "first_index": -1}, "first_index=-1 must be at least 0"),
+            ({"num_samples": 1, "stream": -2}, "stream=-2 must be at least 0"),
             ({"num_samples": 1, "prompt": ""}, "prompt='' is empty"),
             ({"num_samples": 1, "prompt": []}, r"prompt=\[\] is empty"),
         ],
@@ -112,10 +136,13 @@ class TestTokens:
             end_token_ids(tokenizer)
 
     def test_context_is_counted_to_the_last_token(self):
-        check_length(10, 6, 16, "")
-        check_length(10, 6, None, "")
-        with pytest.raises(ValueError, match="make 17 tokens, more than the 16 of the context. Do this."):
-            check_length(10, 7, 16, "Do this.")
+        tokenizer, requests = make_word_tokenizer(), [SampleRequest("a", 1), SampleRequest("a b c d", 1, stream=7)]
+        assert encode_prompts(tokenizer, requests, 6, 10, "") == [[5], [5, 6, 7, 8]]
+        assert encode_prompts(tokenizer, requests, 1000, None, "") == [[5], [5, 6, 7, 8]]
+        with pytest.raises(
+            ValueError, match=r"make 11 tokens, .* 10 of the context. Do this. .* \(stream 7\) .*'a b c d'"
+        ):
+            encode_prompts(tokenizer, requests, 7, 10, "Do this.")
 
     def test_text_is_cut_at_the_first_stop_string(self):
         assert cut_at_stop("one two three", ["three", "two"]) == ("one ", True)
@@ -158,6 +185,13 @@ class TestFingerprint:
             seen.add(folder_fingerprint(tmp_path))
         assert len(seen) == 5
 
+    def test_options_that_may_change_the_distribution_are_described(self):
+        assert describe_options("options", {"a": 1, "b": None}, {"a"}) == {}
+        options = {"b": {"y": 1, "x": 2}, "a": 1, "quantization": np.float32}
+        assert describe_options("options", {"a": 2}) == {"options": '{"a": 2}'}
+        assert describe_options("options", options, {"a"}) == describe_options("options", options | {"a": 5}, {"a"})
+        assert describe_options("options", {"c": GenerationConfig(top_k=3)})["options"].startswith('{"c": {')
+
 
 class TestMakeSampler:
     @pytest.mark.parametrize(
@@ -176,10 +210,43 @@ class TestMakeSampler:
 
     def test_the_transformers_sampler_is_made_from_names(self, checkpoint, adapters):
         sampler = make_sampler(
-            "transformers", str(checkpoint), str(adapters[0]), progress=False, options={"batch_size": 8}
+            "transformers",
+            str(checkpoint),
+            adapter=str(adapters[0]),
+            progress=False,
+            sampler_kwargs={"batch_size": np.int64(8)},
         )
         assert sampler.identity()["adapter"] == str(adapters[0])
         assert sampler.batch_size == 8
+
+    @pytest.mark.parametrize(
+        "name, sampler_kwargs, message",
+        [
+            ("server", {"concurency": 3}, "ServerSampler has no option 'concurency'. Did you mean 'concurrency'?"),
+            ("server", {"zzz": 3}, "ServerSampler has no option 'zzz'. It has: adapter, api_key, base_url, concurr"),
+            ("transformers", {"progress": 1, "adapter": "b"}, "sampler_kwargs repeats adapter, progress, given as"),
+            ("transformers", {"bach_size": 3}, "cannot be loaded with dtype, bach_size.*own options are batch_size"),
+        ],
+    )
+    def test_unknown_options_are_refused(self, checkpoint, name, sampler_kwargs, message):
+        base_url = "http://127.0.0.1:9/v1" if name == "server" else None
+        with pytest.raises(TypeError, match=message):
+            make_sampler(
+                name, str(checkpoint), base_url=base_url, adapter="a" if "adapter" in sampler_kwargs else None,
+                sampler_kwargs=sampler_kwargs,
+            )  # fmt: skip
+
+    def test_options_are_checked_without_a_model(self):
+        check_sampler_kwargs("transformers", {"batch_size": 3, "attn_implementation": "eager"})
+        check_sampler_kwargs("server", {"base_url": "http://h/v1", "timeout": 3})
+        with pytest.raises(TypeError, match="ServerSampler has no option 'time_out'"):
+            check_sampler_kwargs("server", {"time_out": 3})
+        with pytest.raises(ValueError, match="sampler='vlm' is not known"):
+            check_sampler_kwargs("vlm", {})
+
+    def test_the_address_may_be_among_the_options(self):
+        with pytest.raises(EndpointError, match="The endpoint at http://127.0.0.1:9/v1 could not list"):
+            make_sampler("server", "m", sampler_kwargs={"base_url": "http://127.0.0.1:9/v1", "max_retries": 0})
 
 
 def test_importing_the_package_loads_no_backend():

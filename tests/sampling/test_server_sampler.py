@@ -1,11 +1,12 @@
 """ServerSampler against endpoints that fail on purpose, and against vLLM's own server."""
 
+import asyncio
 import contextlib
 import json
+import signal
 import socket
-import subprocess
-import sys
 import threading
+import time
 import urllib.request
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,15 +33,16 @@ def ids_of(samples):
 
 
 class Endpoint:
-    """A small endpoint on the loopback address that serves "small" and answers each completion with its seed.
+    """A small endpoint on the loopback address that serves "small" and answers each completion with its seed, if any.
 
-    `script` says how the next requests for samples go: "ok", a status code, "drop" (closes the connection), "html",
-    "short" (one sample less), or the finish reason to give.
+    `script` says how the next requests for samples go: "ok", a status code, a status code and headers, "drop" (closes
+    the connection), "drip" and "drip headers" (a byte every 0.05 s), bytes to answer with, a function that changes
+    the answer, "short" (one sample less), or the finish reason to give.
     """
 
     def __init__(self, owned_by="nobody"):
         endpoint = self
-        self.script, self.bodies, self.owned_by, self.lock = [], [], owned_by, threading.Lock()
+        self.script, self.bodies, self.gets, self.owned_by, self.lock = [], [], [], owned_by, threading.Lock()
         self.in_flight = self.most_in_flight = 0
         self.served = ["small", "other"]
 
@@ -58,10 +60,20 @@ class Endpoint:
                 self.end_headers()
                 self.wfile.write(data)
 
+            def drip(self, data):
+                with contextlib.suppress(OSError):
+                    for byte in data:
+                        self.wfile.write(bytes([byte]))
+                        time.sleep(0.05)
+
             def do_GET(self):
+                endpoint.gets.append((self.path, self.headers.get("Authorization")))
                 if self.path == "/v1/models":
-                    data = [{"id": m, "object": "model", "owned_by": endpoint.owned_by} for m in endpoint.served]
+                    entry = {"object": "model", "owned_by": endpoint.owned_by, "max_model_len": CONTEXT}
+                    data = [{"id": name, **entry} for name in endpoint.served]
                     self.reply(200, {"object": "list", "data": data})
+                elif self.path == "/version":
+                    self.reply(200, {"version": "0.0"})
                 elif self.path == "/page/models":
                     self.reply(200, b"<html>Welcome</html>")
                 else:
@@ -82,29 +94,41 @@ class Endpoint:
                 if what == "drop":
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return self.connection.close()
+                if what == "drip":
+                    self.send_response(200)
+                    self.send_header("Content-Length", "1000")
+                    self.end_headers()
+                    return self.drip(b" " * 1000)
+                if what == "drip headers":
+                    return self.drip(b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 1000)
                 if isinstance(what, int):
-                    # 0.01 s, so that the tests do not wait for the client's own back-off.
-                    return self.reply(what, {"error": {"message": f"said {what}"}}, [("Retry-After-Ms", "10")])
-                if what == "html":
-                    return self.reply(200, b"<html>Welcome</html>")
-                reason = {"ok": "stop", "short": "stop", "none": None}.get(what, what)
+                    # 0.01 s, so that the tests do not wait for the sampler's own back-off.
+                    what = (what, [("Retry-After-Ms", "10")])
+                if isinstance(what, tuple):
+                    return self.reply(what[0], {"error": {"message": f"said {what[0]}"}}, what[1])
+                if isinstance(what, bytes):
+                    return self.reply(200, what)
+                reason = "stop" if callable(what) else {"ok": "stop", "short": "stop", "none": None}.get(what, what)
                 choices = []
                 for index in range(body["n"] - (what == "short")):
-                    text = f"{body['seed'] + index}"
+                    text = f"{body['seed'] + index}" if "seed" in body else "no seed"
                     kind = (
                         {"message": {"role": "assistant", "content": text}} if "chat" in self.path else {"text": text}
                     )
                     ids = {"token_ids": [5, 6, 1]} if body.get("return_token_ids") else {}
                     choices.append({"index": index, "finish_reason": reason, **kind, **ids})
                 usage = {"completion_tokens": 7, "prompt_tokens": 1, "total_tokens": 8}
-                self.reply(200, {"id": "1", "object": "o", "created": 1, "choices": choices[::-1], "usage": usage})
+                answer = {"id": "1", "object": "o", "created": 1, "choices": choices[::-1], "usage": usage}
+                if callable(what):
+                    answer = what(answer)
+                self.reply(200, answer)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.root = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def sampler(self, **options):
-        return ServerSampler("small", self.root + "/v1", **{"progress": False, **options})
+        return ServerSampler("small", **{"base_url": self.root + "/v1", "progress": False, **options})
 
 
 @pytest.fixture
@@ -124,10 +148,9 @@ def vllm_like():
 
 
 class TestRequests:
-    def test_an_unknown_endpoint_gets_openais_parameters_only_one_sample_a_request(self, endpoint):
-        samples = draw(
-            endpoint.sampler(), 5, stream=2, first_index=10, temperature=0.7, top_p=0.9, stop=("x",), seed=3
-        )
+    def test_an_unknown_endpoint_gets_openais_parameters_only_one_sample_per_request(self, endpoint):
+        sampler = endpoint.sampler(seed_each_request=True)
+        samples = draw(sampler, 5, stream=2, first_index=10, temperature=0.7, top_p=0.9, stop=("x",), seed=3)
         assert [s.text for s in samples] == [str(request_seed(3, 2, 10 + i)) for i in range(5)]
         assert all((s.token_ids, s.num_tokens, s.finish_reason) == (None, 7, "stop") for s in samples)
         for body in endpoint.bodies:
@@ -146,7 +169,7 @@ class TestRequests:
             }
 
     def test_a_vllm_server_gets_everything_and_several_samples_a_request(self, vllm_like):
-        samples = draw(vllm_like.sampler(samples_per_request=4), 10, stream=2, top_k=5)
+        samples = draw(vllm_like.sampler(samples_per_request=4, seed_each_request=True), 10, stream=2, top_k=5)
         # Choices come back in reverse order here; their index counts.
         assert [s.text for s in samples] == [str(request_seed(0, 2, i)) for i in range(10)]
         assert {(s.token_ids, s.num_tokens) for s in samples} == {((5, 6, 1), 3)}
@@ -164,7 +187,7 @@ class TestRequests:
 
     def test_messages_go_to_the_chat_interface(self, endpoint):
         [sample] = draw(endpoint.sampler(), 1, prompt=MESSAGES)
-        assert sample.text == str(request_seed(0, 0, 0))
+        assert (sample.text, sample.num_tokens) == ("no seed", 7)
         assert endpoint.bodies[0]["path"] == "/v1/chat/completions"
         assert endpoint.bodies[0]["messages"] == MESSAGES
 
@@ -186,8 +209,30 @@ class TestRequests:
     def test_top_k_is_not_dropped_silently(self, endpoint):
         with pytest.raises(ValueError, match=r"top_k=5 is not part of OpenAI's interface.*extra_body=\{'top_k': 5\}"):
             draw(endpoint.sampler(), 1, top_k=5)
-        draw(endpoint.sampler(extra_body={"top_k": 5}), 1, top_k=5)
+        sampler = endpoint.sampler(extra_body={"top_k": 5})
+        draw(sampler, 1, top_k=5)
         assert endpoint.bodies[0]["top_k"] == 5
+        with pytest.raises(ValueError, match="top_k=0 is not part .* without top_k in extra_body"):
+            draw(sampler, 1)
+        draw(endpoint.sampler(extra_body={"top_k": 0, "min_p": 0.0}), 1)
+        assert (endpoint.bodies[1]["top_k"], endpoint.bodies[1]["min_p"]) == (0, 0.0)
+
+    def test_no_seed_is_sent_unless_asked_for(self, endpoint, vllm_like):
+        for served in (endpoint, vllm_like):
+            draw(served.sampler(), 3)
+            assert not any("seed" in body for body in served.bodies)
+
+    def test_the_prompt_and_the_samples_fit_into_the_context_that_vllm_tells(self, vllm_like, checkpoint):
+        sampler = vllm_like.sampler(tokenizer=str(checkpoint))
+        with pytest.raises(ValueError, match=rf"make {CONTEXT + 1} tokens, .* --max-model-len .* begins 'a b c'"):
+            draw(sampler, 1, max_tokens=CONTEXT - 2)
+        assert vllm_like.bodies == []
+
+    def test_it_works_inside_an_event_loop(self, endpoint):
+        async def in_a_notebook():
+            return draw(endpoint.sampler(), 2)
+
+        assert len(asyncio.run(in_a_notebook())) == 2
 
     def test_requests_run_at_the_same_time_and_no_more_than_asked(self, endpoint):
         draw(endpoint.sampler(concurrency=4), 40)
@@ -195,38 +240,123 @@ class TestRequests:
 
     def test_the_order_is_that_of_the_requests(self, endpoint):
         requests = [SampleRequest("a", 3, stream=s, first_index=s) for s in range(5)]
-        groups = endpoint.sampler().sample(requests, SamplingParams())
+        groups = endpoint.sampler(seed_each_request=True).sample(requests, SamplingParams())
         assert [[int(s.text) for s in group] for group in groups] == [
             [request_seed(0, s, s + i) for i in range(3)] for s in range(5)
         ]
 
 
+def garbage(**changes):
+    """An answer whose first choice is changed."""
+
+    def change(answer):
+        for name, value in changes.items():
+            if value is MISSING:
+                del answer["choices"][0][name]
+            else:
+                answer["choices"][0][name] = value
+        return answer
+
+    return change
+
+
+MISSING = object()
+NOT_JSON = [b'{"choices": [{"text": "a', b"<html>Welcome</html>", b"", b"\xff\xfe{}", b"[" * 100_000, b"null", b"[]"]
+MALFORMED = {
+    "choices as a dictionary": (lambda a: {**a, "choices": {"0": a["choices"][0]}}, "holds no list of choices"),
+    "choices of text": (lambda a: {**a, "choices": ["a"]}, "holds no list of choices"),
+    "no choices": (lambda a: {"id": "1"}, 'holds no list of choices, in \'{"id": "1"}\''),
+    "an error": (lambda a: {"error": {"message": "out of memory"}}, "holds no list of choices, in 'out of memory'"),
+    "null text": (garbage(text=None), "a sample has no text"),
+    "missing text": (garbage(text=MISSING), "a sample has no text"),
+    "text as a number": (garbage(text=3), "a sample has no text"),
+    "half a character": (garbage(text="\ud83d"), "text is not valid Unicode"),
+    "tokens as text": (lambda a: {**a, "usage": {"completion_tokens": "7"}}, "completion_tokens='7' is no number"),
+    "2**40 tokens": (lambda a: {**a, "usage": {"completion_tokens": 2**40}}, "completion_tokens=1099511627776 is no"),
+    "-1 tokens": (lambda a: {**a, "usage": {"completion_tokens": -1}}, "completion_tokens=-1 is no number"),
+    "a reason that is no text": (garbage(finish_reason=["stop"]), r"finish_reason=\['stop'\] is no text"),
+    "ids as text": (garbage(token_ids="5 6"), "token_ids is no list of token ids"),
+    "a negative id": (garbage(token_ids=[5, -1]), "token_ids is no list of token ids"),
+    "an id that is too large": (garbage(token_ids=[5, 2**31]), "token_ids is no list of token ids below"),
+    "an id that is no integer": (garbage(token_ids=[5, 6.5]), "token_ids is no list of token ids"),
+}
+
+
 class TestFailures:
-    @pytest.mark.parametrize("failure", [429, 500, 503, "drop"])
+    @pytest.mark.parametrize("failure", [408, 429, 500, 503, "drop", b"<html>Welcome</html>", garbage(text=None)])
     def test_passing_failures_are_repeated_until_they_pass(self, endpoint, failure):
         endpoint.script = [failure, failure]
-        [sample] = draw(endpoint.sampler(), 1)
+        [sample] = draw(endpoint.sampler(seed_each_request=True), 1)
         assert sample.text == str(request_seed(0, 0, 0))
         assert len(endpoint.bodies) == 3
         assert endpoint.bodies[0] == endpoint.bodies[2]
 
     def test_a_failure_that_stays_is_reported_after_the_last_attempt(self, endpoint):
         endpoint.script = [503] * 100
-        with pytest.raises(EndpointError, match=r"could not sample: .*said 503.* It said so 3 time\(s\)"):
+        with pytest.raises(
+            EndpointError, match=r"could not sample: HTTP 503, 'said 503' \(3 attempts\). Raise max_re"
+        ):
             draw(endpoint.sampler(max_retries=2), 1)
         assert len(endpoint.bodies) == 3
 
     def test_a_refusal_is_not_repeated(self, endpoint):
         endpoint.script = [400]
-        with pytest.raises(EndpointError, match="could not sample: .*said 400"):
+        with pytest.raises(EndpointError, match=r"could not sample: HTTP 400, 'said 400' \(1 attempt\)"):
             draw(endpoint.sampler(), 1)
         assert len(endpoint.bodies) == 1
+
+    def test_a_missing_key_is_named(self, endpoint):
+        endpoint.script = [401]
+        with pytest.raises(EndpointError, match="HTTP 401, .* Set OPENAI_API_KEY or pass api_key"):
+            draw(endpoint.sampler(), 1)
+
+    @pytest.mark.parametrize("wait", ["86400", "inf", "Fri, 31 Dec 2100 23:59:59 GMT"])
+    def test_a_long_retry_after_is_reported_at_once(self, endpoint, wait):
+        endpoint.script = [(429, [("Retry-After", wait)])] * 100
+        with pytest.raises(EndpointError, match=r"\(1 attempt\). It asks for a pause of [\d,inf]+ s \(Retry-After\)"):
+            draw(endpoint.sampler(max_retries=2), 1)
+        assert len(endpoint.bodies) == 1
+
+    @pytest.mark.parametrize("wait", ["0", "-3", "nan", "soon", "Fri, 31 Dec 1999 23:59:59 GMT"])
+    def test_other_values_of_retry_after_do_no_harm(self, endpoint, wait):
+        endpoint.script = [(429, [("Retry-After", wait)])]
+        draw(endpoint.sampler(), 1)
+        assert len(endpoint.bodies) == 2
+
+    @pytest.mark.parametrize("drip", ["drip", "drip headers"])
+    def test_an_endpoint_that_drips_is_timed_out(self, endpoint, drip):
+        endpoint.script = [drip] * 100
+        started = time.monotonic()
+        with pytest.raises(
+            EndpointError, match=r"no whole answer within timeout=0.5 seconds \(2 attempts\). Raise time"
+        ):
+            draw(endpoint.sampler(timeout=0.5, max_retries=1), 1)
+        assert time.monotonic() - started < 20  # 1,000 bytes would take 50 s
+
+    def test_after_an_error_nobody_waits_for_the_rest(self, endpoint):
+        endpoint.script = ["drip"] * 3 + [400]
+        sampler = endpoint.sampler(concurrency=4)
+        started = time.monotonic()
+        with pytest.raises(EndpointError, match="said 400"):
+            draw(sampler, 40)
+        assert time.monotonic() - started < 20
+        assert len(endpoint.bodies) <= 5
+
+    def test_ctrl_c_ends_it(self, endpoint):
+        endpoint.script = ["drip"] * 100
+        sampler = endpoint.sampler()
+        interrupt = (threading.main_thread().ident, signal.SIGINT)
+        threading.Timer(0.5, signal.pthread_kill, interrupt).start()
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            draw(sampler, 4)
+        assert time.monotonic() - started < 20
 
     def test_an_endpoint_that_goes_away_is_reported(self, endpoint):
         sampler = endpoint.sampler(max_retries=1)
         endpoint.script = ["drop"] * 100
         with pytest.raises(
-            EndpointError, match=r"No answer from http://127.*/v1 after 2 attempt\(s\) \(.*Is the endp"
+            EndpointError, match=r"127.*/v1 could not sample: no answer, .* \(2 attempts\). Is the endpoint running"
         ):
             draw(sampler, 3)
 
@@ -234,28 +364,109 @@ class TestFailures:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-        with pytest.raises(EndpointError, match=r"No answer from .*refused.*Is the endpoint running, and is base_url"):
-            ServerSampler("small", url)
+        with pytest.raises(
+            EndpointError, match=r"could not list its models: no answer, .*Is the endpoint running, and"
+        ):
+            ServerSampler("small", base_url=url)
 
     def test_another_model_is_reported_with_those_that_are_served(self, endpoint):
         with pytest.raises(EndpointError, match="does not serve model='large'. It serves: other, small."):
-            ServerSampler("large", endpoint.root + "/v1")
+            ServerSampler("large", base_url=endpoint.root + "/v1")
 
     def test_an_address_without_v1_is_reported(self, endpoint):
         with pytest.raises(EndpointError, match=r"could not list its models.*Is base_url right \(most .* need /v1"):
-            ServerSampler("small", endpoint.root)
+            endpoint.sampler(base_url=endpoint.root)
 
-    def test_a_web_page_is_not_taken_for_an_answer(self, endpoint):
-        with pytest.raises(EndpointError, match="not an OpenAI-compatible answer"):
-            ServerSampler("small", endpoint.root + "/page")
-        endpoint.script = ["html"]
-        with pytest.raises(EndpointError, match="not an OpenAI-compatible answer"):
-            draw(endpoint.sampler(), 1)
+    @pytest.mark.parametrize(
+        "base_url, message",
+        [
+            ("127.0.0.1:8000/v1", "must be an http:// or https:// address"),
+            ("ftp://host/v1", "base_url='ftp://host/v1' must be an http"),
+            ("http://host/v1?key=SECRET", "base_url='http://host/v1' must be .* without a query"),
+            ("http://host:port/v1", "base_url is not an address .*Write it as http://127.0.0.1:8000/v1"),
+        ],
+    )
+    def test_what_is_no_address_is_refused(self, base_url, message):
+        with pytest.raises(ValueError, match=message) as caught:
+            ServerSampler("small", base_url=base_url)
+        assert "SECRET" not in str(caught.value)
 
-    def test_missing_samples_are_reported(self, vllm_like):
+    @pytest.mark.parametrize(
+        "options, error, message",
+        [
+            ({"concurrency": 0}, ValueError, "concurrency=0 must be at least 1"),
+            ({"samples_per_request": "many"}, TypeError, "samples_per_request='many' must be a whole number"),
+            ({"max_retries": -1}, ValueError, "max_retries=-1 must be at least 0"),
+            ({"timeout": 0}, ValueError, "timeout=0 above 0 seconds"),
+            ({"api_key": "SECRET\n"}, ValueError, "api_key holds a character that no HTTP header can carry"),
+        ],
+    )
+    def test_values_out_of_range_are_refused(self, options, error, message):
+        with pytest.raises(error, match=message) as caught:
+            ServerSampler("small", base_url="http://127.0.0.1:9/v1", **options)
+        assert "SECRET" not in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["temperature", "top_p", "max_tokens", "stop", "seed", "n", "model", "prompt"])
+    def test_extra_fields_do_not_set_what_is_recorded_otherwise(self, endpoint, vllm_like, name):
+        with pytest.raises(
+            ValueError, match=f"extra_body sets {name}, which the sampler sends itself.*SamplingParams"
+        ):
+            endpoint.sampler(extra_body={name: 1})
+        with pytest.raises(ValueError, match="extra_body sets top_k, which a vLLM server is sent anyway"):
+            vllm_like.sampler(extra_body={"top_k": 1})
+
+    def test_a_web_page_is_not_taken_for_a_list_of_models(self, endpoint):
+        with pytest.raises(
+            EndpointError, match="not an OpenAI-compatible answer, in '<html>Welcome.*is base_url right"
+        ):
+            endpoint.sampler(base_url=endpoint.root + "/page")
+
+    @pytest.mark.parametrize("content", NOT_JSON, ids=range(len(NOT_JSON)))
+    def test_what_is_not_json_is_one_error_that_shows_its_beginning(self, endpoint, content):
+        endpoint.script = [content] * 2
+        with pytest.raises(EndpointError, match=r"not an OpenAI-compatible answer, in .* \(2 attempts\)") as caught:
+            draw(endpoint.sampler(max_retries=1), 1)
+        assert len(str(caught.value)) < 500
+        assert repr(content.decode(errors="replace")[:200]) in str(caught.value)
+        assert len(endpoint.bodies) == 2
+
+    @pytest.mark.parametrize("case", MALFORMED)
+    def test_malformed_answers_are_one_error(self, endpoint, case):
+        change, message = MALFORMED[case]
+        endpoint.script = [change] * 2
+        with pytest.raises(EndpointError, match=rf"could not sample: .*{message}.* \(2 attempts\)"):
+            draw(endpoint.sampler(max_retries=1), 1)
+        assert len(endpoint.bodies) == 2
+
+    @pytest.mark.parametrize("tokens", [[5, 6, -1], [5, 10**6], None, "ab"])
+    def test_token_ids_are_checked_against_the_tokenizer(self, vllm_like, checkpoint, tokens):
+        vllm_like.script = [garbage(token_ids=tokens, text=None)]
+        with pytest.raises(EndpointError, match="token_ids is no list of token ids below 1,036|a sample has no text"):
+            draw(vllm_like.sampler(tokenizer=str(checkpoint), max_retries=0), 1)
+
+    def test_missing_samples_are_reported(self, endpoint, vllm_like):
         vllm_like.script = ["short"]
         with pytest.raises(EndpointError, match="returned 3 samples and not the n=4 asked for.*samples_per_request=1"):
-            draw(vllm_like.sampler(), 4)
+            draw(vllm_like.sampler(max_retries=0), 4)
+        endpoint.script = ["short"]
+        with pytest.raises(EndpointError, match="returned 0 samples and not the n=1 asked for") as caught:
+            draw(endpoint.sampler(max_retries=0), 1)
+        assert "samples_per_request" not in str(caught.value)
+
+    def test_the_number_of_tokens_must_be_known(self, endpoint, vllm_like):
+        for usage in (None, {}, {"completion_tokens": None}):
+            endpoint.script = [lambda answer, usage=usage: {**answer, "usage": usage}]
+            with pytest.raises(EndpointError, match="neither the token ids nor the number .*report `usage`") as caught:
+                draw(endpoint.sampler(), 1)
+            assert "samples_per_request" not in str(caught.value)
+        vllm_like.script = [garbage(token_ids=None)]
+        with pytest.raises(EndpointError, match="neither the token ids nor the number of .* samples_per_request=1"):
+            draw(vllm_like.sampler(), 2)
+
+    def test_reasoning_taken_out_of_the_answer_is_reported(self, endpoint):
+        endpoint.script = [garbage(message={"content": None, "reasoning_content": "hm"})]
+        with pytest.raises(EndpointError, match="a sample has no text, .*reasoning parser"):
+            draw(endpoint.sampler(max_retries=0), 1, prompt=MESSAGES)
 
     def test_an_interfering_filter_is_reported(self, endpoint):
         endpoint.script = ["content_filter"]
@@ -287,20 +498,46 @@ class TestFailures:
         with pytest.raises(RuntimeError, match="This sampler is closed"):
             draw(sampler, 1)
 
-    def test_without_openai_the_extra_is_named(self):
-        code = (
-            "import sys; sys.modules['openai'] = None\n"
-            "from dco_trl.sampling import ServerSampler\n"
-            "try:\n    ServerSampler('model', 'http://127.0.0.1:1/v1')\n"
-            "except ImportError as error:\n    print(error)\n"
-        )
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert "pip install 'dco-trl[server]'" in result.stdout
+
+class TestIdentity:
+    def test_what_changes_the_distribution_is_in_it(self, vllm_like, checkpoint):
+        plain = vllm_like.sampler().identity()
+        assert "extra_body" not in plain
+        assert vllm_like.sampler(concurrency=1, samples_per_request=2, seed_each_request=True).identity() == plain
+        changed = vllm_like.sampler(extra_body={"min_p": 0.1, "logit_bias": {"5": -100}}).identity()
+        assert changed["extra_body"] == '{"logit_bias": {"5": -100}, "min_p": 0.1}'
+        rendered = vllm_like.sampler(tokenizer=str(checkpoint)).identity()
+        assert rendered["tokenizer"] == str(checkpoint) and len(rendered["tokenizer_fingerprint"]) == 16
+        assert plain["vllm_version"] == "0.0"
+
+    def test_secrets_are_sent_and_never_shown(self, endpoint):
+        address = endpoint.root.replace("http://", "http://user:SECRET@")
+        sampler = endpoint.sampler(base_url=address + "/v1", api_key="SECRET-KEY")
+        assert endpoint.gets == [("/v1/models", "Basic dXNlcjpTRUNSRVQ=")]
+        assert sampler.base_url == sampler.identity()["base_url"] == endpoint.root + "/v1"
+        errors = []
+        endpoint.script = [400, "drop", b"no"]
+        sampler = endpoint.sampler(base_url=address + "/v1", api_key="SECRET-KEY", max_retries=0)
+        for _ in range(3):
+            with pytest.raises(EndpointError) as caught:
+                draw(sampler, 1)
+            errors.append(str(caught.value))
+        with pytest.raises(EndpointError) as caught:
+            endpoint.sampler(base_url=address)
+        assert "SECRET" not in str([*errors, caught.value, sampler.identity()])
+
+    def test_a_key_is_sent(self, endpoint, monkeypatch):
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        endpoint.sampler()
+        endpoint.sampler(api_key="one")
+        monkeypatch.setenv("OPENAI_API_KEY", "two")
+        endpoint.sampler()
+        assert [key for _, key in endpoint.gets] == [None, "Bearer one", "Bearer two"]
 
 
 @pytest.fixture(scope="module")
 def sampler(vllm_server):
-    with contextlib.closing(ServerSampler("tiny", vllm_server, progress=False)) as sampler:
+    with contextlib.closing(ServerSampler("tiny", base_url=vllm_server, progress=False)) as sampler:
         yield sampler
 
 
@@ -330,7 +567,7 @@ class TestWithVLLM:
     def test_messages_are_rendered_alike_here_and_there(self, sampler, vllm_server, checkpoint):
         exact = answer_probabilities(load_reference(checkpoint), [3, 5, 6, 4, 3], END_IDS, 2)
         assert chi_squared(ids_of(draw(sampler, 1000, prompt=MESSAGES)), exact) > 1e-3
-        here = ServerSampler("tiny", vllm_server, tokenizer=str(checkpoint), progress=False)
+        here = ServerSampler("tiny", base_url=vllm_server, tokenizer=str(checkpoint), progress=False)
         assert chi_squared(ids_of(draw(here, 1000, prompt=MESSAGES)), exact) > 1e-3
         greedy = dict(prompt=MESSAGES, temperature=0, max_tokens=8)
         assert ids_of(draw(here, 1, **greedy)) == ids_of(draw(sampler, 1, **greedy))
@@ -355,7 +592,7 @@ class TestWithVLLM:
 
     def test_adapters_are_loaded_over_http_and_unloaded(self, vllm_server, checkpoint, adapters):
         exact = [answer_probabilities(load_reference(checkpoint, a), PROMPT_IDS, END_IDS, 2) for a in adapters]
-        sampler = ServerSampler("tiny", vllm_server, str(adapters[0]), progress=False)
+        sampler = ServerSampler("tiny", base_url=vllm_server, adapter=str(adapters[0]), progress=False)
         assert len(self.served(vllm_server)) == 2
         ids = ids_of(draw(sampler, 2000))
         assert chi_squared(ids, exact[0]) > 1e-3
@@ -370,7 +607,7 @@ class TestWithVLLM:
         with pytest.raises(EndpointError, match="could not sample: .*maximum"):
             draw(sampler, 1, max_tokens=CONTEXT)
         with pytest.raises(EndpointError, match="could not load adapter="):
-            ServerSampler("tiny", vllm_server, str(tmp_path / "nothing"), progress=False)
+            ServerSampler("tiny", base_url=vllm_server, adapter=str(tmp_path / "nothing"), progress=False)
 
     def test_the_identity_names_endpoint_and_versions(self, sampler, vllm_server):
         import vllm

@@ -213,7 +213,7 @@ class TestAgainstGenerate:
             model = transformers.AutoModelForCausalLM.from_config(config)
         model.eval()
         model.generation_config.eos_token_id = list(END_IDS)
-        sampler = TransformersSampler(model, make_word_tokenizer(), batch_size=6, progress=False)
+        sampler = TransformersSampler(model, tokenizer=make_word_tokenizer(), batch_size=6, progress=False)
         requests = [SampleRequest(prompt, 3) for prompt in self.PROMPTS]
         # Greedy, and drawing from the single most probable token, which shares a prompt's cache between its rows.
         for one_token in (dict(temperature=0.0), dict(top_k=1)):
@@ -240,7 +240,7 @@ class TestAgainstGenerate:
             make_word_model(), PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3)
         )
         model.eval()
-        sampler = TransformersSampler(model, make_word_tokenizer(), batch_size=6, progress=False)
+        sampler = TransformersSampler(model, tokenizer=make_word_tokenizer(), batch_size=6, progress=False)
         [samples] = sampler.sample([SampleRequest(PROMPT, 3000)], SamplingParams(max_tokens=1))
         logits = model(torch.tensor([PROMPT_IDS])).logits[0, -1].detach().double()
         exact = {(token,): float(p) for token, p in enumerate(logits.softmax(-1))}
@@ -279,7 +279,7 @@ class TestModelInMemory:
 
     def test_everything_is_as_before_and_the_distribution_is_right(self, model, checkpoint):
         before = self.state_of(model)
-        sampler = TransformersSampler(model, make_word_tokenizer(), batch_size=2500, progress=False)
+        sampler = TransformersSampler(model, tokenizer=make_word_tokenizer(), batch_size=2500, progress=False)
         ids = ids_of(draw(sampler, 5000))
         assert self.state_of(model) == before
         assert sampler.identity()["sampler"] == "transformers (in memory)"
@@ -288,7 +288,7 @@ class TestModelInMemory:
 
     def test_everything_is_as_before_after_an_error(self, model):
         before = self.state_of(model)
-        sampler = TransformersSampler(model, make_word_tokenizer(), progress=False)
+        sampler = TransformersSampler(model, tokenizer=make_word_tokenizer(), progress=False)
 
         def fail(module, args):
             raise RuntimeError("out of memory, say")
@@ -309,7 +309,7 @@ class TestModelInMemory:
             model.train()
             torch.manual_seed(5)
             if sample:
-                draw(TransformersSampler(model, make_word_tokenizer(), progress=False), 20)
+                draw(TransformersSampler(model, tokenizer=make_word_tokenizer(), progress=False), 20)
             ids = torch.tensor([[5, 6, 7, 8, 9, 1]])
             model(input_ids=ids, labels=ids).loss.backward()
             return [parameter.grad for parameter in model.parameters()]
@@ -317,7 +317,7 @@ class TestModelInMemory:
         assert all(torch.equal(a, b) for a, b in zip(step(False), step(True), strict=True))
 
     def test_weights_changed_by_training_are_the_ones_sampled(self, model):
-        sampler = TransformersSampler(model, make_word_tokenizer(), batch_size=2500, progress=False)
+        sampler = TransformersSampler(model, tokenizer=make_word_tokenizer(), batch_size=2500, progress=False)
         draw(sampler, 10)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -329,14 +329,14 @@ class TestModelInMemory:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(make_word_model(), adapters[0], is_trainable=True).train()
-        sampler = TransformersSampler(model, make_word_tokenizer(), batch_size=2500, progress=False)
+        sampler = TransformersSampler(model, tokenizer=make_word_tokenizer(), batch_size=2500, progress=False)
         exact = answer_probabilities(load_reference(checkpoint, adapters[0]), PROMPT_IDS, END_IDS, 3)
         assert chi_squared(ids_of(draw(sampler, 5000)), exact) > 1e-3
         assert model.training and all(p.requires_grad for n, p in model.named_parameters() if "lora_" in n)
 
     def test_arguments_for_a_named_model_are_refused(self, model):
         with pytest.raises(ValueError, match="adapter, dtype cannot be combined with a model in memory"):
-            TransformersSampler(model, make_word_tokenizer(), adapter="folder", dtype="auto")
+            TransformersSampler(model, tokenizer=make_word_tokenizer(), adapter="folder", dtype="auto")
 
 
 class TestBadInput:
@@ -351,7 +351,7 @@ class TestBadInput:
     def test_an_encoder_decoder_is_refused(self):
         config = transformers.T5Config(d_model=8, d_ff=8, num_layers=1, num_heads=1, vocab_size=12, d_kv=8)
         with pytest.raises(ValueError, match="is an encoder-decoder; only causal language models"):
-            TransformersSampler(transformers.T5ForConditionalGeneration(config), make_word_tokenizer())
+            TransformersSampler(transformers.T5ForConditionalGeneration(config), tokenizer=make_word_tokenizer())
 
     def test_a_closed_sampler_says_so(self, checkpoint):
         sampler = TransformersSampler(str(checkpoint), progress=False)

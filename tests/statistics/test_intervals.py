@@ -8,8 +8,6 @@ from scipy.special import betaln
 from dco_trl.statistics.intervals import default_ks, mean_curve, paired_difference, pass_at_k_curve
 from dco_trl.statistics.pass_at_k import pass_at_k
 
-METHODS = ["bootstrap", "analytic"]
-
 
 def beta_counts(rng, a, b, num_problems, num_samples):
     return rng.binomial(num_samples, rng.beta(a, b, size=num_problems))
@@ -54,36 +52,15 @@ def test_bootstrap_agrees_with_scipys_bca():
         assert curve.high[j] == pytest.approx(other.confidence_interval.high, abs=0.03 * width)
 
 
-def test_analytic_interval_of_one_sample_a_problem_is_wilsons():
-    # With pass@1 of one sample the values are coin tosses. The t quantile and P-1 are all that differs from Wilson.
-    curve = pass_at_k_curve(1, [1] * 700 + [0] * 1300, 1, method="analytic")
-    wilson = stats.binomtest(700, 2000).proportion_ci(0.95, method="wilson")
-    assert curve.low[0] == pytest.approx(wilson.low, abs=2e-5) and curve.high[0] == pytest.approx(
-        wilson.high, abs=2e-5
-    )
-
-
-def test_analytic_paired_interval_is_scipys_paired_t():
-    rng = np.random.default_rng(5)
-    first, second = beta_counts(rng, 0.5, 1, 60, 32), beta_counts(rng, 0.7, 1, 60, 32)
-    result = paired_difference(as_run(32, first), as_run(32, second), [1, 8], method="analytic")
-    for j, k in enumerate([1, 8]):
-        test = stats.ttest_rel(pass_at_k(32, second, k), pass_at_k(32, first, k))
-        low, high = test.confidence_interval(0.95)
-        assert result.low[j] == pytest.approx(low) and result.high[j] == pytest.approx(high)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_same_seed_same_interval_and_every_k_alone(method):
+def test_same_seed_same_interval_and_every_seed_its_own():
     counts = beta_counts(np.random.default_rng(0), 0.3, 1, 50, 16)
-    whole = pass_at_k_curve(16, counts, [1, 4, 16], method=method)
-    again = pass_at_k_curve(16, counts, [1, 4, 16], method=method)
+    whole = pass_at_k_curve(16, counts, [1, 4, 16])
+    again = pass_at_k_curve(16, counts, [1, 4, 16])
     np.testing.assert_array_equal(whole.low, again.low)
     np.testing.assert_array_equal(whole.high, again.high)
     assert (whole.low < whole.estimate).all() and (whole.estimate < whole.high).all()
-    if method == "bootstrap":
-        other = pass_at_k_curve(16, counts, [1, 4, 16], seed=1)
-        assert (whole.low != other.low).any()
+    other = pass_at_k_curve(16, counts, [1, 4, 16], seed=1)
+    assert (whole.low != other.low).any()
 
 
 def test_many_k_are_worked_off_in_pieces(monkeypatch):
@@ -95,24 +72,22 @@ def test_many_k_are_worked_off_in_pieces(monkeypatch):
     np.testing.assert_allclose(pieces.high, whole.high, rtol=1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_problems_that_are_all_alike_get_the_distribution_free_bound(method):
+def test_problems_that_are_all_alike_get_the_distribution_free_bound():
     num = 100
     bound = 1 - 0.05 ** (1 / num)
-    zero = pass_at_k_curve(8, [0] * num, 1, method=method)
+    zero = pass_at_k_curve(8, [0] * num, 1)
     assert (zero.low[0], zero.estimate[0]) == (0.0, 0.0) and zero.high[0] == pytest.approx(bound)
-    one = pass_at_k_curve(8, [8] * num, 8, method=method)
+    one = pass_at_k_curve(8, [8] * num, 8)
     assert (one.high[0], one.estimate[0]) == (1.0, 1.0) and one.low[0] == pytest.approx(1 - bound)
-    half = pass_at_k_curve(8, [4] * num, 1, method=method)
+    half = pass_at_k_curve(8, [4] * num, 1)
     assert half.low[0] == pytest.approx(0.5 - bound / 2) and half.high[0] == pytest.approx(0.5 + bound / 2)
-    same = paired_difference(as_run(8, [2] * num), as_run(8, [2] * num), 1, method=method)
+    same = paired_difference(as_run(8, [2] * num), as_run(8, [2] * num), 1)
     assert same.low[0] == pytest.approx(-bound) and same.high[0] == pytest.approx(bound)
     assert zero.reliable.all() and half.reliable.all()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_one_problem_tells_next_to_nothing(method):
-    curve = pass_at_k_curve(4, [2], [1, 4], method=method)
+def test_one_problem_tells_next_to_nothing():
+    curve = pass_at_k_curve(4, [2], [1, 4])
     assert (curve.high - curve.low > 0.9).all()
 
 
@@ -131,9 +106,7 @@ def test_pairs_are_matched_by_id_and_runs_may_differ_in_samples():
     assert result.first[0] == pytest.approx(5 / 24) and result.second[0] == pytest.approx(72 / 192)
     assert result.num_problems == 3
     assert paired_difference(first, second).k.tolist() == [1, 2, 4, 8]
-    flipped = paired_difference(second, first, 1, method="analytic")
-    forward = paired_difference(first, second, 1, method="analytic")
-    assert flipped.low[0] == pytest.approx(-forward.high[0])
+    assert paired_difference(second, first, 1).difference[0] == -result.difference[0]
 
 
 def test_pairing_removes_what_the_problems_share():
@@ -164,7 +137,9 @@ def test_different_problems_are_listed():
             lambda: pass_at_k_curve([4, 2], [1, 1], 4, problem_ids=["x", "y"]),
             "k=4 is more than num_samples=2 of problem 'y'",
         ),
-        (lambda: pass_at_k_curve(4, [1, 2], method="t"), "method must be 'bootstrap' or 'analytic', got 't'"),
+        (lambda: pass_at_k_curve(4, [1, 2], k=[]), r"k is empty: there is no pass@k to compute. .* such as k=\[1\]"),
+        (lambda: paired_difference({"a": (8, 1)}, {"a": (4, 1)}, []), "k is empty"),
+        (lambda: mean_curve(np.ones((3, 0)), []), "k is empty"),
         (lambda: pass_at_k_curve(4, [1, 2], confidence=95), "confidence must be between 0.5 and 0.999, got 95"),
         (lambda: pass_at_k_curve(4, [1, 2], num_resamples=10), "num_resamples must be at least 100"),
         (lambda: mean_curve([0.5], [1]), r"values must have shape \(problems, 1\).*got \(1,\)"),
@@ -197,36 +172,34 @@ REGIMES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("a", "b", "num_problems", "k"), REGIMES)
-def test_coverage_of_the_95_percent_interval(a, b, num_problems, k, method):
+def test_coverage_of_the_95_percent_interval(a, b, num_problems, k):
     rng = np.random.default_rng(11)
     truth = beta_pass_at_k(a, b, k)
-    num_trials = 1000 if method == "bootstrap" else 3000
+    num_trials = 1000
     covered = np.zeros(len(k))
     for trial in range(num_trials):
         counts = beta_counts(rng, a, b, num_problems, 64)
-        curve = pass_at_k_curve(64, counts, k, method=method, num_resamples=600, seed=trial)
+        curve = pass_at_k_curve(64, counts, k, num_resamples=600, seed=trial)
         covered += (curve.low <= truth) & (truth <= curve.high)
     coverage = covered / num_trials
     assert (coverage >= 0.93).all() and (coverage <= 0.97).all(), coverage
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("num_problems", [100, 400])
-def test_coverage_of_the_paired_interval(num_problems, method):
+def test_coverage_of_the_paired_interval(num_problems):
     # The second run's rates are the first's, moved: p -> p^0.8, so the runs are strongly correlated and do differ.
     rng = np.random.default_rng(12)
     k = np.array([1, 8, 64])
     rates = rng.beta(0.3, 1, size=4_000_000)
     truth = np.array([((1 - rates) ** kk - (1 - rates**0.8) ** kk).mean() for kk in k])
-    num_trials = 600 if method == "bootstrap" else 2000
+    num_trials = 600
     covered = np.zeros(len(k))
     for trial in range(num_trials):
         rates = rng.beta(0.3, 1, size=num_problems)
         first, second = as_run(64, rng.binomial(64, rates)), as_run(64, rng.binomial(64, rates**0.8))
-        result = paired_difference(first, second, k, method=method, num_resamples=600, seed=trial)
+        result = paired_difference(first, second, k, num_resamples=600, seed=trial)
         covered += (result.low <= truth) & (truth <= result.high)
     coverage = covered / num_trials
     assert (coverage >= 0.93).all() and (coverage <= 0.97).all(), coverage

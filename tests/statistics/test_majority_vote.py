@@ -52,6 +52,15 @@ def test_agrees_with_subsampling_of_4096_samples(num_answers):
     assert exact.max() > 0.05  # the comparison is not one of zeros
 
 
+@pytest.mark.parametrize("k", [16, 256, 1024])
+def test_some_answer_wins(k):
+    rng = np.random.default_rng(1)
+    counts = [1100, 500, *rng.multinomial(2496, rng.dirichlet(np.full(40, 0.3)))]
+    # Each answer in turn is the correct one, with few votes and with many.
+    shares = [majority_at_k(counts, np.arange(len(counts)) == i, k) for i in range(len(counts))]
+    assert sum(shares) == pytest.approx(1.0, abs=1e-11)
+
+
 def test_ends():
     counts, correct = [5, 3, 2], [False, True, True]
     assert majority_at_k(counts, correct, 1) == pytest.approx(0.5, abs=1e-14)

@@ -24,7 +24,8 @@ from dco_trl.trainer.checkpoints import (
     read_state,
     write_state,
 )
-from dco_trl.trainer.cot_trainer import STATE_NAME, CoTDCOTrainer
+from dco_trl.trainer.cot_config import STATE_NAME
+from dco_trl.trainer.cot_trainer import CoTDCOTrainer
 
 HERE = Path(__file__).parent
 # Two steps to a window, so that a checkpoint falls into the middle of one.

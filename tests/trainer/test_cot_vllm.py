@@ -76,7 +76,7 @@ def test_vllm_samples_the_model_in_training(monkeypatch, small_engine, checkpoin
             np.testing.assert_allclose(theirs, ours[-len(theirs) :], atol=2e-3)
         windows.append(ours)
         draws = draw(self, problems, counts, next_index, sampler)
-        itself = TransformersSampler(trainer.model, make_tokenizer(), progress=False)
+        itself = TransformersSampler(trainer.model, tokenizer=make_tokenizer(), progress=False)
         others = draw(self, problems, counts, next_index, itself)
         rates.append(tuple(x.sum() for some in (draws, others) for x in (some.num_correct, some.num_graded)))
         assert set(draws.rationales) and draws.num_tokens > 0

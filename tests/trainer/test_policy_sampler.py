@@ -80,7 +80,7 @@ def test_rationales_are_sampled_from_the_prompt_that_is_trained_on(monkeypatch):
     [
         (
             {"sampler_kwargs": {"batchsize": 4}},
-            r"`sampler_kwargs` has 'batchsize', which `sampler='transformers'` does not know. It knows: batch_size\.",
+            "`sampler_kwargs` of `sampler='transformers'` has no option 'batchsize'. Did you mean 'batch_size'",
         ),
         (
             {"sampler_kwargs": {"batch_size": "4"}},
@@ -89,11 +89,11 @@ def test_rationales_are_sampled_from_the_prompt_that_is_trained_on(monkeypatch):
         ({"sampler_kwargs": {"batch_size": 0}}, "batch_size=0 must be at least 1"),
         (
             {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY, "retries": 1}, "trainer_kwargs": LORA},
-            "has 'retries', which `sampler='server'` does not know. It knows: .*max_retries",
+            "`sampler_kwargs` of `sampler='server'` has no option 'retries'. Did you mean 'max_retries'",
         ),
         (
             {"max_rationale_tokens": 254},
-            "A prompt of 4 tokens and max_tokens=254 make 258 tokens, more than the 256 .*Lower `max_rationale_t",
+            "prompt has 4 tokens, which with `max_rationale_tokens=254` are more than the 256 of the context. Lower",
         ),
         (
             {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY}, "trainer_kwargs": LORA},
@@ -102,7 +102,7 @@ def test_rationales_are_sampled_from_the_prompt_that_is_trained_on(monkeypatch):
     ],
 )
 def test_refused_when_the_trainer_is_made(overrides, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         make_cot_trainer(**overrides)
 
 
@@ -112,9 +112,9 @@ def test_options_that_vllm_does_not_know_are_refused(tmp_path):
     pytest.importorskip("vllm")
     model = str(save_checkpoint(tmp_path))
     make_cot_trainer(model=model, sampler="vllm", sampler_kwargs={"max_model_len": 64, "enforce_eager": True})
-    with pytest.raises(ValueError, match="has 'max_len', which `sampler='vllm'` does not know. See the arg.*vllm.LLM"):
+    with pytest.raises(TypeError, match="of `sampler='vllm'` has no option 'max_len'. Did you mean 'max_"):
         make_cot_trainer(model=model, sampler="vllm", sampler_kwargs={"max_len": 64})
-    with pytest.raises(ValueError, match="A prompt of 4 tokens and max_tokens=8 make 12 tokens, more than the 10 of"):
+    with pytest.raises(ValueError, match="has 4 tokens, which with `max_rationale_tokens=8` are more than the 10"):
         make_cot_trainer(model=model, sampler="vllm", sampler_kwargs={"max_model_len": 10})
 
 
@@ -141,7 +141,7 @@ def test_what_was_saved_for_the_sampler_is_removed_and_nothing_else(tmp_path, mo
         sampler_kwargs={"base_url": NOBODY, "max_retries": 0},
         trainer_kwargs=LORA,
     )
-    with pytest.raises(EndpointError, match="No answer from"):
+    with pytest.raises(EndpointError, match="could not list its models"):
         trainer.train()
     [(folder, names)] = saved
     assert folder.parent == tmp_path / "run" and folder.name.startswith(".dco-sampler-")

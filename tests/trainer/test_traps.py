@@ -1,19 +1,17 @@
 """Settings and data that would train something else than coverage: an error, or a warning with a number."""
 
 import logging
-import re
 
 import pytest
 import torch
-import trl
-from accelerate import ParallelismConfig
+from accelerate import Accelerator, ParallelismConfig
 from datasets import Dataset
 from tiny_models import make_model, make_tokenizer
 from training import MANY, ROWS, make_trainer, settings
-from trl import SFTConfig, SFTTrainer
+from transformers import Trainer
+from trl import SFTConfig
 
 from dco_trl import DCOConfig, DCOTrainer
-from dco_trl.trainer.dco_trainer import _check_sequences_are_not_sharded
 
 
 def train_on(rows: list[dict], **overrides) -> DCOTrainer:
@@ -47,7 +45,9 @@ def test_refused_setting(overrides, message):
 
 
 def test_refused_arguments():
-    with pytest.raises(ValueError, match="`compute_loss_func` takes the loss from elsewhere.*or use `SFTTrainer`"):
+    with pytest.raises(
+        ValueError, match="`compute_loss_func` takes the loss from elsewhere.*or use it with `num_attempts=1`"
+    ):
         make_trainer(trainer_kwargs={"compute_loss_func": lambda outputs, labels, num_items_in_batch: outputs.loss})
     with pytest.raises(ValueError, match="`formatting_func` merges prompt and completion.*`dataset.map`"):
         make_trainer(trainer_kwargs={"formatting_func": lambda row: row["prompt"] + row["completion"]})
@@ -63,12 +63,22 @@ def test_sft_config_is_refused_by_name():
         )
 
 
-@pytest.mark.parametrize(("size", "name"), [("cp_size", "Context"), ("sp_size", "Sequence")])
-def test_sharded_sequences_are_refused(size, name):
+@pytest.mark.parametrize(("size", "name"), [("cp_size", "Context"), ("sp_size", "Sequence"), ("dp_shard_size", None)])
+def test_sharded_sequences_are_refused(size, name, monkeypatch):
+    # A real one needs as many processes: this is what a trainer would find after it has made its accelerator.
+    parallelism = ParallelismConfig(**{size: 2})
+    make_accelerator = Trainer.create_accelerator_and_postprocess
+
+    def make_sharding_accelerator(trainer):
+        make_accelerator(trainer)
+        monkeypatch.setattr(Accelerator, "parallelism_config", property(lambda _: parallelism))
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", make_sharding_accelerator)
+    if name is None:
+        make_trainer()
+        return
     with pytest.raises(ValueError, match=f"{name} parallelism splits a sequence over devices.*`{size}=1`"):
-        _check_sequences_are_not_sharded(ParallelismConfig(**{size: 2}))
-    _check_sequences_are_not_sharded(ParallelismConfig(dp_shard_size=2))
-    _check_sequences_are_not_sharded(None)
+        make_trainer()
 
 
 def test_default_arguments(monkeypatch, tmp_path):
@@ -83,38 +93,14 @@ def test_default_arguments(monkeypatch, tmp_path):
     assert trainer.args.num_attempts == 16
 
 
-# ---------------------------------------------------------------------- the contract
-
-
-@pytest.mark.parametrize("uses", ["its own loss", "logits"])
-def test_a_trl_that_stops_feeding_log_probs_is_refused(monkeypatch, uses):
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if uses == "its own loss":
-            return model(**inputs, fused_lm_head=True).loss
-        return model(**inputs).logits.sum()
-
-    monkeypatch.setattr(SFTTrainer, "compute_loss", compute_loss)
-    message = f"of TRL {re.escape(trl.__version__)} no longer computes its loss from the `log_probs`.*Install a TRL"
-    with pytest.raises(RuntimeError, match=message):
-        make_trainer()
-
-
-def test_the_contract_check_leaves_no_trace():
-    trainer = make_trainer()
-    assert not trainer._metrics["train"] and not trainer._metrics["eval"]
-    assert trainer._total_train_tokens == 0
-
-
 # ------------------------------------------------------------------------------ data
+
+QUESTION, ANSWER = {"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}
 
 
 @pytest.mark.parametrize(
     "rows",
-    [
-        [{"text": "1+1=2"}],
-        [{"messages": [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}]}],
-        [{"input_ids": [4, 5, 6]}],
-    ],
+    [[{"text": "1+1=2"}], [{"messages": [QUESTION, ANSWER, QUESTION, ANSWER]}], [{"input_ids": [4, 5, 6]}]],
     ids=["text", "messages", "tokenised"],
 )
 def test_rows_that_do_not_tell_the_answer_from_the_prompt_are_refused(rows):
@@ -174,6 +160,42 @@ def test_truncated_rows_are_counted(caplog, packing):
     assert f"1 of 7 rows of the train dataset have no labelled token within `max_length=20` and {fate}" in caplog.text
     if not packing:
         assert len(trainer.train_dataset) == 6
+
+
+def test_a_prompt_that_loses_its_start_is_not_an_answer_cut(caplog):
+    rows = [*ROWS[:3], {"prompt": "1" * 40 + "=", "completion": "2"}, {"prompt": "1=", "completion": "1" * 40}]
+    with caplog.at_level(logging.WARNING):
+        trainer = train_on(rows, max_length=20, truncation_mode="keep_end")
+    assert "1 of 5 rows of the train dataset are longer than `max_length=20` tokens and are cut" in caplog.text
+    assert (
+        "1 of 5 rows of the train dataset are longer than `max_length=20` tokens and lose the start of their prompt "
+        "(`truncation_mode='keep_end'`): their p is that of the answer to what is left of it." in caplog.text
+    )
+    assert "no labelled token" not in caplog.text
+    assert len(trainer.train_dataset) == 5
+
+
+def test_several_answers_in_a_row_are_counted(caplog):
+    one = {"input_ids": [4, 5, 6, 7], "labels": [-100, 5, 6, 7]}
+    two = {"input_ids": [4, 5, 6, 7], "labels": [-100, 5, -100, 7]}
+    with caplog.at_level(logging.WARNING):
+        make_trainer(trainer_kwargs={"train_dataset": Dataset.from_list([one, two, one, two, one])})
+    said = [record.getMessage() for record in caplog.records if "several answers" in record.getMessage()]
+    assert len(said) == 1 and "2 of 5 rows of the train dataset have several answers" in said[0]
+    assert "Make one row of each turn, with the messages before it as `prompt`" in said[0]
+    caplog.clear()
+    make_trainer(num_attempts=1, trainer_kwargs={"train_dataset": Dataset.from_list([two])})
+    assert "several answers" not in caplog.text
+
+
+def test_prompts_with_several_completions_are_counted(caplog):
+    rows = [*ROWS[:3], ROWS[0], {**ROWS[1], "completion": "another"}]
+    with caplog.at_level(logging.WARNING):
+        make_trainer(trainer_kwargs={"train_dataset": Dataset.from_list(rows)})
+    assert (
+        "2 of 5 rows of the train dataset have a prompt that also comes with another completion (first: row 1). p is "
+        "the probability of a row's own completion" in caplog.text
+    )
 
 
 def test_whole_rows_raise_no_warning(caplog):

@@ -40,11 +40,10 @@ def settings(**overrides) -> dict[str, Any]:
 
 def make_trainer(trainer_class=DCOTrainer, family="llama", model=None, trainer_kwargs=None, **overrides):
     config_class = DCOConfig if issubclass(trainer_class, DCOTrainer) else SFTConfig
-    trainer_kwargs = {"train_dataset": dataset(), **(trainer_kwargs or {})}
+    trainer_kwargs = {"train_dataset": dataset(), "processing_class": make_tokenizer(), **(trainer_kwargs or {})}
     return trainer_class(
         make_model(family) if model is None else model,
         args=config_class(**settings(**overrides)),
-        processing_class=make_tokenizer(),
         **trainer_kwargs,
     )
 

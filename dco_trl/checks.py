@@ -1,0 +1,153 @@
+"""Checks of arguments that more than one room takes. Each returns the checked value, or raises a `ValueError`."""
+
+from collections.abc import Sequence
+from numbers import Integral
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+# A sum of float32 log-softmax terms may round this far above 0.
+LOG_P_ROUNDING = 1e-5
+
+
+def check_integer(name: str, value: object, at_least: int = 1, note: str = "") -> int:
+    """`value` as an `int`. NumPy's integers are integers; booleans and whole floats are not."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
+        note = f" ({note})" if note else ""
+        raise ValueError(f"`{name}` must be an integer of at least {at_least}{note}, got {value!r}.")
+    return int(value)
+
+
+def check_num_attempts(num_attempts: object) -> int:
+    """The number of attempts N of a loss or a weight."""
+    return check_integer("num_attempts", num_attempts, note="1 is plain cross-entropy")
+
+
+def check_num_required(num_required: object, num_attempts: int) -> int:
+    """The number of attempts m, of N, that must be right."""
+    m = check_integer("num_required", num_required, note="1 is coverage: one right attempt is enough")
+    if m > num_attempts:
+        raise ValueError(
+            f"`num_required={m}` is more than `num_attempts={num_attempts}`: so many attempts cannot be right. Lower "
+            "it, or raise `num_attempts`."
+        )
+    return m
+
+
+def check_whole_numbers(name: str, value: ArrayLike, at_least: int = 0) -> NDArray[np.int64]:
+    """An integer array (whole floats, as pandas makes them, are fine)."""
+    array = np.asarray(value)
+    if array.dtype.kind == "f" and np.all(np.abs(array) < 2**53) and np.all(array == np.floor(array)):
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be whole numbers (counts), got {_preview(array)} of type {array.dtype}.")
+    if array.size and array.min() < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {array.min()}.")
+    return array.astype(np.int64)
+
+
+def check_ks(k: ArrayLike) -> NDArray[np.int64]:
+    """The numbers of samples of a curve, as a vector."""
+    ks = np.atleast_1d(check_whole_numbers("k", k, at_least=1))
+    if ks.size == 0:
+        raise ValueError(
+            "k is empty: there is no pass@k to compute. Give at least one number of samples, such as k=[1]."
+        )
+    return ks
+
+
+def check_log_p(log_p: ArrayLike) -> NDArray[np.float64]:
+    """Natural log-probabilities, at most 0."""
+    x = np.asarray(log_p, dtype=np.float64)
+    if np.isnan(x).any():
+        raise ValueError(f"log_p holds {np.isnan(x).sum()} NaN of {x.size} values. Look at the model's loss.")
+    if (x > LOG_P_ROUNDING).any():
+        raise ValueError(
+            f"log_p must be a log-probability, at most 0, got {x.max():g}. Pass natural log-probabilities, not "
+            "probabilities or negative log-likelihoods."
+        )
+    return np.minimum(x, 0.0)
+
+
+def check_graded_counts(
+    num_samples: ArrayLike, num_correct: ArrayLike, problem_ids: Sequence[str] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str]]:
+    """Whole counts of graded samples, as two arrays of one shape, with a name for each of their entries."""
+    samples, correct = np.broadcast_arrays(
+        check_whole_numbers("num_samples", num_samples, at_least=1), check_whole_numbers("num_correct", num_correct)
+    )
+    if problem_ids is None:
+        names = [f"number {i} (counted from 0)" for i in range(correct.size)]
+    else:
+        names = [repr(name) for name in problem_ids]
+        if len(names) != correct.size:
+            raise ValueError(
+                f"problem_ids has {len(names)} names for {correct.size} problems. Give one for each entry of "
+                "num_correct, in its order."
+            )
+    wrong = np.flatnonzero(correct.ravel() > samples.ravel())
+    if wrong.size:
+        i = wrong[0]
+        raise ValueError(
+            f"num_correct={correct.flat[i]} is more than num_samples={samples.flat[i]} for problem {names[i]}"
+            f"{and_others(wrong.size)}. Are the two arguments swapped, or some samples graded twice?"
+        )
+    return samples, correct, names
+
+
+def check_discounted_counts(
+    num_sampled: ArrayLike, num_correct: ArrayLike, name_correct: str = "num_correct"
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Real-valued counts, as forgetting makes them, as two arrays of one shape."""
+    arrays = []
+    for name, value in (("num_sampled", num_sampled), (name_correct, num_correct)):
+        array = np.asarray(value)
+        if array.dtype.kind not in "iuf":
+            hint = " An empty entry of a table is often the reason." if array.dtype.kind == "O" else ""
+            raise ValueError(f"{name} must hold numbers, got an array of {array.dtype}.{hint}")
+        array = array.astype(np.float64)
+        if array.size == 0:
+            raise ValueError(f"{name} is empty: there is no prompt to work on.")
+        wrong = ~np.isfinite(array) | (array < 0)
+        if wrong.any():
+            raise ValueError(
+                f"{name} must hold counts of at least 0, got {array[wrong].flat[0]} (entry "
+                f"{np.flatnonzero(wrong)[0]}, counted from 0; {wrong.sum()} such entries). Was a prompt not graded?"
+            )
+        arrays.append(array)
+    try:
+        n, c = np.broadcast_arrays(*arrays)
+    except ValueError:
+        raise ValueError(
+            f"num_sampled has shape {arrays[0].shape} and {name_correct} {arrays[1].shape}: they must be "
+            "equal, or one a scalar."
+        ) from None
+    wrong = c > n
+    if wrong.any():
+        raise ValueError(
+            f"{name_correct}={c[wrong].flat[0]:g} is more than num_sampled={n[wrong].flat[0]:g} (entry "
+            f"{np.flatnonzero(wrong)[0]}, counted from 0; {wrong.sum()} such entries). Are the two swapped, or some "
+            "samples graded twice?"
+        )
+    return n, c
+
+
+def check_confidence(confidence: float, num_resamples: int) -> None:
+    """Refuse a confidence that the resamples of a bootstrap cannot resolve."""
+    if not 0.5 <= confidence <= 0.999:
+        raise ValueError(
+            f"confidence must be between 0.5 and 0.999, got {confidence}. Write 0.95 for 95 %; more than 0.999 needs "
+            "more than a bootstrap."
+        )
+    if num_resamples < 100:
+        raise ValueError(f"num_resamples must be at least 100 for quantiles to mean anything, got {num_resamples}.")
+
+
+def and_others(count: int) -> str:
+    """Continues a message that names the first of `count` offenders."""
+    return f" (and of {count - 1} more)" if count > 1 else ""
+
+
+def _preview(array: NDArray) -> str:
+    text = np.array2string(array.ravel()[:4], separator=", ")
+    return text if array.size <= 4 else text[:-1] + ", ...]"

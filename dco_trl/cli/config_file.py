@@ -1,0 +1,49 @@
+"""What may be wrong with the YAML file of `--config`, each as one error that names the file and the key."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def check_config_file(path: str, parser: argparse.ArgumentParser) -> None:
+    """Raise a `ValueError` for a key that is given twice or is no text, or a value of another kind than the argument.
+
+    Raises:
+        ValueError: As above, or the file is no YAML.
+        OSError: The file cannot be read.
+    """
+    try:
+        config = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"the config file {path} is not YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"the config file {path} must contain a YAML mapping, got {type(config).__name__}.")
+    actions = {action.dest: action for action in parser._actions}
+    for key, value in config.items():
+        if not isinstance(key, str):
+            raise ValueError(f"the config file {path} has the key {key!r}, which is not text. Put it in quotes.")
+        action = actions.get(key)
+        if action is None or value is None or isinstance(value, str):
+            continue  # text is parsed as on the command line
+        if action.nargs == "+" and not isinstance(value, list):
+            raise ValueError(
+                f"'{key}' in the config file {path} must be a list, got {value!r}. Write '{key}: [{value}]'."
+            )
+        if action.type in (int, float) and not isinstance(value, (int, float)):
+            raise ValueError(f"'{key}' in the config file {path} must be a number, got {value!r}.")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's own loader keeps the last of several equal keys, silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen and key != "<<":
+                mark = key_node.start_mark
+                raise yaml.MarkedYAMLError(problem=f"the key '{key}' is given twice", problem_mark=mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)

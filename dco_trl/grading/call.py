@@ -1,0 +1,117 @@
+"""Call a function with the signature of TRL's reward functions, and check what comes back."""
+
+import asyncio
+import inspect
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from .errors import GraderError
+from .extract import completion_text
+
+Grader = Callable[..., list[float | None]]
+
+
+def call_grader(
+    grader: Grader,
+    prompts: Sequence | None,
+    completions: Sequence,
+    answers: Sequence,
+    columns: Mapping[str, Sequence] | None = None,
+    name: str | None = None,
+) -> list[float | None]:
+    """Call a reward function as TRL's GRPOTrainer does, and check what comes back.
+
+    Keyword lists: `prompts`, `completions`, `answer`, `solution` (the same list), and every further column. A function
+    without `**kwargs` gets the ones it names. Coroutine functions are awaited. TRL's own reward functions read
+    messages only, so they get messages also where the prompt is plain.
+
+    Args:
+        grader: The function.
+        prompts: One per completion, or None.
+        completions: Strings or lists of messages.
+        answers: The references.
+        columns: Further columns; a `solution` here replaces the copy of `answers`.
+        name: What to call the grader in errors.
+
+    Returns:
+        A score or None for each completion.
+
+    Raises:
+        GraderError: The function raises, returns another number of scores, or a score that is no finite number.
+
+    Examples:
+        >>> def shares_first_letter(completions, answer, **columns):
+        ...     return [float(text[:1] == reference[:1]) for text, reference in zip(completions, answer, strict=True)]
+        >>> call_grader(shares_first_letter, None, ["blue", "red"], ["black", "green"])
+        [1.0, 0.0]
+
+    Relations:
+        `BulkGrader` calls it, in batches or in workers, and grades with "math" and "exact" much faster.
+    """
+    name = name or getattr(grader, "__qualname__", None) or type(grader).__qualname__
+    if (getattr(grader, "__module__", None) or "").startswith("trl.rewards"):
+        completions = [[{"role": "assistant", "content": completion_text(c)}] for c in completions]
+    arguments: dict[str, Any] = {"solution": answers} | dict(columns or {})
+    arguments |= {"completions": completions, "answer": answers}
+    if prompts is not None:
+        arguments["prompts"] = prompts
+    try:
+        parameters = list(inspect.signature(grader).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    if parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        arguments = {p.name: arguments[p.name] for p in parameters if p.name in arguments}
+    try:
+        result: Any = grader(**arguments)
+        if inspect.isawaitable(result):
+            # In a thread of its own: the caller (a notebook) may run an event loop already.
+            with ThreadPoolExecutor(1) as executor:
+                result = executor.submit(asyncio.run, _await(result)).result()
+    except Exception as error:
+        raise GraderError(
+            f"grader {name!r} raised {type(error).__name__}: {error}. It was called with "
+            f"{len(completions)} completions and the keyword arguments {sorted(arguments)}"
+        ) from error
+    return _check_scores(name, result, len(completions))
+
+
+async def _await(awaitable: Awaitable) -> Any:
+    return await awaitable
+
+
+def _check_scores(name: str, result: Any, expected: int) -> list[float | None]:
+    if hasattr(result, "tolist"):  # an array or a tensor
+        result = result.tolist()
+    if not isinstance(result, (list, tuple)):
+        raise GraderError(
+            f"grader {name!r} must return a list of scores, one per completion, got {type(result).__name__}: "
+            f"{str(result)[:80]!r}"
+        )
+    if len(result) != expected:
+        raise GraderError(
+            f"grader {name!r} must return one score per completion: {expected} expected, got {len(result)}"
+        )
+    return [_check_score(name, i, score) for i, score in enumerate(result)]
+
+
+def _check_score(name: str, i: int, score: Any) -> float | None:
+    if score is None:
+        return None
+    try:
+        value = None if isinstance(score, str) else float(score)
+    except (TypeError, ValueError):
+        value = None
+    except OverflowError:  # an integer
+        value = math.inf
+    if value is None:
+        raise GraderError(
+            f"grader {name!r} must return numbers or None: score {i} is {type(score).__name__} {str(score)[:80]!r}"
+        )
+    if not math.isfinite(value):
+        raise GraderError(
+            f"grader {name!r} returned {value} as score {i}: return a finite number (above 0.5 is correct), or None "
+            "for a completion that cannot be graded"
+        )
+    return value

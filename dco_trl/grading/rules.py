@@ -1,0 +1,135 @@
+"""Verdicts by rule, where math-verify takes one number from a text and forgets the rest: units, bases, two numbers."""
+
+import re
+from decimal import Decimal
+from fractions import Fraction
+
+from .notation import plain_characters
+
+_MAX_CHARS = 200
+_DIGITS = r"(?:\d{1,3}(?:(?:,|\{,\})\d{3})+|\d{1,60})(?:\.\d{0,60})?|\.\d{1,60}"
+_NUMBER = re.compile(rf"[+-]?(?:{_DIGITS})", re.ASCII)
+_BASE = re.compile(r"([0-9A-Za-z]{1,60})_(?:\{(\d{1,2})\}|(\d{1,2}))", re.ASCII)
+_FRACTION = re.compile(r"([+-]?)(?:\\[dt]?frac\{(\d{1,20})\}\{(\d{1,20})\}|(\d{1,20})/(\d{1,20}))", re.ASCII)
+_SPACE = re.compile(r"\\[,;: ]|~")
+_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox)\{([^{}]*)\}")
+_QUANTITY = re.compile(
+    rf"(\\?\$)?\s*([+-]?(?:\\[dt]?frac\{{\d+\}}\{{\d+\}}|\d+/\d+|{_DIGITS}))(\s*)"
+    r"(?:(square|sq|cubic) )?([A-Za-z]*)\s*(?:\^\s*\{?([23])\}?)?\s*\.?",
+    re.ASCII,
+)
+_WORDS = r"(?: [A-Za-z]+){0,3}?"
+# "4 apples and 5 oranges", "Room 3 of 5", "3 out of 5": not one number.
+_TWO_NUMBERS = re.compile(
+    rf"(?:[A-Za-z]+[ :]+){{0,3}}?({_DIGITS}){_WORDS},? (?:and|or|out of|of|to|versus|vs\.?) (?:the |a total of )?"
+    rf"({_DIGITS}){_WORDS}\.?",
+    re.ASCII,
+)
+# After one of these the last number is what the sentence finds.
+_CONCLUDES = re.compile(
+    r"\b(?:is|are|was|were|equals?|makes?|gives?|gets?|totals?|altogether|so|thus|hence|therefore|leaves?|leaving|"
+    r"left|answer|result|or rather|actually)\b",
+    re.IGNORECASE,
+)
+
+
+def _units() -> dict[str, tuple[str, Fraction]]:
+    table = {
+        "length": "1/1000 mm millimeter millimetre; 1/100 cm centimeter centimetre; 1/10 dm decimeter decimetre; "
+        "1 m meter metre; 1000 km kilometer kilometre; 254/10000 in inch inche; 3048/10000 ft foot feet; "
+        "9144/10000 yd yard; 1609344/1000 mi mile",
+        "mass": "1/1000 mg milligram; 1 g gram; 1000 kg kilogram; 45359237/100000 lb pound; 45359237/1600000 oz ounce",
+        "time": "1/1000 ms millisecond; 1 s sec second; 60 min minute; 3600 h hr hour; 86400 day; 604800 week",
+        "volume": "1/1000 ml mL milliliter millilitre; 1 l L liter litre",
+        "money": "1 cent penny pennie; 100 dollar",
+        "months": "1 month; 12 year yr",
+    }
+    units: dict[str, tuple[str, Fraction]] = {}
+    for dimension, rows in table.items():
+        for row in rows.split("; "):
+            factor, *names = row.split(" ")
+            units |= {name: (dimension, Fraction(factor)) for name in names}
+    return units
+
+
+_UNITS = _units()
+
+
+def settle(reference: str, answer: str) -> float | None:
+    """The verdict on a pair that a rule settles, else None. A string comparison: nothing is evaluated.
+
+    Plain decimal numbers are compared exactly; numerals with a base by their values; quantities whose units are known
+    and differ by their values in a common unit; and an answer that names two different numbers is not a number.
+    """
+    if len(reference) > _MAX_CHARS or len(answer) > _MAX_CHARS:
+        return None
+    reference, answer = plain_characters(reference).strip(), plain_characters(answer).strip()
+    wanted, given = number(reference), number(answer)
+    if wanted is not None and given is not None:
+        return float(wanted == given)
+    if wanted is not None and _names_two_numbers(answer):
+        return 0.0
+    if "_" in reference and "_" in answer:
+        return _compare_bases(reference, answer)
+    return _compare_quantities(reference, answer)
+
+
+def number(text: str) -> Decimal | None:
+    """The value of a plain decimal number, with or without thousands separators."""
+    if _NUMBER.fullmatch(text):
+        return Decimal(text.replace("{,}", "").replace(",", ""))
+    return None
+
+
+def _names_two_numbers(answer: str) -> bool:
+    match = _TWO_NUMBERS.fullmatch(answer)
+    return match is not None and number(match[1]) != number(match[2]) and not _CONCLUDES.search(answer)
+
+
+def _compare_bases(reference: str, answer: str) -> float | None:
+    values = []
+    for text in (reference, answer):
+        match = _BASE.fullmatch(text)
+        base = int(match[2] or match[3]) if match else 0
+        if match is None or not 2 <= base <= 36:
+            return None
+        try:
+            values.append(int(match[1], base))
+        except ValueError:  # x_2, or a digit that the base does not have
+            return None
+    return float(values[0] == values[1])
+
+
+def _compare_quantities(reference: str, answer: str) -> float | None:
+    wanted, given = _quantity(reference), _quantity(answer)
+    if wanted is None or given is None or wanted[1:] == given[1:]:
+        return None
+    if wanted[1] != given[1]:
+        return 0.0
+    return float(wanted[0] * wanted[2] == given[0] * given[2])
+
+
+def _quantity(text: str) -> tuple[Fraction, tuple[str, int], Fraction] | None:
+    """Number, dimension (a name and a power), and the factor to the dimension's own unit."""
+    match = _QUANTITY.fullmatch(_TEXT.sub(r" \1 ", _SPACE.sub(" ", text)).strip())
+    if match is None:
+        return None
+    dollar, value, space, power_word, name, exponent = match.groups()
+    if len(name) == 1 and not space:  # 5m is five times m
+        return None
+    if dollar and not name:
+        name = "dollar"
+    unit = _UNITS.get(name) or _UNITS.get(name.lower()) or _UNITS.get(name.lower().removesuffix("s"))
+    amount = _value(value)
+    if unit is None or amount is None or (power_word and exponent):
+        return None
+    power = 3 if power_word == "cubic" else 2 if power_word else int(exponent or 1)
+    return amount, (unit[0], power), unit[1] ** power
+
+
+def _value(text: str) -> Fraction | None:
+    match = _FRACTION.fullmatch(text)
+    if match is None:
+        return Fraction(number(text) or 0)
+    denominator = int(match[3] or match[5])
+    return Fraction(int(match[1] + (match[2] or match[4])), denominator) if denominator else None

@@ -1,0 +1,142 @@
+"""Colours, markers and axes of the pictures, so that a method looks the same in all of them."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from numpy.typing import ArrayLike
+
+# Okabe and Ito, "Color Universal Design" (2008), without the yellow, which is too faint for a line on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINE_STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+RIGHT, WRONG = PALETTE[2], "#8C8C8C"
+
+_METHODS = {
+    "cross-entropy": (PALETTE[0], "o"),
+    "label smoothing": (PALETTE[5], "v"),
+    "focal loss": ("#8C8C8C", "P"),
+    "entropy bonus": (PALETTE[2], "X"),
+    "GEM": (PALETTE[3], "d"),
+    "DFT": (PALETTE[6], "*"),
+    "weight averaging": ("#117733", "h"),
+}
+# DCO is darker the larger its N: 16 is orange, 256 vermilion, 4096 wine.
+_DCO_COLOURS = LinearSegmentedColormap.from_list("dco", ["#F4C95D", "#E69F00", "#D55E00", "#7A1B50", "#2E0A2B"])
+_DCO_MARKERS = {4: "v", 16: "s", 64: "P", 256: "^", 1024: "X", 4096: "D"}
+
+
+def method_style(name: str) -> dict[str, Any]:
+    r"""Return the colour and the marker of a method: the same in every picture.
+
+    Args:
+        name: "cross-entropy", "DCO, N = 256" (any N from 2 up), or a rival: "label smoothing", "focal loss",
+            "entropy bonus", "GEM", "DFT", "weight averaging".
+
+    Returns:
+        `color` and `marker`, for matplotlib's `plot`.
+
+    Raises:
+        ValueError: There is no such method.
+
+    Examples:
+        >>> method_style("cross-entropy")
+        {'color': '#0072B2', 'marker': 'o'}
+        >>> method_style("DCO, N = 256")
+        {'color': '#d55e00', 'marker': '^'}
+    """
+    dco = re.fullmatch(r"DCO, N = (\d+)", name)
+    if dco and int(dco[1]) > 1:
+        n = int(dco[1])
+        return {"color": to_hex(_DCO_COLOURS(math.log2(n) / 16)), "marker": _DCO_MARKERS.get(n, "h")}
+    if name not in _METHODS:
+        raise ValueError(
+            f"name: got {name!r}, which is no method; give 'DCO, N = 256' or one of {', '.join(_METHODS)}"
+        )
+    colour, marker = _METHODS[name]
+    return {"color": colour, "marker": marker}
+
+
+def plain_axes(axes: Axes) -> None:
+    """Leave the left and the bottom line, and a light grid behind the data."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def attempts_axis(axes: Axes, ticks: ArrayLike) -> None:
+    """Make the horizontal axis that of k: base 2, with these ticks, as whole numbers."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(np.asarray(ticks, dtype=float).tolist()))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e5 else f"{value:.0e}"))
+
+
+def percent_axis(axes: Axes) -> None:
+    """Label the vertical axis in whole per cent."""
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def facing_histogram(axes: Axes, shares: ArrayLike, right: ArrayLike, bins: int = 20) -> None:
+    """Draw a histogram on [0, 1] with right answers upwards and wrong ones downwards.
+
+    The height of a bar is the square root of its count, so that the few are seen beside the many.
+
+    Args:
+        axes: Where to draw.
+        shares: Shares or probabilities in [0, 1], shape (problems,).
+        right: Whether each one's answer is right, shape (problems,).
+        bins: Number of equal bins.
+    """
+    values, is_right = np.asarray(shares, dtype=float), np.asarray(right, dtype=bool)
+    edges = np.linspace(0, 1, bins + 1)
+    for which, sign, colour in ((is_right, 1, RIGHT), (~is_right, -1, WRONG)):
+        heights = sign * np.histogram(values[which], edges)[0]
+        axes.bar(edges[:-1], heights, 1 / bins, align="edge", color=colour, edgecolor="white", linewidth=0.5)
+    axes.axhline(0, color="0.3", linewidth=0.8)
+    axes.set_yscale("function", functions=(_signed_root, _signed_square))
+    counts = (10, 100, 400, 1000, 4000, 10_000)
+    axes.yaxis.set_major_locator(FixedLocator([*(-count for count in counts[::-1]), 0, *counts]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):,.0f}"))
+    axes.set_xlim(0, 1)
+    plain_axes(axes)
+
+
+def right_wrong_handles() -> list[Patch]:
+    """Return the entries of a legend for `facing_histogram`."""
+    return [Patch(facecolor=RIGHT, label="right (upwards)"), Patch(facecolor=WRONG, label="wrong (downwards)")]
+
+
+def _signed_root(values: np.ndarray) -> np.ndarray:
+    return np.sign(values) * np.sqrt(np.abs(values))
+
+
+def _signed_square(values: np.ndarray) -> np.ndarray:
+    return np.sign(values) * np.square(values)
+
+
+def plain_text(text: str) -> str:
+    """Return text that matplotlib shows as it is: no mathematics in dollars, no hiding of a leading underscore."""
+    text = text.replace("$", r"\$")
+    return "\u200b" + text if text.startswith("_") else text
+
+
+def check_shares(name: str, values: ArrayLike) -> np.ndarray:
+    """Return the values as a flat array; refuse what lies outside [0, 1] or is no number."""
+    array = np.asarray(values, dtype=float).ravel()
+    if not ((array >= 0) & (array <= 1)).all():
+        raise ValueError(f"{name}: got values outside [0, 1] or not a number; pass shares")
+    return array
+
+
+def check_runs(runs: Mapping[str, Any], what: str) -> None:
+    """Refuse an empty mapping."""
+    if not runs:
+        raise ValueError(f"runs: got an empty mapping; pass {{name: {what}}}")

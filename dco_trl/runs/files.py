@@ -1,0 +1,195 @@
+"""Files that are there whole and unchanged or not at all, and folders that one process has to itself."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+# part-000003-<hash of its content>.parquet; for verdicts, the hash of the samples stands before their own.
+PART_NAME = re.compile(r"part-(\d{6,})((?:-[0-9a-f]{16})+)\.parquet")
+
+# Two stores of one process cannot tell each other apart by a lock that belongs to the process.
+_held_here: set[Path] = set()
+_held_here_lock = threading.Lock()
+
+
+class StoreError(ValueError):
+    """A run folder that cannot be used as asked; nothing in it has been changed."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder alone. The operating system drops the lock when the process ends, however it ends.
+
+    Args:
+        folder: The folder; it gets a file `.lock`.
+
+    Raises:
+        StoreError: Another process, named in the message, holds it.
+    """
+    path = folder.resolve() / ".lock"
+    with _held_here_lock:
+        if path in _held_here:
+            # Opening the file once more and closing it would drop this process's own lock.
+            raise StoreError(f"{folder} is in use by this process (pid {os.getpid()}) already")
+        _held_here.add(path)
+    try:
+        handle = _take_lock(folder, path)
+        try:
+            yield
+        finally:
+            os.close(handle)
+    finally:
+        _held_here.discard(path)
+
+
+def require_lock(folder: Path) -> None:
+    """Refuse to write into a folder that this process does not hold."""
+    if folder.resolve() / ".lock" not in _held_here:
+        raise StoreError(
+            f"{folder} is open for reading only; write inside `with RunStore.writing(…)` or `.grading(…)`"
+        )
+
+
+def write_atomically(path: Path, data: bytes | pa.Buffer) -> None:
+    """Write a file so that it is there whole, and on disk, or not at all.
+
+    Args:
+        path: The file. An existing one is replaced.
+        data: Its content.
+
+    Raises:
+        StoreError: It cannot be written, for instance because the disk is full; nothing else has changed.
+    """
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # or a power cut may forget the rename
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise StoreError(
+            f"{path} could not be written ({error.strerror}). What was written before is unharmed. "
+            + ("Free some space and run" if full else "Check the folder's permissions, then run")
+            + " the same command again: it goes on from there."
+        ) from error
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process left half-written in a folder that this process holds now."""
+    for stale in folder.glob(".tmp-*"):
+        stale.unlink()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be made: {error.strerror}") from error
+
+
+def parquet(table: pa.Table) -> pa.Buffer:
+    """The content of a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def sha256(data: bytes | pa.Buffer) -> str:
+    """64 hexadecimal digits, as `sha256sum` prints them."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_part(folder: Path, stem: str, table: pa.Table) -> Path:
+    """Write `stem-<hash>.parquet`: its name tells whether its content is still what was written."""
+    data = parquet(table)
+    path = folder / f"{stem}-{sha256(data)[:16]}.parquet"
+    write_atomically(path, data)
+    return path
+
+
+def list_parts(folder: Path) -> list[Path]:
+    """The parts in a folder, oldest first.
+
+    Raises:
+        StoreError: A Parquet file has a name that this package gives to none.
+    """
+    parts = sorted(folder.glob("*.parquet"))
+    for path in parts:
+        if not PART_NAME.fullmatch(path.name):
+            raise StoreError(
+                f"{path} is no file of this run: its name should be part-NUMBER-HASH.parquet. Was it copied in or "
+                "renamed by hand? Move it out of the folder, or give it its own name back."
+            )
+    return parts
+
+
+def read_part(path: Path, schema: pa.Schema, remedy: str) -> pa.Table:
+    """Read columns of a part, and check that it is what was written.
+
+    Args:
+        path: The file.
+        schema: The columns to read, with their types.
+        remedy: What running the same command again does about it, for the message.
+
+    Returns:
+        The table.
+
+    Raises:
+        StoreError: The file is damaged; the message names it and says what to do.
+    """
+    try:
+        data = path.read_bytes()
+        found = sha256(data)[:16]
+        if not path.stem.endswith(found):
+            raise OSError(f"its content has the hash {found}, which is not the one in its name")
+        table = pq.read_table(pa.BufferReader(data), columns=schema.names)
+        if table.schema.remove_metadata() != schema:
+            raise OSError(
+                f"its columns are {dict(zip(table.schema.names, map(str, table.schema.types), strict=True))}"
+            )
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(
+            f"{path} is damaged and was left as it is ({error}). The other parts are not affected. Move this file "
+            f"out of the folder and run the same command again: {remedy} anew."
+        ) from error
+    return table
+
+
+def _take_lock(folder: Path, path: Path) -> int:
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be opened for writing: {error.strerror}") from error
+    try:
+        # A record lock, not flock(): children that outlive a killed parent, such as engine workers, do not keep it.
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    except OSError as error:
+        holder = os.read(handle, 200).decode(errors="replace").strip() or "unknown"
+        os.close(handle)
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise StoreError(f"{folder} cannot be locked on this file system: {error}") from error
+        raise StoreError(
+            f"{folder} is in use by another process ({holder}). Wait until it has ended, or name another folder."
+        ) from error
+    return handle

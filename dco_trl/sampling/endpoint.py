@@ -1,0 +1,231 @@
+"""HTTP with an OpenAI-compatible endpoint that may be slow, away, overloaded, or answer nonsense."""
+
+import asyncio
+import email.utils
+import json
+import random
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import httpx
+
+Answer = TypeVar("Answer")
+
+# Statuses that may pass: time-out, conflict, too many requests, and every 5xx.
+_PASSING = (408, 409, 429)
+# Seconds before the first repetition, doubled for each further one, and the longest of these waits.
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
+# Seconds: a longer Retry-After means "not now", so the caller hears of it at once.
+_LONGEST_RETRY_AFTER = 60.0
+_CONNECT_SECONDS = 30.0
+# 256 MiB: far above what any answer takes.
+_MAX_BYTES = 2**28
+_IS_IT_RUNNING = " Is the endpoint running, and is base_url right (scheme, port, /v1)?"
+
+
+class EndpointError(RuntimeError):
+    """The endpoint is down, refuses, serves another model, or gives answers that cannot be used."""
+
+
+class UnusableAnswer(Exception):
+    """An answer with a good status that is not what was asked for: the reason, and what can be done about it."""
+
+    def __init__(self, reason: str, hint: str = _IS_IT_RUNNING):
+        super().__init__(reason)
+        self.hint = hint
+
+
+class _Failure(Exception):
+    """One failed attempt: why, what to do, whether it may pass, and how long the endpoint asks to wait (seconds)."""
+
+    def __init__(self, reason: str, hint: str = "", passing: bool = True, wait: float | None = None):
+        super().__init__(reason)
+        self.hint, self.passing, self.wait = hint, passing, wait
+
+
+class Endpoint:
+    """Requests to one address. A request that fails for the moment is repeated; one that fails for good is explained.
+
+    Args:
+        base_url: Address with the version. Its user and password are sent, and shown nowhere.
+        api_key: Sent as a bearer token; None sends none.
+        max_retries: Repetitions of a failed request, 0.5 s apart at first, then twice as long each time, up to 8 s,
+            or as long as `Retry-After` asks, up to 60 s.
+        timeout: Seconds until a request without its whole answer counts as failed.
+
+    Raises:
+        ValueError: `base_url` is no address, or an argument is outside its range.
+    """
+
+    def __init__(self, base_url: str, api_key: str | None, max_retries: int, timeout: float):
+        if max_retries < 0 or not timeout > 0:
+            raise ValueError(f"max_retries={max_retries} must be at least 0 and timeout={timeout} above 0 seconds.")
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError("api_key holds a character that no HTTP header can carry, such as a line break.")
+        try:
+            address = httpx.URL(base_url.rstrip("/"))
+        except httpx.InvalidURL as error:
+            raise ValueError(f"base_url is not an address ({error}). Write it as http://127.0.0.1:8000/v1.") from error
+        self.url = str(address.copy_with(userinfo=b"", query=None, fragment=None))
+        if address.scheme not in ("http", "https") or not address.host or address.query or address.fragment:
+            raise ValueError(
+                f"base_url={self.url!r} must be an http:// or https:// address without a query, such as "
+                "http://127.0.0.1:8000/v1."
+            )
+        self.max_retries, self.timeout = max_retries, timeout
+        self._address = str(address)
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+    def client(self, connections: int = 1) -> httpx.AsyncClient:
+        """Connections for some requests, to be used as a context."""
+        return httpx.AsyncClient(
+            headers=self._headers,
+            # `ask` bounds the whole request; a limit for each read would let a slow drip through.
+            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            follow_redirects=True,
+        )
+
+    async def ask(
+        self,
+        client: httpx.AsyncClient,
+        what: str,
+        path: str,
+        read: Callable[[bytes], Answer],
+        body: dict[str, Any] | None = None,
+        *,
+        max_retries: int | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """The answer to a GET, or to a POST of `body`.
+
+        Args:
+            client: From `client`.
+            what: What is asked for, in the words of an error: "The endpoint at … could not …".
+            path: Under `base_url`; one that begins with ".." leaves the version, which is the last folder.
+            read: Turns the content into what is returned, or raises `UnusableAnswer`.
+            body: JSON to post; None gets.
+            max_retries: In place of the endpoint's.
+            timeout: In place of the endpoint's, where that is longer.
+
+        Raises:
+            EndpointError: No usable answer, with the reason, the number of attempts, and what to do.
+        """
+        retries = self.max_retries if max_retries is None else max_retries
+        seconds = self.timeout if timeout is None else min(timeout, self.timeout)
+        for attempt in range(1 + retries):
+            try:
+                return await self._attempt(client, path, read, body, seconds)
+            except _Failure as failure:
+                if failure.passing and attempt < retries and (failure.wait or 0) <= _LONGEST_RETRY_AFTER:
+                    backoff = min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT) * random.uniform(0.75, 1)
+                    await asyncio.sleep(backoff if failure.wait is None else failure.wait)
+                    continue
+                asks = ""
+                if failure.wait is not None and failure.wait > _LONGEST_RETRY_AFTER:
+                    asks = f" It asks for a pause of {failure.wait:,.0f} s (Retry-After): start again after that."
+                raise EndpointError(
+                    f"The endpoint at {self.url} could not {what}: {failure} ({attempt + 1} attempt"
+                    f"{'s' * (attempt > 0)}).{asks or failure.hint}"
+                ) from failure.__cause__
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _attempt(
+        self,
+        client: httpx.AsyncClient,
+        path: str,
+        read: Callable[[bytes], Answer],
+        body: dict[str, Any] | None,
+        seconds: float,
+    ) -> Answer:
+        try:
+            async with asyncio.timeout(seconds):
+                response, content = await self._exchange(client, path, body)
+        except TimeoutError as error:
+            raise _Failure(
+                f"no whole answer within timeout={seconds:g} seconds", " Raise timeout, or lower max_tokens."
+            ) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _Failure(f"no answer, {type(error).__name__}: {error}", _IS_IT_RUNNING) from error
+        if not response.is_success:
+            passing = response.status_code in _PASSING or response.status_code >= 500
+            raise _Failure(
+                f"HTTP {response.status_code}, {own_words(content)}",
+                _hint(response.status_code, path),
+                passing,
+                _retry_after(response.headers),
+            )
+        try:
+            return read(content)
+        except UnusableAnswer as error:
+            raise _Failure(f"{error}, in {own_words(content)}", error.hint) from error
+
+    async def _exchange(
+        self, client: httpx.AsyncClient, path: str, body: dict[str, Any] | None
+    ) -> tuple[httpx.Response, bytes]:
+        url = self._address + path
+        if path.startswith(".."):
+            url = self._address.removesuffix("/v1") + path[2:]
+        content = bytearray()
+        async with client.stream("GET" if body is None else "POST", url, json=body) as response:
+            async for some in response.aiter_bytes():
+                content += some
+                if len(content) > _MAX_BYTES:
+                    raise _Failure(f"an answer of more than {_MAX_BYTES:,} bytes", passing=False)
+        return response, bytes(content)
+
+
+def own_words(content: bytes) -> str:
+    """The endpoint's error text, or else the first 200 characters of what came."""
+    try:
+        answer = json.loads(content)
+    except (ValueError, RecursionError):
+        answer = None
+    if isinstance(answer, dict):
+        error = answer.get("error", answer)
+        words = (
+            next((error[key] for key in ("message", "detail") if key in error), None)
+            if isinstance(error, dict)
+            else error
+        )
+        if words:
+            return repr(str(words)[:1000])
+    return repr(content[:800].decode(errors="replace")[:200])
+
+
+def read_json(content: bytes) -> Any:
+    """The answer, parsed."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UnusableAnswer("what came is not an OpenAI-compatible answer") from error
+
+
+def _hint(status: int, path: str) -> str:
+    if status in (401, 403):
+        return " Set OPENAI_API_KEY or pass api_key."
+    if status == 404 and path == "/models":
+        return " Is base_url right (most endpoints need /v1 at its end)?"
+    if status == 404 and "lora_adapter" in path:
+        return (
+            " Start the server with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and check that it can "
+            "read the adapter's folder."
+        )
+    if status in _PASSING or status >= 500:
+        return " Raise max_retries, or lower concurrency if it is overloaded."
+    return ""
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    """Seconds that the endpoint asks to wait, where it says so in a way that can be read."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers[name]) * unit
+        except (KeyError, ValueError):
+            continue
+        return max(seconds, 0.0) if seconds == seconds else None
+    try:
+        return max(email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time(), 0.0)
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return None

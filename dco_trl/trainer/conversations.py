@@ -1,0 +1,85 @@
+"""Conversations as prompt and completion, where the answer cannot be marked within them."""
+
+import copy
+from typing import Any
+
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+from transformers import AutoProcessor
+
+from .dco_config import DCOConfig
+from .trl_contract import get_config_model_id, get_training_chat_template
+
+logger = get_logger(__name__)
+
+
+def has_conversations(dataset: Any) -> bool:
+    """Whether the rows are whole conversations, in TRL's column `messages`."""
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        return False
+    columns = set(dataset.column_names or ())
+    return "messages" in columns and not columns & {"prompt", "input_ids", "text"}
+
+
+def unmarkable_conversations(dataset: Any, args: DCOConfig, model: Any, processing_class: Any) -> DCOConfig:
+    """The arguments, without `assistant_only_loss` where no chat template could mark the assistant's tokens.
+
+    Raises:
+        ValueError: It could not, and there are rows of several turns, which cannot be split for the user.
+    """
+    if not (args.assistant_only_loss and has_conversations(dataset)) or args.chat_template_path is not None:
+        return args
+    if processing_class is None:  # as TRL will load it
+        given: Any = args.model_init_kwargs or {}
+        processing_class = AutoProcessor.from_pretrained(
+            model if isinstance(model, str) else get_config_model_id(model.config),
+            revision=given.get("revision") if isinstance(model, str) else None,
+            trust_remote_code=given.get("trust_remote_code", args.trust_remote_code),
+        )
+    if processing_class.chat_template is None:
+        return args  # TRL's own error
+    try:
+        get_training_chat_template(processing_class)
+        return args
+    except ValueError:
+        pass
+    problem = (
+        "The tokenizer's chat template does not mark the assistant's tokens (`{% generation %}`), so "
+        "`assistant_only_loss=True` cannot tell the answer from the prompt"
+    )
+    way_out = (
+        "Give the dataset `prompt` and `completion` columns, one row per turn of the assistant: `prompt` holds the "
+        "messages before the turn, `completion` the turn alone. That works with every template."
+    )
+    if not isinstance(dataset, Dataset):
+        raise ValueError(f"{problem}. {way_out}")
+    several = [i for i, messages in enumerate(dataset["messages"]) if not _is_single_turn(messages)]
+    if several:
+        raise ValueError(
+            f"{problem}; and {len(several)} of {len(dataset)} rows of the train dataset do not end with their only "
+            f"turn of the assistant (first: row {several[0]}). {way_out}"
+        )
+    args = copy.copy(args)
+    args.assistant_only_loss = False
+    return args
+
+
+def split_conversations(dataset: Any, args: DCOConfig, name: str) -> Any:
+    """Conversations of a single answer as `prompt` and `completion`, with a note; any other data set as it is."""
+    if args.assistant_only_loss or not isinstance(dataset, Dataset) or not has_conversations(dataset):
+        return dataset
+    if not all(map(_is_single_turn, dataset["messages"])):
+        return dataset
+    logger.warning(
+        f"The conversations of the {name} dataset have one turn of the assistant each. They are taken as `prompt` "
+        "(the messages before it) and `completion` (the turn), because DCO needs the probability of the answer alone."
+    )
+    return dataset.map(
+        lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}, remove_columns="messages"
+    )
+
+
+def _is_single_turn(messages: list[dict[str, Any]]) -> bool:
+    """Whether the only message of the assistant is the last, and something comes before it."""
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    return turns == [len(messages) - 1] and len(messages) > 1

@@ -1,0 +1,185 @@
+"""A function of the user's, named by its import path: in workers that may be killed, under the same limits."""
+
+import os
+import sys
+import time
+
+import psutil
+import pytest
+
+from dco_trl.grading import BulkGrader, GraderError
+
+SOURCE = """
+import asyncio, os, subprocess, sys, time
+
+def right(prompts, completions, answer, level, **kwargs):
+    assert len(completions) == 1 and level == [{"n": 1}]
+    return [float(p == "p" and c == a) for p, c, a in zip(prompts, completions, answer)]
+
+def slow(completions, answer):
+    if completions[0] == "hang":
+        time.sleep(600)
+    return [float(completions[0] == answer[0])]
+
+def hungry(completions, answer):
+    if completions[0] == "eat":
+        bytearray(10 << 30)
+    return [1.0]
+
+def dies(completions, **kwargs):
+    if completions[0] == "die":
+        os._exit(3)
+    return [1.0]
+
+def raises(completions, **kwargs):
+    raise KeyError("gold")
+
+def infinite(completions, **kwargs):
+    return [float("inf")]
+
+def chatty(completions, **kwargs):
+    print("[[1.0, null]]" * 20_000)
+    print("x" * 200_000, file=sys.stderr)
+    return [None if completions[0] == "none" else 0.5]
+
+async def later(completions, **kwargs):
+    await asyncio.sleep(0)
+    return [0.75]
+
+def starts_a_program(completions, **kwargs):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    open(completions[0], "w").write(str(child.pid))
+    time.sleep(600)
+
+def reads_standard_input(completions, **kwargs):
+    return [float(sys.stdin.read() == "")]
+
+def process(completions, **kwargs):
+    return [float(os.getpid())]
+"""
+
+
+@pytest.fixture(autouse=True)
+def module(tmp_path, monkeypatch):
+    (tmp_path / "users_graders_of_test.py").write_text(SOURCE)
+    (tmp_path / "broken_in_workers.py").write_text(
+        "import os\nif 'PYTHONHASHSEED' in os.environ: 1 / 0\ndef f(completions): return [1.0]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    yield
+    sys.modules.pop("users_graders_of_test", None)
+
+
+def grade(name, completions, answers=None, columns=None, prompts=None, **options):
+    options = {"num_workers": 1} | options
+    with BulkGrader(f"users_graders_of_test:{name}", **options) as bulk:
+        verdicts = bulk.grade(prompts, completions, answers or ["a"] * len(completions), columns, progress=False)
+    return [(verdict.score, verdict.status) for verdict in verdicts], bulk.stats
+
+
+def test_it_gets_one_row_at_a_time_with_every_column():
+    rows = ["a", "b", "a"] * 500
+    verdicts, stats = grade("right", rows, columns={"level": [{"n": 1}] * 1500}, prompts=["p"] * 1500)
+    assert verdicts == [(1.0, "graded"), (0.0, "graded"), (1.0, "graded")] * 500
+    assert (stats.rows, stats.distinct, stats.computed) == (1500, 2, 2)
+
+
+def test_many_distinct_rows_come_back_in_order():
+    texts = [str(i) for i in range(2500)]
+    verdicts, stats = grade("slow", texts, [str(i - i % 2) for i in range(2500)], num_workers=2)
+    assert [score for score, _ in verdicts] == [float(i % 2 == 0) for i in range(2500)] and stats.computed == 2500
+
+
+def test_a_function_that_hangs_is_killed_after_the_timeout():
+    start = time.monotonic()
+    verdicts, stats = grade("slow", ["a", "hang", "b"], timeout=1.0)
+    assert verdicts == [(1.0, "graded"), (None, "timeout"), (0.0, "graded")]
+    assert (stats.timeout, stats.graded) == (1, 2)
+    assert time.monotonic() - start < 15
+
+
+def test_what_it_has_started_ends_with_it(tmp_path):
+    verdicts, _ = grade("starts_a_program", [str(tmp_path / "pid")], timeout=3.0)
+    assert verdicts == [(None, "timeout")]
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(50):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.1)
+    pytest.fail("a program that the function had started is still running")
+
+
+def test_a_function_that_fills_the_memory_or_dies_costs_its_row():
+    assert grade("hungry", ["a", "eat", "b"])[0] == [(1.0, "graded"), (None, "error"), (1.0, "graded")]
+    assert grade("dies", ["a", "die", "b"])[0] == [(1.0, "graded"), (None, "error"), (1.0, "graded")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("raises", "grader 'users_graders_of_test:raises' raised KeyError: 'gold'. It was called with 1 completions"),
+        ("infinite", "returned inf as score 0: return a finite number .above 0.5 is correct., or None"),
+        ("right", "raised TypeError: .*missing 2 required positional arguments: 'prompts' and 'level'"),
+    ],
+)
+def test_a_faulty_function_is_named(name, text):
+    with pytest.raises(GraderError, match=text):
+        grade(name, ["a"])
+
+
+def test_a_function_that_only_a_worker_cannot_import():
+    grader = BulkGrader("broken_in_workers:f", num_workers=1)
+    with grader, pytest.raises(GraderError, match=r"ZeroDivisionError: division by zero.*\(in a worker process\)"):
+        grader.grade(None, ["a"], ["a"], progress=False)
+
+
+def test_output_and_input_are_not_the_protocols(capfd):
+    with pytest.warns(UserWarning, match="2 of 3 scores are exactly 0.5. Only a score above 0.5 is correct, so these"):
+        verdicts, stats = grade("chatty", ["a", "none", "b"])
+    assert verdicts == [(0.5, "graded"), (None, "unparsed"), (0.5, "graded")]
+    assert stats.undecided == 2 and str(stats).endswith("0 failed, 2 with a score of exactly 0.5")
+    captured = capfd.readouterr()
+    assert "[[1.0, null]]" in captured.err and captured.out == ""
+    assert grade("reads_standard_input", ["a"])[0] == [(1.0, "graded")]
+
+
+def test_coroutines_in_a_worker():
+    assert grade("later", ["a", "b"])[0] == [(0.75, "graded")] * 2
+
+
+def test_in_this_process_where_asked_for():
+    assert grade("process", ["a"], in_process=True)[0] == [(float(os.getpid()), "graded")]
+    assert grade("process", ["a"])[0] != [(float(os.getpid()), "graded")]
+    with BulkGrader(lambda completions, **k: [float(os.getpid())]) as bulk:
+        assert bulk.grade(None, ["a"], ["a"], progress=False)[0].score == os.getpid()
+
+
+def test_half_throughout_is_warned_of_once():
+    with BulkGrader(lambda completions, **k: [0.5] * len(completions)) as bulk:
+        with pytest.warns(UserWarning, match="8 of 8 scores are exactly 0.5") as caught:
+            bulk.grade(None, ["a", "b"] * 4, ["a"] * 8, progress=False)
+            bulk.grade(None, ["c"], ["a"], progress=False)
+    assert len(caught) == 1 and bulk.stats.undecided == 9
+
+
+def test_rows_that_only_look_equal_are_graded_apart():
+    import numpy as np
+
+    first, second = np.zeros(5000), np.zeros(5000)
+    second[2500] = 1.0  # its repr leaves the middle out
+    with BulkGrader(lambda completions, data: [float(array.max()) for array in data]) as bulk:
+        verdicts = bulk.grade(None, ["a"] * 3, ["a"] * 3, {"data": [first, second, first]}, progress=False)
+    assert [verdict.score for verdict in verdicts] == [0.0, 1.0, 0.0] and bulk.stats.distinct == 2
+    with BulkGrader(lambda completions, data: [float(f()) for f in data]) as bulk:
+        verdicts = bulk.grade(None, ["a"] * 2, ["a"] * 2, {"data": [lambda: 0, lambda: 1]}, progress=False)
+    assert [verdict.score for verdict in verdicts] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(("local", "workers"), [("1", 8), ("3", 2), ("16", 1), ("", 8), ("x", 8)])
+def test_workers_are_shared_by_the_processes_of_a_machine(local, workers, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    assert BulkGrader("math")._pool.num_workers == workers
+    assert BulkGrader("math", num_workers=5)._pool.num_workers == 5

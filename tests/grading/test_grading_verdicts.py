@@ -1,0 +1,105 @@
+"""The verdicts of `math` on a table of pairs: what is right, and, where it differs, what is given."""
+
+from pathlib import Path
+
+import pytest
+
+from dco_trl.grading import BulkGrader, math_grader
+from dco_trl.grading.notation import as_interval, rewrite
+from dco_trl.grading.rules import settle
+
+# Right verdict, given verdict, reference, answer. Where the two verdicts differ, the pair is disputed: math-verify
+# sees it otherwise, and no safe rule settles it.
+ROWS = [
+    line.split("\t")
+    for line in (Path(__file__).parent / "verdicts.tsv").read_text().splitlines()
+    if not line.startswith("#")
+]
+
+
+def test_the_table():
+    with BulkGrader("math", num_workers=1) as grader:
+        verdicts = grader.grade(None, [row[3] for row in ROWS], [row[2] for row in ROWS], progress=False)
+    assert grader.stats.timeout == grader.stats.error == 0
+    given = [f"{verdict.score:.0f}" for verdict in verdicts]
+    wrong = [(row, score) for row, score in zip(ROWS, given, strict=True) if score != row[1]]
+    assert not wrong, "\n".join(f"given {score}: {row}" for row, score in wrong)
+
+
+def test_the_table_is_a_table():
+    assert len(ROWS) >= 300 and all(len(row) == 4 and {row[0], row[1]} <= {"0", "1"} for row in ROWS)
+    assert len({tuple(row[2:]) for row in ROWS}) == len(ROWS)
+    assert 100 < sum(row[0] == "0" for row in ROWS) < 200
+    assert sum(row[0] != row[1] for row in ROWS) < 40  # disputed
+
+
+def test_the_reward_function_gives_the_same():
+    some = ROWS[::9]
+    assert math_grader([row[3] for row in some], answer=[row[2] for row in some]) == [float(row[1]) for row in some]
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "score"),
+    [
+        ("5", "5.0", 1.0),
+        ("5", "5.00000000000000000000000000000001", 0.0),
+        ("1,000", "1000", 1.0),
+        ("1,00", "100", None),
+        ("\\frac12", "0.5", None),
+        ("5 m", "5 cm", 0.0),
+        ("5 m", "500 cm", 1.0),
+        ("5 m", "5 m", None),
+        ("5 m", "5", None),
+        ("5m", "5cm", None),
+        ("5 m", "5 apples", None),
+        ("1/0 m", "1 cm", None),
+        ("\\$5", "500 pennies", 1.0),
+        ("101_2", "5", None),
+        ("102_2", "102_3", None),
+        ("101_1", "101_2", None),
+        ("101_99", "101_2", None),
+        ("5", "4 and 5 is the answer", None),
+        ("x", "4 apples and 5 oranges", None),
+        ("5", "4 apples and 5 oranges", 0.0),
+        ("5", "x" * 300, None),
+    ],
+)
+def test_rules(reference, answer, score):
+    assert settle(reference, answer) == score
+
+
+@pytest.mark.parametrize(
+    ("answer", "rewritten"),
+    [
+        ("x\u00a0+\u200b1", "x +1"),
+        ("3½", "3\\frac{1}{2}"),
+        ("10⁻³", "10^{-3}"),
+        ("√(x+1)", "\\sqrt{x+1}"),
+        ("5 6/7", "5\\frac{6}{7}"),
+        ("5 7/6", "5 7/6"),
+        ("x = 3 1/2", "x = 3 1/2"),
+        ("\\sin 2x^\\circ", "\\sin 2x^\\circ"),
+        ("\\sin^2 30^\\circ", "\\sin^2 (\\frac{30\\pi}{180})"),
+        ("12.3\\overline{45}", "\\frac{12222}{990}"),
+        ("\\overline{AB}", "\\overline{AB}"),
+        ("\\binom{n}{k}", "\\binom{n}{k}"),
+    ],
+)
+def test_notation(answer, rewritten):
+    assert rewrite(answer) == rewritten
+
+
+@pytest.mark.parametrize(
+    ("answer", "interval"),
+    [
+        ("x<3", "(-\\infty,3)"),
+        ("3 \\ge t", "(-\\infty,3]"),
+        ("1<x\\leqslant 3", "(1,3]"),
+        ("3 > x >= 1", "[1,3)"),
+        ("x<1 or 2<x", "(-\\infty,1)\\cup (2,\\infty)"),
+        *((same, same) for same in ("1<x>3", "x<y<z<w", "ab<3", "x<", "3", "x<1 or 5", "x<1,x>3", "1<2")),
+    ],
+)
+def test_inequalities(answer, interval):
+    assert as_interval(answer, "(0,1)") == interval
+    assert as_interval(answer, "7") == answer

@@ -1,0 +1,124 @@
+"""`pip install dco-trl` brings what `DCOTrainer` needs; what needs more says which extra, and how to install it."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from test_architecture import FILES, imports
+from tiny_models import save_checkpoint
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# Distributions whose packages are named otherwise, and the one that a grader asks for by itself.
+DISTRIBUTIONS = {"yaml": "pyyaml", "math_verify": "math-verify", "latex2sympy2_extended": "latex2sympy2-extended"}
+NOT_DECLARED = {"antlr4": "comes with math-verify[antlr4_13_2]", "reasoning_gym": "is asked for by its own grader"}
+EVAL_PACKAGES = ("math_verify", "latex2sympy2_extended", "matplotlib", "plotly", "rich", "scipy")
+TRAIN = """
+from datasets import Dataset
+from dco_trl import DCOConfig, DCOTrainer
+rows = [{"prompt": "2+2=", "completion": "4"}, {"prompt": "1+2=", "completion": "3"}] * 4
+args = DCOConfig(
+    "out", num_attempts=16, max_steps=2, per_device_train_batch_size=2, use_cpu=True, bf16=False, report_to="none"
+)
+trainer = DCOTrainer("MODEL", args=args, train_dataset=Dataset.from_list(rows))
+print("steps:", trainer.train().global_step)
+"""
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[\[<>=~! ]", requirement)[0] for requirement in requirements}
+
+
+def run_without_extras(code: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run code in a process where nothing of the extra `eval` can be imported."""
+    block = f"import sys; sys.modules.update(dict.fromkeys({EVAL_PACKAGES!r}))\n"
+    return subprocess.run([sys.executable, "-c", block + code], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_what_is_imported_is_declared(file):
+    declared = names(PROJECT["dependencies"]).union(*map(names, PROJECT["optional-dependencies"].values()))
+    third_party = {name for name in imports(file)[0] if name not in NOT_DECLARED}
+    assert {DISTRIBUTIONS.get(name, name).replace("lazy_loader", "lazy-loader") for name in third_party} <= declared
+
+
+def test_the_bare_package_declares_no_package_of_an_extra():
+    extra = names(PROJECT["optional-dependencies"]["eval"]) | {"openai", "httpx", "vllm"}
+    assert not names(PROJECT["dependencies"]) & extra
+
+
+@pytest.mark.parametrize(
+    ("code", "who"),
+    [
+        ("from dco_trl import CoTDCOTrainer", "dco_trl.statistics"),
+        ("import dco_trl.report", "dco_trl.report"),
+        ("from dco_trl.grading import BulkGrader; BulkGrader('math')", "grader='math'"),
+    ],
+)
+def test_what_needs_the_extra_eval_says_so(code, who, tmp_path):
+    done = run_without_extras(code, tmp_path)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: {who} needs more (No module named '")
+    assert last.endswith("Install it with `pip install 'dco-trl[eval]'`.")
+
+
+@pytest.mark.parametrize(
+    ("command", "who"),
+    [
+        (["eval", "--model", "m", "--dataset", "d", "--output", "o", "--num-samples", "2"], "dco_trl.report"),
+        (["coverage", "--model", "m", "--dataset", "d"], "dco-trl coverage"),
+        (["demo"], "dco-trl demo"),
+    ],
+)
+def test_commands_that_need_the_extra_eval_say_so_before_they_start(command, who, tmp_path):
+    done = run_without_extras(f"from dco_trl.cli import main; sys.exit(main({command!r}))", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"dco-trl {command[0]}: {who} needs more (No module named '")
+    assert done.stderr.endswith("Install it with `pip install 'dco-trl[eval]'`.\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_from_the_shell_needs_no_extra(tmp_path):
+    save_checkpoint(tmp_path / "MODEL")
+    (tmp_path / "train.jsonl").write_text('{"prompt": "2+2=", "completion": "4"}\n' * 4)
+    words = "train --model_name_or_path MODEL --dataset_name train.jsonl --num_attempts 4 --max_steps 2 --use_cpu true"
+    words += " --bf16 false --report_to none --eval_strategy no --output_dir out"
+    done = run_without_extras(f"from dco_trl.cli import main; sys.exit(main({words.split()!r}))", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_bare_package_installs_and_trains(tmp_path):
+    """From nothing: an environment of its own, the package without extras, two steps, and an extra added later."""
+    python = tmp_path / "venv" / "bin" / "python"
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
+
+    def run(*command: str) -> subprocess.CompletedProcess:
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    assert run(sys.executable, "-m", "venv", "venv").returncode == 0
+    if run(*pip, "download", "--no-deps", "--dest", "reached", "lazy-loader").returncode:
+        pytest.skip("no package registry: pip could not download lazy-loader")
+    constraints = ["--constraint", str(ROOT / "constraints-cpu.txt")]
+    # PyTorch first, as the Makefile does: a build for the CPU where the constraints ask for one.
+    for what in ("torch", str(ROOT)):
+        done = run(*pip, "install", *constraints, what)
+        assert done.returncode == 0, done.stderr
+    installed = set(run(*pip[:-1], "list", "--format=freeze").stdout.lower().replace("==", " ").split())
+    assert "dco-trl" in installed
+    assert not installed & {"plotly", "matplotlib", "math-verify", "scipy", "rich", "openai", "vllm"}
+    save_checkpoint(tmp_path / "MODEL")
+    assert "steps: 2" in (done := run(str(python), "-c", TRAIN)).stdout, done.stderr
+
+    # The command of the error message works, although no registry has the package.
+    done = run(str(python), "-c", "from dco_trl import CoTDCOTrainer")
+    command = re.search(r"`pip install '(.*?)'`", done.stderr).group(1)
+    done = run(*pip, "install", *constraints, command)
+    assert done.returncode == 0, done.stderr
+    assert run(str(python), "-c", "from dco_trl import CoTDCOTrainer").returncode == 0

@@ -1,0 +1,92 @@
+"""Conversations: what is read as prompt and completion, what is refused, and that p is the same either way."""
+
+import logging
+
+import pytest
+from datasets import Dataset, IterableDataset
+from test_one_attempt import MARKING, TEMPLATE, conversation, template
+from tiny_models import make_model, save_checkpoint
+from training import ROWS, make_trainer, settings
+
+from dco_trl import DCOConfig, DCOTrainer
+
+ONE_TURN = [conversation(row) for row in ROWS]
+TWO_TURNS = [conversation(row, 2) for row in ROWS]
+
+
+def evaluated(rows, chat_template, **overrides):
+    kwargs = {"train_dataset": Dataset.from_list(rows), "eval_dataset": Dataset.from_list(rows)}
+    return make_trainer(trainer_kwargs={**kwargs, **template(chat_template)}, max_length=64, **overrides)
+
+
+@pytest.mark.parametrize("assistant_only_loss", [False, True])
+def test_single_turns_are_split_where_the_answer_cannot_be_marked(caplog, assistant_only_loss):
+    with caplog.at_level(logging.WARNING):
+        trainer = evaluated(ONE_TURN, TEMPLATE, assistant_only_loss=assistant_only_loss)
+    for split in ("train", "eval"):
+        assert f"The conversations of the {split} dataset have one turn of the assistant each. They are" in caplog.text
+    expected = evaluated([{"prompt": r["messages"][:1], "completion": r["messages"][1:]} for r in ONE_TURN], TEMPLATE)
+    assert trainer.train_dataset["labels"] == expected.train_dataset["labels"]
+    metrics = trainer.evaluate()
+    assert metrics["eval_log_p"] == expected.evaluate()["eval_log_p"]
+    trainer.train()
+    # Handed to `evaluate`, they are split as well.
+    assert trainer.evaluate(Dataset.from_list(ONE_TURN[:3]))["eval_log_p"] < 0
+
+
+def test_conversations_whose_answers_are_marked_are_left_to_trl(caplog):
+    with caplog.at_level(logging.WARNING):
+        trainer = evaluated(ONE_TURN, MARKING, assistant_only_loss=True)
+    assert "are taken as `prompt`" not in caplog.text
+    assert "messages" in trainer.train_dataset.column_names
+    assert trainer.evaluate()["eval_log_p"] < 0
+
+
+def test_the_template_of_a_model_folder_is_asked(tmp_path):
+    folder = save_checkpoint(tmp_path)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    args = DCOConfig(**settings(assistant_only_loss=True, max_length=64))
+    trainer = DCOTrainer(str(folder), args=args, train_dataset=Dataset.from_list(ONE_TURN))
+    assert {"prompt", "completion"} <= set(trainer.train_dataset.column_names)
+    assert args.assistant_only_loss  # the caller's own is not touched
+
+
+def test_several_turns_that_cannot_be_marked_are_refused_with_the_way_out():
+    expected = (
+        r"chat template does not mark the assistant's tokens .*`assistant_only_loss=True` cannot tell .*; and 2 of 3 "
+        r"rows .*\(first: row 1\)\. Give the dataset `prompt` and `completion` columns, one row per turn.*every"
+    )
+    with pytest.raises(ValueError, match=expected):
+        evaluated([ONE_TURN[0], *TWO_TURNS[:2]], TEMPLATE, assistant_only_loss=True)
+    with pytest.raises(ValueError, match="do not tell the answer from the prompt.* one row per turn of the assistant"):
+        evaluated([ONE_TURN[0], *TWO_TURNS[:2]], TEMPLATE)
+    streamed = IterableDataset.from_generator(lambda: iter(ONE_TURN), features=Dataset.from_list(ONE_TURN).features)
+    with pytest.raises(ValueError, match="does not mark the assistant's tokens.*one row per turn of the assistant"):
+        make_trainer(
+            model=make_model(),
+            trainer_kwargs={"train_dataset": streamed, **template(TEMPLATE)},
+            assistant_only_loss=True,
+        )
+
+
+@pytest.mark.parametrize("how", ["marked", "completion"])
+def test_several_turns_in_one_row_are_reported_once(caplog, how):
+    with caplog.at_level(logging.WARNING):
+        if how == "marked":
+            trainer = make_trainer(
+                trainer_kwargs={
+                    "train_dataset": Dataset.from_list([ONE_TURN[0], *TWO_TURNS[:2]]),
+                    **template(MARKING),
+                },
+                assistant_only_loss=True,
+                max_length=64,
+            )
+        else:
+            rows = [
+                {"prompt": r["messages"][:1], "completion": r["messages"][1:]} for r in TWO_TURNS[:2] + ONE_TURN[:1]
+            ]
+            trainer = make_trainer(
+                trainer_kwargs={"train_dataset": Dataset.from_list(rows), **template(TEMPLATE)}, max_length=64
+            )
+    assert len(trainer.train_dataset) == 3
+    assert caplog.text.count("2 of 3 rows of the train dataset have several answers, usually turns") == 1

@@ -1,0 +1,140 @@
+"""With one attempt `DCOTrainer` is `SFTTrainer`, bit for bit, on everything that `SFTTrainer` takes."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny_models import make_model, make_tokenizer
+from training import ROWS, SFTTrainer, assert_same_run, dataset, make_trainer, run
+
+from dco_trl import DCOTrainer
+
+TEXT = [{"text": row["prompt"] + row["completion"]} for row in ROWS]
+TEMPLATE = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}\n{% endfor %}"
+MARKING = (
+    "{% for m in messages %}{{ m['role'][0] }}:{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}"
+    "{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}\n{% endfor %}"
+)
+
+
+def conversation(row: dict, turns: int = 1) -> dict:
+    one = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
+    return {"messages": one * turns}
+
+
+def tokenised(**columns: Any) -> list[dict]:
+    return [{"input_ids": [4 + i, 5, 6, 7 + i], **columns} for i in range(8)]
+
+
+def mean_of_outputs(outputs, labels, num_items_in_batch=None):
+    return outputs.logits.float().square().mean()
+
+
+def template(text: str):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = text
+    return {"processing_class": tokenizer}
+
+
+# By name: rows, further arguments of the trainer, settings, and whether p is that of an answer.
+INPUTS: dict[str, tuple[list[dict], dict, dict, bool]] = {
+    "text": (TEXT, {}, {}, False),
+    "text, packed": (TEXT, {}, {"packing": True, "max_length": 24}, False),
+    "wrapped": (ROWS, {}, {"packing": True, "packing_strategy": "wrapped", "max_length": 16}, False),
+    "text, wrapped": (TEXT, {}, {"packing": True, "packing_strategy": "wrapped", "max_length": 16}, False),
+    "split": (ROWS, {}, {"packing": True, "packing_strategy": "bfd_split", "max_length": 6}, False),
+    "formatting": (
+        [{"question": row["prompt"], "answer": row["completion"]} for row in ROWS],
+        {"formatting_func": lambda row: row["question"] + row["answer"]},
+        {},
+        False,
+    ),
+    "tokenised": (tokenised(), {}, {}, False),
+    "tokenised, with labels": (tokenised(labels=[-100, 5, 6, -100]), {}, {}, True),
+    "tokenised, unprepared": (tokenised(), {}, {"dataset_kwargs": {"skip_prepare_dataset": True}}, False),
+    "dft": (ROWS, {}, {"loss_type": "dft"}, True),
+    "dft on text": (TEXT, {}, {"loss_type": "dft"}, False),
+    "label smoothing": (ROWS, {}, {"label_smoothing_factor": 0.1}, True),
+    "loss of one's own": (ROWS, {"compute_loss_func": mean_of_outputs}, {}, True),
+    "the prompt's loss too": (ROWS, {}, {"completion_only_loss": False}, False),
+    "an empty completion": ([*ROWS[:7], {"prompt": "1+1=", "completion": ""}], {}, {}, True),
+    "conversations": ([conversation(row) for row in ROWS], template(TEMPLATE), {}, False),
+    "several turns": (
+        [conversation(row, 2) for row in ROWS],
+        template(MARKING),
+        {"assistant_only_loss": True, "max_length": 64},
+        True,
+    ),
+    "keep_end": (ROWS, {}, {"truncation_mode": "keep_end", "max_length": 6}, True),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+@pytest.mark.parametrize("name", INPUTS)
+def test_one_attempt_is_sft_bit_for_bit_on(name):
+    rows, arguments, settings, has_p = INPUTS[name]
+    data = {"train_dataset": Dataset.from_list(rows), "eval_dataset": Dataset.from_list(rows[:5])}
+    settings = {"eval_strategy": "steps", "eval_steps": 3, **settings}
+    processing_class = arguments.get("processing_class", make_tokenizer())
+    ours, theirs = (
+        make_trainer(
+            trainer_class,
+            trainer_kwargs={**data, **arguments, "processing_class": processing_class},
+            **settings,
+            **({"num_attempts": 1} if trainer_class is DCOTrainer else {}),
+        )
+        for trainer_class in (DCOTrainer, SFTTrainer)
+    )
+    assert ours.train_dataset.to_list() == theirs.train_dataset.to_list()
+    ours.train(), theirs.train()
+    timing = {"runtime", "samples_per_second", "steps_per_second"}
+    logs = [
+        [{k: v for k, v in row.items() if not any(t in k for t in timing)} for row in trainer.state.log_history]
+        for trainer in (ours, theirs)
+    ]
+    assert [{k: row[k] for k in other} for row, other in zip(*logs, strict=True)] == logs[1]
+    for key, weight in theirs.model.state_dict().items():
+        torch.testing.assert_close(ours.model.state_dict()[key], weight, rtol=0, atol=0, msg=key)
+    # What is logged beyond TRL's, and only where p is that of an answer.
+    assert ("log_p" in logs[0][0]) == has_p
+    assert any("eval_coverage@16" in row for row in logs[0]) == has_p
+
+
+def test_nan_losses_are_trls_affair():
+    def broken():
+        model = make_model()
+        with torch.no_grad():
+            model.lm_head.weight[3] = float("nan")
+        return model
+
+    evaluation = {"trainer_kwargs": {"eval_dataset": dataset()}, "logging_nan_inf_filter": False}
+    ours = make_trainer(model=broken(), num_attempts=1, **evaluation)
+    theirs = make_trainer(SFTTrainer, model=broken(), **evaluation)
+    for trainer in (ours, theirs):
+        trainer.train()
+        assert math.isnan(trainer.state.log_history[0]["loss"])
+        assert math.isnan(trainer.evaluate()["eval_loss"])
+
+
+def test_an_evaluation_set_without_answers_leaves_training_its_metrics():
+    trainer = make_trainer(num_attempts=1, trainer_kwargs={"eval_dataset": Dataset.from_list(TEXT)})
+    trainer.train()
+    assert trainer.state.log_history[0]["log_p"] < 0
+    assert not [key for key in trainer.evaluate() if "coverage" in key]
+
+
+def test_streaming_text():
+    from datasets import IterableDataset
+
+    streamed = {"train_dataset": IterableDataset.from_generator(lambda: iter(TEXT))}
+    assert_same_run(run(num_attempts=1, trainer_kwargs=streamed), run(SFTTrainer, trainer_kwargs=streamed))
+
+
+@pytest.mark.parametrize("name", ["text", "wrapped", "split", "formatting", "tokenised", "dft", "label smoothing"])
+@pytest.mark.parametrize("more", [{"num_attempts": 16}, {"num_attempts": 1, "loss_reduction": "sequence"}])
+def test_what_needs_p_or_the_loss_is_refused(name, more):
+    rows, arguments, settings, _ = INPUTS[name]
+    with pytest.raises(ValueError, match="the answer|takes the loss from elsewhere|already carry|cuts|merges"):
+        make_trainer(trainer_kwargs={"train_dataset": Dataset.from_list(rows), **arguments}, **settings, **more)
