@@ -20,9 +20,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dco_trl.cli.demo import main
 from dco_trl.demo import task
 from dco_trl.demo.figure import plot_demo
-from dco_trl.demo.findings import coverage_at, sentences, summarise
+from dco_trl.demo.findings import coverage_at, schedule, sentences, summarise
 from dco_trl.demo.run import _run_in_processes, run_demo, save_results
-from dco_trl.demo.table import coverage_table, percent, seeds_table
+from dco_trl.demo.table import coverage_table, percent, schedule_table, seeds_table
 from dco_trl.demo.training import check_by_sampling, greedy_answers
 from dco_trl.report.styles import method_style
 from dco_trl.sampling import exact_coverage
@@ -178,7 +178,8 @@ def make_results(seeds=(0,)):
             make_run(16, [0.01, 0.04, 0.06], [0.4, 0.8, 0.7], seed),
             make_run(256, [0.01, 0.02, 0.03], [0.4, 0.7, 0.9], seed),
         ]
-    summary = [summarise([run for run in runs if run["seed"] == seed]) for seed in seeds]
+    schedule = {"k": K, "coverage": np.linspace(0.05, 1, 8).tolist(), "best_epoch": np.linspace(0.04, 0.9, 8).tolist()}
+    summary = [{**summarise([r for r in runs if r["seed"] == seed]), "schedule": schedule} for seed in seeds]
     return {"runs": runs, "summary": summary, "seconds": 123.0}
 
 
@@ -293,6 +294,31 @@ def test_seeds_are_shown_one_by_one():
     assert "2 of 2 seeds show" in sentences(results)[0]
 
 
+def test_a_schedule_is_measured_on_other_problems_than_it_is_planned_on():
+    # Each of four epochs answers a quarter of the problems, and no other: attempts are worth spreading.
+    log_p = np.full((4, 400), -40.0)
+    for epoch in range(4):
+        log_p[epoch, epoch::4] = np.log(0.5)
+    found = schedule([1, 4, 64], log_p)
+    assert found["k"] == [1, 4, 64]
+    # The best epoch on one half is worse on the other.
+    assert found["best_epoch"] == pytest.approx([0.125, 0.25 * (1 - 0.5**4), 0.25], abs=0.05)
+    assert found["coverage"] == pytest.approx([0.125, 0.5, 1 - 0.5**16], abs=0.05)
+    # Luck that holds on no other problems: planned and measured on the same ones, it would look like skill.
+    noise = np.where(np.random.default_rng(0).random((60, 400)) < 0.05, 0.0, -40.0)
+    assert np.exp(noise).mean(1).max() > 0.07 > schedule([1], noise)["coverage"][0] > 0.03
+
+
+def test_the_schedule_is_the_last_table():
+    lines = as_text(schedule_table(make_results((0, 1))["summary"]), width=80).splitlines()
+    assert [line.split()[-8:] for line in lines[:3]] == [
+        [f"@{k}" for k in K],
+        ["4.0", "16.3", "28.6", "40.9", "53.1", "65.4", "77.7", "90.0"],
+        ["5.0", "18.6", "32.1", "45.7", "59.3", "72.9", "86.4", "100"],
+    ]
+    assert max(map(len, lines)) <= 80
+
+
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
 def test_picture_shows_every_curve_and_right_beside_wrong(seeds):
     results = make_results(seeds)
@@ -310,7 +336,10 @@ def test_picture_shows_every_curve_and_right_beside_wrong(seeds):
     assert np.allclose(lines[0].get_ydata(), [0.4, 0.8, 0.6])
     assert np.allclose(figure.axes[0].get_lines()[2].get_ydata(), [0.01, 0.02, 0.03])
     assert len(figure.axes[1].collections) == (3 if len(seeds) > 1 else 0)
-    *last, best = figure.axes[2].get_lines()
+    *last, best, scheduled = figure.axes[2].get_lines()
+    assert np.allclose(scheduled.get_ydata(), np.linspace(0.05, 1, 8))
+    labels = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
+    assert labels == ["cross-entropy at its best epoch\nfor pass@256", "one schedule over all epochs"]
     assert np.allclose(last[2].get_ydata(), results["runs"][2]["coverage"][-1])
     assert np.allclose(best.get_ydata(), results["runs"][0]["coverage"][1])
     for panel, run in zip(figure.axes[3:], (results["runs"][0], results["runs"][2]), strict=True):
@@ -442,6 +471,11 @@ def test_command_trains_prints_and_saves(tmp_path):
         assert coverage_at(run, 256)[1] > coverage_at(run, 256)[0] > 0.02
     assert {"torch", "trl", "transformers", "dco-trl", "python"} <= set(results["versions"])
     assert results["hardware"]["cores"] >= 1 and results["seconds"] > 0
+    scheduled = results["summary"][0]["schedule"]
+    assert all("log_p" not in run for run in results["runs"])
+    assert lines[-6].split()[-1] == percent(scheduled["coverage"][-1])
+    # Four models: on no k much below the best of them.
+    assert all(a > b - 0.02 for a, b in zip(scheduled["coverage"], scheduled["best_epoch"], strict=True))
     assert "pass@16 is " in done.stdout and "±" in done.stdout
     assert imread(tmp_path / "out" / "demo.png").shape[:2] == (1200, 1500)
     assert (tmp_path / "out" / "demo.svg").exists()

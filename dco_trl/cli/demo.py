@@ -40,11 +40,7 @@ def main(argv: list[str]) -> int:
 
 
 def demo(config: DemoConfig) -> None:
-    """Do what the command does.
-
-    Args:
-        config: What to run.
-    """
+    """Do what the command does."""
     require("dco-trl demo", "eval", "matplotlib", "rich")
     from rich.console import Console
     from rich.progress import (
@@ -58,7 +54,7 @@ def demo(config: DemoConfig) -> None:
 
     from ..demo.findings import sentences
     from ..demo.run import available_cores, run_demo, save_results
-    from ..demo.table import coverage_table, seeds_table
+    from ..demo.table import coverage_table, schedule_table, seeds_table
 
     num_attempts = config.num_attempts or ([4, 16, 64, 256, 1024, 4096] if config.full else [16, 256])
     num_seeds = config.seeds if config.seeds is not None else 5 if config.full else 1
@@ -102,6 +98,11 @@ def demo(config: DemoConfig) -> None:
         console.print(seeds_table(results["summary"]))
     for sentence in sentences(results):
         console.print(f"\n{sentence}")
+    console.print(
+        "\nThe k attempts spent over the models after all epochs of all runs, planned on half of the held-out "
+        "problems and measured on the other half:\n"
+    )
+    console.print(schedule_table(results["summary"]))
     numbers, picture, vector = save_results(results, config.output_dir)
     # Paths stay on one line, to be copied.
     lines = f"\nTook {results['seconds']:.0f} s.\nPicture: {picture} (and {vector.name})\nNumbers: {numbers}"

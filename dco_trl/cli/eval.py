@@ -16,6 +16,9 @@ class EvalConfig(ReportConfig):
     report: str | None = field(
         default=None, metadata={"help": "Folder for the report. Unless given, `report` in the run's folder."}
     )
+    extrapolate: bool = field(
+        default=False, metadata={"help": "Also guess pass@k beyond the samples; marked as a guess, not a measurement."}
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -55,4 +58,6 @@ def evaluate(
     print(summary)
     results = load_results(sampling.output, summary.grader)
     folder = report.report or str(Path(sampling.output) / "report")
-    print_report(write_report([results], folder, k=report.k or DEFAULT_K))
+    written = write_report([results], folder, report.k or DEFAULT_K, report.extrapolate)
+    print_report(written.summary)
+    print(f"look at {written.html}")

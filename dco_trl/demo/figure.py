@@ -20,25 +20,14 @@ from .findings import COMPARED_AT, coverage_at, run_name
 
 
 def plot_demo(results: dict[str, Any]) -> Figure:
-    """Draw coverage against epoch for two k, against k at the last epoch, and the greedy answers' probabilities.
-
-    Args:
-        results: What `run_demo` returned. Over several seeds, lines are means and bands reach from least to greatest;
-            the probabilities are the first seed's.
-
-    Returns:
-        The figure; save it with `figure.savefig("demo.png", dpi=150)`.
-
-    References:
-        Table 1 and Figure 4 of the DCO paper, arXiv 2502.07154.
-    """
+    """Draw coverage against epoch and k (mean, least and greatest over seeds), and the first seed's confidence."""
     runs, first = results["runs"], results["summary"][0]
     figure = Figure(figsize=(10, 8), layout="constrained")
     top, bottom = _split(figure, 2, 1, hspace=0.04)
     left, right = _split(bottom, 1, 2, wspace=0.03)
     for panel, k in zip(top.subplots(1, 2), (1, COMPARED_AT), strict=True):
         _against_epoch(panel, runs, k)
-    _against_k(left.subplots(), runs)
+    _against_k(left.subplots(), results)
     compared = (1, first["dco_num_attempts"])
     figure.suptitle(
         "Two-digit multiplication, 500 held-out problems"
@@ -68,8 +57,8 @@ def _against_epoch(panel: Axes, runs: Sequence[dict[str, Any]], k: int) -> None:
     _finish(panel, f"pass@{k} during training")
 
 
-def _against_k(panel: Axes, runs: Sequence[dict[str, Any]]) -> None:
-    k = runs[0]["k"]
+def _against_k(panel: Axes, results: dict[str, Any]) -> None:
+    runs, k = results["runs"], results["runs"][0]["k"]
     for n, same in _by_attempts(runs):
         _line(panel, k, np.array([run["coverage"][-1] for run in same]), run_name(n))
     best = [run["coverage"][int(np.argmax(coverage_at(run, COMPARED_AT)))] for run in _of(runs, 1)]
@@ -81,10 +70,14 @@ def _against_k(panel: Axes, runs: Sequence[dict[str, Any]]) -> None:
         linewidth=1.8,
         label=f"cross-entropy at its best epoch\nfor pass@{COMPARED_AT}",
     )
+    schedules = [seed["schedule"]["coverage"] for seed in results["summary"] if "schedule" in seed]
+    if schedules:
+        mean = np.mean(schedules, axis=0)
+        panel.plot(k, mean, color="0.15", linestyle="--", linewidth=1.8, label="one schedule over all epochs")
     attempts_axis(panel, k[::2])
     panel.set_ylim(0, 1.03)
     panel.set_xlabel("k, attempts per problem", fontsize=12)
-    panel.legend(handles=panel.lines[-1:], frameon=False, loc="upper left", fontsize=11)
+    panel.legend(handles=panel.lines[-1 - bool(schedules) :], frameon=False, loc="upper left", fontsize=11)
     _finish(panel, "pass@k at the last epoch")
 
 

@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from ..statistics import cross_fit_schedule
+
 # The k of the comparison, and the N of the run that is compared with cross-entropy.
 COMPARED_AT = 256
 # The shape of the paper's Table 1, as relative changes in pass@256.
@@ -23,13 +27,8 @@ def run_name(num_attempts: int) -> str:
 def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Compare the runs of one seed.
 
-    Args:
-        runs: Records of `train_run`: the one of cross-entropy (`num_attempts` 1) and at least one of DCO. The DCO run
-            with N nearest to 256 is compared.
-
-    Returns:
-        Coverages as shares of 1, changes as relative ones, and three booleans under `shown`: against the thresholds
-        `CE_FALLS_BY`, `DCO_ABOVE_BEST_BY` and `DCO_ABOVE_END_BY`.
+    Of the DCO runs the one with N nearest to 256 is compared. Changes are relative; `shown` holds them against the
+    thresholds above.
     """
     (ce,) = (run for run in runs if run["num_attempts"] == 1)
     dco = min(
@@ -60,15 +59,22 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def sentences(results: dict[str, Any]) -> list[str]:
-    """State what the runs show, or fail to show, in words and numbers.
+def schedule(k: Sequence[int], log_p: np.ndarray) -> dict[str, list[float]]:
+    """Spend k attempts over the epochs of all runs: planned on one half of the problems, measured on the other.
 
     Args:
-        results: What `run_demo` returned.
+        k: Numbers of attempts.
+        log_p: Log-probability of each answer after each epoch of each run, shape (epochs of all runs, problems).
 
     Returns:
-        The findings, and the check by sampling.
+        Coverage of the schedule, and of the one epoch that is best for each k on the same halves, aligned with `k`.
     """
+    found = cross_fit_schedule(k, log_p=log_p)
+    return {"k": list(k), "coverage": found.curve.estimate.tolist(), "best_epoch": found.best_arm.first.tolist()}
+
+
+def sentences(results: dict[str, Any]) -> list[str]:
+    """State what the runs show, or fail to show, and the check by sampling."""
     seeds = results["summary"]
     if len(seeds) == 1:
         finding = _one_seed(seeds[0])

@@ -14,8 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import __version__
-from .findings import summarise
+from .findings import schedule, summarise
 
 _WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # tiny matrices: two runs on a core each beat one run on two
@@ -42,8 +44,7 @@ def run_demo(
         progress: Called with the number of epochs done, over all runs, and of all there are.
 
     Returns:
-        A JSON-serialisable record: `runs`, `summary` (one entry a seed), `settings`, `versions`, `hardware`,
-        `seconds`.
+        A record for JSON: `runs`, `summary` (one entry per seed), `settings`, `versions`, `hardware`, `seconds`.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -85,6 +86,11 @@ def run_demo(
         lambda done: progress(done, len(jobs) * num_epochs),
     )
     runs.sort(key=lambda run: (run["seed"], run["num_attempts"]))
+    summary = []
+    for seed in seeds:
+        of_seed = [run for run in runs if run["seed"] == seed]
+        log_p = np.concatenate([run.pop("log_p") for run in of_seed])  # too many to keep
+        summary.append({**summarise(of_seed), "schedule": schedule(of_seed[0]["k"], log_p)})
     return {
         "task": "two-digit multiplication, 1,500 problems to train on and 500 held out",
         "settings": {**SETTINGS, "num_train_epochs": num_epochs, "workers": workers, "threads_per_worker": 1},
@@ -95,21 +101,13 @@ def run_demo(
         },
         "hardware": {"processor": processor_name(), "cores": available_cores(), "system": platform.platform()},
         "seconds": time.perf_counter() - started,
-        "summary": [summarise([run for run in runs if run["seed"] == seed]) for seed in seeds],
+        "summary": summary,
         "runs": runs,
     }
 
 
 def save_results(results: dict[str, Any], folder: str | Path) -> list[Path]:
-    """Write `demo.json`, `demo.png` and `demo.svg`.
-
-    Args:
-        results: What `run_demo` returned.
-        folder: Where to; made if it is not there.
-
-    Returns:
-        The three paths.
-    """
+    """Write `demo.json`, `demo.png` and `demo.svg` into a folder, and return their paths."""
     from .figure import plot_demo
 
     folder = Path(folder)

@@ -15,14 +15,7 @@ _WIDTHS = (4, 4, 5, 5)
 
 
 def coverage_table(runs: Sequence[dict[str, Any]]) -> Table:
-    """Rows are epochs, about ten and each run's best; columns are each run's pass@1/16/256/4096, in per cent.
-
-    Args:
-        runs: Records of `train_run`. Over several seeds, values are means.
-
-    Returns:
-        A table for rich to print. `*` marks each run's best pass@256.
-    """
+    """Rows are epochs, about ten and each run's best; columns are pass@k in per cent. Seeds are averaged."""
     table = _plain_table()
     table.add_column("\nepoch", justify="right")
     names = sorted({run["num_attempts"] for run in runs})
@@ -59,14 +52,7 @@ def percent(share: float) -> str:
 
 
 def seeds_table(seeds: Sequence[dict[str, Any]]) -> Table:
-    """One row per seed: pass@256 of cross-entropy at its best and its last epoch, and of DCO at its last.
-
-    Args:
-        seeds: The `summary` of `run_demo`.
-
-    Returns:
-        A table for rich to print.
-    """
+    """One row per seed: pass@256 of cross-entropy at its best and its last epoch, and of DCO at its last."""
     table = _plain_table(title="pass@256, %, seed by seed")
     dco = run_name(seeds[0]["dco_num_attempts"])
     for head in ("seed", "CE best\n(epoch)", "CE last", "fall", f"{dco}\nlast", "above\nCE best", "above\nCE last"):
@@ -83,6 +69,18 @@ def seeds_table(seeds: Sequence[dict[str, Any]]) -> Table:
             f"{seed['dco_above_ce_end_by']:+.0%}",
             f"{percent(seed['ce_pass@1_at_best'])} to {percent(seed['ce_pass@1_end'])}",
         )
+    return table
+
+
+def schedule_table(seeds: Sequence[dict[str, Any]]) -> Table:
+    """Two rows, means over seeds: coverage of the best epoch of all runs for each k, and of one schedule over all."""
+    table = _plain_table()
+    table.add_column("pass@k, %, epochs of all runs")
+    rows = [seed["schedule"] for seed in seeds]
+    for k in rows[0]["k"]:
+        table.add_column(f"@{k}", justify="right")
+    for name, key in (("the best one, for each k", "best_epoch"), ("one schedule over all", "coverage")):
+        table.add_row(name, *map(percent, np.mean([row[key] for row in rows], axis=0)))
     return table
 
 

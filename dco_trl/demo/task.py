@@ -41,16 +41,7 @@ def make_model(seed: int) -> PreTrainedModel:
 
 
 def make_problems(seed: int) -> tuple[Dataset, Dataset]:
-    """Draw the training problems and the held-out ones.
-
-    The two share no problem in either order: if 47*86 is held out, 86*47 is not trained on.
-
-    Args:
-        seed: Seed of the draw.
-
-    Returns:
-        1,500 and 500 rows with the columns `prompt` and `completion`, TRL's prompt-completion format.
-    """
+    """Draw 1,500 training problems and 500 held-out ones; no factors are in both, in either order."""
     rng = np.random.default_rng(seed)
     pairs = np.array([(a, b) for a in range(10, 100) for b in range(a, 100)])
     pairs = rng.permutation(pairs)

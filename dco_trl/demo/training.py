@@ -42,18 +42,7 @@ def train_run(
     num_epochs: int = NUM_EPOCHS,
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Train one model and measure it as it learns.
-
-    Args:
-        num_attempts: N of the loss; 1 is cross-entropy, trained with TRL's `SFTTrainer`.
-        seed: Seed of the problems, the model's first weights and the order of the batches.
-        num_epochs: Epochs.
-        progress: Called after each epoch.
-
-    Returns:
-        A JSON-serialisable record: `epochs`, `coverage` (one list per epoch, aligned with `k`), `greedy` (for
-        four of the epochs, `probability` and `correct` of each held-out problem's greedy answer), `check`, `seconds`.
-    """
+    """Train one model (N = 1: TRL's `SFTTrainer`), measure it as it learns, and return a record for JSON."""
     be_quiet()
     started = time.perf_counter()
     train_dataset, held_out = task.make_problems(seed)
@@ -84,17 +73,7 @@ def train_run(
 
 
 def training_arguments(folder: str, num_problems: int, num_epochs: int, seed: int) -> dict[str, Any]:
-    """What every run gives to `SFTConfig` or `DCOConfig`.
-
-    Args:
-        folder: Output folder.
-        num_problems: Training problems.
-        num_epochs: Epochs; the learning rate falls to zero over the last 15 % of their steps.
-        seed: Seed of the order of the batches.
-
-    Returns:
-        Keyword arguments.
-    """
+    """Return what every run gives to `SFTConfig` or `DCOConfig`."""
     steps = num_epochs * math.ceil(num_problems / SETTINGS["per_device_train_batch_size"])
     return dict(
         output_dir=folder,
@@ -120,28 +99,21 @@ class Recorder(TrainerCallback):
     def __init__(self, tokenizer: Any, problems: list[Problem], num_epochs: int, progress: Callable[[], None]):
         self.tokenizer, self.problems, self.progress = tokenizer, problems, progress
         self.greedy_epochs = {math.ceil(share * num_epochs) for share in (0.1, 0.4, 0.7, 1.0)}
-        self.record: dict[str, list] = {"epochs": [], "coverage": [], "greedy": []}
+        self.record: dict[str, list] = {"epochs": [], "coverage": [], "greedy": [], "log_p": []}
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model, epoch = kwargs["model"], round(state.epoch)
+        exact = _exact(model, self.tokenizer, self.problems)
         self.record["epochs"].append(epoch)
-        self.record["coverage"].append(_exact(model, self.tokenizer, self.problems).pass_at_k(CURVE_K).tolist())
+        self.record["coverage"].append(exact.pass_at_k(CURVE_K).tolist())
+        self.record["log_p"].append(exact.log_p)
         if epoch in self.greedy_epochs:
             self.record["greedy"].append({"epoch": epoch, **greedy_answers(model, self.tokenizer, self.problems)})
         self.progress()
 
 
 def greedy_answers(model: Any, tokenizer: Any, problems: list[Problem]) -> dict[str, list]:
-    """Greedy decoding's answers, which the paper takes for the most likely ones.
-
-    Args:
-        model: The model.
-        tokenizer: Its tokenizer.
-        problems: The problems.
-
-    Returns:
-        `probability` of sampling each answer, 0 for one that does not end, and whether it is `correct`.
-    """
+    """Return the probability of each greedy answer, 0 for one that does not end, and whether it is correct."""
     samples = _sample(model, tokenizer, problems, num_samples=1, temperature=0.0)
     answered = [
         Problem(problem.problem_id, problem.prompt, answer)
@@ -159,18 +131,7 @@ def greedy_answers(model: Any, tokenizer: Any, problems: list[Problem]) -> dict[
 def check_by_sampling(
     model: Any, tokenizer: Any, problems: list[Problem], seed: int, repeats: int = CHECK_REPEATS
 ) -> dict[str, Any]:
-    """Count coverage from real samples, in rounds of `CHECK_ATTEMPTS`, beside the exact value.
-
-    Args:
-        model: The model.
-        tokenizer: Its tokenizer.
-        problems: The problems.
-        seed: Seed of the draws.
-        repeats: Rounds per problem.
-
-    Returns:
-        `exact` and `sampled` coverage, and the `standard_error` of `sampled`, the problems being fixed.
-    """
+    """Return coverage counted in rounds of samples, its standard error for these problems, and the exact value."""
     samples = _sample(model, tokenizer, problems, CHECK_ATTEMPTS * repeats, temperature=1.0, seed=seed)
     hits = np.array([[text == problem.answer for text in row] for problem, row in zip(problems, samples, strict=True)])
     exact = -np.expm1(CHECK_ATTEMPTS * np.log1p(-np.exp(_exact(model, tokenizer, problems).log_p)))
@@ -191,7 +152,7 @@ def _sample(
     model: Any, tokenizer: Any, problems: list[Problem], num_samples: int, temperature: float, seed: int = 0
 ) -> list[list[str | None]]:
     """The answers drawn for each problem; None for one that does not end."""
-    sampler = TransformersSampler(model, tokenizer, batch_size=_BATCH, progress=False)
+    sampler = TransformersSampler(model, tokenizer=tokenizer, batch_size=_BATCH, progress=False)
     requests = [SampleRequest(problem.prompt, num_samples, stream=i) for i, problem in enumerate(problems)]
     params = SamplingParams(temperature=temperature, max_tokens=task.ANSWER_LENGTH + 1, seed=seed)
 

@@ -1,33 +1,53 @@
 """The report of one or more evaluated runs: tables, Markdown, JSON, pictures, and a page to look at."""
 
+import io
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ..extras import require
 
-require("dco_trl.report", "eval", "matplotlib", "plotly", "rich", "scipy")
+require("dco_trl.report", "eval", "matplotlib", "rich", "scipy")
+
+from matplotlib.figure import Figure
 
 from ..runs.results import RunResult
 from . import page, tables
-from .plots import CoverageCurve, plot_confidence_histogram, plot_coverage_curves, plot_success_histogram
-from .summary import DEFAULT_K, summarise
+from .compute import DEFAULT_K, summarise
+from .plots import plot_confidence, plot_coverage, plot_success
+from .summary import Summary
 from .tables import print_report
 
-__all__ = ["DEFAULT_K", "print_report", "summarise", "write_report"]
+__all__ = ["DEFAULT_K", "Report", "Summary", "print_report", "summarise", "write_report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A written report: its numbers, and the paths of the page, the tables, the numbers as JSON and the pictures."""
+
+    summary: Summary
+    html: Path
+    markdown: Path
+    json: Path
+    plots: tuple[Path, ...]
 
 
 def write_report(
-    results: Sequence[RunResult], output_dir: str | os.PathLike[str], k: Sequence[int] = DEFAULT_K
-) -> dict[str, Any]:
+    results: Sequence[RunResult],
+    output_dir: str | os.PathLike[str],
+    k: Sequence[int] = DEFAULT_K,
+    extrapolate: bool = False,
+) -> Report:
     r"""Write the report of one or more runs into a folder.
 
     The files, written over where they are there already:
 
-    - `report.html`: one page without any network access: curves to hover over, histograms, and a table of problems to
-      sort and search, each with its distinct answers, their counts and verdicts, and a few raw samples;
+    - `report.html`: one page without any network access: curves and histograms with their values under the pointer,
+      and a table of problems to sort and search, each with its distinct answers, their counts and verdicts, and a few
+      raw samples;
     - `report.md`: the tables and links to the pictures;
     - `report.json`: every number, with intervals and manifests;
     - `coverage`, `confidence` and `success`, as `.png` and `.svg` (with `-1`, `-2`, … in the name, one of each for
@@ -39,23 +59,25 @@ def write_report(
     The keys of `report.json`:
 
     - `k`, `confidence`, `interval_method`, `warnings`, `created`, `dco_trl`, `format`;
-    - `groups`: runs on the same problems: `runs` (indices), `num_problems`, `k`, `comparisons` (each with
-      `baseline`, `run` and `pass_at_k`: `k`, `difference`, `low`, `high`);
+    - `groups`: runs on the same problems: `runs` (indices), `num_problems`, `k`, `majority_k`, `comparisons` (each
+      with `baseline`, `run` and `pass_at_k`: `k`, `difference`, `low`, `high`);
     - `runs`: `name`, `grader`, `manifest`, `num_problems`, `num_samples`, `samples` (counts), `pass_at_k` and
       `curve` (`k`, `estimate`, `low`, `high`, `reliable`), `left_out`, `majority_at_k`, `never_solved`,
-      `extrapolation`, and `problems` (counts, and the most frequent answer of each).
+      `extrapolation` (empty unless asked for), and `problems` (counts, and the most frequent answer of each).
 
     Args:
         results: The runs, as `load_results` reads them, with different names.
         output_dir: The folder, made if need be.
         k: Numbers of attempts to report; those above the number of samples are left out, and the report says so.
+        extrapolate: Also guess pass@k for the k that are left out, in a table of its own and as thin lines.
 
     Returns:
-        What `report.json` holds, and under `files` the paths of `html`, `markdown`, `json` and `plots`.
+        The numbers, and the paths of the files.
 
     Raises:
-        ValueError: There is no run, two runs share a name, a run has no problems or a problem no samples, or k
-            is not made of whole numbers from 1 up.
+        ValueError: There is no run, two runs share a name, a run has no problems or a problem no samples or counts
+            that contradict each other, or k is not made of whole numbers from 1 up.
+        OSError: A file could not be written. An earlier report in the folder is then as it was.
 
     Examples:
         >>> import tempfile
@@ -63,7 +85,7 @@ def write_report(
         >>> answers = (AnswerCount("42", 3, True, "graded"), AnswerCount("41", 1, False, "graded"))
         >>> problem = ProblemResult("p0", "6 * 7 =", "42", 4, 3, 0, answers, ((0, "42", True),))
         >>> report = write_report([RunResult("ce", {"model": "m"}, "exact", (problem,))], tempfile.mkdtemp())
-        >>> [(entry["k"], entry["estimate"]) for entry in report["runs"][0]["pass_at_k"]]
+        >>> [(entry.k, entry.estimate) for entry in report.summary.runs[0].pass_at_k]
         [(1, 0.75), (4, 1.0)]
 
     References:
@@ -72,49 +94,49 @@ def write_report(
     Relations:
         `print_report` prints the tables. `dco-trl report` is this from the command line.
     """
-    report = summarise(results, k)
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    plots = [
-        str(path)
-        for index in range(len(report["groups"]))
-        for stem, figure in _figures(report, index).items()
-        for path in _save(figure, folder / f"{stem}{tables.plot_suffix(report, index)}")
-    ]
-    _write(folder / "report.md", tables.markdown(report))
-    _write(
-        folder / "report.json", json.dumps(report, indent=1, ensure_ascii=True, allow_nan=False, default=str) + "\n"
-    )
-    _write(folder / "report.html", page.render(report, results))
-    names = {"html": "report.html", "markdown": "report.md", "json": "report.json"}
-    return {**report, "files": {**{key: str(folder / name) for key, name in names.items()}, "plots": plots}}
-
-
-def _figures(report: dict[str, Any], group_index: int) -> dict[str, Any]:
-    runs = [report["runs"][index] for index in report["groups"][group_index]["runs"]]
-    curves = [
-        CoverageCurve(
-            run["name"],
-            *([entry[key] for entry in run["curve"]] for key in ("k", "estimate", "low", "high")),
-            *([entry[key] for entry in run["extrapolation"]["curve"]] for key in ("k", "estimate")),
-        )
-        for run in runs
-    ]
-    rates = {run["name"]: [p["num_correct"] / p["num_samples"] for p in run["problems"]] for run in runs}
-    return {
-        "coverage": plot_coverage_curves(curves),
-        "confidence": plot_confidence_histogram({run["name"]: page.confidences(run) for run in runs}),
-        "success": plot_success_histogram(rates, num_samples=max(run["num_samples"]["max"] for run in runs)),
+    summary = summarise(results, k, extrapolate)
+    pictures = {"coverage": plot_coverage, "confidence": plot_confidence, "success": plot_success}
+    plots = {
+        f"{stem}{tables.plot_suffix(summary, index)}.{kind}": _image(plot(summary.runs_of(group)), kind)
+        for index, group in enumerate(summary.groups)
+        for stem, plot in pictures.items()
+        for kind in ("png", "svg")
     }
-
-
-def _save(figure, stem: Path) -> list[Path]:
-    paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
-    for path in paths:
-        figure.savefig(path, dpi=150, facecolor="white")
-    return paths
-
-
-def _write(path: Path, text: str) -> None:
+    numbers = json.dumps(asdict(summary), indent=1, allow_nan=False, default=str) + "\n"
+    texts = {
+        "report.html": page.render(summary, results),
+        "report.md": tables.markdown(summary),
+        "report.json": numbers,
+    }
     # Model output may hold lone surrogates, which are no UTF-8.
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    files = {name: text.encode("utf-8", errors="backslashreplace") for name, text in texts.items()}
+    folder = Path(output_dir)
+    _write(folder, {**plots, **files})
+    html, markdown, numbers_file = (folder / name for name in texts)
+    return Report(summary, html, markdown, numbers_file, tuple(folder / name for name in plots))
+
+
+def _image(figure: Figure, kind: str) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format=kind, dpi=150, facecolor="white")
+    return file.getvalue()
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    """Write the files, all under other names first, so that no report is ever half an old and half a new one."""
+    unfinished = {folder / f".{name}.unfinished": folder / name for name in files}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, content in zip(unfinished, files.values(), strict=True):
+            path.write_bytes(content)
+        for path, final in unfinished.items():
+            path.replace(final)
+    except OSError as error:
+        for path in unfinished:
+            with suppress(OSError):
+                path.unlink()
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise OSError(
+            f"the report cannot be written into {folder}: {reason}. An earlier report there is unchanged. Name "
+            "another folder, or make room and repeat the command: no sample is drawn or graded again."
+        ) from error

@@ -1,11 +1,9 @@
-"use strict";
 // All text from models, data sets and manifests reaches the page through textContent, never as markup.
 
 const PAGE = 100; // rows added at a time
 const report = JSON.parse(document.getElementById("report-data").textContent);
 const percent = (share) => (100 * share).toFixed(share > 0 && share < 0.001 ? 3 : 1) + " %";
 const count = (value) => value.toLocaleString("en-GB");
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const runColour = (index) => `--run-${index % 7}`;
 
 function element(tag, attributes = {}, ...children) {
@@ -22,8 +20,6 @@ function element(tag, attributes = {}, ...children) {
 const visible = (text) => text.replace(/[\x00-\x08\x0b-\x1f\x7f]/g,
   (c) => (c === "\x7f" ? "\u2421" : String.fromCharCode(0x2400 + c.charCodeAt(0))));
 const isolated = (tag, attributes, text) => element(tag, { dir: "auto", ...attributes }, visible(text));
-
-// ---- the table of problems ------------------------------------------------------------------------------------------
 
 function problemTable(group, groupIndex) {
   const columns = [
@@ -174,109 +170,8 @@ function raw([text, cut]) {
 
 document.getElementById("problem-tables").append(...report.groups.flatMap(problemTable));
 
-// ---- plots ----------------------------------------------------------------------------------------------------------
-
-const DASHES = ["solid", "dash", "dashdot", "dot"];
-const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"];
-const PATTERNS = ["", "/", ".", "\\", "x"];
-const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
-
-// Plotly reads a small set of tags in labels; a run's name is shown as it was given.
-const label = (text) => visible(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-
-function layout(x, y, more = {}) {
-  const axis = { gridcolor: colour("--grid"), linecolor: colour("--line"), zeroline: false, automargin: true };
-  return {
-    font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("--ink") },
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 60, r: 15, t: 35, b: 50 },
-    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, dragmode: "pan",
-    hoverlabel: { bgcolor: colour("--raised"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
-    modebar: { color: colour("--soft"), activecolor: colour("--ink"), bgcolor: "rgba(0,0,0,0)" },
-    ...more, xaxis: { ...axis, ...x }, yaxis: { ...axis, ...y },
-  };
-}
-
-const translucent = (hex, alpha) => hex + Math.round(255 * alpha).toString(16).padStart(2, "0");
-
-function coveragePlot(node, group) {
-  const traces = [];
-  let largest = 1;
-  group.runs.forEach((run, r) => {
-    const ink = colour(runColour(r));
-    const curve = run.curve;
-    largest = Math.max(largest, ...curve.k, ...run.extrapolated.k);
-    const quiet = { x: curve.k, mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false, legendgroup: r };
-    traces.push({ ...quiet, y: curve.low }, { ...quiet, y: curve.high, fill: "tonexty", fillcolor: translucent(ink, 0.18) });
-    traces.push({
-      x: curve.k, y: curve.estimate, name: label(run.name), legendgroup: r, mode: "lines+markers",
-      line: { color: ink, width: 2.2, dash: DASHES[r % 4] },
-      marker: { color: ink, symbol: SYMBOLS[r % 7], size: curve.k.map((k) => (group.k.includes(k) ? 8 : 0.1)) },
-      customdata: curve.k.map((_, i) => [curve.low[i], curve.high[i]]),
-      hovertemplate: `<b>${label(run.name)}</b> pass@%{x}: %{y:.1%}, 95 % interval %{customdata[0]:.1%} to %{customdata[1]:.1%}<extra></extra>`,
-    });
-    if (run.extrapolated.k.length) {
-      traces.push({
-        x: [curve.k.at(-1), ...run.extrapolated.k], y: [curve.estimate.at(-1), ...run.extrapolated.estimate],
-        name: `${label(run.name)}, extrapolated`, legendgroup: r, mode: "lines", line: { color: ink, width: 1.5, dash: "1px,4px" },
-        hovertemplate: `<b>${label(run.name)}</b> pass@%{x}: about %{y:.1%}, extrapolated, not measured<extra></extra>`,
-      });
-    }
-  });
-  const ticks = [];
-  for (let k = 1; k <= largest; k *= largest > 32 ? 4 : 2) ticks.push(k);
-  Plotly.react(node, traces, layout(
-    { type: "log", title: { text: "k, attempts a problem" }, tickvals: ticks, ticktext: ticks.map(String),
-      range: [-0.03, Math.log10(Math.max(largest, 2) * 1.08)] },
-    { title: { text: "pass@k" }, range: [0, 1], tickformat: ".0%" }, { hovermode: "closest" }), CONFIG);
-}
-
-function confidencePlot(node, run) {
-  const { right, wrong } = run.confidence;
-  const width = 1 / right.length;
-  const bar = (name, heights, ink, shape, verb) => ({
-    type: "bar", name, x: heights.map((_, i) => (i + 0.5) * width), y: heights, width,
-    marker: { color: ink, pattern: { shape, fgcolor: colour("--paper"), solidity: 0.2, fillmode: "overlay" }, line: { color: colour("--paper"), width: 1 } },
-    customdata: heights.map((_, i) => [i * width, (i + 1) * width]),
-    hovertemplate: `share %{customdata[0]:.0%} to %{customdata[1]:.0%}: %{y} problems ${verb}<extra></extra>`,
-  });
-  Plotly.react(node, [bar("right", right, colour("--right"), "", "right"), bar("wrong", wrong, colour("--wrong"), "/", "wrong")],
-    layout({ title: { text: "share of the most frequent answer" }, range: [0, 1], tickvals: [0, 0.2, 0.4, 0.6, 0.8, 1], tickformat: ".0%" },
-      { title: { text: "problems" }, rangemode: "tozero" }, { barmode: "stack" }), CONFIG);
-}
-
-function successPlot(node, group) {
-  const labels = group.success_labels;
-  const traces = group.runs.map((run, r) => ({
-    type: "bar", name: label(run.name), x: labels.map((_, i) => i), y: run.success,
-    marker: { color: colour(runColour(r)), pattern: { shape: PATTERNS[r % 5], fgcolor: colour("--paper"), solidity: 0.2, fillmode: "overlay" } },
-    customdata: labels.map((text, i) => (i === 0 ? "never solved" : `success rate above ${i > 1 ? labels[i - 1] : "0"}, up to ${text}`)),
-    hovertemplate: `<b>${label(run.name)}</b> %{customdata}: %{y} problems<extra></extra>`,
-  }));
-  Plotly.react(node, traces, layout(
-    { title: { text: "success rate of a problem, up to" }, tickvals: labels.map((_, i) => i), ticktext: labels },
-    { title: { text: "problems" }, rangemode: "tozero" }, { barmode: "group", bargap: 0.2, showlegend: true }), CONFIG);
-}
-
-// The first plot is drawn at once; the histograms when they come near the window, so that the page opens sooner.
-const draws = new Map();
-let waiting;
-
-function drawPlots() {
-  report.groups.forEach((group, g) => {
-    draws.set(document.getElementById(`coverage-${g}`), (node) => coveragePlot(node, group));
-    draws.set(document.getElementById(`success-${g}`), (node) => successPlot(node, group));
-    group.runs.forEach((run, r) =>
-      draws.set(document.getElementById(`confidence-${g}-${r}`), (node) => confidencePlot(node, run)));
-  });
-  waiting = new IntersectionObserver((entries) => entries.filter((e) => e.isIntersecting).forEach((e) => draw(e.target)),
-    { rootMargin: "400px" });
-  for (const node of draws.keys()) waiting.observe(node);
-  addEventListener("beforeprint", () => draws.forEach((_, node) => draw(node)));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
-    draws.forEach((_, node) => { if (node.classList.contains("js-plotly-plot")) draw(node); }));
-}
-
-function draw(node) {
-  waiting.unobserve(node);
-  draws.get(node)(node);
-}
+report.groups.forEach((group, g) => {
+  coverageChart(document.getElementById(`coverage-${g}`), group);
+  successChart(document.getElementById(`success-${g}`), group);
+  group.runs.forEach((run, r) => confidenceChart(document.getElementById(`confidence-${g}-${r}`), run));
+});

@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,26 +27,14 @@ _METHODS = {
     "weight averaging": ("#117733", "h"),
 }
 # DCO is darker the larger its N: 16 is orange, 256 vermilion, 4096 wine.
-_DCO_COLOURS = LinearSegmentedColormap.from_list("dco", ["#F4C95D", "#E69F00", "#D55E00", "#7A1B50", "#2E0A2B"])
+_DCO_COLOURS = LinearSegmentedColormap.from_list("dco", ["#F4C95D", "#E69F00", "#D55E00", "#7A1B50", "#2E0A2B"], N=257)
 _DCO_MARKERS = {4: "v", 16: "s", 64: "P", 256: "^", 1024: "X", 4096: "D"}
 
 
 def method_style(name: str) -> dict[str, Any]:
-    r"""Return the colour and the marker of a method: the same in every picture.
-
-    Args:
-        name: "cross-entropy", "DCO, N = 256" (any N from 2 up), or a rival: "label smoothing", "focal loss",
-            "entropy bonus", "GEM", "DFT", "weight averaging".
-
-    Returns:
-        `color` and `marker`, for matplotlib's `plot`.
-
-    Raises:
-        ValueError: There is no such method.
+    """Return the colour and the marker of a method, for matplotlib's `plot`: the same in every picture.
 
     Examples:
-        >>> method_style("cross-entropy")
-        {'color': '#0072B2', 'marker': 'o'}
         >>> method_style("DCO, N = 256")
         {'color': '#d55e00', 'marker': '^'}
     """
@@ -87,12 +74,6 @@ def facing_histogram(axes: Axes, shares: ArrayLike, right: ArrayLike, bins: int 
     """Draw a histogram on [0, 1] with right answers upwards and wrong ones downwards.
 
     The height of a bar is the square root of its count, so that the few are seen beside the many.
-
-    Args:
-        axes: Where to draw.
-        shares: Shares or probabilities in [0, 1], shape (problems,).
-        right: Whether each one's answer is right, shape (problems,).
-        bins: Number of equal bins.
     """
     values, is_right = np.asarray(shares, dtype=float), np.asarray(right, dtype=bool)
     edges = np.linspace(0, 1, bins + 1)
@@ -101,7 +82,8 @@ def facing_histogram(axes: Axes, shares: ArrayLike, right: ArrayLike, bins: int 
         axes.bar(edges[:-1], heights, 1 / bins, align="edge", color=colour, edgecolor="white", linewidth=0.5)
     axes.axhline(0, color="0.3", linewidth=0.8)
     axes.set_yscale("function", functions=(_signed_root, _signed_square))
-    counts = (10, 100, 400, 1000, 4000, 10_000)
+    most = max(1.0, *(abs(bar.get_height()) for bar in axes.patches))  # type: ignore[attr-defined]
+    counts = [count for count in (1, 4, 10, 40, 100, 400, 1000, 4000, 10_000) if 0.022 * most <= count <= most]
     axes.yaxis.set_major_locator(FixedLocator([*(-count for count in counts[::-1]), 0, *counts]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):,.0f}"))
@@ -126,17 +108,3 @@ def plain_text(text: str) -> str:
     """Return text that matplotlib shows as it is: no mathematics in dollars, no hiding of a leading underscore."""
     text = text.replace("$", r"\$")
     return "\u200b" + text if text.startswith("_") else text
-
-
-def check_shares(name: str, values: ArrayLike) -> np.ndarray:
-    """Return the values as a flat array; refuse what lies outside [0, 1] or is no number."""
-    array = np.asarray(values, dtype=float).ravel()
-    if not ((array >= 0) & (array <= 1)).all():
-        raise ValueError(f"{name}: got values outside [0, 1] or not a number; pass shares")
-    return array
-
-
-def check_runs(runs: Mapping[str, Any], what: str) -> None:
-    """Refuse an empty mapping."""
-    if not runs:
-        raise ValueError(f"runs: got an empty mapping; pass {{name: {what}}}")

@@ -1,24 +1,29 @@
-"""Statistics of coverage, with NumPy and SciPy alone: pass@k from counts, intervals, and fits."""
+"""Statistics of coverage, with NumPy and SciPy alone: pass@k from counts, intervals, fits, and schedules."""
 
 from ..extras import require
 
 require("dco_trl.statistics", "eval", "scipy")
 
 from .beta_binomial import fit_beta_binomial, fit_prior
+from .expected_schedule import CrossFittedSchedule, cross_fit_schedule, scheduled_pass_at_k
 from .extrapolation import ExtrapolatedPassAtK, ExtrapolationCheck, check_extrapolation, extrapolate_pass_at_k
 from .intervals import PairedDifference, PassAtKCurve, default_ks, mean_curve, paired_difference, pass_at_k_curve
 from .majority_vote import majority_at_k
 from .never_solved import NeverSolved, never_solved
 from .pass_at_k import exact_pass_at_k, pass_at_k
 from .posterior_weight import plugin_weight, posterior_weight
+from .schedule import AttemptSchedule, plan_attempts
 
 __all__ = [
+    "AttemptSchedule",
+    "CrossFittedSchedule",
     "ExtrapolatedPassAtK",
     "ExtrapolationCheck",
     "NeverSolved",
     "PairedDifference",
     "PassAtKCurve",
     "check_extrapolation",
+    "cross_fit_schedule",
     "default_ks",
     "exact_pass_at_k",
     "extrapolate_pass_at_k",
@@ -30,6 +35,8 @@ __all__ = [
     "paired_difference",
     "pass_at_k",
     "pass_at_k_curve",
+    "plan_attempts",
     "plugin_weight",
     "posterior_weight",
+    "scheduled_pass_at_k",
 ]

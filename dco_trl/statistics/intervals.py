@@ -130,7 +130,7 @@ def default_ks(num_samples: int) -> NDArray[np.int64]:
     """Powers of two up to `num_samples`, and `num_samples` itself.
 
     Args:
-        num_samples: Samples a problem, at least 1.
+        num_samples: Samples per problem, at least 1.
 
     Returns:
         The k of a curve, ascending, int64.
@@ -166,7 +166,7 @@ def mean_curve(
     all 1: with 100 problems it was 92 % at a mean of .97, 75 % at .985, 22 % at .9998. `reliable` is False there.
 
     Args:
-        values: One row a problem and one column a k, in [0, 1], shape (P, K).
+        values: One row per problem and one column per k, in [0, 1], shape (P, K).
         k: What the columns are, shape (K,).
         confidence: Confidence of each interval, 0.5 to 0.999.
         num_resamples: Bootstrap resamples.
@@ -202,7 +202,7 @@ def mean_curve(
     if not np.all((table >= 0) & (table <= 1)):
         raise ValueError("values must lie in [0, 1] and not be NaN; they are probabilities, one for each problem.")
     estimate = table.mean(axis=0)
-    low, high = mean_interval(table, (0.0, 1.0), confidence, num_resamples, seed)
+    low, high = _mean_interval(table, (0.0, 1.0), confidence, num_resamples, seed)
     num_problems = table.shape[0]
     reliable = num_problems * np.minimum(estimate, 1.0 - estimate) >= _FEWEST_PROBLEMS
     reliable |= _constant(table)
@@ -270,16 +270,23 @@ def paired_difference(
             values.append(pass_at_k(c[:, :1], c[:, 1:], ks, ids))
         except ValueError as error:
             raise ValueError(f"{which} run: {error}") from None
-    difference = values[1] - values[0]
-    low, high = mean_interval(difference, (-1.0, 1.0), confidence, num_resamples, seed)
+    return difference_of_means(values[0], values[1], ks, confidence, num_resamples, seed)
+
+
+def difference_of_means(
+    first: NDArray, second: NDArray, ks: NDArray, confidence: float, num_resamples: int, seed: int
+) -> PairedDifference:
+    """`paired_difference` of values in [0, 1] of the same problems, each of shape (P, K)."""
+    difference = second - first
+    low, high = _mean_interval(difference, (-1.0, 1.0), confidence, num_resamples, seed)
     return PairedDifference(
         k=ks,
-        first=values[0].mean(axis=0),
-        second=values[1].mean(axis=0),
+        first=first.mean(axis=0),
+        second=second.mean(axis=0),
         difference=difference.mean(axis=0),
         low=low,
         high=high,
-        num_problems=len(ids),
+        num_problems=len(first),
         confidence=confidence,
     )
 
@@ -303,7 +310,7 @@ def _check_same_problems(first: Mapping, second: Mapping) -> None:
         )
 
 
-def mean_interval(
+def _mean_interval(
     values: NDArray, bounds: tuple[float, float], confidence: float, num_resamples: int, seed: int
 ) -> tuple[NDArray, NDArray]:
     """Interval for the mean of each column of `values` (P, K), whose entries lie within `bounds`."""

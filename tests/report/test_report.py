@@ -4,20 +4,17 @@ import dataclasses
 import io
 import json
 
+import matplotlib.colors
 import matplotlib.image
 import numpy as np
 import pytest
 from rich.console import Console
 
-from dco_trl.report import page, print_report, summarise, tables, write_report
-from dco_trl.report.plots import (
-    CoverageCurve,
-    count_success_rates,
-    plot_confidence_histogram,
-    plot_coverage_curves,
-    plot_success_histogram,
-)
-from dco_trl.report.summary import curve_points
+from dco_trl.report import page, page_data, print_report, summarise, tables, write_report
+from dco_trl.report.compute import curve_points
+from dco_trl.report.plots import count_success_rates, plot_confidence, plot_coverage, plot_success
+from dco_trl.report.styles import PALETTE, method_style
+from dco_trl.report.summary import Difference, Estimate, Extrapolation, LeftOut, NumSamples, SampleCounts
 from dco_trl.runs.results import AnswerCount, ProblemResult, RunResult
 from dco_trl.statistics import majority_at_k, pass_at_k
 
@@ -45,82 +42,112 @@ def run(name="ce", counts=(0, 3, 8, 16, 1), grader="math", **changes):
     return RunResult(name, {"model": "m", "sampling": {"temperature": 1.0}}, grader, problems)
 
 
+def damaged(**changes):
+    return RunResult("ce", {}, "math", (dataclasses.replace(problem("p0", 0), **changes),))
+
+
 def test_numbers_are_the_estimators():
-    summary = summarise([run()], k=(1, 4, 16, 64))
-    (got,) = summary["runs"]
-    for entry in got["pass_at_k"]:
-        assert entry["estimate"] == pytest.approx(pass_at_k(16, [0, 3, 8, 16, 1], entry["k"]).mean())
-        assert entry["low"] <= entry["estimate"] <= entry["high"]
+    (got,) = summarise([run()], k=(1, 4, 16, 64)).runs
+    for entry in got.pass_at_k:
+        assert entry.estimate == pytest.approx(pass_at_k(16, [0, 3, 8, 16, 1], entry.k).mean())
+        assert entry.low <= entry.estimate <= entry.high
     votes = [majority_at_k([c, 16 - c], [True, False], [4])[0] for c in (0, 3, 8, 16, 1)]
-    assert got["majority_at_k"][1]["estimate"] == pytest.approx(np.mean(votes))
-    assert got["never_solved"]["count"] == 1
-    assert got["samples"] == {"total": 80, "correct": 28, "truncated": 5, "unparsed": 0, "timeout": 0, "error": 0}
-    assert got["extrapolation"]["pass_at_k"] == [] and "only 4 of 5 problems" in got["extrapolation"]["note"]
-    (many,) = summarise([run(counts=(0, 3, 8, 16, 1) * 3)], k=(1, 64))["runs"]
-    assert [entry["k"] for entry in many["extrapolation"]["pass_at_k"]] == [64]
-    assert "not a measurement" in many["extrapolation"]["note"]
+    assert got.majority_at_k[1].estimate == pytest.approx(np.mean(votes))
+    assert got.never_solved.count == 1
+    assert got.samples == SampleCounts(total=80, correct=28, truncated=5, unparsed=0, timeout=0, error=0)
+    assert got.num_samples == NumSamples(16, 16)
+    assert [p.confidence for p in got.problems] == [1, 13 / 16, 0.5, 1, 15 / 16]
 
 
-def test_k_above_the_fewest_samples_is_left_out_and_said():
+def test_nothing_is_extrapolated_unless_asked_for(tmp_path):
+    results = [run(counts=(0, 3, 8, 16, 1) * 3), run("dco", (1, 3, 8, 16, 1) * 3)]
+    plain, asked = (summarise(results, k=(1, 4, 16, 64), extrapolate=wanted) for wanted in (False, True))
+    assert "xtrapolat" not in tables.markdown(plain) and plain.runs[0].extrapolation == Extrapolation()
+    assert "xtrapolat" not in page.render(plain, results).split("<script")[0]
+    (group,) = asked.groups
+    main, paired, beyond = tables.tables(asked, group)
+    assert "pass@64" not in str(main) and paired.header[1] == "dco - ce"
+    assert beyond.title == "Extrapolated, not measured" and [row[0] for row in beyond.rows] == ["pass@64"]
+    for extrapolation in (run.extrapolation for run in asked.runs):
+        (entry,) = extrapolation.pass_at_k
+        assert entry.k == 64 and entry.low <= entry.estimate <= entry.high and entry.low < entry.high
+        assert "not a measurement" in extrapolation.note.lower()
+        assert all(entry.k > 16 for entry in extrapolation.curve)
+    assert "Extrapolated, not measured" in tables.markdown(asked) and "Extrapolated" in page.render(asked, results)
+    numbers = json.loads(write_report(results, tmp_path, k=(1, 64), extrapolate=True).json.read_text())
+    assert set(numbers["runs"][0]["extrapolation"]) == {"note", "pass_at_k", "curve", "check"}
+    assert set(numbers["runs"][0]["extrapolation"]["pass_at_k"][0]) == {"k", "estimate", "low", "high"}
+
+
+def test_k_above_the_fewest_samples_is_left_out_and_noted():
     short = dataclasses.replace(run(), problems=(*run().problems, problem("short", 2, num_samples=5)))
     summary = summarise([short], k=(1, 4, 16))
-    assert [entry["k"] for entry in summary["runs"][0]["pass_at_k"]] == [1, 4]
-    assert max(entry["k"] for entry in summary["runs"][0]["curve"]) == 5
-    (left_out,) = summary["runs"][0]["left_out"]
-    assert left_out == {"k": 16, "problems_short": 1, "fewest": 5, "problem_id": "short"}
+    assert [entry.k for entry in summary.runs[0].pass_at_k] == [1, 4]
+    assert max(entry.k for entry in summary.runs[0].curve) == 5
+    (left_out,) = summary.runs[0].left_out
+    assert left_out == LeftOut(k=16, problems_short=1, fewest=5, problem_id="short")
     assert any(
         "pass@16 left out" in note and "fewest: 5, problem 'short'" in note
-        for note in tables.notes(summary, summary["runs"])
+        for note in tables.notes(summary, summary.runs)
     )
 
 
 def test_answers_that_nobody_gave_do_not_vote_and_are_no_top_answer():
     silent = problem("p0", 4, answers=(AnswerCount("", 12, False, "unparsed"), AnswerCount("42", 4, True, "graded")))
-    (got,) = summarise([RunResult("ce", {}, "math", (silent,))], k=(16,))["runs"]
-    assert got["problems"][0]["top_answer"] == "42"
-    assert got["problems"][0]["top_count"] == 4
-    assert got["majority_at_k"][0]["estimate"] == 1.0
-    assert got["samples"]["unparsed"] == 12
+    (got,) = summarise([RunResult("ce", {}, "math", (silent,))], k=(16,)).runs
+    assert (got.problems[0].top_answer, got.problems[0].top_count, got.problems[0].num_distinct) == ("42", 4, 2)
+    assert got.majority_at_k[0].estimate == 1.0
+    assert got.samples.unparsed == 12
 
 
 def test_runs_on_the_same_problems_are_compared_whatever_their_order():
     second = run("dco", (1, 5, 8, 9, 2))
     second = dataclasses.replace(second, problems=second.problems[::-1])
-    (group,) = summarise([run(), second], k=(1, 16))["groups"]
-    (comparison,) = group["comparisons"]
-    assert (comparison["baseline"], comparison["run"]) == ("ce", "dco")
-    assert comparison["pass_at_k"][0]["difference"] == pytest.approx((25 - 28) / 80)
+    (group,) = summarise([run(), second], k=(1, 16)).groups
+    (comparison,) = group.comparisons
+    assert (comparison.baseline, comparison.run) == ("ce", "dco")
+    assert comparison.pass_at_k[0].difference == pytest.approx((25 - 28) / 80)
+
+
+def test_bold_differences_are_those_whose_interval_leaves_out_zero():
+    results = [run(counts=(8,) * 30), run("up", (12,) * 30), run("down", (1,) * 30), run("same", (7, 9) * 15)]
+    summary = summarise(results, k=(1,))
+    (group,) = summary.groups
+    assert page._clear_cells(group) == {("pass@1", 1), ("pass@1", 2)}
+    assert page.render(summary, results).count('class="number clear"') == 2
 
 
 def test_unequal_problems_are_reported_apart_and_unequal_graders_warned_of(tmp_path):
     other = run("other", (1, 2), grader="exact")
-    report = write_report([run(), run("dco"), other], tmp_path, k=(1, 4))
-    assert [group["runs"] for group in report["groups"]] == [[0, 1], [2]]
-    assert [len(group["comparisons"]) for group in report["groups"]] == [1, 0]
-    same, grader = report["warnings"]
+    summary = write_report([run(), run("dco"), other], tmp_path, k=(1, 4)).summary
+    assert [group.runs for group in summary.groups] == [[0, 1], [2]]
+    assert [len(group.comparisons) for group in summary.groups] == [1, 0]
+    same, grader = summary.warnings
     assert "not on the same problems" in same and "ce, dco (5 problems); other (2 problems)" in same
     assert "different graders (ce: math, dco: math, other: exact)" in grader
     assert (tmp_path / "coverage-1.png").exists() and (tmp_path / "success-2.svg").exists()
 
 
 def test_same_ids_with_other_references_are_other_problems():
-    assert len(summarise([run(), run("dco", reference="43")], k=(1,))["groups"]) == 2
+    assert len(summarise([run(), run("dco", reference="43")], k=(1,)).groups) == 2
 
 
 def test_different_prompts_are_warned_of():
-    assert "different prompts for 5 of them" in summarise([run(), run("dco", prompt="x")], k=(1,))["warnings"][0]
+    assert "different prompts for 5 of them" in summarise([run(), run("dco", prompt="x")], k=(1,)).warnings[0]
 
 
 def test_a_run_that_solved_nothing_has_no_extrapolation(tmp_path):
-    (got,) = write_report([run(counts=(0, 0, 0))], tmp_path, k=(1, 64))["runs"]
-    assert got["extrapolation"]["pass_at_k"] == []
-    assert got["pass_at_k"][0]["estimate"] == 0.0
-    assert got["pass_at_k"][0]["high"] > 0.0
+    report = write_report([run(counts=(0, 0, 0))], tmp_path, k=(1, 64), extrapolate=True)
+    (got,) = report.summary.runs
+    assert got.extrapolation.pass_at_k == () and got.extrapolation.note.startswith("pass@k is not extrapolated: ")
+    assert got.extrapolation.note in tables.markdown(report.summary).replace("\\", "")
+    assert got.pass_at_k[0].estimate == 0.0
+    assert got.pass_at_k[0].high > 0.0
 
 
 def test_one_problem_with_one_sample(tmp_path):
     report = write_report([run(counts=(1,), num_samples=1)], tmp_path)
-    assert [entry["k"] for entry in report["runs"][0]["pass_at_k"]] == [1]
+    assert [entry.k for entry in report.summary.runs[0].pass_at_k] == [1]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +158,14 @@ def test_one_problem_with_one_sample(tmp_path):
         ([run(counts=())], (1,), "run 'ce' has no problems"),
         ([RunResult("ce", {}, "math", (problem("a", 1), problem("a", 2)))], (1,), "problem 'a' twice"),
         ([run(counts=(0,), num_samples=0)], (1,), "problem 'p0' of run 'ce' has no samples"),
+        (
+            [damaged(num_correct=17)],
+            (1,),
+            "problem 'p0' of run 'ce' has 17 correct of 16 samples; grade the run",
+        ),
+        ([damaged(num_truncated=-1)], (1,), "has -1 cut off of 16 samples"),
+        ([damaged(answers=())], (1,), "problem 'p0' of run 'ce' has 16 samples and 0 answers; grade the run again"),
+        ([damaged(num_correct=2)], (1,), "has 2 correct samples and 0 correct answers; grade the run again"),
         ([run()], (), "k: got .*whole numbers"),
         ([run()], (0, 4), "k: got .*whole numbers"),
     ],
@@ -144,7 +179,11 @@ def test_files(tmp_path):
     report = write_report([run(), run("dco|<b>", (1, 2, 3, 4, 5))], tmp_path / "new" / "folder", k=(1, 4))
     folder = tmp_path / "new" / "folder"
     written = json.loads((folder / "report.json").read_text())
-    assert written == {key: value for key, value in report.items() if key != "files"}
+    assert written == dataclasses.asdict(report.summary) | {"runs": written["runs"]}
+    assert written["runs"][1]["pass_at_k"] == [dataclasses.asdict(entry) for entry in report.summary.runs[1].pass_at_k]
+    assert set(written) == {
+        "format", "dco_trl", "created", "k", "confidence", "interval_method", "warnings", "groups", "runs",
+    }  # fmt: skip
     assert written["runs"][0]["manifest"] == {"model": "m", "sampling": {"temperature": 1.0}}
     text = (folder / "report.md").read_text()
     assert (
@@ -157,6 +196,8 @@ def test_files(tmp_path):
         "report.html", "report.md", "report.json",
         *(f"{stem}.{kind}" for stem in ("coverage", "confidence", "success") for kind in ("png", "svg")),
     }  # fmt: skip
+    assert set(folder.iterdir()) == {report.html, report.markdown, report.json, *report.plots}
+    assert report.html.stat().st_size < 60_000
     assert matplotlib.image.imread(folder / "coverage.png").std() > 0.01
 
 
@@ -174,9 +215,9 @@ def test_percent(share, text):
 
 
 def test_an_unreliable_interval_is_marked():
-    entry = {"estimate": 0.99, "low": 0.97, "high": 1.0, "reliable": False}
-    assert tables.with_interval(entry) == "99.0 % [97.0, 100.0]*"
-    assert tables.difference({"difference": -0.031, "low": -0.05, "high": 0.012}) == "-3.1 [-5.0, +1.2]"
+    assert tables.with_interval(Estimate(4, 0.99, 0.97, 1.0, reliable=False)) == "99.0 % [97.0, 100.0]*"
+    assert tables.with_interval(Estimate(4, 0.0004, 0.0, 0.001, reliable=True)) == "0.040 % [0.000, 0.100]"
+    assert tables.difference(Difference(4, -0.031, -0.05, 0.012)) == "-3.1 [-5.0, +1.2]"
 
 
 def test_curve_points():
@@ -191,7 +232,7 @@ def test_curve_points():
     ["</script><script>", "<!--<script>", "\u2028\u2029\ufeff", "\ud800 alone", "\x00\x1b[31m", "& \\ \""],
 )  # fmt: skip
 def test_script_json_is_safe_and_loses_nothing(text):
-    encoded = page.script_json([text])
+    encoded = page_data.script_json([text])
     assert json.loads(encoded) == [text]
     assert not set(encoded) & set("<>&\u2028\u2029\x00\x1b")
     encoded.encode()
@@ -200,13 +241,13 @@ def test_script_json_is_safe_and_loses_nothing(text):
 def test_page_takes_the_most_generous_caps_that_fit(monkeypatch):
     long = run(examples=((0, "x" * 50_000, True),))
     report = summarise([long], k=(1,))
-    assert page._details(report, [long])[0] == page.CAPS[0]
-    monkeypatch.setattr(page, "DETAIL_BYTES", 10_000)
-    caps, scripts = page._details(report, [long])
-    assert caps == page.CAPS[2] and sum(map(len, scripts)) <= 10_000 and len(scripts) == 5
-    monkeypatch.setattr(page, "DETAIL_BYTES", 1000)
-    caps, scripts = page._details(report, [long])
-    assert caps == page.CAPS[-1] and sum(map(len, scripts)) <= 1000 and len(scripts) < 5
+    assert page_data.details(report, [long])[0] == page_data.CAPS[0]
+    monkeypatch.setattr(page_data, "DETAIL_BYTES", 10_000)
+    caps, scripts = page_data.details(report, [long])
+    assert caps == page_data.CAPS[2] and sum(map(len, scripts)) <= 10_000 and len(scripts) == 5
+    monkeypatch.setattr(page_data, "DETAIL_BYTES", 1000)
+    caps, scripts = page_data.details(report, [long])
+    assert caps == page_data.CAPS[-1] and sum(map(len, scripts)) <= 1000 and len(scripts) < 5
 
 
 def test_success_rates_are_counted_in_bins_closed_above():
@@ -216,36 +257,85 @@ def test_success_rates_are_counted_in_bins_closed_above():
 
 
 def test_coverage_figure_holds_the_data():
-    curves = [
-        CoverageCurve("_a $x$", [1, 4, 16], [0.1, 0.2, 0.4], [0, 0.1, 0.3], [0.2, 0.3, 0.5]),
-        CoverageCurve("b", [1], [0.5], extrapolated_k=[2], extrapolated=[0.6]),
-    ]
-    figure = plot_coverage_curves(curves, title="$5 a problem")
-    axes = figure.axes[0]
-    assert axes.get_xscale() == "log"
-    assert axes.lines[0].get_ydata().tolist() == [0.1, 0.2, 0.4]
+    results = [run("_a $x$", (0, 3, 8, 16, 1) * 3), run("b", (1, 3, 8, 16, 1) * 3)]
+    runs = summarise(results, k=(1, 64), extrapolate=True).runs
+    figure = plot_coverage(runs)
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log" and axes.get_ylim() == (0, 1)
+    guessed, measured, *_ = axes.lines
+    assert measured.get_ydata().tolist() == [entry.estimate for entry in runs[0].curve]
+    # The thin continuation starts at the last measured point.
+    assert list(guessed.get_xdata()) == [16, *(entry.k for entry in runs[0].extrapolation.curve)]
+    assert guessed.get_linewidth() < measured.get_linewidth()
+    band = axes.collections[0].get_paths()[0].vertices
+    assert {entry.low for entry in runs[0].curve} <= set(band[:, 1])
+    assert len(axes.collections) == 4
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["\u200b_a \\$x\\$", "b", "extrapolated, not measured"]
     figure.savefig(io.BytesIO())
+    (axes,) = plot_coverage(summarise(results, k=(1,)).runs).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == labels[:2]
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: plot_coverage_curves([]), "curves: got an empty"),
-        (lambda: plot_coverage_curves([CoverageCurve("a", [1, 2], [0.5])]), "curve 'a': got lengths"),
-        (lambda: plot_coverage_curves([CoverageCurve("a", [0], [0.5])]), "needs k > 0"),
-        (lambda: plot_confidence_histogram({}), "runs: got an empty"),
-        (lambda: plot_confidence_histogram({"a": ([0.5], [True, False])}), "1 confidences and 2 verdicts"),
-        (lambda: plot_success_histogram({"a": [float("nan")]}), "rates of 'a': got values outside"),
-        (lambda: plot_success_histogram({}), "runs: got an empty"),
-    ],
-)
-def test_plot_errors(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+def test_confidence_figure_shows_right_upwards_and_wrong_downwards():
+    problems = [problem(f"p{i}", c) for i, c in enumerate((0, 9, 16, 16, 8))]
+    problems += [problem("p5", 3, wrong="8"), problem("p6", 0)]
+    figure = plot_confidence(summarise([RunResult("a", {}, "math", tuple(problems))], k=(1,)).runs)
+    heights = {(round(bar.get_x(), 3), bar.get_height()) for bar in figure.axes[0].patches if bar.get_height()}
+    # 9 and 8 of 16 give the right answer; 13 of 16 a wrong one; all samples a right one twice, a wrong one twice.
+    assert heights == {(0.5, 1), (0.55, 1), (0.8, -1), (0.95, 2), (0.95, -2)}
+    figure.savefig(io.BytesIO())
 
 
-def test_confidence_figure_counts_every_problem():
-    figure = plot_confidence_histogram({"a": ([0, 0.5, 1, 1], [True, False, True, False])})
-    assert sum(patch.get_height() for patch in figure.axes[0].patches) == 4
+def test_success_figure_has_one_bar_per_run_and_bin():
+    runs = summarise([run(), run("dco", (1, 2, 3, 4, 16))], k=(1,)).runs
+    (axes,) = plot_success(runs).axes
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ["never", "1/16", "1/8", "1/4", "1/2", "1"]
+    assert [bar.get_height() for bar in axes.patches] == [1, 1, 0, 1, 1, 1, 0, 1, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["SFT", "DCO, N = 1"])
+def test_a_style_is_only_of_a_method(name):
+    with pytest.raises(
+        ValueError, match=f"name: got '{name}', which is no method; give 'DCO, N = 256' or one of cross"
+    ):
+        method_style(name)
+
+
+def test_a_method_has_one_colour_and_dco_is_darker_the_larger_n():
+    assert method_style("cross-entropy") == {"color": PALETTE[0], "marker": "o"}
+    colours = [matplotlib.colors.to_rgb(method_style(f"DCO, N = {4**i}")["color"]) for i in range(1, 7)]
+    luminance = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in colours]
+    assert all(lighter - darker > 0.02 for lighter, darker in zip(luminance, luminance[1:], strict=False))
+    assert luminance[0] - luminance[-1] > 0.5 and method_style("DCO, N = 256")["color"].upper() == PALETTE[1]
+    assert len({method_style(f"DCO, N = {4**i}")["marker"] for i in range(1, 7)}) == 6
+
+
+# ------------------------------------------------------------ what stops a report
+
+
+@pytest.fixture
+def small_files():
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_earlier_report_whole(tmp_path, request):
+    write_report([run()], tmp_path, k=(1,))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    request.getfixturevalue("small_files")
+    with pytest.raises(OSError, match="cannot be written into .*: File too large. An earlier report there is unchan"):
+        write_report([run()], tmp_path, k=(1, 4))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "report").write_text("")
+    with pytest.raises(OSError, match="report cannot be written into .*report: it is a file.* Name another folder"):
+        write_report([run()], tmp_path / "report", k=(1,))
+    with pytest.raises(OSError, match="Not a directory"):
+        write_report([run()], tmp_path / "report" / "below", k=(1,))

@@ -613,7 +613,7 @@ def test_refused_arguments():
     ("grader", "message"),
     [
         (lambda completions, **_: 1 / 0, "raised ZeroDivisionError"),
-        (lambda completions, **_: [math.nan] * len(completions), "returned NaN"),
+        (lambda completions, **_: [math.nan] * len(completions), "returned nan as score 0: return a finite number"),
         (lambda completions, **_: [1.0], "must return one score per completion: 8 expected, got 1"),
     ],
     ids=["raises", "NaN", "wrong length"],

@@ -1,0 +1,289 @@
+"""Compute what a report shows from the results of its runs."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import __version__
+from ..runs.results import ProblemResult, RunResult
+from ..statistics.extrapolation import check_extrapolation, extrapolate_pass_at_k
+from ..statistics.intervals import PassAtKCurve, mean_curve, paired_difference, pass_at_k_curve
+from ..statistics.majority_vote import majority_at_k
+from ..statistics.never_solved import never_solved
+from .summary import (
+    Comparison,
+    Difference,
+    Estimate,
+    Extrapolation,
+    ExtrapolationError,
+    Group,
+    Guess,
+    LeftOut,
+    NeverSolved,
+    NumSamples,
+    ProblemSummary,
+    RunSummary,
+    SampleCounts,
+    Summary,
+)
+
+DEFAULT_K = (1, 4, 16, 64, 256, 1024, 4096)
+CONFIDENCE = 0.95
+# Beyond this many times the samples at hand, an extrapolation says more about its assumption than about the run.
+FARTHEST = 16
+INTERVAL_METHOD = (
+    "Brackets and bands are 95 % intervals for the mean over problems (BCa bootstrap over problems), each k on its "
+    "own. Where fewer than five problems' worth separate the mean from 0 or 1, the interval is too short; such values "
+    "are marked with *."
+)
+
+
+def summarise(results: Sequence[RunResult], k: Sequence[int] = DEFAULT_K, extrapolate: bool = False) -> Summary:
+    """Compute everything a report shows about one or more runs.
+
+    Runs on the same problems (same ids, same reference answers) form a group and are compared pair by pair with the
+    group's first run; runs on other problems are summarised apart. pass@k is given only where every problem of the run
+    has at least k samples.
+
+    Args:
+        results: The runs, each with a name of its own.
+        k: Numbers of attempts to report, at least 1. Those above the fewest samples of a problem are left out, and
+            listed as left out.
+        extrapolate: Also guess pass@k for those k that are left out, up to 16 times the samples; not a measurement.
+
+    Returns:
+        The numbers; the keys of `report.json` in the documentation of `write_report` are its fields.
+
+    Raises:
+        ValueError: There is no run, two runs share a name, a run has no problems or one problem twice, a problem's
+            counts contradict each other, or k is not a list of whole numbers from 1 up.
+
+    Relations:
+        `write_report` writes this to files, with tables, plots and a page.
+    """
+    _check(results, k)
+    ks = sorted({int(value) for value in k})
+    groups = _groups(results)
+    runs = [_run(result, ks, extrapolate) for result in results]
+    return Summary(
+        format=1,
+        dco_trl=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        k=ks,
+        confidence=CONFIDENCE,
+        interval_method=INTERVAL_METHOD,
+        warnings=_warnings(results, groups),
+        groups=[_group(members, results, runs) for members in groups],
+        runs=runs,
+    )
+
+
+def _check(results: Sequence[RunResult], k: Sequence[int]) -> None:
+    if not results:
+        raise ValueError("results: got no run; pass at least one, as `load_results(run_dir)` gives it")
+    names = [result.name for result in results]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(
+            f"results: two runs are named {twice!r}, and a table could not tell them apart; "
+            "give one another name with dataclasses.replace(result, name=...)"
+        )
+    for result in results:
+        if not result.problems:
+            raise ValueError(
+                f"results: run {result.name!r} has no problems, so there is nothing to report; sample first"
+            )
+        ids = [problem.problem_id for problem in result.problems]
+        if len(set(ids)) < len(ids):
+            twice = next(name for name in ids if ids.count(name) > 1)
+            raise ValueError(f"results: run {result.name!r} has problem {twice!r} twice; each problem counts once")
+        for problem in result.problems:
+            _check_counts(problem, result.name)
+    if len(k) == 0 or any(int(value) != value or value < 1 for value in k):
+        raise ValueError(f"k: got {list(k)!r}; pass whole numbers from 1 up, such as 1 16 256")
+
+
+def _check_counts(problem: ProblemResult, run: str) -> None:
+    """Refuse counts that cannot be those of samples: a report never shows a damaged number."""
+    where = f"results: problem {problem.problem_id!r} of run {run!r}"
+    if problem.num_samples < 1:
+        raise ValueError(
+            f"{where} has no samples, so no pass@k, and leaving it out would bias the mean; finish sampling first"
+        )
+    for name, part in (("correct", problem.num_correct), ("cut off", problem.num_truncated)):
+        if not 0 <= part <= problem.num_samples:
+            raise ValueError(f"{where} has {part} {name} of {problem.num_samples} samples; grade the run again")
+    total = sum(answer.count for answer in problem.answers)
+    correct = sum(answer.count for answer in problem.answers if answer.correct)
+    if min((answer.count for answer in problem.answers), default=0) < 0 or total != problem.num_samples:
+        raise ValueError(f"{where} has {problem.num_samples} samples and {total} answers; grade the run again")
+    if correct != problem.num_correct:
+        raise ValueError(
+            f"{where} has {problem.num_correct} correct samples and {correct} correct answers; grade the run again"
+        )
+
+
+def _groups(results: Sequence[RunResult]) -> list[list[int]]:
+    """Indices of the runs that share their problems, groups and members in the order given."""
+    groups: dict[frozenset, list[int]] = {}
+    for index, result in enumerate(results):
+        key = frozenset((problem.problem_id, problem.reference) for problem in result.problems)
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())
+
+
+def _warnings(results: Sequence[RunResult], groups: list[list[int]]) -> list[str]:
+    warnings = []
+    if len(groups) > 1:
+        parts = "; ".join(
+            f"{', '.join(results[index].name for index in members)} ({len(results[members[0]].problems):,} problems)"
+            for members in groups
+        )
+        warnings.append(
+            f"The runs are not on the same problems (ids and reference answers differ), so they are reported "
+            f"separately and not compared: {parts}."
+        )
+    if len({result.grader for result in results}) > 1:
+        parts = ", ".join(f"{result.name}: {result.grader}" for result in results)
+        warnings.append(
+            f"The runs were graded by different graders ({parts}); a difference between them may be the graders'."
+        )
+    for members in groups:
+        first = {problem.problem_id: problem.prompt for problem in results[members[0]].problems}
+        for index in members[1:]:
+            changed = sum(problem.prompt != first[problem.problem_id] for problem in results[index].problems)
+            if changed:
+                warnings.append(
+                    f"{results[index].name} and {results[members[0]].name} have the same problems but different "
+                    f"prompts for {changed:,} of them; the page shows the prompts of {results[members[0]].name}."
+                )
+    return warnings
+
+
+def _group(members: list[int], results: Sequence[RunResult], runs: list[RunSummary]) -> Group:
+    first = members[0]
+    comparisons = [_comparison(results[first], results[index], runs[first], runs[index]) for index in members[1:]]
+    return Group(
+        runs=members,
+        num_problems=runs[first].num_problems,
+        k=sorted({entry.k for index in members for entry in runs[index].pass_at_k}),
+        majority_k=sorted({entry.k for index in members for entry in runs[index].majority_at_k}),
+        comparisons=[comparison for comparison in comparisons if comparison.pass_at_k],
+    )
+
+
+def _comparison(baseline: RunResult, run: RunResult, baseline_summary: RunSummary, summary: RunSummary) -> Comparison:
+    ks = sorted({entry.k for entry in baseline_summary.pass_at_k} & {entry.k for entry in summary.pass_at_k})
+    if not ks:  # no k was asked for that both have the samples for
+        return Comparison(baseline.name, run.name, [])
+    counts = [{p.problem_id: (p.num_samples, p.num_correct) for p in result.problems} for result in (baseline, run)]
+    found = paired_difference(counts[0], counts[1], ks, confidence=CONFIDENCE)
+    rows = zip(ks, found.difference, found.low, found.high, strict=True)
+    return Comparison(baseline.name, run.name, [Difference(k, *map(float, row)) for k, *row in rows])
+
+
+def _run(result: RunResult, ks: list[int], extrapolate: bool) -> RunSummary:
+    problems = result.problems
+    n = np.array([problem.num_samples for problem in problems])
+    c = np.array([problem.num_correct for problem in problems])
+    ids = [problem.problem_id for problem in problems]
+    fewest = int(n.min())
+    reported = [k for k in ks if k <= fewest]
+    never = never_solved(n, c, CONFIDENCE)
+    statuses = dict.fromkeys(("unparsed", "timeout", "error"), 0)
+    for answer in (answer for problem in problems for answer in problem.answers):
+        if answer.status in statuses:
+            statuses[answer.status] += answer.count
+    return RunSummary(
+        name=result.name,
+        grader=result.grader,
+        manifest=result.manifest,
+        num_problems=len(problems),
+        num_samples=NumSamples(fewest, int(n.max())),
+        samples=SampleCounts(
+            total=int(n.sum()),
+            correct=int(c.sum()),
+            truncated=sum(problem.num_truncated for problem in problems),
+            **statuses,
+        ),
+        pass_at_k=_curve(n, c, ids, reported),
+        left_out=[LeftOut(k, int(np.count_nonzero(n < k)), fewest, ids[int(n.argmin())]) for k in ks if k > fewest],
+        majority_at_k=_majority(problems, reported),
+        never_solved=NeverSolved(never.count, never.share, never.low, never.high),
+        extrapolation=_extrapolation(n, c, ks) if extrapolate else Extrapolation(),
+        curve=_curve(n, c, ids, sorted({*reported, *curve_points(fewest)})),
+        problems=[_problem(problem) for problem in problems],
+    )
+
+
+def curve_points(largest: int, per_doubling: int = 4) -> list[int]:
+    """Return whole numbers from 1 to `largest`, equally spaced on a log axis as far as whole numbers are."""
+    return sorted({round(2**step) for step in np.arange(0, np.log2(largest), 1 / per_doubling)} | {largest})
+
+
+def _curve(n: NDArray, c: NDArray, ids: list[str], ks: list[int]) -> list[Estimate]:
+    return _entries(pass_at_k_curve(n, c, ks, problem_ids=ids, confidence=CONFIDENCE)) if ks else []
+
+
+def _majority(problems: Sequence[ProblemResult], ks: list[int]) -> list[Estimate]:
+    if not ks:
+        return []
+    values = []
+    for problem in problems:
+        voting = [answer for answer in problem.answers if answer.answer]
+        silent = problem.num_samples - sum(answer.count for answer in voting)
+        values.append(majority_at_k([a.count for a in voting], [a.correct for a in voting], ks, silent))
+    return _entries(mean_curve(values, ks, confidence=CONFIDENCE))
+
+
+def _entries(curve: PassAtKCurve) -> list[Estimate]:
+    columns = zip(curve.k, curve.estimate, curve.low, curve.high, curve.reliable, strict=True)
+    return [
+        Estimate(int(k), float(value), float(low), float(high), bool(reliable))
+        for k, value, low, high, reliable in columns
+    ]
+
+
+def _extrapolation(n: NDArray, c: NDArray, ks: list[int]) -> Extrapolation:
+    """Guess the k that were asked for and have too few samples, up to FARTHEST times as many; where none, 4 n."""
+    fewest = int(n.min())
+    beyond = [k for k in ks if fewest < k <= FARTHEST * fewest] or [4 * fewest]
+    points = [k for k in curve_points(beyond[-1]) if k > fewest]
+    try:
+        guess = extrapolate_pass_at_k(n, c, sorted({*beyond, *points}), confidence=CONFIDENCE)
+    except ValueError as error:
+        return Extrapolation(note=f"pass@k is not extrapolated: {error}")
+    entries = tuple(
+        Guess(int(k), float(value), float(low), float(high))
+        for k, value, low, high in zip(guess.k, guess.estimate, guess.low, guess.high, strict=True)
+    )
+    note, check = guess.note, None
+    try:
+        found = check_extrapolation(n, c)
+    except ValueError:
+        # Half of so few samples holds too little to fit.
+        note += " There are too few samples to check it on this run."
+    else:
+        check = ExtrapolationError(found.fitted_on, int(found.k[-1]), float(found.rms_error[-1]))
+        note += (
+            f" Fitted on {check.fitted_on} samples per problem of this run, it missed its pass@{check.k} by "
+            f"{100 * check.rms_error:.1f} points (root mean square)."
+        )
+    return Extrapolation(note, tuple(entry for entry in entries if entry.k in beyond), entries, check)
+
+
+def _problem(problem: ProblemResult) -> ProblemSummary:
+    # The most frequent answer; a sample without an answer gives none.
+    top = next((answer for answer in problem.answers if answer.answer), None)
+    return ProblemSummary(
+        problem_id=problem.problem_id,
+        num_samples=problem.num_samples,
+        num_correct=problem.num_correct,
+        num_truncated=problem.num_truncated,
+        num_distinct=len(problem.answers),
+        top_answer=None if top is None else top.answer,
+        top_count=0 if top is None else top.count,
+        top_correct=top is not None and top.correct,
+    )

@@ -1,0 +1,189 @@
+"""What a schedule gives: measured along it, and expected on problems that it was not planned on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..checks import check_confidence, check_integer, check_ks
+from .arms import Arms
+from .intervals import PairedDifference, PassAtKCurve, difference_of_means, mean_curve
+from .schedule import AttemptSchedule, plan
+
+
+@dataclass(frozen=True, eq=False)
+class CrossFittedSchedule:
+    """What a schedule is expected to give on new problems, and what it gains; the schedule is `second` in each.
+
+    Attributes:
+        curve: Mean coverage along schedules planned on the other folds, with intervals over problems.
+        best_arm: Against the best single arm for each k, chosen on the other folds.
+        equal_split: Against the same attempts split equally over all arms.
+        given_arms: Against each of the arms that were named, alone.
+    """
+
+    curve: PassAtKCurve
+    best_arm: PairedDifference
+    equal_split: PairedDifference
+    given_arms: tuple[PairedDifference, ...]
+
+
+def scheduled_pass_at_k(
+    schedule: AttemptSchedule,
+    k: ArrayLike,
+    *,
+    log_p: ArrayLike | None = None,
+    num_sampled: ArrayLike | None = None,
+    num_correct: ArrayLike | None = None,
+) -> NDArray[np.float64]:
+    r"""pass@k of each problem along a schedule: exact, or unbiased from graded samples.
+
+    With \(m_j\) of the first k attempts going to arm j, and c_j of its n_j samples correct,
+
+    $$\widehat{\mathrm{pass@}k} = 1 - \prod_j \binom{n_j - c_j}{m_j} \Big/ \binom{n_j}{m_j}$$
+
+    Its expectation is \(1 - \prod_j (1-p_j)^{m_j}\), because the arms are sampled independently. For one arm it is
+    pass@k. Where `log_p` is given, \((1-p_j)^{m_j}\) itself stands for the arm.
+
+    Args:
+        schedule: Says how many of the first k attempts each arm gets.
+        k: Numbers of attempts, shape (K,).
+        log_p: Natural log-probability that an arm answers a problem, shape (arms, problems); NaN where there are
+            counts in its place.
+        num_sampled: Samples of each problem by each arm, shape (arms, problems).
+        num_correct: Correct ones among them, same shape.
+
+    Returns:
+        Estimates in [0, 1], float64, shape (problems, K).
+
+    Raises:
+        ValueError: More attempts of an arm than it has samples of a problem, a schedule for another number of arms, or
+            measurements that `plan_attempts` refuses.
+
+    Examples:
+        ```python
+        >>> from dco_trl.statistics import plan_attempts, scheduled_pass_at_k
+        >>> counts = {"num_sampled": [[8, 8, 8], [8, 8, 8]], "num_correct": [[8, 0, 1], [3, 2, 2]]}
+        >>> schedule = plan_attempts(8, **counts)
+        >>> scheduled_pass_at_k(schedule, [1, 4], **counts).round(2).tolist()
+        [[1.0, 1.0], [0.0, 0.64], [0.12, 0.69]]
+
+        ```
+
+    References:
+        Chen et al., "Evaluating Large Language Models Trained on Code", arXiv 2107.03374, section 2.1, for one arm.
+
+    Relations:
+        [`mean_curve`][dco_trl.statistics.mean_curve] gives the mean over problems and its interval.
+        [`pass_at_k`][dco_trl.statistics.pass_at_k] is the same for one arm.
+    """
+    arms, ks = Arms(log_p, num_sampled, num_correct), check_ks(k)
+    if schedule.num_arms != arms.shape[0]:
+        raise ValueError(
+            f"the schedule is for {schedule.num_arms} arms, and the measurements are of {arms.shape[0]}. Give a row "
+            "for each arm that it was planned over, in the same order."
+        )
+    return np.stack([arms.measured_coverage(split) for split in schedule.counts(ks)], axis=1)
+
+
+def cross_fit_schedule(
+    k: ArrayLike,
+    *,
+    log_p: ArrayLike | None = None,
+    num_sampled: ArrayLike | None = None,
+    num_correct: ArrayLike | None = None,
+    given_arms: Sequence[int] = (),
+    num_folds: int = 2,
+    confidence: float = 0.95,
+    num_resamples: int = 5000,
+    seed: int = 0,
+) -> CrossFittedSchedule:
+    r"""What a schedule is expected to give on problems that it was not planned on, and what it gains over rivals.
+
+    Problems are dealt into folds. For each fold, the schedule is planned on the other folds, the best single arm for
+    each k is chosen there too, and both are measured on the fold: exactly where p is known, elsewhere by the unbiased
+    estimator. So no problem has a say in what it is measured with. Intervals are BCa over problems.
+
+    Args:
+        k: Numbers of attempts, shape (K,). From counts, none above the smallest number of samples.
+        log_p: Natural log-probability that an arm answers a problem, shape (arms, problems); NaN where there are
+            counts in its place.
+        num_sampled: Samples of each problem by each arm, shape (arms, problems).
+        num_correct: Correct ones among them, same shape.
+        given_arms: Arms to compare with, each alone, such as the last epoch of each run; counted from 0.
+        num_folds: Number of folds, from 2 to the number of problems.
+        confidence: Confidence of the intervals, 0.5 to 0.999.
+        num_resamples: Bootstrap resamples.
+        seed: Seed of the folds and of the bootstrap.
+
+    Returns:
+        The mean coverage along the schedule, and its paired differences to its rivals.
+
+    Raises:
+        ValueError: What `plan_attempts` refuses, too few samples for a k, or an arm or a number of folds that there is
+            not.
+
+    Examples:
+        ```python
+        >>> import numpy as np
+        >>> from dco_trl.statistics import cross_fit_schedule
+        >>> rng = np.random.default_rng(0)
+        >>> p = rng.beta(0.3, 2, size=(3, 400))  # three arms that are good at different problems
+        >>> expected = cross_fit_schedule([1, 16], log_p=np.log(p))
+        >>> expected.best_arm.difference.round(2).tolist(), bool(expected.best_arm.low[1] > 0.1)
+        ([0.0, 0.19], True)
+
+        ```
+
+    References:
+        Chernozhukov et al., "Double/debiased machine learning", The Econometrics Journal 21 (2018), on cross-fitting.
+        Miller, "Adding Error Bars to Evals", arXiv 2411.00640, on paired differences.
+
+    Relations:
+        [`plan_attempts`][dco_trl.statistics.plan_attempts] plans on all problems; plan with it, and report this.
+    """
+    arms, ks = Arms(log_p, num_sampled, num_correct), check_ks(k)
+    num_arms, num_problems = arms.shape
+    num_folds = check_integer("num_folds", num_folds, at_least=2)
+    given = [check_integer("given_arms", arm, at_least=0) for arm in given_arms]
+    check_confidence(confidence, num_resamples)
+    if num_folds > num_problems:
+        raise ValueError(f"num_folds={num_folds} is more than the {num_problems} problems.")
+    if given and max(given) >= num_arms:
+        raise ValueError(f"given_arms has arm {max(given)}, and there are {num_arms} (counted from 0).")
+    fewest = arms.num_sampled[arms.counted].min(initial=ks.max())
+    if ks.max() > fewest:
+        raise ValueError(
+            f"k={ks.max()} is more than the {fewest} samples that some arm has of some problem: single arms cannot be "
+            "measured there. Draw more samples, ask for a smaller k, or leave out what was not measured."
+        )
+
+    alone = ks[:, None, None] * np.eye(num_arms, dtype=np.int64)
+    rivals: dict[object, NDArray] = {
+        "equal_split": ks[:, None] // num_arms + (np.arange(num_arms) < ks[:, None] % num_arms),
+        **{arm: alone[:, arm] for arm in given},
+    }
+    values: dict[object, NDArray] = {
+        name: np.empty((num_problems, ks.size)) for name in ("schedule", "best_arm", *rivals)
+    }
+    for fold in np.array_split(np.random.default_rng(seed).permutation(num_problems), num_folds):
+        rest, held_out = arms.on(np.setdiff1d(np.arange(num_problems), fold)), arms.on(fold)
+        best = np.array([[rest.planned_coverage(split).mean() for split in splits] for splits in alone]).argmax(axis=1)
+        splits: dict[object, NDArray] = {
+            "schedule": plan(int(ks.max()), rest, with_optimum=False).counts(ks),
+            "best_arm": alone[np.arange(ks.size), best],
+            **rivals,
+        }
+        for name, rows in splits.items():
+            values[name][fold] = np.stack([held_out.measured_coverage(split) for split in rows], axis=1)
+
+    def against(name: object) -> PairedDifference:
+        return difference_of_means(values[name], values["schedule"], ks, confidence, num_resamples, seed)
+
+    return CrossFittedSchedule(
+        curve=mean_curve(values["schedule"], ks, confidence=confidence, num_resamples=num_resamples, seed=seed),
+        best_arm=against("best_arm"),
+        equal_split=against("equal_split"),
+        given_arms=tuple(against(arm) for arm in given),
+    )

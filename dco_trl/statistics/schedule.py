@@ -1,0 +1,237 @@
+r"""Which arm to sample for attempt 1, 2, 3, …: one order of attempts that is good at every budget.
+
+Let arm j (a model with an adapter, a checkpoint and a temperature) answer problem i with probability \(p_{ij}\), and
+get \(n_j\) attempts. Coverage is
+
+$$C(n) = \frac1P \sum_i 1 - \prod_j (1 - p_{ij})^{n_j}$$
+
+A miss is the exponential of something linear in n, so C is concave: the arm that adds most, taken attempt by attempt,
+is near the optimum, and every prefix of that one order is a good split of its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+
+from ..checks import check_integer, check_whole_numbers
+from .arms import Arms
+from .intervals import default_ks
+
+# A block has at most this share of the attempts planned before it.
+_BLOCK_SHARE = 16
+# The relaxation's optimum is sought to within this much of coverage, and so often from where the search ended.
+_TOLERANCE, _MOST_RESTARTS = 5e-4, 4
+
+
+@dataclass(frozen=True, eq=False)
+class AttemptSchedule:
+    """One order of attempts over several arms.
+
+    Attributes:
+        arm: Which arm each block of attempts samples, int64, shape (blocks,).
+        attempts: Number of attempts of each block, at least 1, int64, shape (blocks,).
+        num_arms: Number of arms planned over, whether they got an attempt or not.
+        k: Numbers of attempts for which the next two stand: powers of two, and all, int64, shape (K,).
+        coverage: Mean coverage of the first k attempts on the problems planned on, float64, shape (K,). It is chosen
+            and measured on the same problems: [`cross_fit_schedule`][dco_trl.statistics.cross_fit_schedule] gives what
+            to expect on others.
+        optimum: What no split of k attempts, chosen for that k alone, exceeds on those problems (the optimum over real
+            numbers of attempts), float64, shape (K,).
+    """
+
+    arm: NDArray[np.int64]
+    attempts: NDArray[np.int64]
+    num_arms: int
+    k: NDArray[np.int64]
+    coverage: NDArray[np.float64]
+    optimum: NDArray[np.float64]
+
+    @property
+    def num_attempts(self) -> int:
+        """Number of attempts planned."""
+        return int(self.attempts.sum())
+
+    @property
+    def gap(self) -> NDArray[np.float64]:
+        """How much coverage the one order gives away, at most, against the best split for each k, shape (K,)."""
+        return self.optimum - self.coverage
+
+    def counts(self, k: ArrayLike) -> NDArray[np.int64]:
+        """Attempts of each arm among the first k.
+
+        Args:
+            k: Numbers of attempts, at least 0, any shape. Beyond `num_attempts` the last block goes on.
+
+        Returns:
+            int64, of the shape of `k` with one more axis, (arms,), along which it adds up to `k`.
+        """
+        ks = check_whole_numbers("k", k)[..., None]
+        ends = np.cumsum(self.attempts)
+        taken = np.minimum(np.maximum(ks - (ends - self.attempts), 0), self.attempts)
+        taken[..., -1] = np.maximum(ks[..., 0] - (ends[-1] - self.attempts[-1]), 0)
+        result = np.zeros((*ks.shape[:-1], self.num_arms), dtype=np.int64)
+        for block, arm in enumerate(self.arm):
+            result[..., arm] += taken[..., block]
+        return result
+
+    def to_dict(self) -> dict[str, Any]:
+        """The schedule as plain numbers and lists, for YAML or JSON."""
+        return {
+            "num_arms": self.num_arms,
+            "blocks": [[int(a), int(n)] for a, n in zip(self.arm, self.attempts, strict=True)],
+            "k": self.k.tolist(),
+            "coverage": self.coverage.tolist(),
+            "optimum": self.optimum.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, entries: Mapping[str, Any]) -> "AttemptSchedule":
+        """The schedule that `to_dict` wrote.
+
+        Args:
+            entries: What `to_dict` returned, or what a file held of it.
+
+        Raises:
+            ValueError: An entry is missing or makes no schedule.
+        """
+        names = ("num_arms", "blocks", "k", "coverage", "optimum")
+        if missing := [name for name in names if not isinstance(entries, Mapping) or name not in entries]:
+            raise ValueError(f"the schedule has no {', '.join(missing)}: it needs {', '.join(names)}, as of to_dict.")
+        num_arms = check_integer("num_arms", entries["num_arms"])
+        blocks = np.asarray(entries["blocks"], dtype=object)
+        if blocks.ndim != 2 or blocks.shape[1] != 2:
+            raise ValueError("blocks must be a list of pairs of an arm and its number of attempts, at least one.")
+        arm = [check_integer("arm of a block", a, at_least=0) for a in blocks[:, 0]]
+        attempts = [check_integer("attempts of a block", n) for n in blocks[:, 1]]
+        if max(arm) >= num_arms:
+            raise ValueError(f"blocks name arm {max(arm)} of {num_arms} arms (counted from 0).")
+        ks = check_whole_numbers("k", entries["k"], at_least=1)
+        rows = [np.asarray(entries[name], dtype=np.float64) for name in ("coverage", "optimum")]
+        if ks.ndim != 1 or any(row.shape != ks.shape for row in rows):
+            raise ValueError("k, coverage and optimum must be lists of one length.")
+        return cls(np.array(arm, dtype=np.int64), np.array(attempts, dtype=np.int64), num_arms, ks, *rows)
+
+
+def plan_attempts(
+    num_attempts: int,
+    *,
+    log_p: ArrayLike | None = None,
+    num_sampled: ArrayLike | None = None,
+    num_correct: ArrayLike | None = None,
+) -> AttemptSchedule:
+    r"""Plan which arm to sample for each of `num_attempts` attempts, so that every prefix is good.
+
+    Block by block, the arm that adds most to mean coverage. A block is one attempt at first, and later the largest
+    power of two that is at most a sixteenth of what is planned. Beside it stands the optimum of the relaxation: the
+    best real numbers of attempts for each k alone bound what any order could give. The bound is loose for small k,
+    where parts of an attempt help.
+
+    From counts, the probability that m attempts miss is its mean over the posterior under a Beta prior fitted to each
+    arm's own counts, \(B(a+c, b+n-c+m) / B(a+c, b+n-c)\). Its logarithm is convex in m, so coverage stays concave.
+
+    Args:
+        num_attempts: Number of attempts to plan, at least 1.
+        log_p: Natural log-probability that an arm answers a problem, at most 0, shape (arms, problems). NaN where
+            there are counts in its place.
+        num_sampled: Samples of each problem by each arm, whole numbers, shape (arms, problems). 0 where an arm was
+            not measured on a problem: its prior stands there. Used where `log_p` is NaN or absent.
+        num_correct: Correct ones among them, same shape.
+
+    Returns:
+        The schedule, with its coverage and the optimum for powers of two.
+
+    Raises:
+        ValueError: Nothing to plan from, an arm that was not measured, shapes that differ, a NaN without counts,
+            impossible counts, or a positive log-probability.
+
+    Examples:
+        ```python
+        >>> import numpy as np
+        >>> from dco_trl.statistics import plan_attempts
+        >>> sure, broad = [0.9, 0.9, 0.0, 0.0], [0.2, 0.2, 0.2, 0.2]
+        >>> with np.errstate(divide="ignore"):
+        ...     schedule = plan_attempts(64, log_p=np.log([sure, broad]))
+        >>> schedule.counts([1, 2, 16, 64]).tolist()
+        [[1, 0], [1, 1], [1, 15], [1, 63]]
+
+        ```
+
+    References:
+        Nemhauser, Wolsey and Fisher, "An analysis of approximations for maximizing submodular set functions",
+        Mathematical Programming 14 (1978), on greedy choice. Chen et al., arXiv 2502.07154, on models trained for
+        several N used together.
+
+    Relations:
+        [`cross_fit_schedule`][dco_trl.statistics.cross_fit_schedule] says what a schedule gives on problems that it
+        was not planned on; [`scheduled_pass_at_k`][dco_trl.statistics.scheduled_pass_at_k] measures one.
+    """
+    return plan(check_integer("num_attempts", num_attempts), Arms(log_p, num_sampled, num_correct))
+
+
+def plan(num_attempts: int, arms: Arms, with_optimum: bool = True) -> AttemptSchedule:
+    """`plan_attempts` for checked arguments."""
+    num_arms, num_problems = arms.shape
+    split, log_miss = np.zeros(num_arms, dtype=np.int64), np.zeros(num_problems)
+    hit = np.empty(arms.shape)
+    blocks: list[list[int]] = []
+    planned = size = 0
+    while planned < num_attempts:
+        wanted = min(1 << max((planned // _BLOCK_SHARE).bit_length() - 1, 0), num_attempts - planned)
+        if wanted != size:
+            size = wanted
+            for arm in range(num_arms):
+                hit[arm] = -np.expm1(arms.log_miss(arm, size, after=split[arm]))
+        best = int(np.argmax(hit @ np.exp(log_miss)))
+        log_miss += arms.log_miss(best, size, after=split[best])
+        split[best] += size
+        planned += size
+        hit[best] = -np.expm1(arms.log_miss(best, size, after=split[best]))
+        if blocks and blocks[-1][0] == best:
+            blocks[-1][1] += size
+        else:
+            blocks.append([best, size])
+    arm, attempts = np.array(blocks, dtype=np.int64).T
+    ks = default_ks(num_attempts)
+    nothing = np.full(ks.size, np.nan)
+    schedule = AttemptSchedule(arm, attempts, num_arms, ks, nothing, nothing)
+    if not with_optimum:
+        return schedule
+    splits = schedule.counts(ks)
+    coverage = np.array([arms.planned_coverage(split).mean() for split in splits])
+    optimum = np.array([_largest_coverage(arms, split) for split in splits])
+    return AttemptSchedule(arm, attempts, num_arms, ks, coverage, optimum)
+
+
+def _largest_coverage(arms: Arms, start: NDArray) -> float:
+    r"""What no split of as many attempts as `start` has exceeds, over real numbers of attempts.
+
+    By concavity, \(C(m) \le C(n) + g \cdot (m - n) \le C(n) + k \max_j g_j - g \cdot n\) with the gradient g at any n.
+    """
+    total, split, bound = float(start.sum()), start.astype(np.float64), 1.0
+
+    def log_mean_miss(share: NDArray) -> tuple[float, NDArray]:
+        coverage, gradient = arms.coverage_and_gradient(np.maximum(share, 0.0) * total)
+        miss = max(1.0 - coverage, 1e-300)
+        return float(np.log(miss)), -gradient * total / miss
+
+    for _ in range(_MOST_RESTARTS):
+        coverage, gradient = arms.coverage_and_gradient(split)
+        bound = min(bound, coverage + total * gradient.max() - gradient @ split)
+        if bound - coverage < _TOLERANCE:
+            break
+        fit = minimize(
+            log_mean_miss,
+            split / total,
+            jac=True,
+            bounds=[(0.0, 1.0)] * split.size,
+            constraints={"type": "eq", "fun": lambda x: x.sum() - 1.0, "jac": lambda x: np.ones_like(x)},
+            method="SLSQP",
+            options={"maxiter": 100, "ftol": 1e-6},
+        )
+        share = np.maximum(fit.x, 0.0)
+        split = total * share / share.sum()
+    return float(bound)
