@@ -13,9 +13,9 @@ from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTTrainer
 
 from ..coverage import coverage_loss, coverage_weight, log_coverage
+from .checkpoints import CompleteCheckpoints
 from .collator import DOCUMENTS_PER_EXAMPLE, DCOCollator
 from .conversations import split_conversations, unmarkable_conversations
 from .data_checks import check_no_empty_completion, warn_about_completions, warn_about_labels, why_not_an_answer
@@ -46,7 +46,7 @@ _IDLE_WEIGHT = 0.99
 _METRICS = ("coverage_loss", "coverage_weight", "weight_below_0.1", "log_p")
 
 
-class DCOTrainer(SFTTrainer):
+class DCOTrainer(CompleteCheckpoints):
     r"""TRL's `SFTTrainer` with Direct Coverage Optimization.
 
     Each sequence's cross-entropy gradient is multiplied by \(F(N, p)\), \(p\) being the model's own probability of the
