@@ -84,3 +84,10 @@ class DCOConfig(SFTConfig):
             raise ValueError(f"`coverage_at` must be a list of integers, such as [1, 16], got {self.coverage_at!r}.")
         self.coverage_at = [check_integer(f"coverage_at[{i}]", k) for i, k in enumerate(self.coverage_at)]
         super().__post_init__()
+
+    @property
+    def coverage_metrics(self) -> dict[str, tuple[int, int]]:
+        """The coverage metrics of an evaluation: k, and how many of the k must be right."""
+        m = self.num_required
+        names = {f"coverage@{k}": (k, 1) for k in self.coverage_at}
+        return names | {f"at_least_{m}@{k}": (k, m) for k in self.coverage_at if 1 < m <= k}

@@ -290,13 +290,6 @@ class DCOTrainer(CompleteCheckpoints):
 
     # ------------------------------------------------------------- metrics
 
-    @property
-    def _eval_coverage(self) -> dict[str, tuple[int, int]]:
-        """The coverage metrics of an evaluation: k, and how many of the k must be right."""
-        m = self.args.num_required
-        names = {f"coverage@{k}": (k, 1) for k in self.args.coverage_at}
-        return names | {f"at_least_{m}@{k}": (k, m) for k in self.args.coverage_at if 1 < m <= k}
-
     @torch.no_grad()
     def _record(
         self,
@@ -313,7 +306,7 @@ class DCOTrainer(CompleteCheckpoints):
         if mode == "eval":
             columns += [
                 log_coverage(log_p, k, num_required=required, validate=False).exp()
-                for k, required in self._eval_coverage.values()
+                for k, required in self.args.coverage_metrics.values()
             ]
         table = torch.where(segments.valid[:, None], torch.stack(columns, dim=1), 0.0)
         if mode == "train":
@@ -345,7 +338,7 @@ class DCOTrainer(CompleteCheckpoints):
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         if self._eval_sums is not None:
             means = self._means(self._eval_sums)
-            names = [*_METRICS, *self._eval_coverage]
+            names = [*_METRICS, *self.args.coverage_metrics]
             for name, value in zip(names, means, strict=True):
                 output.metrics[f"{metric_key_prefix}_{name}"] = value
         if self._eval_rows and metric_key_prefix.startswith("eval"):
