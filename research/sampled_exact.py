@@ -59,7 +59,7 @@ def count_correct(model, tokenizer, held_out, num_samples: int) -> np.ndarray:
         requests = [SampleRequest(prompt, chunk, first, stream=i) for i, prompt in enumerate(held_out["prompt"])]
         for i, samples in enumerate(sampler.sample(requests, params)):
             correct[i] += sum(sample.text == answers[i] and sample.finish_reason == "stop" for sample in samples)
-        print(f"\r  {first + chunk:,} of {num_samples:,} samples a problem", end="", flush=True)
+        print(f"\r  {first + chunk:,} of {num_samples:,} samples per problem", end="", flush=True)
     print()
     return correct
 
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--num_samples", type=int, default=8192, help="Samples of each.")
     args = parser.parse_args()
     if args.num_samples < KS[-1]:
-        parser.error(f"--num_samples: pass@{KS[-1]} needs at least as many samples a problem, got {args.num_samples}")
+        parser.error(f"--num_samples: pass@{KS[-1]} needs as many samples per problem, got {args.num_samples}")
     be_quiet()
     runs = []
     for num_attempts in (1, 256):

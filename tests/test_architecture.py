@@ -1,39 +1,27 @@
 """The table of `docs/architecture.md`: which room may import which, and which third-party packages. No circles."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "dco_trl"
+ROOT = Path(__file__).parents[1]
+PACKAGE, PAGE = ROOT / "dco_trl", ROOT / "docs" / "architecture.md"
 
-# A room is a file or a folder of the package. For each: the rooms it may import, and the third-party packages.
-BARE = {"accelerate", "datasets", "jaxtyping", "numpy", "peft", "pyarrow", "torch", "tqdm", "transformers", "trl"}
-ROOMS: dict[str, tuple[set[str], set[str]]] = {
-    "checks": (set(), {"numpy"}),
-    "coverage": ({"checks"}, {"jaxtyping", "torch"}),
-    "coverage_numpy": (set(), {"numpy"}),
-    "theory": ({"checks", "coverage_numpy"}, {"numpy"}),
-    "problem": (set(), set()),
-    "statistics": ({"checks", "coverage_numpy"}, {"numpy", "scipy"}),
-    "grading": (
-        set(),
-        {"latex2sympy2_extended", "antlr4", "math_verify", "numpy", "reasoning_gym", "sandlock", "sympy", "tqdm"},
-    ),
-    "sampling": (
-        {"problem", "statistics"},
-        {"anyio", "httpx", "numpy", "peft", "torch", "tqdm", "transformers", "trl", "vllm"},
-    ),
-    "runs": ({"checks", "grading", "problem", "sampling"}, {"datasets", "numpy", "pyarrow", "tqdm"}),
-    "report": ({"runs", "statistics"}, {"matplotlib", "numpy", "rich"}),
-    "trainer": ({"checks", "coverage", "grading", "problem", "runs", "sampling", "statistics"}, BARE | {"vllm"}),
-    "demo": (
-        {"checks", "problem", "report", "sampling", "statistics", "trainer"},
-        BARE | {"matplotlib", "rich", "tokenizers"},
-    ),
-    "cli": ({"demo", "grading", "report", "runs", "sampling", "statistics", "trainer"}, BARE | {"rich", "yaml"}),
-}
+
+def read_table() -> dict[str, tuple[set[str], set[str]]]:
+    """For each room, a file or a folder of the package: the rooms it may import, and the third-party packages."""
+    table = {}
+    for line in PAGE.read_text().splitlines():
+        cells = [re.findall(r"`(\w+)`", cell) for cell in line.split("|")[1:-1]]
+        if len(cells) == 5 and cells[0]:
+            table[cells[0][0]] = (set(cells[3]), set(cells[4]))
+    return table
+
+
+ROOMS = read_table()
 # The package itself and its entry point are above all rooms.
 ABOVE = {"__init__", "__main__"}
 BELOW = {"extras"}
@@ -95,3 +83,26 @@ def test_rooms_and_files_make_no_circle():
 
 def test_every_room_is_in_the_table():
     assert {room_of(file) for file in FILES} - ABOVE - BELOW == set(ROOMS)
+
+
+def test_the_picture_is_the_table():
+    def reached(room: str) -> set[str]:
+        return set().union(*({target} | reached(target) for target in ROOMS[room][0]))
+
+    # An arrow for each room that is reached by no longer way.
+    arrows = {
+        (room, target)
+        for room, (targets, _) in ROOMS.items()
+        for target in targets
+        if not any(target in reached(other) for other in targets - {target})
+    }
+    drawing = PAGE.with_suffix(".svg").read_text()
+    assert set(re.findall(r'data-from="(\w+)" data-to="(\w+)"', drawing)) == arrows
+    assert all(f">{room}<" in drawing for room in ROOMS)
+
+
+def test_the_page_names_files_that_exist():
+    text = PAGE.read_text().split("## What to touch")[1]
+    folders = (ROOT, PACKAGE, *(PACKAGE / room for room in ROOMS))
+    for name in set(re.findall(r"`([\w/.]+(?:\.\w+|/))`", text)):
+        assert any((folder / name).exists() for folder in folders), name

@@ -22,7 +22,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny_models import make_model, save_checkpoint
 
-from dco_trl import CoTDCOConfig
+from dco_trl import CoTDCOConfig, DCOConfig
 from dco_trl.cli import main as dco_trl
 from dco_trl.cli.train import parse
 
@@ -124,7 +124,7 @@ def run_dco_trl(words: list[str]) -> None:
 @pytest.mark.parametrize("path", [path for path in GUIDE if commands(path)], ids=name_of)
 def test_commands_of_the_guide_run(path, world):
     for words in commands(path):
-        if words[0] == "dco-trl" and words[1] not in ("train", "demo"):
+        if words[0] == "dco-trl" and words[1] not in ("train", "train-cot", "demo"):
             run_dco_trl(words[1:])
         else:
             check_arguments(words)
@@ -152,19 +152,20 @@ def check_arguments(words: list[str]) -> None:
     if words[0] == "accelerate":
         words = ["dco-trl", *words[words.index("dco_trl") + 1 :]]
     if words[0] == "pip":
-        assert words[1] == "install" and re.fullmatch(r"(\.|dco-trl)(\[(eval|vllm|server)\])?", words[2]), words
+        assert words[1] == "install" and re.fullmatch(r"(\.|dco-trl)(\[(code|eval|server|vllm|,)+\])?", words[2]), (
+            words
+        )
     elif words[0] == "make":
         subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
-    elif words[0] == "dco-trl" and words[1] == "train":
-        parse([str(ROOT / word) if word.endswith(".yaml") else word for word in words[2:]] + ON_CPU)
+    elif words[0] == "dco-trl" and words[1] in ("train", "train-cot"):
+        config_class = {"train": DCOConfig, "train-cot": CoTDCOConfig}[words[1]]
+        parse([str(ROOT / word) if word.endswith(".yaml") else word for word in words[2:]] + ON_CPU, config_class)
     elif words[0] == "dco-trl":
         check_flags(words, help_of("dco-trl", words[1]))
     else:
         assert words[0] == "python", words
         assert (ROOT / words[1]).is_file(), words
-        if words[1].endswith("dco_cot.py"):
-            parse(["--config", str(ROOT / words[words.index("--config") + 1]), *ON_CPU], CoTDCOConfig)
-        elif any(word.startswith("--") for word in words):
+        if any(word.startswith("--") for word in words):
             check_flags(words, help_of("python", words[1]))
 
 

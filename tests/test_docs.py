@@ -3,10 +3,14 @@
 import dataclasses
 import doctest
 import importlib
+import importlib.util
 import inspect
 import re
+import shutil
 import subprocess
 import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -29,6 +33,9 @@ EXAMPLES = [
     "dco_trl.trainer.success_counts",
     "dco_trl.problem",
     "dco_trl.runs.problems",
+    "dco_trl.runs.sample",
+    "dco_trl.runs.store",
+    "dco_trl.cli._common",
     "dco_trl.statistics.pass_at_k",
     "dco_trl.statistics.intervals",
     "dco_trl.statistics.majority_vote",
@@ -87,3 +94,61 @@ def test_examples_of_docstrings_run(module, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     result = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.attempted and not result.failed
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The documentation, built, and served from this machine."""
+    pytest.importorskip("mkdocs", reason="MkDocs is not installed: pip install -e '.[dev]'")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_pages_need_no_network_show_formulas_and_cut_no_table(site):
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install playwright)")
+    folder, address = site
+    wide = """() => [...document.querySelectorAll(".md-typeset__scrollwrap")]
+        .filter(frame => frame.scrollWidth > frame.clientWidth + 1).map(frame => frame.innerText.slice(0, 60))"""
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1400, "height": 900})
+        requests = []
+        tab.on("request", lambda request: requests.append(request.url))
+        for page in sorted(folder.rglob("index.html")):
+            tab.goto(address + str(page.relative_to(folder)))
+            assert tab.evaluate(wide) == [], page.parent.name
+        assert [url for url in requests if not url.startswith(address)] == []
+
+        tab.goto(address + "method/")
+        box = tab.locator("math mfrac").first.bounding_box()
+        assert box["width"] > 50 and box["height"] > 20  # a fraction stands as one: numerator over denominator
+        assert "\\frac" not in tab.locator("article").inner_text()
+        browser.close()
+
+
+def test_a_formula_that_cannot_be_shown_stops_the_build():
+    spec = importlib.util.spec_from_file_location("formulas", ROOT / "docs" / "formulas.py")
+    formulas = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(formulas)
+    shown = formulas.on_page_content('<p><span class="arithmatex">\\(p &lt; 1\\)</span></p>')
+    assert "<math" in shown and "\\(" not in shown
+    with pytest.raises(Exception, match=r"latex2mathml does not know \\nosuch, in the formula \\nosuch x"):
+        formulas.on_page_content('<div class="arithmatex">\\[\\nosuch x\\]</div>')

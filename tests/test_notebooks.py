@@ -1,11 +1,15 @@
 """Every notebook runs from top to bottom in a fresh kernel, and is committed as such a run left it."""
 
+import json
 import re
+import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from nbclient import NotebookClient
+from tiny_models import save_checkpoint
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -28,16 +32,84 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-@pytest.mark.slow
-@each_notebook
-def test_runs_from_top_to_bottom(path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    committed, notebook = (nbformat.read(path, as_version=4) for _ in range(2))
+def execute(notebook, folder: Path) -> None:
+    """Run in a fresh kernel; a cell that raises makes this raise, with the cell and its traceback in the message."""
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
-    # A cell that raises makes this raise, with the cell and its traceback in the message.
-    NotebookClient(notebook, timeout=800, kernel_name="python3", resources={"metadata": {"path": FOLDER}}).execute()
+    NotebookClient(notebook, timeout=800, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+
+
+@pytest.mark.slow
+@each_notebook
+def test_runs_from_top_to_bottom_outside_the_clone(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    committed, notebook = (nbformat.read(path, as_version=4) for _ in range(2))
+    execute(notebook, tmp_path)
     assert count_pictures(notebook) == count_pictures(committed)
+
+
+SMALL = """
+SCALES[SCALE]["train"] |= {
+    "model_name_or_path": "MODEL", "dtype": "float32", "bf16": False, "use_cpu": True, "num_train_epochs": 1,
+    "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "lora_r": 2,
+}
+SCALES[SCALE]["sample"] |= {"sampler": "transformers", "num-samples": 4, "max-tokens": 4}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["small", "paper"])
+def test_table1_starts_at_every_scale_and_goes_on(scale, tmp_path):
+    """As it is, but for the model, the data and two steps in place of four epochs; once more, as after a stop."""
+    save_checkpoint(tmp_path / "MODEL", max_position_embeddings=128)
+    data = tmp_path / f"table1-{scale}"
+    data.mkdir()
+    rows = "".join(f'{{"prompt": "{a}+1=", "completion": " {a + 1}", "answer": "{a + 1}"}}\n' for a in range(4))
+    for split in ("train", "test"):
+        (data / f"{split}.jsonl").write_text(rows)
+    notebook = nbformat.read(FOLDER / "table1.ipynb", as_version=4)
+    for cell in code_cells(notebook):
+        cell.source = cell.source.replace('SCALE = "tiny"', f'SCALE = "{scale}"')
+        cell.source = cell.source.replace("N_PRIME = [16, 256, 4096]", "N_PRIME = [256]")
+    definition = next(
+        i for i, cell in enumerate(notebook.cells) if cell.source.rstrip().endswith('f"table1-{SCALE}")')
+    )
+    notebook.cells.insert(definition + 1, nbformat.v4.new_code_cell(SMALL))
+    for _ in range(2 if scale == "small" else 1):
+        execute(notebook, tmp_path)
+        assert count_pictures(notebook) == 2
+    state = json.loads((data / "N-256" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2
+
+
+def test_the_scales_of_table1_are_the_recipes():
+    settings = next(cell for cell in code_cells(nbformat.read(FOLDER / "table1.ipynb", 4)) if "COMMON" in cell.source)
+    names = {"K": [1, 16, 256, 4096], "SCALE": "paper"}
+    exec(settings.source, names)
+    recipe = yaml.safe_load((FOLDER.parent / "recipes" / "llama3-8b-math-lora.yaml").read_text())
+    paper = names["SCALES"]["paper"]["train"]
+    assert {key: recipe[key] for key in paper} == paper
+
+
+def test_what_cot_says_of_its_recipe_is_there():
+    text = "".join(cell.source for cell in nbformat.read(FOLDER / "cot.ipynb", as_version=4).cells)
+    said = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL).group(1))
+    recipe = yaml.safe_load((FOLDER.parent / "recipes" / "qwen2.5-1.5b-gsm8k-cot-lora.yaml").read_text())
+    assert len(said) > 10 and {key: recipe[key] for key in said} == said
+
+
+@each_notebook
+def test_installs_what_is_missing(path):
+    first = code_cells(nbformat.read(path, as_version=4))[0]
+    assert 'find_spec("dco_trl") is None' in first.source and '%pip install --quiet "dco-trl[eval]"' in first.source
+
+
+@each_notebook
+def test_has_a_badge_once_the_repository_has_an_address(path):
+    project = tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text())["project"]
+    address = project.get("urls", {}).get("Repository", "").removeprefix("https://github.com/")
+    badge = f"https://colab.research.google.com/github/{address}/blob/main/examples/notebooks/{path.name}"
+    assert (badge in nbformat.read(path, as_version=4).cells[0].source) == bool(address), badge
 
 
 @each_notebook

@@ -11,8 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
 from trl import TrlParser
+
+from .config_file import check_config_file
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -80,13 +81,14 @@ def parse(
     Raises:
         SystemExit: With status 2, after one message, where the arguments are wrong.
     """
-    parser = TrlParser(list(configs), prog=f"dco-trl {command}", description=description)
+    parser = TrlParser(list(configs), prog=f"dco-trl {command}", description=description, allow_abbrev=False)
     if run:
         parser.add_argument("RUN", help=run)
     if runs:
         parser.add_argument("runs", nargs="*", metavar="RUN", help=runs)
     try:
-        _check_config_file(argv)
+        if "--config" in argv[:-1]:
+            check_config_file(argv[argv.index("--config") + 1], parser)
         parsed = parser.parse_args_and_config(argv)
         for config in parsed[: len(configs)]:
             _check_types(config)
@@ -97,30 +99,6 @@ def parse(
     if run or runs:
         return (*parsed[:-1], parsed[-1].RUN if run else parsed[-1].runs)
     return parsed
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which each key is text and stands once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-            if not isinstance(key, str):
-                raise ValueError(f"line {line}: the key {key!r} is not text; put it into quotation marks")
-            if key in seen:
-                raise ValueError(f"line {line}: the key {key!r} is there twice; remove one of them")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _check_config_file(argv: list[str]) -> None:
-    if "--config" in argv[:-1]:
-        path = Path(argv[argv.index("--config") + 1])
-        try:
-            yaml.load(path.read_bytes(), _Loader)
-        except (ValueError, RecursionError, yaml.YAMLError) as error:
-            raise ValueError(f"{path}: {error}") from error
 
 
 def _check_types(config: Any) -> None:

@@ -16,7 +16,7 @@ def check_config_file(path: str, parser: argparse.ArgumentParser) -> None:
     """
     try:
         config = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-01
         raise ValueError(f"the config file {path} is not YAML: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"the config file {path} must contain a YAML mapping, got {type(config).__name__}.")
@@ -27,11 +27,12 @@ def check_config_file(path: str, parser: argparse.ArgumentParser) -> None:
         action = actions.get(key)
         if action is None or value is None or isinstance(value, str):
             continue  # text is parsed as on the command line
-        if action.nargs == "+" and not isinstance(value, list):
+        numbers = value if action.nargs == "+" and isinstance(value, list) else [value]
+        if action.nargs == "+" and numbers is not value:
             raise ValueError(
                 f"'{key}' in the config file {path} must be a list, got {value!r}. Write '{key}: [{value}]'."
             )
-        if action.type in (int, float) and not isinstance(value, (int, float)):
+        if action.type in (int, float) and not all(isinstance(number, int | float | str) for number in numbers):
             raise ValueError(f"'{key}' in the config file {path} must be a number, got {value!r}.")
 
 
@@ -42,6 +43,8 @@ class _UniqueKeys(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = key_node.value
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(problem="a key is no text", problem_mark=key_node.start_mark)
             if key in seen and key != "<<":
                 mark = key_node.start_mark
                 raise yaml.MarkedYAMLError(problem=f"the key '{key}' is given twice", problem_mark=mark)

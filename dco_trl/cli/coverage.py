@@ -60,11 +60,11 @@ def coverage(data: DatasetConfig, model: ModelConfig, config: CoverageConfig) ->
     from rich.console import Console
     from rich.table import Table
 
-    from ..runs.problems import DataError
+    from ..runs import DataError
     from ..sampling import exact_coverage
 
     if any(k < 1 for k in config.k):
-        raise ValueError(f"k must be at least 1, got {config.k}")
+        raise ValueError(f"`k` must be at least 1, got {config.k}")
     ks = sorted(set(config.k))
     column = data.answer_column
     if column is None:
@@ -80,9 +80,9 @@ def coverage(data: DatasetConfig, model: ModelConfig, config: CoverageConfig) ->
 
     from ..sampling import TransformersSampler
 
-    options: dict[str, Any] = {"dtype": model.dtype} if model.dtype else {}
+    sampler_kwargs: dict[str, Any] = {"dtype": model.dtype} if model.dtype else {}
     with naming(model.model):
-        loaded = TransformersSampler(model.model, adapter=model.adapter, revision=model.revision, **options)
+        loaded = TransformersSampler(model.model, adapter=model.adapter, revision=model.revision, **sampler_kwargs)
     exact = exact_coverage(
         loaded.model,
         loaded.tokenizer,
@@ -146,7 +146,7 @@ def _sampled(config: CoverageConfig, problems: list, ks: list[int]) -> dict[str,
     possible = [k for k in ks if k <= min(counts)]
     notes = []
     if len(possible) < len(ks):
-        notes.append(f"The run has {min(counts):,} samples a problem, so it says nothing about larger k.")
+        notes.append(f"The run has {min(counts):,} samples per problem: larger k are not estimated.")
     sampling = results.manifest.get("sampling", {})
     differs = {"temperature": config.temperature, "top_p": 1.0, "top_k": 0}
     differs = {name: value for name, value in differs.items() if sampling.get(name, value) != value}

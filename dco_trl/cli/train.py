@@ -162,7 +162,7 @@ def load_data(
     """The training set, and the evaluation set if there is to be any evaluation.
 
     Raises:
-        ValueError: No data set is named, or a split is not there.
+        ValueError: A split is not there.
         FileNotFoundError: A file or folder is not there.
     """
     if mixture.datasets:
@@ -171,12 +171,11 @@ def load_data(
         data: Any = get_dataset(mixture)
         # TRL's mixture names its splits itself.
         train, test, where = data["train"], "test", "the mixture `datasets`"
-    elif script_args.dataset_name:
+    else:
+        assert script_args.dataset_name is not None  # or `parse` had refused it
         data = _load(script_args.dataset_name, script_args)
         test, where = script_args.dataset_test_split, f"`dataset_name={script_args.dataset_name}`"
         train = _split(data, script_args.dataset_train_split, where, "Set `dataset_train_split`.")
-    else:
-        raise ValueError("missing: `dataset_name` (a name on the hub, a folder or a file).")
 
     if training_args.eval_strategy == "no" and not training_args.eval_on_start:
         return train, None
@@ -216,10 +215,10 @@ def make_trainer(
     """The trainer that the arguments describe, as `trl sft` makes its own.
 
     Raises:
-        ValueError: The arguments do not go together, or name no model or no data.
+        ValueError: The arguments do not go together.
         OSError: A model, file or checkpoint is not there.
     """
-    _check_model_and_data(model_args, script_args, mixture)
+    assert model_args.model_name_or_path is not None  # or `parse` had refused it
     training_args.resume_from_checkpoint = _checkpoint(training_args)
     train_dataset, eval_dataset = load_data(script_args, training_args, mixture)
     given: Any = training_args.model_init_kwargs

@@ -5,6 +5,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
 from itertools import repeat
 
@@ -29,6 +30,8 @@ class BulkGrader:
     the rest of "math" goes to worker processes, each pair under a wall-clock limit (the worker is killed) and an
     address-space limit. Such a worker can neither read the user's files nor write, run or send anything.
 
+    "code" runs each program in a confined process of its own, under the same limits; see `code_grader`.
+
     An import path "package.module:function" runs in such workers too, under the same limits, but it is trusted: it
     may read, write and use the network. It is called with one row at a time, and sees the whole completion and every
     column. With `in_process=True`, and always for a callable, it runs in this process as TRL would run it: in batches
@@ -36,7 +39,7 @@ class BulkGrader:
     cache on disk.
 
     Args:
-        grader: "math", "exact", an import path "package.module:function", or a callable.
+        grader: "math", "exact", "code", an import path "package.module:function", or a callable.
         num_workers: Processes; None: the CPUs that this process may use, divided by the processes that `torchrun`
             or `accelerate` started on this machine (`LOCAL_WORLD_SIZE`).
         timeout: Seconds that one verdict may take. math-verify's own limits are 5 s for each of its steps.
@@ -82,6 +85,9 @@ class BulkGrader:
         self._pool: WorkerPool | None = None
         if is_math:
             self._pool = WorkerPool(*limits)
+        elif grader == "code":
+            workers, seconds, size = limits
+            self._function = partial(self._function, num_workers=workers, timeout=seconds, memory_limit=size)
         elif isinstance(grader, str) and not self._by_pair and not in_process:
             self._pool = WorkerPool(*limits, grader=grader)
         self._cache = VerdictCache(cache_dir, timeout, memory_limit) if is_math and cache_dir is not None else None

@@ -14,7 +14,7 @@ import re
 from functools import lru_cache
 from importlib.metadata import version
 
-from .notation import as_interval, mixed_number, plain_digits, rewrite
+from .notation import as_interval, mixed_number, rewrite
 from .rules import settle
 
 # Part of the cache's key: raise it when a change here, in extract.py, notation.py or rules.py can change a verdict.
@@ -88,11 +88,10 @@ def math_verify_parse(answer: str, parsing_timeout: int | None = None) -> list:
     """
     from math_verify import parse
 
-    text = plain_digits(answer)
-    formula = rewrite(answer)
-    if reads_as_text(answer) and not mixed_number(text):
-        # LaTeX commands would be in the way of what math-verify finds in prose: "7 × 18 = 126 balls".
-        parsed = parse(formula if _DELIMITED.search(answer) else text, parsing_timeout=parsing_timeout)
+    mixed = mixed_number(answer)
+    formula = mixed or rewrite(answer)
+    if reads_as_text(answer) and not mixed:
+        parsed = parse(formula, parsing_timeout=parsing_timeout)
         if parsed:
             return parsed
     return parse(f"\\boxed{{{formula}}}", parsing_timeout=parsing_timeout)

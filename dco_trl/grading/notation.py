@@ -3,10 +3,9 @@ r"""Notation that math-verify misreads, put as it reads it: `½`, `90°`, `\dbin
 import re
 import unicodedata
 
-_MINUS = ("−", "﹣")
 _SYMBOLS = dict(
     pair.split("=")
-    for pair in r"⁄=/|×=\times |·=\cdot |⋅=\cdot |÷=\div |≤=\le |≥=\ge |≠=\ne |∞=\infty |π=\pi |°=^\circ |"
+    for pair in r"−=-|﹣=-|⁄=/|×=\times |·=\cdot |⋅=\cdot |÷=\div |≤=\le |≥=\ge |≠=\ne |∞=\infty |π=\pi |°=^\circ |"
     r"∪=\cup |∩=\cap |∈=\in |∅=\emptyset ".split("|")
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
@@ -19,7 +18,9 @@ _ROOT_OF_DIGITS = re.compile(r"√(\d+)")
 _DEGREES = r"(\d+(?:\.\d+)?)\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})"
 _SINE_OF_DEGREES = re.compile(rf"(\\(?:sin|cos|tan|cot|sec|csc)(?:\^\{{?\d\}}?)?\s?(?:\\left)?[({{]?\s?){_DEGREES}")
 _BINOMIAL = re.compile(r"\\binom\s?(\d)\s?(\d)")
-_MIXED_NUMBER = re.compile(r"(-?\d{1,15}) (\d{1,15})/(\d{1,15})((?: [A-Za-z]+){0,3})")
+_MIXED_NUMBER = re.compile(
+    r"(-?\d{1,15})(?: (\d{1,15})/(\d{1,15})|\\frac\{(\d{1,15})\}\{(\d{1,15})\})((?: [A-Za-z]+){0,3})"
+)
 _REPEATING = re.compile(r"(?<![\w.}])(\d{0,15})\.(\d{0,15})\\overline\{(\d{1,15})\}")
 _OR = re.compile(r"\s*(?:\\text\{\s*or\s*\}|\bor\b|\\lor\b|\\vee\b)\s*")
 _RELATION = re.compile(r"\\(?:leqslant|leq|le|geqslant|geq|ge|lt|gt)(?![A-Za-z])|<=|>=|<|>")
@@ -28,15 +29,8 @@ _INTERVAL = re.compile(r"(?:\\left)?[\[(].+,.+(?:\\right)?[\])]", re.DOTALL)
 _MAX_CHARS = 300
 
 
-def plain_digits(text: str) -> str:
-    """A text with Unicode's digits, fractions, minus signs and white space, and full-width letters, in ASCII."""
-    if text.isascii():
-        return text
-    return "".join(f" {'/'.join(f)}" if (f := _fraction(c)) else _plain_digit(c) for c in text).strip()
-
-
 def plain_characters(text: str) -> str:
-    """A formula with Unicode's signs in LaTeX as well: `x²` is `x^{2}`."""
+    """A text with Unicode's digits in ASCII and its signs in LaTeX: `５` is 5, `x²` is `x^{2}`."""
     if text.isascii():
         return text
     text = _SUPERSCRIPT.sub(lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", text)
@@ -48,41 +42,32 @@ def plain_characters(text: str) -> str:
     return text
 
 
-def _plain_digit(character: str) -> str:
-    if character in _MINUS:
-        return "-"
+def _plain_character(character: str) -> str:
+    if character in _SYMBOLS:
+        return _SYMBOLS[character]
     if "！" <= character <= "～":  # full-width ASCII
         return chr(ord(character) - 0xFEE0)
     if character.isdecimal():
         return str(unicodedata.decimal(character))
     if character.isspace() and not character.isascii():
         return " "
-    return "" if unicodedata.category(character) == "Cf" else character  # invisible
-
-
-def _plain_character(character: str) -> str:
-    if character in _SYMBOLS:
-        return _SYMBOLS[character]
-    if fraction := _fraction(character):
-        return f"\\frac{{{fraction[0]}}}{{{fraction[1]}}}"
-    return _plain_digit(character)
-
-
-def _fraction(character: str) -> list[str]:
-    """Numerator and denominator of ½ and the like."""
-    if unicodedata.category(character) != "No":
-        return []
-    parts = unicodedata.normalize("NFKC", character).split("⁄")
-    return parts if len(parts) == 2 and all(parts) else []
+    category = unicodedata.category(character)
+    if category == "No":
+        numerator, bar, denominator = unicodedata.normalize("NFKC", character).partition("⁄")
+        if bar and denominator:
+            return f"\\frac{{{numerator}}}{{{denominator}}}"
+    return "" if category == "Cf" else character  # invisible
 
 
 def mixed_number(text: str) -> str | None:
     """`3 1/2`, perhaps with a unit, as a formula."""
-    match = _MIXED_NUMBER.fullmatch(text) if "/" in text else None
-    if match is None or int(match[2]) >= int(match[3]):
+    match = _MIXED_NUMBER.fullmatch(plain_characters(text))
+    if match is None:
         return None
-    unit = f"\\text{{{match[4]}}}" if match[4] else ""
-    return f"{match[1]}\\frac{{{match[2]}}}{{{match[3]}}}{unit}"
+    whole, numerator, denominator, unit = match[1], match[2] or match[4], match[3] or match[5], match[6]
+    if int(numerator) >= int(denominator):
+        return None
+    return f"{whole}\\frac{{{numerator}}}{{{denominator}}}" + (f"\\text{{{unit}}}" if unit else "")
 
 
 def rewrite(answer: str) -> str:
@@ -96,7 +81,6 @@ def rewrite(answer: str) -> str:
         answer = _SINE_OF_DEGREES.sub(r"\1(\\frac{\2\\pi}{180})", answer)
     if "\\overline" in answer:
         answer = _REPEATING.sub(_repeating, answer)
-    answer = mixed_number(answer) or answer
     return answer.replace("\\varnothing", "\\emptyset")
 
 

@@ -24,7 +24,7 @@ def grade_pairs(
     progress: bool,
 ) -> tuple[list[Verdict], np.ndarray]:
     """The distinct verdicts, and for each completion its verdict's index. Without a pool, strings are compared."""
-    pairs, too_long, slots = _distinct_pairs(completions, answers)
+    pairs, too_long, slots = _distinct_pairs(completions, answers, None if pool is None else MAX_ANSWER_CHARS)
     outcomes: list[Outcome | None] = [None] * len(pairs)
     unsettled = []
     for i, pair in enumerate(pairs):
@@ -95,7 +95,9 @@ def chunks(column: Sequence) -> Iterator[Sequence]:
             yield part.tolist() if hasattr(part, "tolist") else part
 
 
-def _distinct_pairs(completions: Sequence, answers: Sequence) -> tuple[list[tuple[str, str]], set[int], np.ndarray]:
+def _distinct_pairs(
+    completions: Sequence, answers: Sequence, max_chars: int | None
+) -> tuple[list[tuple[str, str]], set[int], np.ndarray]:
     # Texts are read one chunk at a time and forgotten: one integer per row and the distinct answers stay.
     slots = np.empty(len(completions), dtype=np.int64)
     slot_of: dict[tuple[str, str], int] = {}
@@ -115,7 +117,7 @@ def _distinct_pairs(completions: Sequence, answers: Sequence) -> tuple[list[tupl
                         raise ValueError(f"answers[{row}] is None: a sample without a reference cannot be graded")
                     reference = references[gold] = extract_reference(gold)
                 answer = extract_answer(text)
-                long = len(answer) > MAX_ANSWER_CHARS and answer != reference
+                long = max_chars is not None and len(answer) > max_chars and answer != reference
                 pair = (reference, shorten(answer) if long else answer)
                 slot = seen[gold, text] = slot_of.setdefault(pair, len(slot_of))
                 if long:

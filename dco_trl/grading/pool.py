@@ -179,7 +179,14 @@ class _Worker:
         self.pending.extend(batch)
         self.deadline = time.monotonic() + timeout
         try:
-            pickle.dump([item for _, item in batch], self.stdin)
+            data = pickle.dumps([item for _, item in batch])
+        except Exception as error:
+            raise GraderError(
+                f"a row cannot be sent to a grading worker: {type(error).__name__}: {error}. Leave out the column "
+                "that holds such a value, or keep the grader in this process (in_process=True, --grader_in_process)"
+            ) from error
+        try:
+            self.stdin.write(data)
             self.stdin.flush()
         except BrokenPipeError:
             pass  # it died: the end of its output says so next
@@ -219,7 +226,7 @@ class _Worker:
 
     def kill(self) -> None:
         if os.getpid() == self._owner:  # not in a fork, whose parent needs it
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)  # and what the user's function has started
             self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):

@@ -32,9 +32,9 @@ def evaluate(
         problems: What to sample.
         sampler: Any sampler; it is not closed.
         grader: As for [`grade_run`][dco_trl.runs.grade_run].
-        num_samples: Samples wanted a problem.
+        num_samples: Samples wanted per problem.
         params: How to sample.
-        chunk_size: Sequences a chunk.
+        chunk_size: Sequences per chunk.
         progress: Show progress on standard error.
 
     Returns:

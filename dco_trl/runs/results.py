@@ -1,4 +1,4 @@
-"""What a graded run says, problem by problem: the counts that pass@k is computed from, and something to look at."""
+"""The results of a graded run, problem by problem: the counts behind pass@k, and samples to look at."""
 
 import hashlib
 import os

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # a token takes about 40 bytes.
 MAX_SEQUENCES = 16_384
 _MAX_TOKENS = 2**25
-# Without a chunk size, the first chunk is small and the next are as large as five minutes allow: what a kill loses.
+# Without a chunk size, the first chunk is small, and the next ones take up to five minutes: what a kill loses.
 _FIRST_CHUNK = 2_048
 _SECONDS = 300.0
 
@@ -182,7 +182,7 @@ def plan(
 
 
 class _Chunks:
-    """The plan, from which chunks are cut: whole gaps, but for the last of a chunk."""
+    """The plan, cut into chunks of whole gaps; only the last gap of a chunk may be cut."""
 
     def __init__(self, gaps: list[tuple[int, int, int]]):
         self._gaps = gaps[::-1]

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..problem import Problem
 from .files import (
@@ -31,7 +30,6 @@ from .files import (
     list_parts,
     locked,
     make_folder,
-    parquet,
     read_part,
     remove_unfinished,
     require_lock,
@@ -40,6 +38,7 @@ from .files import (
     write_part,
 )
 from .manifest import FORMAT, continued, jsonable, read_manifest, to_json
+from .problem_table import problem_table, read_problem_table
 from .problems import fingerprint
 
 SAMPLE_SCHEMA = pa.schema(
@@ -58,15 +57,6 @@ GRADE_SCHEMA = pa.schema(
         ("score", pa.float32()),
         ("answer", pa.string()),
         ("status", pa.string()),
-    ]
-)
-PROBLEM_SCHEMA = pa.schema(
-    [
-        ("problem_id", pa.string()),
-        ("prompt", pa.string()),  # JSON where conversational
-        ("conversational", pa.bool_()),
-        ("answer", pa.string()),
-        ("columns", pa.string()),  # JSON
     ]
 )
 
@@ -99,7 +89,7 @@ class RunStore:
         if not manifest.exists():
             raise StoreError(f"{self.path} holds no run: it has no manifest.json. `dco-trl sample` makes one.")
         self.manifest: dict[str, Any] = read_manifest(manifest)
-        self.problems = self._read_problems()
+        self.problems = read_problem_table(self.path / "problems.parquet", self.manifest)
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -136,7 +126,7 @@ class RunStore:
             if (folder / "manifest.json").exists():
                 asked = continued(folder, cls(folder).manifest, asked)
             else:
-                table = parquet(_problem_table(problems))
+                table = problem_table(problems)
                 asked = continued(folder, None, {**asked, "problems_sha256": sha256(table)})
                 write_atomically(folder / "problems.parquet", table)
             # The manifest comes last: a folder with a manifest is a run.
@@ -192,6 +182,11 @@ class RunStore:
                         f"and {grader!r} now has {_source(source)}. Verdicts of the two must not be mixed: move "
                         "the folder away and grade anew. Nothing was changed."
                     )
+            elif list_parts(folder):
+                raise StoreError(
+                    f"{folder} has verdicts and no grader.json that tells whose: restore it, or move the folder away "
+                    "and grade anew."
+                )
             else:
                 write_atomically(header, (json.dumps(asked, indent=2) + "\n").encode())
             remove_unfinished(folder)
@@ -292,24 +287,6 @@ class RunStore:
                     )
         return present
 
-    def _read_problems(self) -> list[Problem]:
-        path = self.path / "problems.parquet"
-        if not path.exists():
-            raise StoreError(f"{path} is missing; restore it, or sample into a new folder")
-        try:
-            data = path.read_bytes()
-            if sha256(data) != self.manifest["problems_sha256"]:
-                raise OSError("its SHA-256 is not the one in manifest.json: it was changed after sampling")
-            problems = [_problem(row) for row in pq.read_table(pa.BufferReader(data)).to_pylist()]
-        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-            raise StoreError(f"{path} is damaged ({error}); restore it, or sample into a new folder") from error
-        if fingerprint(problems) != self.manifest["dataset_fingerprint"]:
-            raise StoreError(
-                f"{path} does not have the fingerprint in manifest.json: one of the two was changed after sampling. "
-                "Restore it, or sample into a new folder."
-            )
-        return problems
-
 
 def rows_by_problem(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
     """Split a part by problem, in the order of first appearance.
@@ -350,25 +327,6 @@ def storable(text: str) -> str:
 
 def _some_of(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
     return schema if columns is None else pa.schema([schema.field(name) for name in columns])
-
-
-def _problem_table(problems: Sequence[Problem]) -> pa.Table:
-    rows = [
-        {
-            "problem_id": problem.problem_id,
-            "prompt": problem.prompt if isinstance(problem.prompt, str) else json.dumps(problem.prompt),
-            "conversational": not isinstance(problem.prompt, str),
-            "answer": problem.answer,
-            "columns": to_json(problem.columns),
-        }
-        for problem in problems
-    ]
-    return pa.Table.from_pylist(rows, schema=PROBLEM_SCHEMA)
-
-
-def _problem(row: Mapping[str, Any]) -> Problem:
-    prompt = json.loads(row["prompt"]) if row["conversational"] else row["prompt"]
-    return Problem(row["problem_id"], prompt, row["answer"], json.loads(row["columns"]))
 
 
 def _refuse_other_files(folder: Path) -> None:

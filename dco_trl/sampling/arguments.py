@@ -1,20 +1,7 @@
-"""Arguments of samplers, checked before anything is loaded or drawn."""
+"""Options of samplers, checked before anything is loaded."""
 
 import difflib
-import operator
 from collections.abc import Collection, Iterable
-from typing import Any
-
-
-def check_count(name: str, value: Any, minimum: int = 1) -> int:
-    """A whole number, NumPy's included, or an error that names it."""
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}={value!r} must be a whole number.") from None
-    if count < minimum:
-        raise ValueError(f"{name}={count} must be at least {minimum}.")
-    return count
 
 
 def check_names(what: str, given: Iterable[str], known: Collection[str]) -> None:

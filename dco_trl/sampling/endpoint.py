@@ -5,10 +5,16 @@ import email.utils
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-import httpx
+from ..extras import missing
+
+try:
+    import httpx
+    from anyio.from_thread import start_blocking_portal
+except ImportError as error:
+    raise missing("sampler='server'", "server", error) from error
 
 Answer = TypeVar("Answer")
 
@@ -86,6 +92,15 @@ class Endpoint:
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             follow_redirects=True,
         )
+
+    def ask_alone(self, what: str, path: str, read: Callable[[bytes], Answer], *args: Any, **options: Any) -> Answer:
+        """One `ask`, with a connection of its own."""
+
+        async def ask() -> Answer:
+            async with self.client() as client:
+                return await self.ask(client, what, path, read, *args, **options)
+
+        return wait_for(ask)
 
     async def ask(
         self,
@@ -176,6 +191,12 @@ class Endpoint:
         return response, bytes(content)
 
 
+def wait_for(work: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Run in a thread of its own: the caller may be inside an event loop, as in a notebook. Ctrl-C ends the work."""
+    with start_blocking_portal() as portal:
+        return portal.call(work)
+
+
 def own_words(content: bytes) -> str:
     """The endpoint's error text, or else the first 200 characters of what came."""
     try:
@@ -218,7 +239,7 @@ def _hint(status: int, path: str) -> str:
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:
-    """Seconds that the endpoint asks to wait, where it says so in a way that can be read."""
+    """Seconds that the endpoint asks to wait; None if it does not ask, or cannot be understood."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers[name]) * unit

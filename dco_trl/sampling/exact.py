@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..checks import check_integer
 from ..problem import DataError, Problem
 from ..statistics.pass_at_k import exact_pass_at_k
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Logits of a batch, 1 GiB in float32.
-_MAX_LOGITS = 2**28
+# Logits of a batch: 0.5 GiB in float32, of which a few copies are made.
+_MAX_LOGITS = 2**27
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class ExactCoverage:
 
     Args:
         problem_ids: The problems.
-        log_p: Log-probability of each whole answer, its end of sequence included, in nats, float64, shape (problems,).
+        log_p: Log-probability of each whole answer, its end of sequence included, in nats, float64, shape (problems,),
+            or (temperatures, problems) if several temperatures were asked for.
         num_tokens: Tokens of each answer, the end of sequence included, int64, shape (problems,).
     """
 
@@ -48,10 +50,11 @@ class ExactCoverage:
             k: Numbers of samples, at least 1 each.
 
         Returns:
-            Coverage in [0, 1], float64, with the shape of `k`.
+            Coverage in [0, 1], float64, with the shape of `k`, behind that of the temperatures if there are several.
         """
         ks = np.asarray(k)
-        return exact_pass_at_k(self.log_p[:, None], ks.reshape(1, -1)).mean(axis=0).reshape(ks.shape)
+        coverage = exact_pass_at_k(self.log_p[..., None], ks.reshape(-1)).mean(axis=-2)
+        return coverage.reshape(self.log_p.shape[:-1] + ks.shape)
 
 
 def exact_coverage(
@@ -60,7 +63,7 @@ def exact_coverage(
     problems: Sequence[Problem],
     *,
     completion_template: str = "{answer}",
-    temperature: float = 1.0,
+    temperature: float | Sequence[float] = 1.0,
     batch_size: int = 64,
     progress: bool = True,
 ) -> ExactCoverage:
@@ -70,8 +73,8 @@ def exact_coverage(
 
     over the tokens of the answer and its end of sequence. Tokens are those of TRL's training: prompt and completion
     are tokenised together, the completion begins where this departs from the prompt alone, and plain text ends with
-    the tokenizer's end of sequence. What a chat template puts after the end of sequence, such as a line break, is
-    left out, because a sampler stops before it.
+    the tokenizer's end of sequence (the generation config's where the tokenizer has none). What a chat template puts
+    after the end of sequence, such as a line break, is left out, because a sampler stops before it.
 
     Args:
         model: A causal language model.
@@ -79,17 +82,18 @@ def exact_coverage(
         problems: What to compute.
         completion_template: A format string over `answer` and the further columns: what the model is to write, such as
             `" {answer}"` where the prompt ends without a space.
-        temperature: Divides the logits, as in sampling; above 0.
-        batch_size: Answers in one forward pass, at most; fewer where the logits would exceed 1 GiB.
+        temperature: Divides the logits, as in sampling; above 0. Several are computed from the same forward pass.
+        batch_size: Answers in one forward pass, at most; fewer where the logits would exceed 0.5 GiB.
         progress: Show a progress bar on standard error.
 
     Returns:
-        Log-probabilities, one a problem. Float32 within a token, summed in float64.
+        Log-probabilities, one per problem (and temperature). Float32 within a token, summed in float64.
 
     Raises:
         DataError: The template names an unknown column, a prompt and its answer do not fit into the model's context,
             or the answer has no tokens.
-        ValueError: There are no problems, or `temperature` or `batch_size` is out of range.
+        ValueError: There are no problems, `temperature` or `batch_size` is out of range, or neither the tokenizer nor
+            the generation config names an end of sequence.
 
     Examples:
         ```python
@@ -114,10 +118,10 @@ def exact_coverage(
 
     if not problems:
         raise ValueError("problems is empty: there is no answer to compute a probability of")
-    if not temperature > 0:
+    temperatures = np.atleast_1d(np.asarray(temperature, dtype=float))
+    if temperatures.ndim > 1 or not temperatures.size or not (temperatures > 0).all():
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_integer("batch_size", batch_size)
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     end_ids = end_token_ids(tokenizer, getattr(base, "generation_config", None))
     rows = _tokenize(tokenizer, end_ids, problems, completion_template)
@@ -129,21 +133,23 @@ def exact_coverage(
             f"than the {context} of the model's context. Remove or shorten it."
         )
 
-    log_p = np.empty(len(rows))
+    log_p = np.empty((len(temperatures), len(rows)))
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad(), tqdm(total=len(rows), desc="exact coverage", unit="answer", disable=not progress) as bar:
             for batch in _batches(rows, batch_size, base.config.get_text_config().vocab_size):
-                log_p[batch] = _log_p(model, [rows[i] for i in batch], tokenizer.pad_token_id or 0, temperature)
+                some = [rows[i] for i in batch]
+                log_p[:, batch] = _log_p(model, base, some, tokenizer.pad_token_id or 0, temperatures)
                 bar.update(len(batch))
     finally:
         for module, mode in modes:
             module.training = mode
     # A sum of float32 log-softmax terms may round to just above zero.
+    log_p = np.minimum(log_p, 0.0)
     return ExactCoverage(
         tuple(problem.problem_id for problem in problems),
-        np.minimum(log_p, 0.0),
+        log_p if np.ndim(temperature) else log_p[0],
         np.array([len(ids) - start for ids, start in rows]),
     )
 
@@ -154,25 +160,10 @@ def _tokenize(
     """Token ids of prompt and answer, and where the answer begins."""
     from trl.data_utils import common_prefix_length
 
-    from .tokens import encode_prompt
-
     rows, departing, endless = [], [], []
-    for problem in problems:
-        try:
-            completion = template.format(**{**problem.columns, "answer": problem.answer})
-        except (KeyError, IndexError, ValueError) as error:
-            raise DataError(
-                f"completion_template {template!r} cannot be filled in for problem {problem.problem_id!r}: {error!r}; "
-                f"it may name {['answer', *problem.columns]}. Double braces that are part of the text."
-            ) from error
-        prompt_ids = encode_prompt(tokenizer, problem.prompt)
-        if isinstance(problem.prompt, str):
-            if not completion.endswith(tokenizer.eos_token):
-                completion += tokenizer.eos_token
-            ids = list(tokenizer(problem.prompt + completion)["input_ids"])
-        else:
-            messages = [*problem.prompt, {"role": "assistant", "content": completion}]
-            ids = list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
+    for problem, (prompt_ids, ids) in zip(
+        problems, _encode(tokenizer, end_ids, problems, _completions(problems, template)), strict=True
+    ):
         start = common_prefix_length(prompt_ids, ids)
         if start < len(prompt_ids):
             departing.append(problem.problem_id)
@@ -207,6 +198,41 @@ def _tokenize(
     return rows
 
 
+def _completions(problems: Sequence[Problem], template: str) -> list[str]:
+    completions = []
+    for problem in problems:
+        try:
+            completions.append(template.format(**{**problem.columns, "answer": problem.answer}))
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+            raise DataError(
+                f"completion_template {template!r} cannot be filled in for problem {problem.problem_id!r}: {error!r}; "
+                f"it may name {['answer', *problem.columns]}. Double braces that are part of the text."
+            ) from error
+    return completions
+
+
+def _encode(
+    tokenizer: Any, end_ids: tuple[int, ...], problems: Sequence[Problem], completions: list[str]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Token ids of each prompt alone, and of prompt and completion. Plain text goes through the tokenizer at once."""
+    from .tokens import encode_prompt
+
+    end = tokenizer.eos_token or ""
+    plain = [i for i, problem in enumerate(problems) if isinstance(problem.prompt, str)]
+    texts = [problems[i].prompt for i in plain]
+    wholes = [f"{text}{completions[i].removesuffix(end)}{end}" for text, i in zip(texts, plain, strict=True)]
+    encoded = iter(tokenizer(texts + wholes)["input_ids"] if plain else [])
+    prompts = {i: next(encoded) for i in plain}
+    for i, problem in enumerate(problems):
+        if i in prompts:
+            # Without a token of its own for it, the tokenizer cannot write the end of sequence as text.
+            yield prompts[i], [*next(encoded), *(() if end else end_ids[:1])]
+        else:
+            messages = [*problem.prompt, {"role": "assistant", "content": completions[i]}]
+            whole = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+            yield encode_prompt(tokenizer, problem.prompt), list(whole)
+
+
 def _batches(rows: list[tuple[list[int], int]], batch_size: int, vocabulary: int) -> Iterator[list[int]]:
     """Indices of rows of similar length, as many as their logits allow."""
     batch: list[int] = []
@@ -224,29 +250,30 @@ def _batches(rows: list[tuple[list[int], int]], batch_size: int, vocabulary: int
         yield batch
 
 
-def _log_p(model: Any, rows: list[tuple[list[int], int]], pad_id: int, temperature: float) -> NDArray[np.float64]:
+def _log_p(
+    model: Any, base: Any, rows: list[tuple[list[int], int]], pad_id: int, temperatures: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Sums over each row's answer, (temperatures, rows)."""
     import torch
 
     device = model.device
     width = max(len(ids) for ids, _ in rows)
-    input_ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros_like(input_ids)
-    for row, (ids, _) in enumerate(rows):
-        # Padding on the right: a causal model's answers do not see it, and positions need no correction.
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        mask[row, : len(ids)] = 1
+    # Padding on the right: a causal model's answers do not see it, and positions need no correction.
+    padded = torch.tensor([ids + [pad_id] * (width - len(ids)) for ids, _ in rows], device=device)
+    starts, ends = torch.tensor([(start, len(ids)) for ids, start in rows], device=device).T[..., None]
+    positions = torch.arange(width, device=device)
     first = min(start for _, start in rows) - 1  # the logits at position t are those of token t + 1
     kept: dict[str, Any] = {}
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     prompt_learning = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
     if "logits_to_keep" in inspect.signature(base.forward).parameters and not prompt_learning:
-        kept["logits_to_keep"] = torch.arange(first, width, device=device)
-    logits = model(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False, **kept).logits
-    logits = logits[:, -(width - first) :]  # prompt learning puts its virtual tokens in front
-    totals = []
-    for row, (ids, start) in enumerate(rows):
-        scores = logits[row, start - 1 - first : len(ids) - 1 - first].float() / temperature
-        targets = torch.tensor(ids[start:], device=device)
-        token_log_p = scores.log_softmax(-1).gather(-1, targets[:, None])
-        totals.append(token_log_p.cpu().double().sum())
-    return torch.stack(totals).numpy()
+        kept["logits_to_keep"] = positions[first:]
+    logits = model(input_ids=padded, attention_mask=(positions < ends).long(), use_cache=False, **kept).logits
+    logits = logits[:, -(width - first) : -1]  # prompt learning puts its virtual tokens in front
+    is_answer = ((positions >= starts) & (positions < ends))[:, first + 1 :]
+    scores, targets = logits[is_answer].float(), padded[:, first + 1 :][is_answer]
+    row_of = is_answer.nonzero()[:, 0].cpu()
+    totals = torch.zeros(len(temperatures), len(rows), dtype=torch.float64)
+    for total, temperature in zip(totals, temperatures.tolist(), strict=True):
+        token_log_p = (scores / temperature).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+        total.index_add_(0, row_of, token_log_p.cpu().double())
+    return totals.numpy()

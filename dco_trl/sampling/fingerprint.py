@@ -51,13 +51,13 @@ def describe(name: str, path: str | None) -> dict[str, str]:
     return entries
 
 
-def describe_options(name: str, options: Mapping[str, Any], harmless: Collection[str] = ()) -> dict[str, str]:
+def describe_options(name: str, options: Mapping[str, Any], harmless: Collection[str] = ()) -> dict[str, Any]:
     """Identity entry for options that may change the distribution: all but the harmless ones; none if none is left.
 
     What is not known to be harmless counts: an option of a later version of the library is then not missed.
     """
     counted = {key: value for key, value in options.items() if key not in harmless and value is not None}
-    return {name: json.dumps(counted, sort_keys=True, default=_plain)} if counted else {}
+    return {name: json.loads(json.dumps(counted, default=_plain))} if counted else {}
 
 
 def _plain(value: Any) -> Any:

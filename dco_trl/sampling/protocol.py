@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from ..checks import check_integer
 from ..problem import Prompt
-from .arguments import check_count
 
 SEED_RANGE = 2**31
 # The odd number nearest to 2**31 / golden ratio. Multiples of it modulo 2**31 spread evenly: the n first keep a
@@ -55,7 +55,7 @@ class SamplingParams:
             except (TypeError, ValueError):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be a number.") from None
         for name, minimum in (("top_k", 0), ("max_tokens", 1), ("seed", 0)):
-            object.__setattr__(self, name, check_count(name, getattr(self, name), minimum))
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), minimum))
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(
                 f"temperature={self.temperature} must be a finite number, at least 0 (0 is greedy decoding)."
@@ -96,7 +96,7 @@ class SampleRequest:
 
     def __post_init__(self) -> None:
         for name, minimum in (("num_samples", 1), ("first_index", 0), ("stream", 0)):
-            object.__setattr__(self, name, check_count(name, getattr(self, name), minimum))
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), minimum))
         if not self.prompt:
             raise ValueError(f"prompt={self.prompt!r} is empty: there is nothing to continue.")
 
@@ -129,9 +129,9 @@ class Sampler(Protocol):
         """
         ...
 
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         """Who samples, for the manifest of a run: model, adapter, sampler, versions, and every option that changes the
-        distribution. No secrets."""
+        distribution, as JSON can hold it. No secrets."""
         ...
 
     def close(self) -> None:
@@ -140,7 +140,7 @@ class Sampler(Protocol):
 
 
 def request_seed(seed: int, stream: int, index: int) -> int:
-    """Seed of sample `index` of problem `stream`, for backends that take one integer a sequence.
+    """Seed of sample `index` of problem `stream`, for backends that take one integer per sequence.
 
     (h(seed) + stream * step) mod 2**31 + index, with `step` near 2**31 divided by the golden ratio. Consecutive
     samples have consecutive seeds, which is what vLLM gives the children of a request with n > 1 (child i has the

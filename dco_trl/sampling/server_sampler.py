@@ -3,24 +3,24 @@
 import asyncio
 import os
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import httpx
-from anyio.from_thread import start_blocking_portal
 from tqdm.auto import tqdm
 
-from .arguments import check_count
+from ..checks import check_integer
 from .completions import Choice, read_choices, read_json, read_models
-from .endpoint import Endpoint, EndpointError
+from .endpoint import Endpoint, EndpointError, wait_for
 from .fingerprint import describe, describe_options
 from .protocol import Prompt, Sample, SampleRequest, SamplingParams, request_seed
 from .tokens import encode_prompts, end_token_ids, is_token_ids, make_samples
 
 if TYPE_CHECKING:
+    import httpx
     from transformers import PreTrainedTokenizerBase
 
 Result = TypeVar("Result")
@@ -78,6 +78,9 @@ class ServerSampler:
         max_retries: Repetitions of a failed request, 0.5 s apart at first, then twice as long each time, up to 8 s.
         timeout: Seconds until a request without its whole answer counts as failed.
         seed_each_request: Send a seed with each request, derived from the run's seed, the problem and the index.
+            Without it a vLLM server draws from one stream that begins again at each start: two starts, or two servers
+            behind one address, give some of the same samples. False saves time with small models (see `VLLMSampler`);
+            then start each server, each time, with another `--seed`.
         extra_body: Further fields of every sampling request. They are part of the sampler's identity, and may not set
             what `SamplingParams` sets.
         progress: Show a progress bar on standard error.
@@ -107,12 +110,12 @@ class ServerSampler:
         samples_per_request: int = 32,
         max_retries: int = 6,
         timeout: float = 1800.0,
-        seed_each_request: bool = False,
+        seed_each_request: bool = True,
         extra_body: Mapping[str, Any] | None = None,
         progress: bool = True,
     ):
-        self.concurrency = check_count("concurrency", concurrency)
-        self.samples_per_request = check_count("samples_per_request", samples_per_request)
+        self.concurrency = check_integer("concurrency", concurrency)
+        self.samples_per_request = check_integer("samples_per_request", samples_per_request)
         self.seed_each_request, self.progress = seed_each_request, progress
         self._extra_body = dict(extra_body or {})
         decided = [name for name in self._extra_body if name in _DECIDED]
@@ -129,7 +132,8 @@ class ServerSampler:
         self._loaded_name: str | None = None
         self._request_model = model
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._tokenizer_name, self._end_ids = tokenizer, ()
+        self._tokenizer_name = tokenizer
+        self._end_ids: tuple[int, ...] = ()
         served = self._get("/models", read_models, "list its models")
         if model not in served:
             raise EndpointError(
@@ -195,6 +199,7 @@ class ServerSampler:
         if self._closed:
             raise RuntimeError("This sampler is closed. Make a new one.")
         fields = self._fields(params)
+        vocabulary = None if self._tokenizer is None else len(self._tokenizer)
         prompts: Sequence[Prompt | list[int]] = [request.prompt for request in requests]
         if self._tokenizer is not None:
             how = "Start the server with a larger --max-model-len or lower max_tokens."
@@ -209,7 +214,7 @@ class ServerSampler:
         results: list[list[Any]] = [[None] * count for count in counts]
         todo = iter(calls)
 
-        async def work(client: httpx.AsyncClient, bar: Any) -> None:
+        async def work(client: "httpx.AsyncClient", bar: Any) -> None:
             for call in todo:  # shared by all workers: each call is taken once
                 prompt = prompts[call.request]
                 is_chat = not isinstance(prompt, str) and not is_token_ids(prompt)
@@ -218,7 +223,7 @@ class ServerSampler:
                     request = requests[call.request]
                     body["seed"] = request_seed(params.seed, request.stream, request.first_index + call.first)
                 path = "/chat/completions" if is_chat else "/completions"
-                read = partial(read_choices, n=call.n, vocabulary=self._tokenizer and len(self._tokenizer))
+                read = partial(read_choices, n=call.n, vocabulary=vocabulary)
                 choices = await self._endpoint.ask(client, "sample", path, read, body)
                 samples = [self._sample(choice, params) for choice in choices]
                 results[call.request][call.first : call.first + call.n] = samples
@@ -237,17 +242,17 @@ class ServerSampler:
                             worker.cancel()
                         await asyncio.gather(*workers, return_exceptions=True)
 
-        _run(work_together)
+        wait_for(work_together)
         if params.temperature == 0:
             return [samples * request.num_samples for samples, request in zip(results, requests, strict=True)]
         return results
 
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         """Who samples; see `Sampler.identity`. What the endpoint runs inside is known only if it is vLLM."""
-        version = ""
+        vllm_version = ""
         if self.is_vllm:
             answer = self._get("../version", read_json, "tell its version")
-            version = str(answer.get("version", "")) if isinstance(answer, dict) else ""
+            vllm_version = str(answer.get("version", "")) if isinstance(answer, dict) else ""
         return {
             "sampler": "server",
             "model": self.model,
@@ -256,8 +261,8 @@ class ServerSampler:
             **describe("adapter", self._adapter),
             **describe("tokenizer", self._tokenizer_name),
             **describe_options("extra_body", self._extra_body),
-            "vllm_version": version,
-            "httpx_version": httpx.__version__,
+            "vllm_version": vllm_version,
+            "httpx_version": version("httpx"),
         }
 
     def close(self) -> None:
@@ -317,24 +322,11 @@ class ServerSampler:
 
     def _post(self, path: str, body: dict[str, Any], what: str) -> None:
         # Not repeated: a second attempt at what succeeded unnoticed would be refused.
-        self._ask(what, path, bytes, body, max_retries=0)
+        self._endpoint.ask_alone(what, path, bytes, body, max_retries=0)
 
     def _get(self, path: str, read: Callable[[bytes], Result], what: str) -> Result:
         retries = min(self._endpoint.max_retries, 1)
-        return self._ask(what, path, read, max_retries=retries, timeout=_FIRST_ANSWER)
-
-    def _ask(self, *args: Any, **options: Any) -> Any:
-        async def alone() -> Any:
-            async with self._endpoint.client() as client:
-                return await self._endpoint.ask(client, *args, **options)
-
-        return _run(alone)
-
-
-def _run(work: Callable[[], Awaitable[Result]]) -> Result:
-    """Run in a thread of its own: the caller may be inside an event loop, as in a notebook. Ctrl-C ends the work."""
-    with start_blocking_portal() as portal:
-        return portal.call(work)
+        return self._endpoint.ask_alone(what, path, read, max_retries=retries, timeout=_FIRST_ANSWER)
 
 
 def _load_tokenizer(name: str) -> "tuple[PreTrainedTokenizerBase, tuple[int, ...]]":

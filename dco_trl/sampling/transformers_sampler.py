@@ -20,7 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from .arguments import check_count
+from ..checks import check_integer
 from .fingerprint import describe, describe_options
 from .protocol import Sample, SampleRequest, SamplingParams
 from .tokens import cut_at_stop, encode_prompts, end_token_ids, make_samples
@@ -90,7 +90,7 @@ class TransformersSampler:
         progress: bool = True,
         **model_kwargs: Any,
     ):
-        self.batch_size = check_count("batch_size", batch_size)
+        self.batch_size = check_integer("batch_size", batch_size)
         self.progress = progress
         self._options = describe_options("model_kwargs", model_kwargs, _HARMLESS)
         self._adapter = adapter
@@ -174,7 +174,7 @@ class TransformersSampler:
             return [samples * request.num_samples for samples, request in zip(results, requests, strict=True)]
         return results
 
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         """Who samples; see `Sampler.identity`."""
         commit = getattr(self._base_model().config, "_commit_hash", None)
         # The folder that a model in memory came from says nothing about its weights now.
@@ -281,7 +281,7 @@ def _load(name: str, revision: str | None, model_kwargs: dict[str, Any]) -> Any:
 
 
 def _uniforms(request: SampleRequest, i: int, params: SamplingParams) -> np.ndarray:
-    """The uniform numbers of sample `first_index + i`, one a token, float64 in [0, 1).
+    """The uniform numbers of sample `first_index + i`, one per token, float64 in [0, 1).
 
     Philox maps (key, counter) to random words; the sample's index sits in the counter's second word, so that each
     sample has 2**64 words of its own.

@@ -37,8 +37,9 @@ class VLLMSampler:
     when the batch around it differs, and neither does this sampler.
 
     With `seed_each_request`, sample i of a problem has the seed `request_seed(seed, stream, i)` of its own: vLLM gives
-    child j of a request with n > 1 the request's seed plus j. The draws are the same up to rounding in another batch,
-    and vLLM then draws each row's noise by itself, which takes up to twice the time for small models.
+    child j of a request with n > 1 the request's seed plus j. The same index then gives the same sample, but for
+    rounding in another batch. vLLM draws the noise of such rows one by one: with a tiny model that takes most of the
+    time.
 
     The engine keeps its own process (unless `VLLM_ENABLE_V1_MULTIPROCESSING=0`, which implies `seed_each_request`: to
     seed the engine would be to seed the trainer): call it from under `if __name__ == "__main__":` in a script. vLLM
@@ -104,7 +105,9 @@ class VLLMSampler:
                     "seed_each_request=True."
                 )
             engine_kwargs["worker_extension_cls"] = "dco_trl.sampling.vllm_worker.SeedingWorker"
-        if vllm.platforms.current_platform.is_cpu():
+        from vllm.platforms import current_platform  # from vLLM 0.32 on, no attribute of `vllm` unless imported
+
+        if current_platform.is_cpu():
             # Without a GPU, a seeded request whose prompt is split over two steps takes the engine down: vLLM rewinds
             # the offset of its generator, and a CPU generator has none (GPUModelRunner._bookkeeping_sync).
             # `test_vllm_sampler.py` says when this can go.
@@ -254,7 +257,7 @@ class VLLMSampler:
             return [samples * request.num_samples for samples, request in zip(results, requests, strict=True)]
         return results
 
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         """Who samples; see `Sampler.identity`."""
         import torch
         import vllm

@@ -82,7 +82,7 @@ def fit_prior(
     Without counts it is Jeffreys' prior, Beta(1/2, 1/2), and the counts move it as far as they say anything: a term of
     fixed size stands against one that grows with the prompts, so that no threshold has to say when they are enough.
     With some 50 prompts of 8 samples it is the maximum-likelihood fit for all purposes. It has a maximum where
-    likelihood alone has none: one sample a prompt (which says nothing about the spread of the rates), counts that are
+    likelihood alone has none: one sample per prompt (it says nothing about the spread of the rates), counts that are
     all 0, counts that are all n.
 
     Args:

@@ -130,7 +130,7 @@ def default_ks(num_samples: int) -> NDArray[np.int64]:
     """Powers of two up to `num_samples`, and `num_samples` itself.
 
     Args:
-        num_samples: Samples a problem, at least 1.
+        num_samples: Samples per problem, at least 1.
 
     Returns:
         The k of a curve, ascending, int64.
@@ -166,7 +166,7 @@ def mean_curve(
     all 1: with 100 problems it was 92 % at a mean of .97, 75 % at .985, 22 % at .9998. `reliable` is False there.
 
     Args:
-        values: One row a problem and one column a k, in [0, 1], shape (P, K).
+        values: One row per problem and one column per k, in [0, 1], shape (P, K).
         k: What the columns are, shape (K,).
         confidence: Confidence of each interval, 0.5 to 0.999.
         num_resamples: Bootstrap resamples.

@@ -38,7 +38,7 @@ def pass_at_k(
         num_samples: Number n of samples drawn of each problem, whole numbers >= 1.
         num_correct: Number c of those graded correct, 0 <= c <= n.
         k: Number of samples allowed, 1 <= k <= n. The three broadcast: `pass_at_k(n[:, None], c[:, None], ks)` has
-            one row a problem and one column a k.
+            one row per problem and one column per k.
         problem_ids: Names of the problems, one for each entry of `num_correct`, for error messages only.
 
     Returns:

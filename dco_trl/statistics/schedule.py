@@ -99,7 +99,7 @@ class AttemptSchedule:
             ValueError: An entry is missing or makes no schedule.
         """
         names = ("num_arms", "blocks", "k", "coverage", "optimum")
-        if missing := [name for name in names if name not in entries]:
+        if missing := [name for name in names if not isinstance(entries, Mapping) or name not in entries]:
             raise ValueError(f"the schedule has no {', '.join(missing)}: it needs {', '.join(names)}, as of to_dict.")
         num_arms = check_integer("num_arms", entries["num_arms"])
         blocks = np.asarray(entries["blocks"], dtype=object)

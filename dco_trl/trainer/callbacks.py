@@ -3,6 +3,7 @@
 import datetime
 import os
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..checks import check_integer
 from ..grading import load_grader
 from ..problem import Problem
 from ..runs import grade_run, load_results, problems_from_rows, read_problems, sample_run
@@ -46,7 +48,7 @@ class PassAtKCallback(TrainerCallback):
         grader: "math", "exact", "package.module:function", or a function with the signature of TRL's reward functions.
         sampler: "transformers" samples the model in training. A sampler object is used as it is: it samples the model
             that it has loaded, and bringing the trained weights there is its owner's work.
-        num_samples: Samples drawn a problem, n.
+        num_samples: Samples drawn per problem, n.
         k: Number of attempts to estimate for, or several; none above `num_samples`.
         every: "epoch", or a number of optimizer steps.
         trainer: The trainer to log through. A callback is not told its trainer, so add it after the trainer is made.
@@ -91,15 +93,14 @@ class PassAtKCallback(TrainerCallback):
         batch_size: int = 64,
         output_dir: str | os.PathLike[str] | None = None,
     ):
-        ks = [k] if isinstance(k, int) else list(k)
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        ks = [check_integer("k", one, at_least=0) for one in np.atleast_1d(k).tolist()]
+        num_samples = check_integer("num_samples", num_samples)
         if not ks or min(ks) < 1 or max(ks) > num_samples:
             raise ValueError(
                 f"k must be from 1 to num_samples={num_samples}, got {k}: pass@k cannot be estimated from fewer than "
                 "k samples. Raise num_samples or lower k."
             )
-        if every != "epoch" and (not isinstance(every, int) or every < 1):
+        if every != "epoch" and (not isinstance(every, Integral) or every < 1):
             raise ValueError(f"every must be 'epoch' or a number of steps of at least 1, got {every!r}")
         if isinstance(sampler, str) and sampler != "transformers":
             raise ValueError(
@@ -120,7 +121,9 @@ class PassAtKCallback(TrainerCallback):
         self._last: tuple[int, dict[str, float]] = (-1, {})
         self._group: Any = None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Check that this trainer can be evaluated."""
         self._last = (-1, {})
         if self.trainer is None:
@@ -135,12 +138,16 @@ class PassAtKCallback(TrainerCallback):
                 f"{how}. Pass a sampler that has a model of its own, such as ServerSampler or VLLMSampler."
             )
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Evaluate every so many steps."""
         if self.every != "epoch" and state.global_step % self.every == 0:
             self._evaluate(args, state)
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Evaluate every epoch."""
         if self.every == "epoch":
             self._evaluate(args, state)
@@ -152,7 +159,7 @@ class PassAtKCallback(TrainerCallback):
         control: TrainerControl,
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
-    ):
+    ) -> None:
         """Lend the values to the trainer's own evaluation at this step, for `metric_for_best_model`."""
         if metrics is not None and self._last[0] == state.global_step:
             metrics.update(self._last[1])

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from .eval_log_p import EVAL_ROW
 from .trl_contract import DataCollatorForLanguageModeling
 
 DOCUMENTS_PER_EXAMPLE = "documents_per_example"
@@ -26,6 +27,7 @@ class DCOCollator(DataCollatorForLanguageModeling):
             batch[DOCUMENTS_PER_EXAMPLE] = torch.tensor(
                 [len(example["seq_lengths"]) if "seq_lengths" in example else 1 for example in examples]
             )
-        if all(EXAMPLE_ID in example for example in examples):
-            batch[EXAMPLE_ID] = torch.tensor([example[EXAMPLE_ID] for example in examples])
+        for number in (EXAMPLE_ID, EVAL_ROW):
+            if all(number in example for example in examples):
+                batch[number] = torch.tensor([example[number] for example in examples])
         return batch

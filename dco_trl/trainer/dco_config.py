@@ -1,11 +1,12 @@
 """Arguments of `DCOTrainer`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from trl import SFTConfig
 
-from ..checks import check_num_attempts
+from ..checks import check_integer, check_num_attempts
 
 _REDUCTIONS = ("token", "sequence", "sequence_mean")
 
@@ -67,11 +68,11 @@ class DCOConfig(SFTConfig):
         metadata={"help": "The k's for which evaluation logs eval_coverage@k, exactly and without sampling."},
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.num_attempts = check_num_attempts(self.num_attempts)
         if self.loss_reduction not in _REDUCTIONS:
             raise ValueError(f"`loss_reduction` must be one of {_REDUCTIONS}, got {self.loss_reduction!r}.")
-        for k in self.coverage_at:
-            if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-                raise ValueError(f"`coverage_at` must be integers of at least 1, got {k!r} in {self.coverage_at!r}.")
+        if not isinstance(self.coverage_at, Sequence) or isinstance(self.coverage_at, str):
+            raise ValueError(f"`coverage_at` must be a list of integers, such as [1, 16], got {self.coverage_at!r}.")
+        self.coverage_at = [check_integer(f"coverage_at[{i}]", k) for i, k in enumerate(self.coverage_at)]
         super().__post_init__()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
@@ -19,14 +20,15 @@ from .collator import DOCUMENTS_PER_EXAMPLE, DCOCollator
 from .conversations import split_conversations, unmarkable_conversations
 from .data_checks import check_no_empty_completion, warn_about_completions, warn_about_labels, why_not_an_answer
 from .dco_config import DCOConfig
+from .eval_log_p import EVAL_ROW, EvalLogP
 from .model_card import CITATION, complete_model_card
 from .refusals import (
     CUTTING_STRATEGIES,
     check_loss_is_trls,
-    check_sequences_are_not_sharded,
     check_sequences_stay_whole,
+    why_sequences_are_sharded,
 )
-from .segments import Segments
+from .segments import Segments, one_label_per_sequence, sum_by_example
 from .trl_contract import (
     DataCollatorForLanguageModeling,
     check_attributes,
@@ -37,7 +39,7 @@ from .trl_contract import (
 
 logger = get_logger(__name__)
 
-# DCO is cross-entropy while all weights are 1; said once, after this many optimizer steps.
+# DCO is cross-entropy while all weights are 1; reported once, after this many optimizer steps.
 _IDLE_AFTER_STEPS = 20
 _IDLE_WEIGHT = 0.99
 # The metrics of a unit, in the order in which they are summed.
@@ -52,9 +54,9 @@ class DCOTrainer(SFTTrainer):
 
     $$\nabla\ell = F(N, p)\,\nabla(-\log p), \qquad F(N, p) = \frac{N p (1-p)^{N-1}}{1 - (1-p)^N}$$
 
-    which is the gradient of \(-\log(1 - (1-p)^N)\). With `num_attempts=1` it is `SFTTrainer`, bit for bit. Only
-    `compute_loss` is changed: padding, packing, LoRA, gradient checkpointing, data-parallel training and TRL's chunked
-    loss, which never builds the logits, work as they do there.
+    which is the gradient of \(-\log(1 - (1-p)^N)\). With `num_attempts=1` it is `SFTTrainer`, bit for bit, on
+    everything that `SFTTrainer` takes. Only `compute_loss` is changed: padding, packing, LoRA, gradient checkpointing,
+    data-parallel training and TRL's chunked loss, which never builds the logits, work as they do there.
 
     Logged beside TRL's metrics, as means over the sequences since the last log: `coverage_loss` (the objective, in
     nats; TRL's `loss` is the weighted surrogate), `coverage_weight` (mean \(F\)), `weight_below_0.1` (share of
@@ -63,18 +65,22 @@ class DCOTrainer(SFTTrainer):
     reference's own string.
 
     Args:
-        model: Model identifier, folder, `PreTrainedModel` or `PeftModel`, as in `SFTTrainer`.
+        model: Model identifier, folder, `PreTrainedModel` or `PeftModel`, as in `SFTTrainer`. All that follow are
+            given by name.
         args: A [`DCOConfig`][dco_trl.trainer.DCOConfig].
         data_collator: As in `SFTTrainer`; one that keeps `labels`. None chooses it.
         train_dataset: Rows that tell the answer from the prompt: `prompt` and `completion` columns (plain or
             conversational), conversations with `assistant_only_loss=True`, or tokenised rows with `labels`.
+            Conversations of one answer are split into `prompt` and `completion` where the answer is not marked.
         eval_dataset: The same, or a dictionary of such.
-        **kwargs: Further arguments of `SFTTrainer`: `processing_class`, `peft_config`, `callbacks`, …
+        processing_class: Tokenizer or processor; None loads the model's.
+        **kwargs: Further arguments of `SFTTrainer`: `peft_config`, `callbacks`, …
 
     Raises:
         ValueError: A setting that would take the loss from elsewhere, or make p the probability of something else than
             one whole answer.
         TypeError: `args` is not a `DCOConfig`.
+        RuntimeError: This TRL is not one that the trainer works with.
 
     Examples:
         ```python
@@ -95,11 +101,11 @@ class DCOTrainer(SFTTrainer):
 
     Relations:
         Prefer `SFTTrainer` where the model will be sampled once. On a long chain of thought p is so small that every
-        weight is 1 and this trainer is cross-entropy (it says so): use
+        weight is 1 and this trainer is cross-entropy (reported once): use
         [`CoTDCOTrainer`][dco_trl.trainer.CoTDCOTrainer].
     """
 
-    _tag_names = ["trl", "dco"]
+    _tag_names = ["trl", "sft", "dco"]
     _name = "DCO"
     _paper = {
         "title": "Rethinking Fine-Tuning when Scaling Test-Time Compute: "
@@ -155,9 +161,9 @@ class DCOTrainer(SFTTrainer):
             evaluation = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
             for split, dataset in {"train": train_dataset, **evaluation}.items():
                 if dataset is not None:
-                    self._check_tells_the_answer(dataset, args, split)
+                    self._refuse(why_not_an_answer(dataset, args, split), _mode_of(split))
+        self._refuse(why_sequences_are_sharded(self.accelerator.parallelism_config), "train", "eval")
         if not self._is_sft:
-            check_sequences_are_not_sharded(self.accelerator.parallelism_config)
             check_loss_uses_log_probs(self)
         if type(self.data_collator) is DataCollatorForLanguageModeling:
             self.data_collator = DCOCollator(**vars(self.data_collator))
@@ -165,6 +171,9 @@ class DCOTrainer(SFTTrainer):
         self._num_sequences_in_batch: torch.Tensor | int | None = None
         self._train_sums: torch.Tensor | None = None
         self._eval_sums: torch.Tensor | None = None
+        self._eval_rows: list[torch.Tensor] = []
+        self._eval_log_p = EvalLogP()
+        self.add_callback(self._eval_log_p)
         self._idle_sums: torch.Tensor | None = torch.zeros(3, dtype=torch.float64)
 
     # ---------------------------------------------------------------- data
@@ -186,8 +195,10 @@ class DCOTrainer(SFTTrainer):
             dataset = split_conversations(dataset, args, dataset_name)
             check_no_empty_completion(dataset, dataset_name)
             warn_about_completions(dataset, args, dataset_name)
-        self._check_tells_the_answer(dataset, args, dataset_name)
+        self._refuse(why_not_an_answer(dataset, args, dataset_name), _mode_of(dataset_name))
         if isinstance(dataset, Dataset) and _mode_of(dataset_name) not in self._has_no_p:
+            if _mode_of(dataset_name) == "eval" and not packing and EVAL_ROW not in dataset.column_names:
+                dataset = dataset.add_column(EVAL_ROW, np.arange(len(dataset)))
             # Tokenise first and cut afterwards, with TRL's own code both times, to see what the cut costs.
             whole = copy.copy(args)
             whole.max_length, whole.shuffle_dataset = None, False
@@ -195,13 +206,18 @@ class DCOTrainer(SFTTrainer):
             warn_about_labels(dataset, args, packing, dataset_name)
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
-    def _check_tells_the_answer(self, dataset: Dataset | IterableDataset, args: DCOConfig, name: str) -> None:
-        """Refuse rows whose p is not that of an answer; with one attempt, leave the metrics of p out."""
-        reason = why_not_an_answer(dataset, args, name)
+    def _refuse(self, reason: str | None, *modes: str) -> None:
+        """Raise a `ValueError` with the reason why p is not that of an answer; with one attempt, leave p out."""
         if reason is not None and not self._is_sft:
             raise ValueError(reason)
         if reason is not None:
-            self._has_no_p.add(_mode_of(name))
+            self._has_no_p.update(modes)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        if EVAL_ROW not in columns:
+            columns.append(EVAL_ROW)
 
     # ---------------------------------------------------------------- loss
 
@@ -212,7 +228,7 @@ class DCOTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        documents_per_example = inputs.pop(DOCUMENTS_PER_EXAMPLE, None)
+        documents_per_example, rows = inputs.pop(DOCUMENTS_PER_EXAMPLE, None), inputs.pop(EVAL_ROW, None)
 
         def weighted_model(*args: Any, **kwargs: Any) -> Any:
             outputs = model(*args, **kwargs)
@@ -223,7 +239,7 @@ class DCOTrainer(SFTTrainer):
             segments = self._segments(inputs, outputs.label_mask)
             log_p = self._log_p(segments, outputs.log_probs.detach())
             weights = self._weights(log_p)
-            self._record(log_p, weights, segments, documents_per_example)
+            self._record(log_p, weights, segments, documents_per_example, rows)
             scale = self._reduction_scale(segments, num_items_in_batch)
             per_token = segments.expand(weights if scale is None else weights * scale)
             return dataclasses.replace(outputs, log_probs=outputs.log_probs * per_token.to(outputs.log_probs.dtype))
@@ -239,15 +255,7 @@ class DCOTrainer(SFTTrainer):
 
     def _segments(self, inputs: dict[str, Any], label_mask: torch.Tensor) -> Segments:
         """Which tokens are one unit."""
-        if "seq_idx" not in inputs:
-            if "attention_mask" not in inputs:
-                raise ValueError(
-                    f"A flattened batch (padding-free or packed) came without `seq_idx`, got {sorted(inputs)}: the "
-                    "whole row would count as one answer. Use TRL's own collator, or padded batches with an "
-                    "`attention_mask`."
-                )
-            return Segments.rows(label_mask)
-        return Segments.packed(inputs["seq_idx"][:, 1:], label_mask, inputs["cu_seq_lens_q"].numel() - 1)
+        return Segments.of_batch(inputs, label_mask)
 
     def _log_p(self, segments: Segments, log_probs: torch.Tensor) -> torch.Tensor:
         """Log-probability of a right answer to each unit's prompt: here, of the unit itself."""
@@ -274,9 +282,9 @@ class DCOTrainer(SFTTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         if self.args.loss_reduction != "token":
-            # One label a sequence, and the count of labels is that of sequences: the parent knows how to add it up
+            # One label per sequence, and the count of labels is that of sequences: the parent knows how to add it up
             # over processes, and where not to.
-            markers = [{"labels": _one_label_a_sequence(batch)} for batch in batch_samples]
+            markers = [{"labels": one_label_per_sequence(batch)} for batch in batch_samples]
             self._num_sequences_in_batch = super()._get_num_items_in_batch(markers, device)
         return super()._get_num_items_in_batch(batch_samples, device)
 
@@ -289,6 +297,7 @@ class DCOTrainer(SFTTrainer):
         weights: torch.Tensor,
         segments: Segments,
         documents_per_example: torch.Tensor | None,
+        rows: torch.Tensor | None = None,
     ) -> None:
         mode = "train" if self.model.training else "eval"
         valid = segments.valid
@@ -303,8 +312,15 @@ class DCOTrainer(SFTTrainer):
             return
         # Evaluation on several processes repeats examples to even out the last batch; `gather_for_metrics` drops the
         # repeats, by example.
-        by_example = _sum_by_example(table, documents_per_example)
-        sums = self.accelerator.gather_for_metrics(by_example).sum(0)
+        by_example = sum_by_example(table, documents_per_example)
+        if rows is not None:
+            by_example = torch.cat([by_example, rows[:, None].to(by_example)], dim=1)
+        gathered = self.accelerator.gather_for_metrics(by_example)
+        if rows is not None:
+            gathered, numbers = gathered[:, :-1], gathered[:, -1]
+            is_answer = gathered[:, 0] > 0
+            self._eval_rows.append(torch.stack([numbers, gathered[:, 4]], dim=1)[is_answer].cpu())
+        sums = gathered.sum(0)
         self._eval_sums = sums if self._eval_sums is None else self._eval_sums + sums
 
     def evaluation_loop(
@@ -315,14 +331,16 @@ class DCOTrainer(SFTTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        self._eval_sums = None
+        self._eval_sums, self._eval_rows = None, []
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         if self._eval_sums is not None:
             means = self._means(self._eval_sums)
             names = [*_METRICS, *(f"coverage@{k}" for k in self.args.coverage_at)]
             for name, value in zip(names, means, strict=True):
                 output.metrics[f"{metric_key_prefix}_{name}"] = value
-            self._eval_sums = None
+        if self._eval_rows and metric_key_prefix.startswith("eval"):
+            name = metric_key_prefix.removeprefix("eval").removeprefix("_")
+            self._eval_log_p.keep(self.state.global_step, name, torch.cat(self._eval_rows))
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -374,25 +392,3 @@ class DCOTrainer(SFTTrainer):
 
 def _mode_of(dataset_name: str) -> str:
     return "train" if dataset_name == "train" else "eval"
-
-
-def _one_label_a_sequence(batch: dict[str, Any]) -> torch.Tensor:
-    """Labels of shape `(1, 1 + sequences)`: 0 for each sequence with a label, -100 for one without."""
-    label_mask = batch["labels"][:, 1:] != -100
-    if "seq_idx" in batch:
-        segments = Segments.packed(batch["seq_idx"][:, 1:], label_mask, batch["cu_seq_lens_q"].numel() - 1)
-    else:
-        segments = Segments.rows(label_mask)
-    labels = torch.where(segments.valid, 0, -100)
-    return torch.nn.functional.pad(labels, (1, 0), value=-100)[None]
-
-
-def _sum_by_example(table: torch.Tensor, documents_per_example: torch.Tensor | None) -> torch.Tensor:
-    """Sum a table of units, `(units, columns)`, over the units of each example: `(examples, columns)`."""
-    if documents_per_example is None:
-        return table
-    num_examples = documents_per_example.numel()
-    example = torch.repeat_interleave(torch.arange(num_examples, device=table.device), documents_per_example)
-    # Units beyond the documents are padding, all zero.
-    sums = torch.zeros((num_examples, table.size(1)), dtype=table.dtype, device=table.device)
-    return sums.index_add(0, example, table[: example.numel()])

@@ -40,12 +40,13 @@ def check_sequences_stay_whole(args: DCOConfig, formatting_func: Callable | None
         )
 
 
-def check_sequences_are_not_sharded(parallelism_config: Any) -> None:
-    """Raise a `ValueError` if a sequence is split over devices."""
+def why_sequences_are_sharded(parallelism_config: Any) -> str | None:
+    """What splits a sequence over devices, and what to do; None if nothing does."""
     for name, enabled in (("context", "cp_enabled"), ("sequence", "sp_enabled")):
         if getattr(parallelism_config, enabled, False):
-            raise ValueError(
+            return (
                 f"{name.capitalize()} parallelism splits a sequence over devices, so each would see the probability "
                 f"of a piece of the answer. Set `{enabled[:2]}_size=1`; data parallelism, FSDP and ZeRO keep "
                 "sequences whole."
             )
+    return None

@@ -4,8 +4,10 @@ A unit is a row of a padded batch, or a document of a packed one. Only tokens wi
 (padding, a document whose completion was cut off) is not `valid`, and is left out of every mean.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,7 +37,7 @@ class Segments:
         ```
 
     Relations:
-        `Segments.rows` for padded batches, `Segments.packed` for padding-free and packed ones.
+        `Segments.of_batch` chooses `Segments.rows` for padded batches, `Segments.packed` for flattened ones.
     """
 
     ids: Int[Tensor, "batch seq"]
@@ -64,6 +66,22 @@ class Segments:
         ids = torch.nn.functional.pad(seq_idx.long(), (extra, 0))
         return cls(ids, label_mask, num_segments)
 
+    @classmethod
+    def of_batch(cls, batch: Mapping[str, Any], label_mask: Bool[Tensor, "batch width"]) -> "Segments":
+        """The units of a batch of TRL's collator: rows if it is padded, documents if it is flattened.
+
+        Raises:
+            ValueError: A flattened batch does not tell its documents apart.
+        """
+        if "seq_idx" in batch:
+            return cls.packed(batch["seq_idx"][:, 1:], label_mask, batch["cu_seq_lens_q"].numel() - 1)
+        if "attention_mask" not in batch:
+            raise ValueError(
+                f"A flattened batch (padding-free or packed) came without `seq_idx`, got {sorted(batch)}: the whole "
+                "row would count as one answer. Use TRL's own collator, or padded batches with an `attention_mask`."
+            )
+        return cls.rows(label_mask)
+
     def sum(self, values: Float[Tensor, "batch seq"]) -> Float[Tensor, " unit"]:
         """Sum `values` over the labelled positions of each unit, in float64 where the device has it."""
         dtype = torch.float32 if values.device.type == "mps" else torch.float64
@@ -85,3 +103,23 @@ class Segments:
     def expand(self, per_unit: Float[Tensor, " unit"]) -> Float[Tensor, "batch seq"]:
         """Give every position its unit's value."""
         return per_unit[self.ids]
+
+
+def one_label_per_sequence(batch: Mapping[str, Any]) -> Int[Tensor, "1 sequences"]:
+    """Labels of shape `(1, 1 + sequences)`: 0 for each sequence of a batch with a label, -100 for one without."""
+    segments = Segments.of_batch(batch, batch["labels"][:, 1:] != -100)
+    labels = torch.where(segments.valid, 0, -100)
+    return torch.nn.functional.pad(labels, (1, 0), value=-100)[None]
+
+
+def sum_by_example(
+    table: Float[Tensor, "unit column"], documents_per_example: Int[Tensor, " example"] | None
+) -> Float[Tensor, "example column"]:
+    """Sum a table of units over the units of each example; without a count, each unit is one."""
+    if documents_per_example is None:
+        return table
+    num_examples = documents_per_example.numel()
+    example = torch.repeat_interleave(torch.arange(num_examples, device=table.device), documents_per_example)
+    # Units beyond the documents are padding, all zero.
+    sums = torch.zeros((num_examples, table.size(1)), dtype=table.dtype, device=table.device)
+    return sums.index_add(0, example, table[: example.numel()])

@@ -76,6 +76,8 @@ def test_a_run_with_lora_writes_an_adapter_that_peft_loads(here, tmp_path):
     evaluation = ["--eval-dataset-name", "data/test.jsonl", "--eval_on_start", "true", "--coverage_at", "1", "64"]
     assert train("--output_dir", str(tmp_path), *lora, *EVALUATE, *evaluation) == 0
 
+    card = (tmp_path / "README.md").read_text()
+    assert "fine-tuned version of `MODEL`." in card and "data/train.jsonl" not in card and "| coverage@k |" in card
     model = AutoPeftModelForCausalLM.from_pretrained(tmp_path)
     adapters = [w for name, w in model.state_dict().items() if "lora_B" in name]
     assert adapters and all(weight.any() for weight in adapters)  # B starts at zero: it has been trained
@@ -164,6 +166,14 @@ def test_accelerate_launch_on_two_processes_is_one_process(here, tmp_path):
 
 
 # ------------------------------------------------------------------- arguments
+
+
+def test_a_list_in_the_file_is_a_list(here, tmp_path):
+    (tmp_path / "list.yaml").write_text(
+        CONFIG + "coverage_at: [1, 64]\nlora_target_modules: all-linear\nenv: {A: 1}\n"
+    )
+    _, args, model_args, _ = parse(["--config", str(tmp_path / "list.yaml")])
+    assert (args.coverage_at, model_args.lora_target_modules) == ([1, 64], "all-linear")
 
 
 def test_command_line_wins_over_the_file_and_either_spelling_works(here):

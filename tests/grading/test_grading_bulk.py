@@ -11,7 +11,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from dco_trl.grading import BulkGrader, Verdict, exact_grader, math_grader
+from dco_trl.grading import BulkGrader, GraderError, Verdict, exact_grader, math_grader
 from dco_trl.grading.pool import WorkerPool
 
 TOWER = "10^{10^{10^{10}}} + 1"
@@ -162,7 +162,7 @@ def test_workers_end_with_the_grader_and_with_the_process():
     code = (
         "import os\nfrom dco_trl.grading import BulkGrader\n"
         "grader = BulkGrader('math', num_workers=1)\n"
-        "grader.grade(None, ['0.5'], ['1'], progress=False)\n"
+        "grader.grade(None, ['0.5'], ['x'], progress=False)\n"
         "print(grader._pool._workers[0].process.pid, flush=True)\nos.kill(os.getpid(), 9)"
     )
     pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
@@ -176,7 +176,7 @@ def test_workers_end_with_the_grader_and_with_the_process():
 
 def test_a_worker_loads_little_and_is_limited():
     with BulkGrader("math", num_workers=1, memory_limit=512 << 20) as grader:
-        grader.grade(None, ["0.5"], ["1"], progress=False)
+        grader.grade(None, ["0.5"], ["\\frac{1}{3}"], progress=False)
         process = psutil.Process(grader._pool._workers[0].process.pid)
         assert process.memory_info().rss < 150 << 20
         assert not any("torch" in m.path or "numpy" in m.path or "vllm" in m.path for m in process.memory_maps())
@@ -186,13 +186,11 @@ def test_a_worker_loads_little_and_is_limited():
 
 
 def test_a_worker_that_cannot_start_says_why(monkeypatch):
-    monkeypatch.setattr("dco_trl.grading.pool.sys.path", [])
     grader = BulkGrader("math", num_workers=1)
-    from dco_trl.grading import GraderError
-
+    monkeypatch.setattr("dco_trl.grading.pool.sys.path", [])
     monkeypatch.setenv("PYTHONHOME", "/nowhere")
     with pytest.raises(GraderError, match="a grading worker could not start:\n(.|\n)*encodings|dco_trl"):
-        grader.grade(None, ["0.5"], ["1"], progress=False)
+        grader.grade(None, ["0.5"], ["\\frac{1}{3}"], progress=False)
     grader.close()
 
 
@@ -238,9 +236,17 @@ def test_exact_equals_the_reward_function():
     assert [v.score for v in verdicts] == exact_grader(completions, answer=answers)
 
 
+def test_exact_compares_the_whole_of_a_long_answer():
+    long = "x + " * 5000 + "1"
+    completions = [f"\\boxed{{{text}}}" for text in (long.replace(" ", ""), long, long + "0")]
+    verdicts = BulkGrader("exact").grade(None, completions, [long] * 3, progress=False)
+    assert [v.score for v in verdicts] == exact_grader(completions, answer=[long] * 3) == [1.0, 1.0, 0.0]
+    assert all(len(v.answer) == 1001 for v in verdicts)
+
+
 def test_a_bar_on_standard_error(capsys):
     with BulkGrader("math", num_workers=1) as grader:
-        grader.grade(None, ["0.5", "0.25", "1"], ["1", "\\frac14", "1"])
+        grader.grade(None, ["0.5", "0.25", "1"], ["\\frac13", "\\frac14", "1"])
     shown = capsys.readouterr()
     assert "grading (math): 100%" in shown.err and "2/2" in shown.err and shown.out == ""
     with BulkGrader(lambda completions, **k: [1.0] * len(completions)) as grader:

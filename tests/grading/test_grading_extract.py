@@ -16,6 +16,13 @@ from dco_trl.grading import completion_text, extract_answer, extract_reference, 
         ("\\boxed{1} and later \\boxed{2}", "2"),
         ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
         ("\\boxed{a_{b_{c}}} trailing } brace", "a_{b_{c}}"),
+        ("\\boxed{7.}", "7"),
+        ("\\boxed{7.5}", "7.5"),
+        ("\\boxed{\\text{The answer is } 5}", "5"),
+        ("\\boxed{\\text{So the answer is: 5.}}", "5"),
+        ("\\boxed{The final answer is $x = 5$.}", "x = 5"),
+        ("\\boxed{\\text{no answer}}", "\\text{no answer}"),
+        ("\\boxed{\\text{The answer is}}", "\\text{The answer is}"),
         ("\\boxed{3} and, cut off, \\boxed{\\frac{1}{", "3"),
         ("\\boxed{} after \\boxed{7}", "7"),
         ("\\boxed{\\boxed{5}}", "5"),
@@ -89,6 +96,8 @@ def test_any_text_gives_a_string(text):
         "$",
         "\\",
         "a. B",
+        "\\boxed{answer is 5}",
+        "\\boxed{\\text{answer is",
     ],
 )
 def test_hostile_repetition_costs_linear_time(unit):
@@ -121,6 +130,13 @@ def test_hostile_repetition_costs_linear_time(unit):
         ("\\sqrt2", "\\sqrt{2}"),
         ("x \\, y", "xy"),
         ("12.", "12"),
+        ("10 cm", "10cm"),
+        ("１２", "12"),
+        ("x²", "x^{2}"),
+        ("90°", "90^\\circ"),
+        ("\\dbinom52", "\\binom{5}{2}"),
+        ("\\frac 1 2", "\\frac{1}{2}"),
+        ("1\\,000", "1000"),
     ],
 )
 def test_normalised_equal(left, right):
@@ -138,6 +154,10 @@ def test_normalised_equal(left, right):
         (".", "0"),
         ("10", "1"),
         ("1.05", "1.5"),
+        ("5 6", "56"),
+        ("5\\ 6", "56"),
+        ("New York", "NewYork"),
+        ("\\pi r", "\\pir"),
     ],
 )
 def test_normalised_different(left, right):

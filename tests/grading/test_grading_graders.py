@@ -28,6 +28,7 @@ def test_exact():
     assert exact_grader(completions, answer=["1000"] * 5) == [1.0, 0.0, 1.0, 0.0, 0.0]
     assert exact_grader(["1/2", "0.5"], solution=["0.5", "0.5"]) == [0.0, 1.0]
     assert exact_grader([""], answer=[""]) == [0.0]
+    assert exact_grader(["5 6", "\\boxed{5 6.}"], answer=["56", "5 6"]) == [0.0, 1.0]
 
 
 def test_math_as_a_reward_function():

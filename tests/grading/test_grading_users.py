@@ -1,13 +1,20 @@
 """A function of the user's, named by its import path: in workers that may be killed, under the same limits."""
 
 import os
+import subprocess
 import sys
 import time
 
 import psutil
 import pytest
 
+from dco_trl.cli.grade import GradingConfig
+from dco_trl.cli.grade import grade as grade_command
 from dco_trl.grading import BulkGrader, GraderError
+from dco_trl.problem import Problem
+from dco_trl.runs import sample_run
+from dco_trl.sampling import SamplingParams
+from dco_trl.sampling.protocol import Sample
 
 SOURCE = """
 import asyncio, os, subprocess, sys, time
@@ -55,7 +62,7 @@ def reads_standard_input(completions, **kwargs):
     return [float(sys.stdin.read() == "")]
 
 def process(completions, **kwargs):
-    return [float(os.getpid())]
+    return [float(os.getpid())] * len(completions)
 """
 
 
@@ -129,6 +136,13 @@ def test_a_faulty_function_is_named(name, text):
         grade(name, ["a"])
 
 
+def test_a_row_that_cannot_be_sent_names_the_way_out():
+    text = r"a row cannot be sent to a grading worker: .*lambda.*keep the grader in this process \(in_process=True"
+    with pytest.raises(GraderError, match=text):
+        grade("slow", ["a"], columns={"thing": [lambda: 0]})
+    assert grade("slow", ["a"], columns={"thing": [lambda: 0]}, in_process=True)[0] == [(1.0, "graded")]
+
+
 def test_a_function_that_only_a_worker_cannot_import():
     grader = BulkGrader("broken_in_workers:f", num_workers=1)
     with grader, pytest.raises(GraderError, match=r"ZeroDivisionError: division by zero.*\(in a worker process\)"):
@@ -175,6 +189,59 @@ def test_rows_that_only_look_equal_are_graded_apart():
     with BulkGrader(lambda completions, data: [float(f()) for f in data]) as bulk:
         verdicts = bulk.grade(None, ["a"] * 2, ["a"] * 2, {"data": [lambda: 0, lambda: 1]}, progress=False)
     assert [verdict.score for verdict in verdicts] == [0.0, 1.0]
+
+
+def test_code_keeps_its_own_processes_under_the_same_limits():
+    pytest.importorskip("sandlock")
+    programs = ["x = 1", "while True: pass", "x = 2"]
+    columns = {"test_list": [["assert x == 1"]] * 3}
+    with BulkGrader("code", timeout=2.0, num_workers=2) as bulk:
+        start = time.monotonic()
+        verdicts = bulk.grade(None, programs, [""] * 3, columns, progress=False)
+        assert time.monotonic() - start < 8 and bulk._pool is None
+    assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_ends_with_a_killed_parent(tmp_path):
+    code = (
+        "import os, threading, time\nfrom dco_trl.grading import BulkGrader\n"
+        "grader = BulkGrader('users_graders_of_test:starts_a_program', num_workers=1, timeout=600)\n"
+        f"path = {str(tmp_path / 'pid')!r}\n"
+        "threading.Thread(target=grader.grade, args=(None, [path], ['a']), daemon=True).start()\n"
+        "while not os.path.exists(path): time.sleep(0.1)\n"
+        "print(grader._pool._workers[0].process.pid, flush=True)\nos.kill(os.getpid(), 9)"
+    )
+    pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
+    for _ in range(100):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker outlived its killed parent")
+
+
+def test_the_shells_timeout_reaches_the_function(tmp_path):
+    class Says:
+        """A sampler of two known texts."""
+
+        def sample(self, requests, params):
+            return [[Sample(text, None, 1, "stop") for text in ("a", "hang")] for _ in requests]
+
+        def identity(self):
+            return {"model": "says", "revision": "", "adapter": "", "sampler": "says"}
+
+        def close(self):
+            pass
+
+    sample_run(tmp_path / "run", [Problem("p", "q", "a")], Says(), 2, SamplingParams(), progress=False)
+    summary = grade_command(
+        str(tmp_path / "run"), GradingConfig("users_graders_of_test:slow", timeout=1.0, num_workers=1)
+    )
+    assert (summary.num_correct, summary.statuses["timeout"], summary.statuses["graded"]) == (1, 1, 1)
+    summary = grade_command(
+        str(tmp_path / "run"), GradingConfig("users_graders_of_test:process", grader_in_process=True)
+    )
+    assert summary.num_correct == 2
 
 
 @pytest.mark.parametrize(("local", "workers"), [("1", 8), ("3", 2), ("16", 1), ("", 8), ("x", 8)])

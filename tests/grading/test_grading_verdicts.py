@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dco_trl.grading import BulkGrader, math_grader
-from dco_trl.grading.notation import as_interval, rewrite
+from dco_trl.grading.notation import as_interval, mixed_number, rewrite
 from dco_trl.grading.rules import settle
 
 # Right verdict, given verdict, reference, answer. Where the two verdicts differ, the pair is disputed: math-verify
@@ -75,9 +75,6 @@ def test_rules(reference, answer, score):
         ("3½", "3\\frac{1}{2}"),
         ("10⁻³", "10^{-3}"),
         ("√(x+1)", "\\sqrt{x+1}"),
-        ("5 6/7", "5\\frac{6}{7}"),
-        ("5 7/6", "5 7/6"),
-        ("x = 3 1/2", "x = 3 1/2"),
         ("\\sin 2x^\\circ", "\\sin 2x^\\circ"),
         ("\\sin^2 30^\\circ", "\\sin^2 (\\frac{30\\pi}{180})"),
         ("12.3\\overline{45}", "\\frac{12222}{990}"),
@@ -87,6 +84,19 @@ def test_rules(reference, answer, score):
 )
 def test_notation(answer, rewritten):
     assert rewrite(answer) == rewritten
+
+
+@pytest.mark.parametrize(
+    ("text", "formula"),
+    [
+        ("5 6/7", "5\\frac{6}{7}"),
+        ("3½ cups", "3\\frac{1}{2}\\text{ cups}"),
+        ("-1 1/2 inches", "-1\\frac{1}{2}\\text{ inches}"),
+        *((other, None) for other in ("5 7/6", "x = 3 1/2", "1/2", "3 1/2 x + 1")),
+    ],
+)
+def test_mixed_numbers(text, formula):
+    assert mixed_number(text) == formula
 
 
 @pytest.mark.parametrize(

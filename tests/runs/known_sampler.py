@@ -1,12 +1,14 @@
 """A sampler of a known distribution, and a run of it as a process of its own, to be killed, starved and measured.
 
-python known_sampler.py RUN PROBLEMS SAMPLES CHUNK SECONDS_A_CHUNK TEXT_LENGTH
+python known_sampler.py RUN PROBLEMS SAMPLES CHUNK SECONDS_PER_CHUNK TEXT_LENGTH [GRADER]
 """
 
 import json
+import os
 import resource
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -40,6 +42,18 @@ def make_problems(count):
     return [Problem(f"p{i}", f"{i} - {i} =", "0", {"level": i % 3}) for i in range(count)]
 
 
+def slow_grader(completions, **kwargs):
+    """Takes as long for a part as a kill needs to come in between."""
+    time.sleep(0.01)
+    return [float(text.endswith(" 0.")) for text in completions]
+
+
+def environment():
+    """For processes that import this module."""
+    here = str(Path(__file__).parent)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path]), "OMP_NUM_THREADS": "1"}
+
+
 if __name__ == "__main__":
     run, num_problems, num_samples, chunk = sys.argv[1], *map(int, sys.argv[2:5])
     sampler = KnownSampler(seconds=float(sys.argv[5]), length=int(sys.argv[6]))
@@ -52,9 +66,9 @@ if __name__ == "__main__":
         chunk_size=chunk or None,
         progress=False,
     )
-    if sys.argv[7:] == ["grade"]:
+    for grader in sys.argv[7:]:
         peak_sampling = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        grade_run(run, "math", progress=False)
+        grade_run(run, grader, num_workers=1, progress=False)
         peak_grading = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         result = load_results(run)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

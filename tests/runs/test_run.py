@@ -104,6 +104,23 @@ def test_grading_again_with_other_graders_needs_no_sampling(sampled):
         load_results(sampled, "math")
 
 
+def test_samples_that_were_cut_off_are_counted_apart(sampled):
+    # The sampler cuts off each 1.
+    def has_no_opinion_of_1_and_5(completions, **kwargs):
+        return [None if text.endswith((" 1.", " 5.")) else 0.0 for text in completions]
+
+    def accepts_1_and_2(completions, **kwargs):
+        return [float(text.endswith((" 1.", " 2."))) for text in completions]
+
+    expected = drawn()
+    ungraded = load_results(sampled, grade_run(sampled, has_no_opinion_of_1_and_5, progress=False).grader).problems
+    assert [p.num_truncated for p in ungraded] == [answers.count("1") for answers in expected]
+    assert [p.num_ungraded for p in ungraded] == [answers.count("5") for answers in expected]
+    accepted = load_results(sampled, grade_run(sampled, accepts_1_and_2, progress=False).grader).problems
+    assert [p.num_truncated_correct for p in accepted] == [answers.count("1") for answers in expected]
+    assert [p.num_correct for p in accepted] == [answers.count("1") + answers.count("2") for answers in expected]
+
+
 def test_grading_goes_on_where_it_was_stopped(sampled):
     grade_run(sampled, "exact", progress=False)
     whole = {p.name: pq.read_table(p, partitioning=None) for p in (sampled / "grades/exact").glob("part-*")}
@@ -239,6 +256,17 @@ def test_a_damaged_header_of_grades_is_named(sampled, header, told):
             ask(sampled)
         assert told in str(error.value) and "grader.json is" in str(error.value)
         assert "Move its folder away and grade anew" in str(error.value)
+
+
+def test_verdicts_without_a_header_are_not_taken_for_those_of_today(sampled):
+    grade_run(sampled, "exact", progress=False)
+    (sampled / "grades/exact/grader.json").unlink()
+    with pytest.raises(
+        StoreError, match="exact has verdicts and no grader.json that tells whose: restore it, or move"
+    ):
+        grade_run(sampled, "exact", progress=False)
+    with pytest.raises(StoreError, match="was not graded yet"):
+        load_results(sampled)
 
 
 def test_odd_texts_survive(tmp_path):

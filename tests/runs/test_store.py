@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known_sampler import KnownSampler, make_problems
+from known_sampler import KnownSampler, environment, make_problems
 
 from dco_trl.runs import Problem, RunStore, StoreError, grade_run, load_results, sample_run
 from dco_trl.runs.files import locked, parquet, write_atomically
@@ -369,25 +369,25 @@ def test_two_stores_of_one_process_cannot_write_one_folder(tmp_path):
 
 def test_two_threads_cannot_write_one_folder(tmp_path):
     # Record locks belong to the process: between its threads, the store itself decides.
-    for number in range(20):
-        begin, outcomes = threading.Barrier(8), []
+    begin, outcomes = threading.Barrier(8), []
 
-        def hold(folder=tmp_path / str(number), begin=begin, outcomes=outcomes):
-            begin.wait()
-            try:
-                with locked(folder):
-                    time.sleep(0.01)
-                    outcomes.append("held")
-            except StoreError:
-                outcomes.append("refused")
+    def hold():
+        begin.wait()
+        try:
+            with locked(tmp_path):
+                deadline = time.monotonic() + 5
+                while len(outcomes) < 7 and time.monotonic() < deadline:
+                    time.sleep(0.001)
+                outcomes.append("held")
+        except StoreError:
+            outcomes.append("refused")
 
-        (tmp_path / str(number)).mkdir()
-        threads = [threading.Thread(target=hold) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sorted(outcomes) == ["held"] + ["refused"] * 7
+    threads = [threading.Thread(target=hold) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes == ["refused"] * 7 + ["held"]
 
 
 @pytest.mark.parametrize("command", ["sample", "grade"])
@@ -450,27 +450,14 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "sub"
     with pytest.raises(StoreError, match="could not be written .No such file or directory."):
         write_atomically(folder / "file", b"new")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the write fails in the middle
+    try:
+        with pytest.raises(StoreError, match="file could not be written .File too large.. What was written before is"):
+            write_atomically(path, b"new" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_full_disk_says_so_and_the_run_goes_on_later(tmp_path):
-    # A limit on the size of files stands in for the disk: the write fails in the middle, as on a full one.
-    code = (
-        "import resource, sys\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-        f"import runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
-    )
-    draw(tmp_path / "run", problems=3, samples=4, chunk=4)
-    before = keys(tmp_path / "run")
-    # Incompressible text would exceed the limit; these samples do it by their number.
-    arguments = [str(tmp_path / "run"), "3", "20000", "60000", "0", "0"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment())
-    assert done.returncode == 1
-    assert "StoreError" in done.stderr and "What was written before is unharmed. Free some space" in done.stderr
-    assert keys(tmp_path / "run") == before
-    assert not list((tmp_path / "run").rglob(".tmp-*"))
-    draw(tmp_path / "run", problems=3, samples=50, chunk=40)
-    assert keys(tmp_path / "run") == exactly(3, 50)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting a small file system needs root")
@@ -497,59 +484,13 @@ def test_slugs_are_folder_names():
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_moments_a_run_is_whole_in_the_end(tmp_path):
-    run, problems, samples = tmp_path / "run", 40, 200
-    command = [sys.executable, str(SCRIPT), str(run), str(problems), str(samples), "20", "0.005", "200"]
-    seed = random.randrange(2**32)
-    moments = random.Random(seed)
-    killed, grew = 0, []
-    while killed < 20:
-        process = subprocess.Popen(command, env=environment())
-        # Imports take longer than the work between two kills, and how long depends on the machine: so some parts
-        # later, and then at any phase of the next one.
-        parts = len(list(run.glob("samples/part-*"))) + moments.randrange(20)
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            if held_by(run, process.pid) and len(list(run.glob("samples/part-*"))) >= parts:
-                break
-            time.sleep(0.002)
-        time.sleep(moments.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, f"it ended before it was killed; seed {seed}"
-        killed += 1
-        found = keys(run)
-        assert not found or max(found.values()) == 1, f"seed {seed}"
-        grew.append(sum(found.values()))
-    assert grew == sorted(grew) and len(set(grew)) > 10, f"nothing is lost, and kills came while it worked: {grew}"
-    assert subprocess.run(command, env=environment()).returncode == 0
-    assert keys(run) == exactly(problems, samples), f"seed {seed}"
-    assert not list(run.rglob(".tmp-*"))
-    sampler = KnownSampler(length=200)
-    for part in (run / "samples").iterdir():
-        for row in read(part):
-            expected = sampler.draw(int(row["problem_id"][1:]), row["sample_index"], SamplingParams())
-            assert row["text"] == expected.text
-
-
-@pytest.mark.slow
 def test_memory_does_not_grow_with_the_run(tmp_path):
     peaks = {}
     for samples in (256, 2048):
         command = [sys.executable, str(SCRIPT), str(tmp_path / str(samples)), "100", str(samples), "8192", "0", "500"]
-        done = subprocess.run([*command, "grade"], env=environment(), capture_output=True, text=True, check=True)
+        done = subprocess.run([*command, "math"], env=environment(), capture_output=True, text=True, check=True)
         report = json.loads(done.stdout.splitlines()[-1])
         assert report["samples"] == 100 * samples
         peaks[samples] = max(report["kib"]) / 2**20
     # Eight times the samples, of which the larger run holds 110 MB as text alone.
     assert peaks[2048] < peaks[256] + 0.08 and peaks[2048] < 2.0, peaks
-
-
-def held_by(run, pid):
-    try:
-        return (run / ".lock").read_text().startswith(f"pid {pid} ")
-    except OSError:
-        return False
-
-
-def environment():
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(SCRIPT.parent), *sys.path]), "OMP_NUM_THREADS": "1"}

@@ -64,6 +64,46 @@ def test_log_p_is_the_naive_sum_in_batches_of_any_size(family):
     np.testing.assert_allclose(warm.log_p, naive(model, tokenizer, "1+1=", ids, 2.0), rtol=1e-4)
 
 
+def test_several_temperatures_come_from_one_forward_pass():
+    model, tokenizer = make_model(initializer_range=0.2), make_tokenizer()
+    problems = [problem("1+1=", "2", "a"), problem("what is 12*12?", "144", "b"), problem("q", "words", "c")]
+    passes = []
+    model.register_forward_hook(lambda *args: passes.append(1))
+    temperatures = [1.0, 1.25, 3.0]
+    together = exact_coverage(model, tokenizer, problems, temperature=temperatures, progress=False)
+    assert len(passes) == 1
+    alone = [exact_coverage(model, tokenizer, problems, temperature=t, progress=False) for t in temperatures]
+    np.testing.assert_allclose(together.log_p, [one.log_p for one in alone], rtol=1e-6)
+    assert together.log_p.shape == (3, 3) and alone[0].log_p.shape == (3,)
+    ks = np.array([[1, 4], [16, 64]])
+    np.testing.assert_allclose(together.pass_at_k(ks), [one.pass_at_k(ks) for one in alone], rtol=1e-6)
+    assert together.pass_at_k(ks).shape == (3, 2, 2) and together.pass_at_k(4).shape == (3,)
+    one_in_a_list = exact_coverage(model, tokenizer, problems, temperature=[1.0], progress=False)
+    assert one_in_a_list.log_p.shape == (1, 3)
+
+
+def test_a_tokenizer_without_an_end_takes_the_generation_configs():
+    model, tokenizer = make_model(initializer_range=0.2), make_tokenizer()
+    expected = exact_coverage(model, tokenizer, [problem("1+1=", "2")], progress=False)
+    tokenizer.eos_token = None
+    model.generation_config.eos_token_id = 1
+    endless = exact_coverage(model, tokenizer, [problem("1+1=", "2")], progress=False)
+    assert (endless.log_p, endless.num_tokens) == (expected.log_p, expected.num_tokens)
+    model.generation_config.eos_token_id = None
+    with pytest.raises(ValueError, match="no eos_token and the generation config names none.*Set `tokenizer.eos"):
+        exact_coverage(model, tokenizer, [problem("1+1=", "2")], progress=False)
+
+
+def test_plain_text_and_messages_may_be_mixed():
+    model, tokenizer = make_model(initializer_range=0.2), make_tokenizer()
+    tokenizer.chat_template = CHAT
+    chat = [{"role": "user", "content": "q"}]
+    problems = [problem("1+1=", "2", "a"), problem(chat, "2", "b"), problem("1*1=", "1", "c")]
+    together = exact_coverage(model, tokenizer, problems, progress=False)
+    alone = [exact_coverage(model, tokenizer, [p], progress=False).log_p[0] for p in problems]
+    np.testing.assert_allclose(together.log_p, alone, rtol=1e-6)
+
+
 def test_probabilities_of_all_answers_sum_to_one():
     # Every string of two characters and its end, every shorter one, and everything that goes on.
     model, tokenizer = make_model(initializer_range=0.3), make_tokenizer()
@@ -217,7 +257,13 @@ def test_completion_templates():
         exact_coverage(model, tokenizer, [problem("1+1=", "2", unit="m")], completion_template="{oops}")
 
 
-def test_templates_without_an_end_and_prompts_that_tokenise_otherwise_are_said(caplog):
+@pytest.mark.parametrize("template", ["{oops}", "{answer!x}", "{answer.oops}", "{0}", "{answer", "{answer:d}"])
+def test_bad_templates_are_one_error(template):
+    with pytest.raises(DataError, match="cannot be filled in for problem '0'.*it may name .*Double braces"):
+        exact_coverage(make_model(), make_tokenizer(), [problem("a", "b")], completion_template=template)
+
+
+def test_templates_without_an_end_and_prompts_that_tokenise_otherwise_are_reported(caplog):
     model, tokenizer = make_model(), make_tokenizer()
     tokenizer.chat_template = CHAT.replace("<eos>", "").replace("{{ 'a:' }}", "{{ 'a-' }}")
     with caplog.at_level(logging.WARNING):
@@ -227,13 +273,16 @@ def test_templates_without_an_end_and_prompts_that_tokenise_otherwise_are_said(c
     assert exact.num_tokens == [3]  # ':', '2', line break: from where the two part
 
 
-def test_what_cannot_be_computed_is_said():
+def test_what_cannot_be_computed_is_refused():
     model, tokenizer = make_model(max_position_embeddings=16), make_tokenizer()
     with pytest.raises(ValueError, match="problems is empty"):
         exact_coverage(model, tokenizer, [])
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
         exact_coverage(model, tokenizer, [problem("a", "b")], temperature=0)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    for several in ([], [1.0, -1.0], [[1.0]], float("nan")):
+        with pytest.raises(ValueError, match="temperature must be above 0, got"):
+            exact_coverage(model, tokenizer, [problem("a", "b")], temperature=several)
+    with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1, got 0"):
         exact_coverage(model, tokenizer, [problem("a", "b")], batch_size=0)
     with pytest.raises(DataError, match="problem 'x': prompt and answer have 17 tokens, more than the 16"):
         exact_coverage(model, tokenizer, [problem("a", "b"), problem("1" * 8, "2" * 8, "x")])
@@ -246,5 +295,5 @@ def test_batches_are_bounded_by_their_logits():
     assert sorted(itertools.chain(*batches)) == list(range(5))
     for batch in batches:
         span = max(len(rows[i][0]) for i in batch) - min(rows[i][1] for i in batch)
-        assert len(batch) == 1 or len(batch) * span * 2**25 <= 2**28
+        assert len(batch) == 1 or len(batch) * span * 2**25 <= 2**27
     assert max(len(batch) for batch in _batches(rows, 2, 10)) == 2

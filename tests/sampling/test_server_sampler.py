@@ -5,6 +5,8 @@ import contextlib
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -149,7 +151,7 @@ def vllm_like():
 
 class TestRequests:
     def test_an_unknown_endpoint_gets_openais_parameters_only_one_sample_per_request(self, endpoint):
-        sampler = endpoint.sampler(seed_each_request=True)
+        sampler = endpoint.sampler()
         samples = draw(sampler, 5, stream=2, first_index=10, temperature=0.7, top_p=0.9, stop=("x",), seed=3)
         assert [s.text for s in samples] == [str(request_seed(3, 2, 10 + i)) for i in range(5)]
         assert all((s.token_ids, s.num_tokens, s.finish_reason) == (None, 7, "stop") for s in samples)
@@ -169,7 +171,7 @@ class TestRequests:
             }
 
     def test_a_vllm_server_gets_everything_and_several_samples_a_request(self, vllm_like):
-        samples = draw(vllm_like.sampler(samples_per_request=4, seed_each_request=True), 10, stream=2, top_k=5)
+        samples = draw(vllm_like.sampler(samples_per_request=4), 10, stream=2, top_k=5)
         # Choices come back in reverse order here; their index counts.
         assert [s.text for s in samples] == [str(request_seed(0, 2, i)) for i in range(10)]
         assert {(s.token_ids, s.num_tokens) for s in samples} == {((5, 6, 1), 3)}
@@ -187,7 +189,7 @@ class TestRequests:
 
     def test_messages_go_to_the_chat_interface(self, endpoint):
         [sample] = draw(endpoint.sampler(), 1, prompt=MESSAGES)
-        assert (sample.text, sample.num_tokens) == ("no seed", 7)
+        assert (sample.text, sample.num_tokens) == (str(request_seed(0, 0, 0)), 7)
         assert endpoint.bodies[0]["path"] == "/v1/chat/completions"
         assert endpoint.bodies[0]["messages"] == MESSAGES
 
@@ -217,9 +219,10 @@ class TestRequests:
         draw(endpoint.sampler(extra_body={"top_k": 0, "min_p": 0.0}), 1)
         assert (endpoint.bodies[1]["top_k"], endpoint.bodies[1]["min_p"]) == (0, 0.0)
 
-    def test_no_seed_is_sent_unless_asked_for(self, endpoint, vllm_like):
+    def test_seeds_can_be_left_out(self, endpoint, vllm_like):
         for served in (endpoint, vllm_like):
-            draw(served.sampler(), 3)
+            samples = draw(served.sampler(seed_each_request=False), 3)
+            assert {sample.text for sample in samples} == {"no seed"}
             assert not any("seed" in body for body in served.bodies)
 
     def test_the_prompt_and_the_samples_fit_into_the_context_that_vllm_tells(self, vllm_like, checkpoint):
@@ -240,7 +243,7 @@ class TestRequests:
 
     def test_the_order_is_that_of_the_requests(self, endpoint):
         requests = [SampleRequest("a", 3, stream=s, first_index=s) for s in range(5)]
-        groups = endpoint.sampler(seed_each_request=True).sample(requests, SamplingParams())
+        groups = endpoint.sampler().sample(requests, SamplingParams())
         assert [[int(s.text) for s in group] for group in groups] == [
             [request_seed(0, s, s + i) for i in range(3)] for s in range(5)
         ]
@@ -286,7 +289,7 @@ class TestFailures:
     @pytest.mark.parametrize("failure", [408, 429, 500, 503, "drop", b"<html>Welcome</html>", garbage(text=None)])
     def test_passing_failures_are_repeated_until_they_pass(self, endpoint, failure):
         endpoint.script = [failure, failure]
-        [sample] = draw(endpoint.sampler(seed_each_request=True), 1)
+        [sample] = draw(endpoint.sampler(), 1)
         assert sample.text == str(request_seed(0, 0, 0))
         assert len(endpoint.bodies) == 3
         assert endpoint.bodies[0] == endpoint.bodies[2]
@@ -394,8 +397,8 @@ class TestFailures:
     @pytest.mark.parametrize(
         "options, error, message",
         [
-            ({"concurrency": 0}, ValueError, "concurrency=0 must be at least 1"),
-            ({"samples_per_request": "many"}, TypeError, "samples_per_request='many' must be a whole number"),
+            ({"concurrency": 0}, ValueError, "`concurrency` must be an integer of at least 1, got 0"),
+            ({"samples_per_request": "many"}, ValueError, "`samples_per_request` must be .* got 'many'"),
             ({"max_retries": -1}, ValueError, "max_retries=-1 must be at least 0"),
             ({"timeout": 0}, ValueError, "timeout=0 above 0 seconds"),
             ({"api_key": "SECRET\n"}, ValueError, "api_key holds a character that no HTTP header can carry"),
@@ -499,13 +502,25 @@ class TestFailures:
             draw(sampler, 1)
 
 
+def test_without_httpx_the_extra_is_named():
+    code = (
+        "import sys; sys.modules['httpx'] = None\n"
+        "from dco_trl.sampling import make_sampler\n"
+        "try:\n    make_sampler('server', 'model', base_url='http://127.0.0.1:1/v1')\n"
+        "except ImportError as error:\n    print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("sampler='server' needs more (")
+    assert result.stdout.endswith("Install it with `pip install 'dco-trl[server]'`.\n")
+
+
 class TestIdentity:
     def test_what_changes_the_distribution_is_in_it(self, vllm_like, checkpoint):
         plain = vllm_like.sampler().identity()
         assert "extra_body" not in plain
-        assert vllm_like.sampler(concurrency=1, samples_per_request=2, seed_each_request=True).identity() == plain
+        assert vllm_like.sampler(concurrency=1, samples_per_request=2, seed_each_request=False).identity() == plain
         changed = vllm_like.sampler(extra_body={"min_p": 0.1, "logit_bias": {"5": -100}}).identity()
-        assert changed["extra_body"] == '{"logit_bias": {"5": -100}, "min_p": 0.1}'
+        assert changed["extra_body"] == {"min_p": 0.1, "logit_bias": {"5": -100}}
         rendered = vllm_like.sampler(tokenizer=str(checkpoint)).identity()
         assert rendered["tokenizer"] == str(checkpoint) and len(rendered["tokenizer_fingerprint"]) == 16
         assert plain["vllm_version"] == "0.0"

@@ -339,13 +339,22 @@ class TestModelInMemory:
             TransformersSampler(model, tokenizer=make_word_tokenizer(), adapter="folder", dtype="auto")
 
 
+def test_options_that_change_the_distribution_are_in_the_identity(checkpoint):
+    plain = TransformersSampler(str(checkpoint), progress=False).identity()
+    assert "model_kwargs" not in plain
+    harmless = TransformersSampler(str(checkpoint), batch_size=3, token="SECRET", device_map="cpu", progress=False)
+    assert harmless.identity() == plain
+    changed = TransformersSampler(str(checkpoint), attn_implementation="eager", dtype="float32", progress=False)
+    assert changed.identity() == {**plain, "model_kwargs": {"attn_implementation": "eager"}}
+
+
 class TestBadInput:
     def test_a_prompt_without_room_is_refused(self, sampler):
         with pytest.raises(ValueError, match=rf"make {CONTEXT + 1} tokens, more than the {CONTEXT} of the context"):
             draw(sampler, 1, max_tokens=CONTEXT - 2)
 
     def test_a_batch_of_nothing_is_refused(self, checkpoint):
-        with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1, got 0"):
             TransformersSampler(str(checkpoint), batch_size=0)
 
     def test_an_encoder_decoder_is_refused(self):

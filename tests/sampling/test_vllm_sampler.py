@@ -1,14 +1,17 @@
 """The real vLLM, in process: one engine for all tests of this file."""
 
+import json
 import subprocess
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
 from exact_answers import answer_probabilities, chi_squared
 from word_llama import CONTEXT, END_IDS, load_reference
 
-from dco_trl.sampling import SampleRequest, SamplingParams, VLLMSampler, make_sampler
+from dco_trl.sampling import SampleRequest, SamplingParams, VLLMSampler, make_sampler, request_seed
+from dco_trl.sampling.by_name import check_sampler_kwargs
 
 NEEDS_VLLM = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.xdist_group("vllm")]
 PROMPT, PROMPT_IDS = "a b c", [5, 6, 7]
@@ -17,6 +20,7 @@ PROMPT, PROMPT_IDS = "a b c", [5, 6, 7]
 @pytest.fixture(scope="module")
 def sampler(vllm_environment, checkpoint):
     engine = dict(enable_lora=True, max_lora_rank=8, max_model_len=CONTEXT, enforce_eager=True, dtype="float32")
+    engine["generation_config"] = "auto"
     sampler = VLLMSampler(str(checkpoint), progress=False, **engine)
     yield sampler
     sampler.close()
@@ -86,23 +90,41 @@ class TestWithEngine:
             assert (token,) == best
             context.append(token)
 
-    def test_chunks_continue_each_other_and_repeat_nothing(self, base_sampler):
+    def test_calls_and_restarts_repeat_nothing(self, base_sampler):
+        groups = []
+        for change in ({}, {"first_index": 256}, {"stream": 1}, {"seed": 1}):
+            base_sampler.llm.collective_rpc("seed_draws", args=(0,))  # what a new engine does
+            groups.append(ids_of(draw(base_sampler, 256, max_tokens=40, temperature=1.7, **change)))
+        long = [ids for group in groups for ids in group if len(ids) > 8]  # short ones coincide by chance
+        assert len(long) > 60
+        assert max(Counter(long).values()) == 1
+
+    def test_calls_coincide_no_more_often_than_independent_draws(self, base_sampler, checkpoint):
+        exact = answer_probabilities(load_reference(checkpoint), PROMPT_IDS, END_IDS, 2)
+        p = sum(q * q for q in exact.values())
+        first, second = (ids_of(draw(base_sampler, 3000, first_index=at)) for at in (0, 3000))
+        coincident = sum(a == b for a, b in zip(first, second, strict=True))
+        assert abs(coincident - 3000 * p) < 4 * np.sqrt(3000 * p * (1 - p))
+
+    def test_the_order_of_calls_does_not_change_their_seeds(self, base_sampler, monkeypatch):
+        seeds = []
+        monkeypatch.setattr(base_sampler.llm, "collective_rpc", lambda method, args: seeds.append((method, *args)))
+        for first_index, stream in [(0, 0), (64, 0), (0, 3), (64, 0)]:
+            requests = [SampleRequest("a", 2, first_index, stream), SampleRequest("b", 2, 0, stream + 1)]
+            base_sampler.sample(requests, SamplingParams(max_tokens=1, seed=5))
+        expected = [request_seed(5, stream, index) for index, stream in [(0, 0), (64, 0), (0, 3), (64, 0)]]
+        assert seeds == [("seed_draws", seed) for seed in expected]
+
+    def test_each_request_may_have_a_seed_of_its_own(self, base_sampler, monkeypatch):
+        monkeypatch.setattr(base_sampler, "seed_each_request", True)
         params = dict(max_tokens=40, temperature=1.7, stream=3)
         whole = ids_of(draw(base_sampler, 384, **params))
         chunks = [ids_of(draw(base_sampler, 128, first_index=first, **params)) for first in (0, 128, 256)]
-        long = [ids for chunk in chunks for ids in chunk if len(ids) > 8]  # short ones coincide by chance
+        long = [ids for chunk in chunks for ids in chunk if len(ids) > 8]
         assert len(long) > 30
         assert max(Counter(long).values()) == 1
         # Seeds follow the index, so chunks give (but for rounding in other batch shapes) what one request gives.
         assert sum(a == b for a, b in zip(whole, sum(chunks, []), strict=True)) > 300
-
-    def test_problems_and_seeds_have_draws_of_their_own(self, base_sampler):
-        params = dict(max_tokens=40, temperature=1.7)
-        groups = [draw(base_sampler, 128, **params)]
-        groups += [draw(base_sampler, 128, stream=1, **params), draw(base_sampler, 128, seed=1, **params)]
-        long = [ids for group in groups for ids in ids_of(group) if len(ids) > 8]
-        assert len(long) > 30
-        assert max(Counter(long).values()) == 1
 
     def test_both_ends_of_sequence_end_a_completion(self, base_sampler):
         samples = draw(base_sampler, 300, max_tokens=6)
@@ -139,6 +161,7 @@ class TestWithEngine:
         assert groups == alone
 
     def test_more_samples_than_one_request_may_hold(self, base_sampler, monkeypatch):
+        monkeypatch.setattr(base_sampler, "seed_each_request", True)
         whole = ids_of(draw(base_sampler, 50, max_tokens=20))
         monkeypatch.setattr("dco_trl.sampling.vllm_sampler.MAX_SEQUENCES_PER_REQUEST", 16)
         parts = ids_of(draw(base_sampler, 50, max_tokens=20))
@@ -176,14 +199,17 @@ class TestWithEngine:
             base_sampler.reload_weights(str(checkpoint))
         assert chi_squared(ids_of(draw(base_sampler, 1000)), base) > 1e-3
 
-    def test_the_identity_names_model_and_versions(self, base_sampler, checkpoint):
+    def test_the_identity_names_model_options_and_versions(self, base_sampler, checkpoint):
         import vllm
 
         identity = base_sampler.identity()
+        # Of the fixture's options, memory and speed leave the distribution as it is, and dtype has its own entry.
+        assert identity["engine_kwargs"] == {"generation_config": "auto"}
+        assert identity["dtype"] == "torch.float32"
         assert identity["sampler"] == "vllm"
         assert identity["model"] == str(checkpoint)
         assert identity["vllm_version"] == vllm.__version__
-        assert all(isinstance(value, str) for value in identity.values())
+        assert json.loads(json.dumps(identity)) == identity
 
     def test_a_prompt_without_room_is_refused(self, base_sampler):
         with pytest.raises(ValueError, match=r"prompt of 3 tokens and max_tokens=94 make 97 tokens.*Raise max_model"):
@@ -195,7 +221,10 @@ class TestWithEngine:
         with pytest.raises(ValueError, match=r"rank 12, more than the max_lora_rank=8.*Pass max_lora_rank=16"):
             base_sampler.load_adapter(str(tmp_path))
 
-    def test_an_adapter_that_vllm_refuses_leaves_the_engine_as_it_was(self, base_sampler, adapters, tmp_path):
+    def test_an_adapter_that_vllm_refuses_leaves_the_engine_as_it_was(
+        self, base_sampler, adapters, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(base_sampler, "seed_each_request", True)
         before = draw(base_sampler, 5)
         for file in adapters[0].iterdir():
             (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -226,6 +255,26 @@ class TestStarting:
         with pytest.raises(RuntimeError, match=r"vLLM could not start with model=.*lower max_model_len"):
             VLLMSampler(str(tmp_path / "nothing"))
 
+    @pytest.mark.vllm
+    @pytest.mark.slow
+    @pytest.mark.xdist_group("vllm")
+    def test_options_are_checked_before_the_engine_starts(self, vllm_environment):
+        with pytest.raises(TypeError, match="vllm.LLM has no option 'max_modellen'. Did you mean 'max_model_len'?"):
+            VLLMSampler("nothing", max_modellen=3)
+        with pytest.raises(TypeError, match="vllm.LLM has no option 'batch_size'"):
+            check_sampler_kwargs("vllm", {"batch_size": 3, "seed_each_request": True, "dtype": "float32"})
+        with pytest.raises(ValueError, match="worker_extension_cls is what seeds the engine.*seed_each_request=True"):
+            VLLMSampler("nothing", worker_extension_cls="some.Worker")
+
+    @pytest.mark.vllm
+    @pytest.mark.slow
+    @pytest.mark.xdist_group("vllm")
+    def test_an_engine_in_this_process_is_not_seeded(self, vllm_environment, tmp_path, monkeypatch):
+        monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        # Were it to be seeded, its own worker extension would be refused before the missing model is.
+        with pytest.raises(RuntimeError, match="vLLM could not start"):
+            VLLMSampler(str(tmp_path / "nothing"), worker_extension_cls="some.Worker")
+
     def test_without_vllm_the_extra_is_named(self):
         code = (
             "import sys; sys.modules['vllm'] = None\n"
@@ -238,4 +287,4 @@ class TestStarting:
 
     def test_an_adapter_is_checked_before_the_engine_starts(self, tmp_path):
         with pytest.raises(ValueError, match="no adapter_config.json"):
-            make_sampler("vllm", "model", str(tmp_path))
+            make_sampler("vllm", "model", adapter=str(tmp_path))

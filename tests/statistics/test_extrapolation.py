@@ -97,7 +97,7 @@ def test_the_check_uses_the_split_of_the_samples():
     # Different numbers of samples: the fit uses as many of each as the fewest allow.
     assert check_extrapolation([8, 64], [4, 3]).fitted_on == 4
     lines = str(check_extrapolation(64, [0, 1, 5, 20, 64], held_out=0.75)).splitlines()
-    assert lines[0] == "Fitted on 16 samples a problem, 20 random splits:"
+    assert lines[0] == "Fitted on 16 samples per problem, 20 random splits:"
     assert lines[1].startswith("pass@32 (2 times): predicted 0.") and lines[2].startswith("pass@64 (4 times)")
 
 
@@ -128,7 +128,7 @@ def test_the_check_uses_the_split_of_the_samples():
         (lambda: check_extrapolation(8, [1, 2], held_out=1.0), "held_out must be a share between 0 and 1, got 1.0"),
         (lambda: check_extrapolation(3, [1, 2]), "leaves 2 of 3 samples for the fit and 1 beside it"),
         (lambda: check_extrapolation(8, [0, 0]), "num_correct is 0 for all 2 problems"),
-        (lambda: check_extrapolation(1000, [1], held_out=0.998), "None of the 2 samples a problem kept for the fit"),
+        (lambda: check_extrapolation(1000, [1], held_out=0.998), "None of the 2 samples per problem kept for the fit"),
     ],
 )
 def test_refuses(call, message):

@@ -155,7 +155,7 @@ def test_certain_and_hopeless_answers():
 def test_the_last_block_goes_on_beyond_the_plan():
     schedule = plan_attempts(20, log_p=np.log(rates(np.random.default_rng(5), 3, 20)))
     more = schedule.counts(1000) - schedule.counts(20)
-    assert more[schedule.arm[-1]] == more.sum() == 980
+    assert more[schedule.arm[-1]] == more.sum() == 980 and schedule.counts(1000).sum() == 1000
 
 
 def test_a_schedule_survives_json():
@@ -313,3 +313,5 @@ def test_a_file_that_makes_no_schedule_is_refused(changes, message):
     entries = {"num_arms": 2, "blocks": [[0, 1]], "k": [1], "coverage": [0.5], "optimum": [0.5], **changes}
     with pytest.raises(ValueError, match=re.escape(message)):
         AttemptSchedule.from_dict(entries)
+    with pytest.raises(ValueError, match="the schedule has no num_arms, blocks"):
+        AttemptSchedule.from_dict(None)  # what an empty YAML file holds

@@ -9,8 +9,12 @@ import sys
 import torch
 from training import MANY, dataset, make_trainer
 
+folder = sys.argv[2].removesuffix(".pt")
 results = []
-for settings in json.loads(sys.argv[1]):
+for number, settings in enumerate(json.loads(sys.argv[1])):
+    # Evaluated and saved at the last step, so that each row's log p is written.
+    each = {"eval_strategy": "steps", "eval_steps": 0.99, "save_strategy": "steps", "save_steps": 0.99}
+    settings = {**settings, **each, "output_dir": f"{folder}/{number}"}
     trainer = make_trainer(num_attempts=MANY, trainer_kwargs={"eval_dataset": dataset(11)}, **settings)
     trainer.train()
     metrics = trainer.evaluate()

@@ -219,7 +219,7 @@ def test_what_cannot_work_is_said_at_once(tmp_path):
         defaults = dict(dataset=ROWS, grader="exact", sampler=HalfRight(), num_samples=4, k=1)
         return PassAtKCallback(**{**defaults, **changes})
 
-    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`num_samples` must be an integer of at least 1, got 0"):
         make(num_samples=0)
     for k in (5, [1, 5], 0, []):
         with pytest.raises(ValueError, match="k must be from 1 to num_samples=4"):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -36,10 +37,14 @@ def launch(num_processes: int, folder: Path) -> dict[str, dict]:
             port = free.getsockname()[1]
         torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", f"--master_port={port}"]
         command[1:1] = torchrun
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}:{HERE.parents[1]}", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return dict(zip(RUNS, torch.load(folder / f"{num_processes}.pt"), strict=True))
+    results = dict(zip(RUNS, torch.load(folder / f"{num_processes}.pt"), strict=True))
+    for number, result in enumerate(results.values()):
+        written = list((folder / str(num_processes) / str(number)).glob("*/eval_log_p.parquet"))
+        result["eval_log_p"] = pq.read_table(written[0]).to_pydict() if written else None
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -58,5 +63,8 @@ def test_two_processes_are_one(results, name):
     for key in one["metrics"]:
         if "coverage" in key or "log_p" in key:
             assert two["metrics"][key] == pytest.approx(one["metrics"][key], rel=2e-3), key
+    if name != "packed evaluation":
+        assert two["eval_log_p"]["row"] == one["eval_log_p"]["row"] == list(range(11))
+        assert two["eval_log_p"]["log_p"] == pytest.approx(one["eval_log_p"]["log_p"], rel=2e-3)
     for weight_name, weight in one["weights"].items():
         torch.testing.assert_close(two["weights"][weight_name], weight, rtol=1e-3, atol=5e-4, msg=weight_name)

@@ -56,7 +56,11 @@ def test_evaluation_is_exact_over_the_whole_set(batches):
 
 def test_a_second_evaluation_starts_from_nothing():
     trainer = make_trainer(num_attempts=MANY, trainer_kwargs={"eval_dataset": dataset()})
-    assert trainer.evaluate()["eval_coverage@256"] == trainer.evaluate()["eval_coverage@256"]
+    before = trainer.evaluate()["eval_log_p"]
+    trainer.train()
+    after = trainer.evaluate()["eval_log_p"]
+    assert after == pytest.approx(log_probabilities(trainer.model, ROWS).mean().item(), rel=1e-4)
+    assert after != pytest.approx(before, rel=1e-2)
 
 
 def test_several_evaluation_sets_keep_their_names():
@@ -87,6 +91,14 @@ def test_training_metrics_are_means_over_the_sequences_since_the_last_log():
     assert step["coverage_weight"] == pytest.approx(weights.mean().item(), rel=1e-4)
     assert step["weight_below_0.1"] == pytest.approx((weights < 0.1).double().mean().item())
     assert step["coverage_loss"] == pytest.approx(coverage_loss(before, MANY).mean().item(), rel=1e-4)
+
+
+def test_a_second_log_starts_from_nothing():
+    trainer = make_trainer(num_attempts=MANY, learning_rate=0.0, max_steps=6, logging_steps=2, num_train_epochs=2)
+    trainer.train()  # 3 logs of 8 rows: each row twice, but not in each log
+    values = [entry["log_p"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(values) / 3 == pytest.approx(log_probabilities(trainer.model, ROWS).mean().item(), rel=1e-4)
+    assert len(set(values)) == 3
 
 
 def test_the_sequence_loss_is_the_mean_of_weight_times_nll():

@@ -27,7 +27,7 @@ def test_the_card_has_attempts_coverage_base_model_and_paper(tmp_path):
     assert f"| coverage@k | {last['eval_coverage@1']:.1%} | {last['eval_coverage@64']:.1%} |" in card
     assert "@inproceedings{chen2025rethinking," in card and "{2502.07154}" in card
     assert "huggingface.co/papers/2502.07154" in card
-    assert "dco" in ModelCard.load(out / "README.md").data.tags
+    assert {"trl", "sft", "dco"} <= set(ModelCard.load(out / "README.md").data.tags)
 
 
 def test_several_evaluation_sets_and_a_sampled_pass_at_k(tmp_path):

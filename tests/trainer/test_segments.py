@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dco_trl.trainer.segments import Segments
+from dco_trl.trainer.segments import Segments, one_label_per_sequence
 
 
 @settings(deadline=None, max_examples=50)
@@ -40,3 +40,18 @@ def test_sums_are_float64():
     # In float32, 1 + 2^-24 rounds back to 1.
     values = torch.tensor([[1.0, 2.0**-24]])
     assert Segments.rows(torch.ones(1, 2, dtype=torch.bool)).sum(values).item() == 1 + 2.0**-24
+
+
+def test_a_sequence_is_counted_if_a_label_is_predicted():
+    # The second token is the first that is predicted; a label of the very first is of no use.
+    labels = torch.tensor([[-100, 5, -100], [-100, -100, -100], [7, -100, -100], [-100, -100, 9]])
+    padded = {"labels": labels, "attention_mask": torch.ones_like(labels)}
+    assert one_label_per_sequence(padded).tolist() == [[-100, 0, -100, -100, 0]]
+    documents = torch.arange(4).repeat_interleave(3)[None]
+    flattened = {
+        "labels": labels.reshape(1, -1),
+        "seq_idx": documents,
+        "cu_seq_lens_q": torch.tensor([0, 3, 6, 9, 12]),
+    }
+    flattened["labels"][0, 6] = -100  # as TRL's collator does with the first token of a document
+    assert one_label_per_sequence(flattened).tolist() == [[-100, 0, -100, -100, 0]]

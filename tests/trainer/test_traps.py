@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator, ParallelismConfig
@@ -36,12 +37,20 @@ def train_on(rows: list[dict], **overrides) -> DCOTrainer:
         ({"num_attempts": 0}, "`num_attempts` must be an integer of at least 1.*got 0"),
         ({"num_attempts": 2.0}, "`num_attempts` must be an integer of at least 1.*got 2.0"),
         ({"loss_reduction": "mean"}, r"`loss_reduction` must be one of \('token', 'sequence', 'sequence_mean'\)"),
-        ({"coverage_at": [1, 0]}, r"`coverage_at` must be integers of at least 1, got 0 in \[1, 0\]"),
+        ({"coverage_at": [1, 0]}, r"`coverage_at\[1\]` must be an integer of at least 1, got 0"),
+        ({"coverage_at": [1, 2.0]}, r"`coverage_at\[1\]` must be an integer of at least 1, got 2.0"),
+        ({"coverage_at": 16}, r"`coverage_at` must be a list of integers, such as \[1, 16\], got 16"),
+        ({"coverage_at": "16"}, r"`coverage_at` must be a list of integers, such as \[1, 16\], got '16'"),
     ],
 )
 def test_refused_setting(overrides, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(**overrides)
+
+
+def test_numpys_integers_are_integers():
+    args = DCOConfig(**settings(num_attempts=np.int64(4), coverage_at=[np.int64(1), 7]))
+    assert type(args.num_attempts) is int and args.coverage_at == [1, 7] and type(args.coverage_at[0]) is int
 
 
 def test_refused_arguments():
@@ -71,7 +80,8 @@ def test_sharded_sequences_are_refused(size, name, monkeypatch):
 
     def make_sharding_accelerator(trainer):
         make_accelerator(trainer)
-        monkeypatch.setattr(Accelerator, "parallelism_config", property(lambda _: parallelism))
+        sharding = {"parallelism_config": property(lambda _: parallelism)}
+        trainer.accelerator.__class__ = type("ShardingAccelerator", (Accelerator,), sharding)
 
     monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", make_sharding_accelerator)
     if name is None:
@@ -79,6 +89,7 @@ def test_sharded_sequences_are_refused(size, name, monkeypatch):
         return
     with pytest.raises(ValueError, match=f"{name} parallelism splits a sequence over devices.*`{size}=1`"):
         make_trainer()
+    assert make_trainer(num_attempts=1)._has_no_p == {"train", "eval"}
 
 
 def test_default_arguments(monkeypatch, tmp_path):
@@ -177,7 +188,7 @@ def test_a_prompt_that_loses_its_start_is_not_an_answer_cut(caplog):
 
 def test_several_answers_in_a_row_are_counted(caplog):
     one = {"input_ids": [4, 5, 6, 7], "labels": [-100, 5, 6, 7]}
-    two = {"input_ids": [4, 5, 6, 7], "labels": [-100, 5, -100, 7]}
+    two = {"input_ids": [4, 5, 6, 7], "labels": [4, 5, -100, 7]}  # begins where the row before ends, with a label
     with caplog.at_level(logging.WARNING):
         make_trainer(trainer_kwargs={"train_dataset": Dataset.from_list([one, two, one, two, one])})
     said = [record.getMessage() for record in caplog.records if "several answers" in record.getMessage()]

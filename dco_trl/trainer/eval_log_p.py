@@ -1,0 +1,51 @@
+"""Every evaluation row's log p, kept beside the checkpoint that was evaluated."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+EVAL_LOG_P_NAME = "eval_log_p.parquet"
+# The row of the evaluation set as it was given: preparation may shuffle rows and drop some.
+EVAL_ROW = "dco_eval_row"
+
+
+class EvalLogP(TrainerCallback):
+    """Writes `eval_log_p.parquet` into each checkpoint of a step that was evaluated.
+
+    Columns: `arm` (the checkpoint), `dataset` (name of the evaluation set; empty if there is one), `row` (row of that
+    set as it was given, int64) and `log_p` (nats, float64), sorted by row. Packed evaluation has no rows, and no file.
+    """
+
+    def __init__(self) -> None:
+        self._step = -1
+        self._of_dataset: dict[str, torch.Tensor] = {}
+
+    def keep(self, step: int, dataset: str, rows_and_log_p: torch.Tensor) -> None:
+        """Take what an evaluation found, `(rows, 2)`, until the checkpoint of this step is saved."""
+        if step != self._step:
+            self._step, self._of_dataset = step, {}
+        self._of_dataset[dataset] = rows_and_log_p
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write, if this very step was evaluated."""
+        folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+        if not state.is_world_process_zero or self._step != state.global_step or not folder.is_dir():
+            return
+        tables = []
+        for dataset, found in self._of_dataset.items():
+            found = found[found[:, 0].argsort()]
+            columns = {
+                "arm": [folder.name] * len(found),
+                "dataset": [dataset] * len(found),
+                "row": found[:, 0].long().numpy(),
+                "log_p": found[:, 1].numpy(),
+            }
+            tables.append(pa.table(columns))
+        if tables:
+            unfinished = folder / f".{EVAL_LOG_P_NAME}.tmp"
+            pq.write_table(pa.concat_tables(tables), unfinished)
+            unfinished.replace(folder / EVAL_LOG_P_NAME)

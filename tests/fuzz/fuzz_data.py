@@ -1,0 +1,219 @@
+"""Fuzz data sets and config files: a problem that can be asked, graded and stored, or one error that says why not.
+
+python tests/fuzz/fuzz_data.py 10000      # so many examples of each property
+"""
+
+import csv
+import io
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dco_trl.cli._common import DatasetConfig, ModelConfig, parse
+from dco_trl.cli.sample import SamplingConfig
+from dco_trl.runs import DataError, Problem, RunStore, problems_from_rows, read_problems
+
+KINDS = ("jsonl", "json", "csv", "parquet")
+COLUMNS = ("prompt", "answer", "id", "level", "", "a.b", "{", "\ud83d", "pr\u00f6mpt")
+# Surrogates too: any code point that Python takes for a character.
+TEXTS = st.one_of(st.text(max_size=8), st.text(st.characters(codec=None), max_size=4), st.sampled_from(["", " ", "2"]))
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
+    max_leaves=6,
+)
+MESSAGES = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", 3]), "content": VALUES}), max_size=3
+)
+ROWS = st.lists(
+    st.one_of(
+        st.fixed_dictionaries({"prompt": st.one_of(TEXTS, MESSAGES, VALUES), "answer": VALUES}),
+        st.dictionaries(st.sampled_from(COLUMNS), VALUES, max_size=5),
+        VALUES,
+    ),
+    max_size=4,
+)
+ARGUMENTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "chat": st.booleans(),
+        "id_column": st.sampled_from(COLUMNS),
+        "answer_column": st.sampled_from(COLUMNS),
+        "prompt_template": st.lists(
+            st.sampled_from(
+                ["{prompt}", "{answer}", "{level:d}", "{prompt!r}", "{prompt!x}", "{prompt:>9}", "{prompt:{level}}"]
+                + ["{", "}", "{{", "{}", "{0}", "{prompt.upper}", "{prompt[0]}", "{a.b}", "\ud83d", "Q: "]
+            ),
+            max_size=4,
+        ).map("".join),
+    },
+)
+LINES = st.lists(
+    st.one_of(
+        st.tuples(
+            st.sampled_from(
+                ["model", "dataset", "num_samples", "output", "stop", "temperature", "chat", "sampler_kwargs", "env"]
+                + ["sampler", "adapter", "seed", "3", "[1]", "? {a: 1}\n", "<<", "!!python/object:os.system", "*a"]
+            ),
+            st.one_of(
+                st.sampled_from(
+                    ["x", "1", "1.5", "true", "[1, a]", "{a: 1, a: 2}", "{3: 4}", "null", "2026-13-01", "!!binary x"]
+                    + ["&a [*a]", "[" * 2_000, "'", "|", "0x_", "1e999", "9" * 5_000, "~", "!!set {a, b}", "\x00"]
+                ),
+                TEXTS,
+            ),
+        ).map(": ".join),
+        TEXTS,
+    ),
+    max_size=8,
+)
+
+
+def _property(examples: int) -> Callable[[Callable], Callable]:
+    return settings(
+        max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=False
+    )
+
+
+def _check(read: Callable[[], list[Problem]], folder: Path, name: str) -> None:
+    """Problems that can be asked, graded and stored, or a `DataError` that names the data set."""
+    try:
+        problems = read()
+    except DataError as error:
+        assert name in str(error) or "prompt_template" in str(error), error
+        return
+    assert problems and len({problem.problem_id for problem in problems}) == len(problems)
+    with tempfile.TemporaryDirectory(dir=folder) as run:
+        with RunStore.writing(run, {"model": "m"}, problems):
+            pass
+        stored = RunStore(run).problems
+    key = [(problem.problem_id, problem.prompt, problem.answer) for problem in problems]
+    assert [(problem.problem_id, problem.prompt, problem.answer) for problem in stored] == key
+    for problem in problems:
+        texts = [problem.prompt] if isinstance(problem.prompt, str) else [m["content"] for m in problem.prompt]
+        assert all(text.encode() or len(texts) > 1 for text in [*texts, problem.answer])
+
+
+def fuzz_rows(examples: int) -> None:
+    """Any rows in memory, with any template and columns."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        @_property(examples)
+        @given(ROWS, ARGUMENTS)
+        def check(rows: list[Any], arguments: dict[str, Any]) -> None:
+            _check(lambda: problems_from_rows(rows, name="these rows", **arguments), Path(folder), "these rows")
+
+        check()
+
+
+def fuzz_files(examples: int) -> None:
+    """Files of each kind: rows written as they may be, then flipped, cut or doubled at any byte."""
+    damage = st.lists(
+        st.tuples(st.integers(0, 2**16), st.one_of(st.integers(0, 255), st.sampled_from(["cut", "double", "\ufeff"]))),
+        max_size=3,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+
+        @_property(examples)
+        @given(st.sampled_from(KINDS), ROWS, damage, ARGUMENTS)
+        def check(kind: str, rows: list[Any], damage: list[tuple], arguments: dict[str, Any]) -> None:
+            data = _written(kind, rows)
+            for place, change in damage:
+                place %= len(data) + 1
+                if change == "cut":
+                    data = data[:place]
+                elif change == "double":
+                    data += data[place:]
+                elif change == "\ufeff":
+                    data = b"\xef\xbb\xbf" + data
+                else:
+                    data = data[:place] + bytes([change]) + data[place + 1 :]
+            path = Path(folder, f"data.{kind}")
+            path.write_bytes(data)
+            _check(lambda: read_problems(path, **arguments), Path(folder), path.name)
+
+        check()
+
+
+def fuzz_config_files(examples: int) -> None:
+    """YAML with lines that belong there and others: parsed with the right types, or one message and status 2."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "config.yaml")
+
+        @_property(examples)
+        @given(LINES)
+        def check(lines: list[str]) -> None:
+            path.write_bytes("\n".join(lines).encode(errors="surrogatepass"))
+            told = io.StringIO()
+            try:
+                with redirect_stderr(told):
+                    *_, sampling = parse(
+                        "sample",
+                        [
+                            "--config",
+                            str(path),
+                            "--model",
+                            "m",
+                            "--dataset",
+                            "d",
+                            "--num_samples",
+                            "1",
+                            "--output",
+                            "o",
+                        ],
+                        *(DatasetConfig, ModelConfig, SamplingConfig),
+                        description="",
+                    )
+            except SystemExit as stopped:
+                assert stopped.code == 2 and "dco-trl sample: " in told.getvalue(), told.getvalue()
+                return
+            assert isinstance(sampling.temperature, int | float) and isinstance(sampling.stop, list | None)
+
+        check()
+
+
+def _written(kind: str, rows: list[Any]) -> bytes:
+    if kind == "jsonl":
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if kind == "json":
+        return json.dumps(rows).encode()
+    objects = [row for row in rows if isinstance(row, dict)]
+    columns = list(dict.fromkeys(column for row in objects for column in row))
+    table = [[str(row.get(column, "")).encode(errors="replace").decode() for column in columns] for row in objects]
+    if kind == "csv":
+        text = io.StringIO()
+        csv.writer(text).writerows([[column.encode(errors="replace").decode() for column in columns], *table])
+        return text.getvalue().encode()
+    sink = pa.BufferOutputStream()
+    names = [column.encode(errors="replace").decode() for column in columns]
+    arrays = [pa.array([row[position] for row in table], pa.string()) for position in range(len(names))]
+    pq.write_table(pa.table(arrays, names=names), sink)
+    return sink.getvalue().to_pybytes()
+
+
+PROPERTIES = (fuzz_rows, fuzz_files, fuzz_config_files)
+
+
+def main(examples: int) -> int:
+    """Run every property; returns the number of cases."""
+    logging.disable(logging.WARNING)  # problems that repeat each other
+    for fuzz in PROPERTIES:
+        start = time.monotonic()
+        fuzz(examples)
+        print(f"{fuzz.__name__}: {examples:,} cases, {time.monotonic() - start:.0f} s", flush=True)
+    return examples * len(PROPERTIES)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if sys.argv[1:] else 1_000)

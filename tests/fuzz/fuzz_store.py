@@ -1,0 +1,119 @@
+"""Fuzz run folders: whatever happens to a file, the counts are those of what was drawn, or a `StoreError` is raised.
+
+python tests/fuzz/fuzz_store.py 10000      # so many examples
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dco_trl.runs import Problem, RunStore, StoreError, grade_run, load_results
+
+PROBLEMS = [Problem(f"p{i}", f"{i} + {i} =", str(2 * i), {"level": i}) for i in range(3)]
+CHANGES = st.one_of(
+    st.tuples(st.just("flip"), st.integers(0, 2**16), st.integers(1, 255)),
+    st.tuples(st.just("cut"), st.integers(0, 2**16), st.just(0)),
+    st.tuples(st.just("append"), st.integers(0, 2**16), st.integers(1, 255)),
+    st.tuples(st.just("swap"), st.integers(0, 2**16), st.just(0)),
+    st.tuples(st.just("copy"), st.integers(0, 999_999), st.just(0)),
+    st.tuples(st.just("move"), st.integers(0, 999_999), st.just(0)),
+    st.tuples(st.just("remove"), st.just(0), st.just(0)),
+)
+
+
+def _make(run: Path) -> dict[Path, bytes]:
+    """A run of three parts, graded; its files in memory."""
+    with RunStore.writing(run, {"model": "m", "sampling": {"temperature": 1.0}}, PROBLEMS) as store:
+        for first in (0, 2, 4):
+            store.write_samples(
+                [
+                    (problem.problem_id, first + i, f"The answer is {(first + i) * j}.", 3, "stop")
+                    for j, problem in enumerate(PROBLEMS)
+                    for i in range(2)
+                ]
+            )
+    grade_run(run, "exact", progress=False)
+    return {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file() and path.name != ".lock"}
+
+
+def fuzz_run_folders(examples: int) -> None:
+    """Files of a run flipped, cut, swapped, copied, renamed or removed."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder, "run")
+        files = _make(run)
+        paths = list(files)
+        expected = load_results(run).problems
+
+        @settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            derandomize=False,
+        )
+        @given(st.lists(st.tuples(st.sampled_from(range(len(paths))), CHANGES), min_size=1, max_size=2))
+        def check(changes: list[tuple[int, tuple[str, int, int]]]) -> None:
+            for path in run.rglob("*"):
+                if path.is_file() and path not in files and path.name != ".lock":
+                    path.unlink()
+            for path, data in files.items():
+                if not path.exists() or path.read_bytes() != data:
+                    path.write_bytes(data)
+            is_whole = True
+            for number, change in changes:
+                _change(paths[number], paths, *change)
+                is_whole &= not (change[0] in ("remove", "move") and paths[number].parent.name == "samples")
+            for act in (lambda: None, lambda: grade_run(run, "exact", progress=False)):
+                try:
+                    act()
+                    problems = load_results(run).problems
+                except StoreError as error:
+                    assert "run" in str(error)
+                    continue
+                # Samples that were taken away are missed by nobody; what is there is never judged wrongly.
+                for found, right in zip(problems, expected, strict=True):
+                    assert found == right if is_whole else found.num_correct <= right.num_correct
+
+        check()
+
+
+def _change(path: Path, paths: list[Path], kind: str, place: int, byte: int) -> None:
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if kind == "remove":
+        path.unlink()
+    elif kind in ("copy", "move"):
+        target = path.with_name(f"part-{place:06d}{path.name[11:]}")
+        target.write_bytes(data)
+        if kind == "move" and target != path:
+            path.unlink()
+    elif kind == "swap":
+        path.write_bytes(paths[place % len(paths)].read_bytes() if paths[place % len(paths)].exists() else b"")
+    elif kind == "append":
+        path.write_bytes(data + bytes([byte]))
+    elif data:
+        place %= len(data)
+        changed = data[:place] if kind == "cut" else data[:place] + bytes([data[place] ^ byte]) + data[place + 1 :]
+        path.write_bytes(changed)
+
+
+PROPERTIES: tuple[Callable[[int], None], ...] = (fuzz_run_folders,)
+
+
+def main(examples: int) -> int:
+    """Run every property; returns the number of cases."""
+    for fuzz in PROPERTIES:
+        start = time.monotonic()
+        fuzz(examples)
+        print(f"{fuzz.__name__}: {examples:,} cases, {time.monotonic() - start:.0f} s", flush=True)
+    return examples * len(PROPERTIES)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if sys.argv[1:] else 1_000)

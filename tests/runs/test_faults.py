@@ -1,0 +1,163 @@
+"""Killed, or out of disk, at any moment: what was written stays, and the run that goes on equals one never stopped."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from known_sampler import KnownSampler, environment, make_problems
+from tiny_models import save_checkpoint
+
+from dco_trl.runs import RunStore, grade_run, load_results, sample_run
+from dco_trl.sampling import SamplingParams
+
+SCRIPT = Path(__file__).with_name("known_sampler.py")
+KILLS = 10
+
+
+def parts(run):
+    """The content of all parts of samples and verdicts, by name."""
+    return {path.relative_to(run): path.read_bytes() for path in sorted(run.rglob("part-*.parquet"))}
+
+
+def held(folder, pid):
+    try:
+        return (folder / ".lock").read_text().startswith(f"pid {pid} ")
+    except OSError:
+        return False
+
+
+def kill(command, is_time, seed):
+    """Start a process, kill it shortly after `is_time`, and say whether it was still at work."""
+    moments = random.Random(seed)
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not is_time(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(moments.uniform(0, 0.03))
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+def kill_until_done(command, run, folders):
+    """Kill the command `KILLS` times, each some parts later; nothing that was whole is ever lost."""
+    seed = random.randrange(2**32)
+    moments = random.Random(seed)
+    seen, grew = {}, []
+    for number in range(KILLS):
+        target = len(seen) + moments.randrange(8)
+
+        def is_time(pid, target=target):
+            return any(held(folder, pid) for folder in folders) and len(list(run.rglob("part-*.parquet"))) >= target
+
+        assert kill(command, is_time, seed + number), f"it ended before it was killed; seed {seed}"
+        now = parts(run)
+        assert {name: now.get(name) for name in seen} == seen, f"seed {seed}"
+        seen = now
+        grew.append(len(seen))
+    assert len(set(grew)) >= KILLS // 2, f"kills came while it worked: {grew}; seed {seed}"
+    assert subprocess.run(command, env=environment(), stdout=subprocess.DEVNULL).returncode == 0
+    assert not list(run.rglob(".tmp-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", ["sample", "sample and grade"])
+def test_an_evaluation_killed_at_ten_moments_equals_one_never_stopped(tmp_path, steps):
+    grader = ["known_sampler:slow_grader"] if steps != "sample" else []
+
+    def command(run):
+        return [sys.executable, str(SCRIPT), str(run), "40", "50", "20", "0.01", "200", *grader]
+
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    subprocess.run(command(whole), env=environment(), check=True, stdout=subprocess.DEVNULL)
+    kill_until_done(command(run), run, [run, run / "grades/known_sampler-slow_grader"])
+    assert parts(run) == parts(whole) and len(parts(run)) == 100 * (1 + len(grader))
+    if grader:
+        assert load_results(run).problems == load_results(whole).problems
+
+
+@pytest.mark.slow
+def test_grading_killed_at_ten_moments_equals_grading_never_stopped(tmp_path):
+    grader, runs = "known_sampler:slow_grader", [tmp_path / "run", tmp_path / "whole"]
+    for run in runs:
+        sample_run(run, make_problems(40), KnownSampler(), 50, SamplingParams(), chunk_size=20, progress=False)
+    code = "import sys; from dco_trl.runs import grade_run; grade_run(sys.argv[1], sys.argv[2], progress=False)"
+    command = [[sys.executable, "-c", code, str(run), grader] for run in runs]
+    subprocess.run(command[1], env=environment(), check=True)
+    kill_until_done(command[0], runs[0], [runs[0] / "grades/known_sampler-slow_grader"])
+    assert parts(runs[0]) == parts(runs[1]) and len(parts(runs[0])) == 200
+    assert load_results(runs[0]).problems == load_results(runs[1]).problems
+
+
+@pytest.fixture(scope="module")
+def estimating(tmp_path_factory):
+    """`dco-trl estimate` of a tiny checkpoint, as a command that writes the file it is given."""
+    folder = tmp_path_factory.mktemp("place")
+    save_checkpoint(folder / "MODEL", initializer_range=0.2)
+    # The note is long, and Parquet makes it short: of all files only the output is large.
+    rows = [{"prompt": f"{a}+1=", "completion": str(a + 1), "answer": a + 1, "note": "x" * 9_000} for a in range(8)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def command(output):
+        data = ["--model", str(folder / "MODEL"), "--dataset", str(folder / "train.jsonl"), "--grader", "exact"]
+        sampling = ["--num-samples", "64", "--max-tokens", "8", "--chunk-size", "8", "--batch-size", "8"]
+        return [sys.executable, "-m", "dco_trl", "estimate", *data, *sampling, "--output", str(output)]
+
+    return command
+
+
+@pytest.mark.slow
+def test_estimate_killed_at_ten_moments_writes_what_one_never_stopped_writes(tmp_path, estimating):
+    whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
+    subprocess.run(estimating(whole), env=environment(), check=True, capture_output=True)
+    run = tmp_path / "stopped.samples"
+    kill_until_done(estimating(stopped), run, [run, run / "grades/exact"])
+    assert stopped.read_bytes() == whole.read_bytes()
+    assert parts(run) == parts(tmp_path / "whole.samples")
+
+
+def limited(command, size):
+    """A command whose files may have `size` bytes: its writes fail in the middle, as on a full disk."""
+    code = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
+    command = [sys.executable, "-c", f"{code}; os.execv(sys.argv[1], sys.argv[1:])", *command]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True)
+
+
+def test_a_full_disk_says_so_and_the_run_goes_on_later(tmp_path):
+    run = tmp_path / "run"
+    sample_run(run, make_problems(3), KnownSampler(), 4, chunk_size=4, progress=False)
+    before = parts(run)
+    done = limited([sys.executable, str(SCRIPT), str(run), "3", "20000", "60000", "0", "0"], 20_000)
+    assert done.returncode == 1 and "StoreError" in done.stderr
+    assert "could not be written (File too large). What was written before is unharmed. Free some" in done.stderr
+    assert parts(run) == before and not list(run.rglob(".tmp-*"))
+    sample_run(run, make_problems(3), KnownSampler(), 50, chunk_size=40, progress=False)
+    assert [len(indices) for indices in RunStore(run).present().values()] == [50, 50, 50]
+
+
+def test_a_disk_that_is_full_while_grading(tmp_path):
+    run = tmp_path / "run"
+    for samples in (4, 4_000):
+        sample_run(run, make_problems(3), KnownSampler(), samples, chunk_size=20_000, progress=False)
+    done = limited([sys.executable, "-m", "dco_trl", "grade", str(run), "--grader", "exact"], 4_000)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "could not be written (File too large). What was written before is unharmed. Free some" in done.stderr
+    assert len(list((run / "grades/exact").glob("part-*"))) == 1 and not list(run.rglob(".tmp-*"))
+    summary = grade_run(run, "exact", progress=False)
+    assert (summary.num_samples, summary.num_new) == (12_000, 12_000 - 12)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_while_estimating(tmp_path, estimating):
+    output = tmp_path / "out.jsonl"
+    done = limited(estimating(output), 30_000)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"{output} could not be written (File too large). What was written before is unharmed. Free" in done.stderr
+    assert not output.exists() and not list(tmp_path.rglob(".tmp-*"))
+    again = subprocess.run(estimating(output), env=environment(), capture_output=True, text=True)
+    assert again.returncode == 0 and "nothing to draw" in again.stdout and "(0 of them now)" in again.stdout
+    assert len(output.read_text().splitlines()) == 8
