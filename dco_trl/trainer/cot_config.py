@@ -182,8 +182,8 @@ class CoTDCOConfig(DCOConfig):
             )
         if self.num_required > 1:
             raise ValueError(
-                f"`num_required={self.num_required}` has no weight from counts of sampled rationales yet. Leave it at 1, "
-                "or train short answers with `DCOConfig`."
+                f"`num_required={self.num_required}` has no weight from counts of sampled rationales yet. Leave it "
+                "at 1, or train short answers with `DCOConfig`."
             )
         if self.auto_find_batch_size:
             raise ValueError(
