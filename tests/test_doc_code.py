@@ -103,9 +103,12 @@ def run_dco_trl(words: list[str]) -> None:
             words[i + 1] = SMALL[word]
         if word == "--sampler" and words[i + 1] == "vllm":
             words[i + 1] = "transformers"
-        if word == "--adapter" and not Path(words[i + 1], "adapter_config.json").exists():
-            words[i + 1] += "-adapter"
-            save_adapter(words[i + 1])
+    for i in range(words.index("--adapter") + 1 if "--adapter" in words else len(words), len(words)):
+        if words[i].startswith("--"):
+            break
+        if not Path(words[i], "adapter_config.json").exists():
+            words[i] += "-adapter"
+            save_adapter(words[i])
     if words[0] in ("sample", "eval", "estimate") and "--max-tokens" not in words:
         words += ["--max-tokens", SMALL["--max-tokens"]]
     if words[0] in ("grade", "report"):
