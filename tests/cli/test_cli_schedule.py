@@ -5,14 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, get_peft_model
 from tiny_models import make_tokenizer, save_checkpoint
 from transformers import AutoModelForCausalLM
 
 from dco_trl.cli import main
 from dco_trl.runs import read_problems
-from dco_trl.runs.arms import read_arms
+from dco_trl.runs.arms import Arm, read_arms, write_arms
+from dco_trl.runs.schedule_file import read_schedule
 from dco_trl.sampling import TransformersSampler, exact_coverage
+from dco_trl.statistics import cross_fit_schedule, exact_pass_at_k
 
 TEMPLATE = ["--dataset", "problems.jsonl", "--prompt-template", "{problem}="]
 
@@ -112,3 +115,86 @@ def test_coverage_from_a_yaml_file_with_one_name(here, tmp_path):
 def test_coverage_refuses_what_cannot_work(here, capsys, arguments, told):
     assert main(["coverage", *TEMPLATE, *arguments]) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def arms_file(tmp_path_factory):
+    """Six arms on 60 problems: three specialists (sure of a third each), and three that are worse everywhere."""
+    rng = np.random.default_rng(0)
+    p = np.full((6, 60), 1e-3)
+    for arm in range(3):
+        p[arm, arm::3] = rng.uniform(0.2, 0.6, 20)
+        p[arm + 3, arm::3] = 0.15
+    p[:, :2] = 0
+    file = tmp_path_factory.mktemp("arms") / "arms.parquet"
+    arms = [Arm("MODEL", f"runs/{name}") for name in ("a", "b", "c", "worse-a", "worse-b", "worse-c")]
+    with np.errstate(divide="ignore"):
+        write_arms(file, arms, [f"q{i}" for i in range(60)], np.log(p))
+    return file
+
+
+def test_a_schedule_of_files(arms_file, tmp_path, capsys):
+    output, figure = tmp_path / "new/schedule.yaml", tmp_path / "new/schedule.png"
+    arguments = [str(arms_file), "--num-attempts", "64", "--output", str(output), "--figure", str(figure)]
+    assert main(["schedule", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "6 arms measured on 60 problems" in out and "2 of 60 problems were solved by no arm" in out
+    read = read_schedule(output)
+    assert {arm.adapter for arm in read.arms} == {"runs/a", "runs/b", "runs/c"}
+    assert read.schedule.num_attempts == 64 and read.schedule.counts(64).sum() == 64
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    rows = {row["k"]: row for row in yaml.safe_load(output.read_text())["expected"]}
+    assert list(rows) == [1, 4, 16, 64]
+    measured = read_arms([arms_file])
+    expected = cross_fit_schedule([16], log_p=measured.log_p, max_arms=8)
+    # The order of the folds depends on the problems alone, and the schedule's prefix on nothing that follows.
+    assert rows[16]["schedule"] == pytest.approx(expected.curve.estimate[0])
+    assert rows[16]["best_arm_coverage"] == pytest.approx(expected.best_arm.first[0])
+    assert rows[16]["difference"] > 0.4 and rows[16]["difference_low"] > 0.3
+    alone = [exact_pass_at_k(row, 16).mean() for row in measured.log_p]
+    assert rows[16]["best_arm"] == measured.arms[int(np.argmax(alone))].name
+    assert f"{rows[16]['schedule']:.1%} [" in out and f"{rows[16]['difference']:+.1%} [" in out
+
+
+def test_few_arms_and_what_they_lose(arms_file, tmp_path, capsys):
+    arguments = ["schedule", str(arms_file), "--num-attempts", "64", "--output"]
+    assert main([*arguments, str(tmp_path / "all.yaml")]) == 0 and "--max-arms" not in capsys.readouterr().out
+    assert main([*arguments, str(tmp_path / "two.yaml"), "--max-arms", "2"]) == 0
+    read, everything = read_schedule(tmp_path / "two.yaml").schedule, read_schedule(tmp_path / "all.yaml").schedule
+    assert read.num_arms == 2
+    loss = (everything.coverage - read.coverage).max()
+    assert (
+        f"2 of 3 useful arms are kept (--max-arms). All of them would cover {loss:.2%} more" in capsys.readouterr().out
+    )
+
+
+def test_a_schedule_of_graded_runs(here, tmp_path, capsys):
+    for seed, adapter in enumerate(("ce", "dco")):
+        run = f"{tmp_path}/{adapter}"
+        sampling = ["--num-samples", "6", "--max-tokens", "3", "--seed", str(seed), "--output", run]
+        model = ["--model", "MODEL", "--adapter", f"runs/{adapter}"]
+        assert main(["eval", *model, *TEMPLATE, *sampling, "--grader", "exact", "--verdict-cache", "none"]) == 0
+    capsys.readouterr()
+    arguments = ["--num-attempts", "32", "--output", str(tmp_path / "schedule.yaml")]
+    assert main(["schedule", f"{tmp_path}/ce", f"{tmp_path}/dco", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "2 arms measured on 8 problems" in out
+    assert "Some arm has 6 samples of a problem: larger k are planned, and not measured." in out
+    assert "problems were solved by no arm" in out
+    assert {arm.adapter for arm in read_schedule(tmp_path / "schedule.yaml").arms} <= {"runs/ce", "runs/dco"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["absent"], "absent holds no arms"),
+        ([], "there are no arms: name files of `dco-trl coverage`"),
+        (["ARMS", "--max-arms", "0"], "--max-arms must be an integer of at least 1, got 0"),
+        (["ARMS", "--num-attempts", "0"], "--num-attempts must be an integer of at least 1, got 0"),
+    ],
+)
+def test_schedule_refuses(arms_file, tmp_path, capsys, arguments, told):
+    arguments = [str(arms_file) if word == "ARMS" else word for word in arguments]
+    numbers = [] if "--num-attempts" in arguments else ["--num-attempts", "4"]
+    assert main(["schedule", *arguments, *numbers, "--output", str(tmp_path / "s.yaml")]) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "s.yaml").exists()
