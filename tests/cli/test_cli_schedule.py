@@ -1,6 +1,7 @@
 """From checkpoints to a schedule of attempts, as a user types it."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ from tiny_models import make_tokenizer, save_checkpoint
 from transformers import AutoModelForCausalLM
 
 from dco_trl.cli import main
-from dco_trl.runs import read_problems
+from dco_trl.runs import RunStore, read_problems
 from dco_trl.runs.arms import Arm, read_arms, write_arms
-from dco_trl.runs.schedule_file import read_schedule
-from dco_trl.sampling import TransformersSampler, exact_coverage
-from dco_trl.statistics import cross_fit_schedule, exact_pass_at_k
+from dco_trl.runs.schedule_file import read_schedule, write_schedule
+from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler, exact_coverage
+from dco_trl.statistics import AttemptSchedule, cross_fit_schedule, exact_pass_at_k
 
 TEMPLATE = ["--dataset", "problems.jsonl", "--prompt-template", "{problem}="]
 
@@ -198,3 +199,49 @@ def test_schedule_refuses(arms_file, tmp_path, capsys, arguments, told):
     numbers = [] if "--num-attempts" in arguments else ["--num-attempts", "4"]
     assert main(["schedule", *arguments, *numbers, "--output", str(tmp_path / "s.yaml")]) == 2
     assert told in capsys.readouterr().err and not (tmp_path / "s.yaml").exists()
+
+
+def test_solve_draws_each_attempt_from_its_arm(here, tmp_path, capsys):
+    arms = [Arm("MODEL", "runs/ce", 1.0), Arm("MODEL", "runs/dco", 1.5), Arm("MODEL")]
+    schedule = AttemptSchedule(*map(np.array, ([0, 1, 2, 0], [1, 2, 1, 2])), 3, *[np.array([6])] * 3)
+    write_schedule(tmp_path / "schedule.yaml", schedule, arms)
+    (tmp_path / "never.py").write_text("def accepts(completions, **columns):\n    return [0.0] * len(completions)\n")
+    arguments = ["--num-attempts", "7", "--max-tokens", "4", "--output", str(tmp_path / "run"), "--grader"]
+    command = ["solve", "--model", "MODEL", *TEMPLATE, *arguments]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        patch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        assert main([*command, "never:accepts", "--schedule", str(tmp_path / "schedule.yaml")]) == 0
+    printed = capsys.readouterr()
+    assert "0 of 8 problems solved with 56 attempts" in printed.out and "written: " in printed.out
+    assert "the schedule plans 6 attempts: beyond them its last arm goes on" in printed.err
+    assert "8 open, 56 attempts" in printed.err
+    store = RunStore(tmp_path / "run")
+    rows = [row for part in store.sample_parts() for row in store.read_samples(part).to_pylist()]
+    drawn = {(row["problem_id"], row["sample_index"]): row["text"] for row in rows}
+    for index, arm in enumerate([0, 1, 1, 2, 0, 0, 0]):
+        sampler = TransformersSampler("MODEL", adapter=arms[arm].adapter or None, progress=False)
+        params = SamplingParams(temperature=arms[arm].temperature, max_tokens=4)
+        requests = [SampleRequest(p.prompt, 1, first_index=index, stream=i) for i, p in enumerate(store.problems)]
+        for problem, [sample] in zip(store.problems, sampler.sample(requests, params), strict=True):
+            assert drawn[problem.problem_id, index] == sample.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--num-attempts", "0"], "--num-attempts must be an integer of at least 1, got 0"),
+        (["--schedule", "absent.yaml"], "absent.yaml holds no schedule"),
+        (["--schedule", "SCHEDULE", "--adapter", "runs/ce"], "--adapter runs/ce cannot be combined with a schedule"),
+        (["--schedule", "SCHEDULE", "--sampler", "vllm"], "--schedule needs --sampler transformers, got vllm"),
+        (["--schedule", "SCHEDULE", "--model", "OTHER"], "Load that model, or plan a schedule for this one."),
+        (["--answer-column", "absent", "--grader", "json:loads"], "no column 'absent' to grade against"),
+    ],
+)
+def test_solve_refuses(here, tmp_path, capsys, arguments, told):
+    one = AttemptSchedule(np.array([0]), np.array([4]), 1, *[np.array([4])] * 3)
+    write_schedule(tmp_path / "s.yaml", one, [Arm("MODEL", model_fingerprint="0" * 16)])
+    arguments = [str(tmp_path / "s.yaml") if word == "SCHEDULE" else word for word in arguments]
+    command = ["solve", "--model", "MODEL", *TEMPLATE, "--num-attempts", "4", "--output", str(tmp_path / "run")]
+    assert main([*command, *arguments]) == 2
+    assert told in capsys.readouterr().err
