@@ -198,6 +198,7 @@ def _each_model(model: ArmsConfig) -> Iterator[tuple[Any, str]]:
         for adapter in model.adapter or []:
             loaded.load_adapter(adapter)
             yield loaded, adapter
+        loaded.close()  # one model in memory, not two
 
 
 def _measure(

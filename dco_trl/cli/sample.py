@@ -82,9 +82,8 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, pr
     check_run_size(sampling.num_samples, sampling.chunk_size)
     params = sampling_params(sampling)
     problems = load_problems(data) if problems is None else problems
-    sampler = load_sampler(
-        model, sampling, f"{len(problems):,} problems × {sampling.num_samples:,} samples", progress=True
-    )
+    print(f"{len(problems):,} problems × {sampling.num_samples:,} samples", file=sys.stderr)
+    sampler = load_sampler(model, sampling, progress=True)
     try:
         return sample_run(
             sampling.output,
@@ -113,8 +112,8 @@ def sampling_params(sampling: SamplerConfig) -> "SamplingParams":
     )
 
 
-def load_sampler(model: ModelConfig, sampling: SamplerConfig, told: str, progress: bool) -> "Sampler":
-    """The sampler that a command line names; `told` is printed once its arguments are in order."""
+def load_sampler(model: ModelConfig, sampling: SamplerConfig, progress: bool) -> "Sampler":
+    """The sampler that a command line names."""
     from ..sampling import make_sampler
 
     sampler_kwargs = json_object(sampling.sampler_kwargs, "sampler_kwargs")
@@ -126,7 +125,6 @@ def load_sampler(model: ModelConfig, sampling: SamplerConfig, told: str, progres
         sampler_kwargs["dtype"] = model.dtype
     if sampling.sampler == "transformers":
         sampler_kwargs.setdefault("batch_size", model.batch_size)
-    print(told, file=sys.stderr)
     with naming(model.model):
         return make_sampler(
             sampling.sampler,

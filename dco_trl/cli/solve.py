@@ -1,5 +1,6 @@
 """`dco-trl solve`: answer problems within a budget of attempts, with a grader that accepts what is right."""
 
+import sys
 from dataclasses import asdict, dataclass, field
 
 from ._common import DatasetConfig, ModelConfig, load_problems, parse, status
@@ -67,9 +68,8 @@ def solve(
         if sampling.sampler != "transformers":
             raise ValueError(f"`schedule` needs --sampler transformers, got {sampling.sampler}")
     problems = _problems(data, grading)
-    sampler = load_sampler(
-        model, sampling, f"{len(problems):,} problems, at most {config.num_attempts:,} attempts each", progress=False
-    )
+    print(f"{len(problems):,} problems, at most {config.num_attempts:,} attempts each", file=sys.stderr)
+    sampler = load_sampler(model, sampling, progress=False)
     try:
         summary = solve_problems(
             problems,

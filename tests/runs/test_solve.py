@@ -17,7 +17,7 @@ from dco_trl.runs.arms import Arm
 from dco_trl.runs.files import StoreError
 from dco_trl.runs.schedule_file import ArmSchedule, write_schedule
 from dco_trl.runs.solve import round_ends, solve
-from dco_trl.sampling import SamplingParams
+from dco_trl.sampling import Sample, SamplingParams
 from dco_trl.statistics import plan_attempts
 
 PROBLEMS = make_problems(30)
@@ -87,6 +87,19 @@ def test_the_summary_counts_what_was_saved(tmp_path):
 def test_chunks_of_any_size_give_the_same_answers(tmp_path):
     firsts = [(a.attempt, a.solved) for a in solved(tmp_path / "whole").answers]
     assert [(a.attempt, a.solved) for a in solved(tmp_path / "small", chunk_size=7).answers] == firsts
+
+
+class LateSampler(KnownSampler):
+    """Right from the fifth attempt on."""
+
+    def draw(self, stream, index, params):
+        return Sample(f"The answer is {int(index < 4)}.", (1,), 1, "stop")
+
+
+def test_of_several_right_answers_the_first_counts(tmp_path):
+    # A round holds the attempts 5 and 6, and each is a chunk of its own.
+    [answer] = solved(tmp_path / "run", problems=PROBLEMS[:1], sampler=LateSampler(), chunk_size=1).answers
+    assert (answer.attempt, answer.attempts) == (5, 6)
 
 
 def test_a_finished_call_again_draws_nothing(tmp_path):
