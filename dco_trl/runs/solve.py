@@ -115,7 +115,7 @@ def solve(
         run_dir: The folder for samples, verdicts and answers.
         num_attempts: Budget per problem. Beyond what a schedule has planned, its last block goes on.
         schedule: Which arm to sample for each attempt, or the file that says so; None samples the sampler's own.
-        params: How to sample; a schedule's temperatures take the place of 1.
+        params: How to sample. With a schedule `temperature` stays 1: its arms have their own.
         chunk_size: Sequences per chunk.
         dataset: Where the problems come from, for the record.
         grading: Further arguments of `BulkGrader`, such as `{"timeout": 5.0}`.
