@@ -18,7 +18,7 @@ _FORMAT = 1
 class ArmSchedule(NamedTuple):
     """A schedule and the arms that its blocks number.
 
-    Args:
+    Attributes:
         schedule: The order of attempts.
         arms: The arms, as many as the schedule has.
     """
