@@ -230,5 +230,5 @@ def json_object(text: str | dict | None, option: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{option} must be a JSON object such as '{{\"max_model_len\": 2048}}': {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{option} must be a JSON object, got {text}")
+        raise ValueError(f"{option} must be a JSON object in braces, got {text}")
     return value

@@ -84,7 +84,8 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, pr
     if model.dtype is not None:
         if sampling.sampler == "server":
             raise ValueError(
-                f"dtype={model.dtype!r} cannot be chosen with --sampler server: its model is loaded already"
+                f"dtype={model.dtype!r} cannot be chosen with --sampler server: its model is loaded already. Leave it "
+                "out, and start the endpoint with that dtype."
             )
         sampler_kwargs["dtype"] = model.dtype
     if sampling.sampler == "transformers":
