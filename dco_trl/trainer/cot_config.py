@@ -180,6 +180,11 @@ class CoTDCOConfig(DCOConfig):
                 f"`num_targets={self.num_targets}` counts sampled rationales to train on, and "
                 f"`targets={self.targets!r}` trains on the given one. Set `targets='sampled'`."
             )
+        if self.num_required > 1:
+            raise ValueError(
+                f"`num_required={self.num_required}` has no weight from counts of sampled rationales yet. Leave it "
+                "at 1, or train short answers with `DCOConfig`."
+            )
         if self.auto_find_batch_size:
             raise ValueError(
                 "`auto_find_batch_size` would change the size of micro-batches whose rationales are sampled already. "
