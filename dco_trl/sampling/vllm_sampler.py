@@ -101,8 +101,8 @@ class VLLMSampler:
         if not self.seed_each_request:
             if "worker_extension_cls" in engine_kwargs:
                 raise ValueError(
-                    "worker_extension_cls is what seeds the engine before each call. To use another one, pass "
-                    "seed_each_request=True."
+                    "worker_extension_cls is what seeds the engine before each call. To use another one, set "
+                    "the option seed_each_request=True (sampler_kwargs)."
                 )
             engine_kwargs["worker_extension_cls"] = "dco_trl.sampling.vllm_worker.SeedingWorker"
         from vllm.platforms import current_platform  # from vLLM 0.32 on, no attribute of `vllm` unless imported

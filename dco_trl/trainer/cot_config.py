@@ -199,7 +199,7 @@ class CoTDCOConfig(DCOConfig):
         if self.sampler == "server" and "base_url" not in (self.sampler_kwargs or {}):
             raise ValueError(
                 "`sampler='server'` needs the endpoint's address: "
-                "`sampler_kwargs={'base_url': 'http://127.0.0.1:8000/v1'}`."
+                '`sampler_kwargs={"base_url": "http://127.0.0.1:8000/v1"}`.'
             )
         super().__post_init__()
 

@@ -117,7 +117,7 @@ class PolicySampler:
         if sampler == "server" and not self._is_lora:
             raise ValueError(
                 "`sampler='server'` can be given LoRA adapters, not the weights of a whole model. Train with LoRA "
-                "(`peft_config`), or use `sampler='vllm'` or `sampler='transformers'`."
+                "(`peft_config`; in the shell `--use_peft`), or use `sampler='vllm'` or `sampler='transformers'`."
             )
         if sampler == "vllm" and accelerator.num_processes > 1:
             raise ValueError(

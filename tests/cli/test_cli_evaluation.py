@@ -330,6 +330,7 @@ def test_eval_finds_a_missing_grader_before_it_samples(here, tmp_path, capsys):
             "within 3 seconds. Raise the option timeout (--base-url)",
         ),
         ("set `base_url=x` or `model`", "set `--base-url x` or --model"),
+        ('use `model={"a": 1}`.', """use `--model '{"a": 1}'`."""),
     ],
 )
 def test_messages_name_the_flag(message, shown):
