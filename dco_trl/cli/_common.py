@@ -172,11 +172,13 @@ def with_flags(message: str, names: Collection[str]) -> str:
     # An ordinary word, such as "grader", is taken for an argument only where it is written as one.
     telling = "|".join(name for name in names if "_" in name) or "(?!)"
     start, end = r"(?<![\w.'\"/\[{-])", r"(?![\w'\"/\]}-]|\.\w)"
-    pattern = rf"`({word})`|{start}({word})=|(?<=\()({word})(?=\))|^({word})(?= ')|{start}({telling}){end}"
+    given = rf"{start}({word})=(?:\{{[^{{}}']*\}})?"  # with a mapping, which the shell needs in quotes
+    pattern = rf"`({word})`|{given}|(?<=\()({word})(?=\))|^({word})(?= ')|{start}({telling}){end}"
 
     def flag(match: re.Match[str]) -> str:
         name = next(filter(None, match.groups()))
-        return f"--{name.replace('_', '-')}" + (" " if match[0].endswith("=") else "")
+        _, equals, mapping = match[0].partition("=")
+        return f"--{name.replace('_', '-')}" + (" " if equals else "") + (f"'{mapping}'" if mapping else "")
 
     return re.sub(pattern, flag, message) if names else message
 
@@ -231,5 +233,5 @@ def json_object(text: str | dict | None, option: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{option} must be a JSON object such as '{{\"max_model_len\": 2048}}': {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{option} must be a JSON object, got {text}")
+        raise ValueError(f"{option} must be a JSON object in braces, got {text}")
     return value

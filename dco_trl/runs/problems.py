@@ -132,7 +132,7 @@ def problems_from_rows(
     if not table:
         raise DataError(f"{name} is empty: there is nothing to sample. Check the file or the split.")
     if num_problems is not None and len(table) < num_problems:
-        raise DataError(f"{name} has {len(table)} rows, fewer than num_problems={num_problems}")
+        raise DataError(f"{name} has {len(table)} rows, fewer than num_problems={num_problems}. Ask for fewer.")
 
     # Rows of a JSON-lines file may have different columns; a column counts as present if any row has it.
     present = list(dict.fromkeys(column for row in table for column in row))
@@ -241,7 +241,10 @@ def _template_fields(template: str, present: list[str], name: str) -> list[_Fiel
         ) from error
     columns = [column for _, column, _, _ in fields if column is not None]
     if not columns:
-        raise DataError(f"prompt_template {template!r} names no column: every prompt would be the same")
+        raise DataError(
+            f"prompt_template {template!r} names no column: every prompt would be the same. Name one in braces, of "
+            f"{present}."
+        )
     absent = [column for column in columns if column not in present]
     if absent:
         raise DataError(
@@ -287,7 +290,10 @@ def _problem_ids(table: list[dict[str, Any]], id_column: str | None, present: li
     ids = [row.get(id_column) for row in table]
     missing = [number for number, value in enumerate(ids) if _is_missing(value)]
     if missing:
-        raise DataError(f"{name}: id_column {id_column!r} is empty in {len(missing)} rows (numbers {_some(missing)})")
+        raise DataError(
+            f"{name}: id_column {id_column!r} is empty in {len(missing)} rows (numbers {_some(missing)}). Fill them, "
+            "or leave id_column out to number the rows."
+        )
     repeated = [value for value, count in Counter(str(value) for value in ids).items() if count > 1]
     if repeated:
         raise DataError(
@@ -340,7 +346,9 @@ def _reference(value: Any, where: str) -> str:
         try:
             value = json.dumps(value, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise DataError(f"{where}: {_short(value)} cannot become text: {error}") from error
+            raise DataError(
+                f"{where}: {_short(value)} cannot be written as text: {error}. Write it as text."
+            ) from error
     return _checked_text(str(value), where)
 
 

@@ -266,7 +266,7 @@ def test_a_fold_is_measured_with_what_the_others_chose():
             lambda: plan_attempts(4, num_sampled=[[4, 4], [0, 0]], num_correct=[[1, 1], [0, 0]]),
             "arm 1 (counted from 0; 1 such arms) has neither a log_p nor a sample of any problem",
         ),
-        (lambda: plan_attempts(4, log_p=[[-1.0]]).counts(-1), "k must be at least 0, got -1"),
+        (lambda: plan_attempts(4, log_p=[[-1.0]]).counts(-1), "k must be whole numbers of at least 0, got -1"),
         (
             lambda: scheduled_pass_at_k(plan_attempts(4, log_p=[[-1.0]]), 1, log_p=[[-1.0], [-2.0]]),
             "the schedule is for 1 arms, and the measurements are of 2",
