@@ -35,7 +35,7 @@ coverage: .venv/.dev  ## run every test, and print which lines of the package th
 
 # The suite runs a few hundred examples of each property; an example is several cases.
 EXAMPLES := 10000
-fuzz: .venv/.dev  ## feed graders, endpoints and files EXAMPLES random inputs per property: hours
+fuzz: .venv/.dev  ## feed graders, endpoints and files EXAMPLES random inputs per property: about an hour
 	for file in tests/fuzz/fuzz_*.py; do echo $$file; PYTHONPATH=tests $(BIN)/python $$file $(EXAMPLES) || exit 1; done
 
 check: .venv/.dev  ## lint, format, types, documentation
