@@ -27,7 +27,7 @@ _METHODS = {
     "weight averaging": ("#117733", "h"),
 }
 # DCO is darker the larger its N: 16 is orange, 256 vermilion, 4096 wine.
-_DCO_COLOURS = LinearSegmentedColormap.from_list("dco", ["#F4C95D", "#E69F00", "#D55E00", "#7A1B50", "#2E0A2B"])
+_DCO_COLOURS = LinearSegmentedColormap.from_list("dco", ["#F4C95D", "#E69F00", "#D55E00", "#7A1B50", "#2E0A2B"], N=257)
 _DCO_MARKERS = {4: "v", 16: "s", 64: "P", 256: "^", 1024: "X", 4096: "D"}
 
 

@@ -188,7 +188,7 @@ def test_a_prompt_that_loses_its_start_is_not_an_answer_cut(caplog):
 
 def test_several_answers_in_a_row_are_counted(caplog):
     one = {"input_ids": [4, 5, 6, 7], "labels": [-100, 5, 6, 7]}
-    two = {"input_ids": [4, 5, 6, 7], "labels": [-100, 5, -100, 7]}
+    two = {"input_ids": [4, 5, 6, 7], "labels": [4, 5, -100, 7]}  # begins where the row before ends, with a label
     with caplog.at_level(logging.WARNING):
         make_trainer(trainer_kwargs={"train_dataset": Dataset.from_list([one, two, one, two, one])})
     said = [record.getMessage() for record in caplog.records if "several answers" in record.getMessage()]
