@@ -16,8 +16,8 @@ RIVAL = "cross-entropy, temperature tuned"
 def plot_frontier(results: dict[str, Any]) -> Figure:
     """Draw mean coverage of the test problems against k, and beside it, seed by seed, DCO's lead over cross-entropy.
 
-    The lead is paired: both methods saw the same problems and the same order of batches in a seed. Settings, epochs,
-    and temperatures of both are those chosen on the validation problems. With one seed there is no second panel.
+    The lead is paired: in a seed both methods saw the same problems and the same order of batches. Settings and epochs
+    of both, and cross-entropy's temperature, are those chosen on the validation problems. One seed: no second panel.
 
     Args:
         results: What `rivals.py` wrote, with the methods cross-entropy and DCO.

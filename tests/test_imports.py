@@ -23,9 +23,9 @@ def loaded_after(statement: str) -> set[str]:
         ("import dco_trl.trainer.segments", {"trl", "vllm", "transformers", "datasets"}),
         ("import dco_trl.theory", {"torch", "scipy", "trl", "transformers", "matplotlib"}),
         ("import dco_trl.statistics", {"torch", "trl", "transformers", "matplotlib", "pyarrow"}),
-        ("import dco_trl.runs", {"torch", "trl", "vllm", "transformers", "matplotlib", "plotly"}),
+        ("import dco_trl.runs", {"torch", "trl", "vllm", "transformers", "matplotlib"}),
         ("import dco_trl.cli", {"torch", "trl", "vllm", "transformers"}),
-        ("from dco_trl import DCOTrainer", {"vllm", "matplotlib", "plotly"}),
+        ("from dco_trl import DCOTrainer", {"vllm", "matplotlib"}),
     ],
 )
 def test_import_loads_no_more_than_it_needs(statement, forbidden):

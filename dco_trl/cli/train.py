@@ -12,7 +12,6 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
-from transformers.trainer_utils import get_last_checkpoint
 from trl import (
     DatasetMixtureConfig,
     ModelConfig,
@@ -25,6 +24,8 @@ from trl import (
 
 from ..grading import GraderError
 from ..trainer import CoTDCOConfig, DCOConfig, DCOTrainer
+from ..trainer.checkpoints import checkpoint_to_resume
+from ..trainer.cot_config import STATE_NAME
 from .config_file import check_config_file
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -219,7 +220,11 @@ def make_trainer(
         OSError: A model, file or checkpoint is not there.
     """
     assert model_args.model_name_or_path is not None  # or `parse` had refused it
-    training_args.resume_from_checkpoint = _checkpoint(training_args)
+    training_args.resume_from_checkpoint = checkpoint_to_resume(
+        training_args.resume_from_checkpoint,
+        training_args.output_dir,
+        also=(STATE_NAME,) if isinstance(training_args, CoTDCOConfig) else (),
+    )
     train_dataset, eval_dataset = load_data(script_args, training_args, mixture)
     given: Any = training_args.model_init_kwargs
     training_args.model_init_kwargs = {
@@ -247,22 +252,6 @@ def make_trainer(
         )
     except OSError as error:  # transformers does not always say which model it did not find
         raise OSError(f"cannot load `model_name_or_path={model_args.model_name_or_path}`: {error}") from error
-
-
-def _checkpoint(training_args: DCOConfig) -> str | None:
-    """The checkpoint folder to resume from; `true` is the last one in `output_dir`."""
-    asked: Any = training_args.resume_from_checkpoint
-    if asked in (None, False, "false", "False"):
-        return None
-    if asked in (True, "true", "True"):
-        folder = str(training_args.output_dir)
-        last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
-        if last is None:
-            raise FileNotFoundError(f"`resume_from_checkpoint` is set, but there is no checkpoint in {folder}.")
-        return last
-    if not Path(asked).is_dir():
-        raise FileNotFoundError(f"`resume_from_checkpoint`: there is no folder {asked}.")
-    return asked
 
 
 def main(argv: list[str], config_class: type[DCOConfig] = DCOConfig) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 
 # Okabe and Ito, "Color Universal Design" (2008), without the yellow, which is too faint for a line on white.
@@ -66,8 +66,8 @@ def attempts_axis(axes: Axes, ticks: ArrayLike) -> None:
 
 
 def percent_axis(axes: Axes) -> None:
-    """Label the vertical axis in whole per cent."""
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    """Label the vertical axis in per cent, with the digits that the ticks need: 0.5%, 20%."""
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}%"))
 
 
 def facing_histogram(axes: Axes, shares: ArrayLike, right: ArrayLike, bins: int = 20) -> None:

@@ -1,5 +1,6 @@
 """Arguments of `CoTDCOTrainer`."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,6 +10,8 @@ from .dco_config import DCOConfig
 ESTIMATORS = ("posterior", "plugin")
 SAMPLERS = ("transformers", "vllm", "server", "none")
 TARGETS = ("reference", "sampled")
+# What a checkpoint holds of the counts and the window.
+STATE_NAME = "cot_state.json"
 
 
 @dataclass
@@ -31,8 +34,11 @@ class CoTDCOConfig(DCOConfig):
             learning rate's). The authors use 20.
         max_success_rate: The authors' hard filter: rows whose success rate is above it are left out, and the batch is
             filled with further rows. None trains on every row.
-        targets: "reference" trains on the given rationale (the paper); "sampled" on the model's own first correct one
-            of the window, which makes the gradient that of coverage itself.
+        targets: "reference" trains on the given rationale (the paper); "sampled" on the model's own correct ones of
+            the window, which makes the gradient that of coverage itself.
+        num_targets: Most correct rationales per prompt and window to train on, with `targets="sampled"`: the first m
+            that were drawn share the prompt's weight. More of them have the same expected gradient with less variance,
+            and make the batch m times as large.
         sampler: "transformers" needs nothing more and samples the model in training; "vllm" runs an engine in this
             process, on the same device; "server" asks an OpenAI-compatible endpoint; "none" takes the counts in the
             data set's columns `num_sampled` and `num_correct`, which `dco-trl estimate` writes.
@@ -107,6 +113,13 @@ class CoTDCOConfig(DCOConfig):
             "help": "'reference' trains on the given rationale (the paper); 'sampled' on the model's own correct one."
         },
     )
+    num_targets: int = field(
+        default=1,
+        metadata={
+            "help": "Most of the model's own correct rationales per prompt and window to train on, with "
+            "targets='sampled'. They share the prompt's weight."
+        },
+    )
     sampler: Literal["transformers", "vllm", "server", "none"] = field(
         default="transformers",
         metadata={
@@ -133,11 +146,11 @@ class CoTDCOConfig(DCOConfig):
         },
     )
 
-    # Parsed by the trainer's `_VALID_DICT_FIELDS` machinery, as `model_init_kwargs` is.
+    # From the shell it comes as JSON, as `model_init_kwargs` does.
     _VALID_DICT_FIELDS = [*DCOConfig._VALID_DICT_FIELDS, "sampler_kwargs"]
 
-    def __post_init__(self):
-        for name in ("num_rationales", "rationale_batch", "max_rationale_tokens"):
+    def __post_init__(self) -> None:
+        for name in ("num_rationales", "rationale_batch", "max_rationale_tokens", "num_targets"):
             setattr(self, name, check_integer(name, getattr(self, name)))
         self.ce_warmup_steps = check_integer("ce_warmup_steps", self.ce_warmup_steps, at_least=0)
         self.sampling_interval = _interval(self.sampling_interval)
@@ -162,17 +175,48 @@ class CoTDCOConfig(DCOConfig):
                 "`targets='sampled'` trains on rationales sampled during training, and `sampler='none'` samples none. "
                 "Choose a sampler, or `targets='reference'`."
             )
+        if self.num_targets > 1 and self.targets != "sampled":
+            raise ValueError(
+                f"`num_targets={self.num_targets}` counts sampled rationales to train on, and "
+                f"`targets={self.targets!r}` trains on the given one. Set `targets='sampled'`."
+            )
+        if self.num_required > 1:
+            raise ValueError(
+                f"`num_required={self.num_required}` has no weight from counts of sampled rationales yet. Leave it "
+                "at 1, or train short answers with `DCOConfig`."
+            )
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "`auto_find_batch_size` would change the size of micro-batches whose rationales are sampled already. "
+                "Lower `per_device_train_batch_size` until it fits, and raise `gradient_accumulation_steps` instead."
+            )
+        self.sampler_kwargs = _options(self.sampler_kwargs)
         if self.packing or self.eval_packing:
             raise ValueError(
                 "`packing` merges rows, and each row's weight is that of its own prompt, sampled while training. Use "
                 "`padding_free=True`, which wastes no padding either."
             )
-        super().__post_init__()
         if self.sampler == "server" and "base_url" not in (self.sampler_kwargs or {}):
             raise ValueError(
                 "`sampler='server'` needs the endpoint's address: "
                 "`sampler_kwargs={'base_url': 'http://127.0.0.1:8000/v1'}`."
             )
+        super().__post_init__()
+
+
+def _options(value: Any) -> dict[str, Any] | None:
+    """`sampler_kwargs` as a dictionary."""
+    if value is None or isinstance(value, dict):
+        return value
+    try:
+        options = json.loads(value)
+    except (TypeError, ValueError):
+        options = None
+    if not isinstance(options, dict):
+        raise ValueError(
+            f"`sampler_kwargs` must be a dictionary, or JSON of one such as '{{\"batch_size\": 128}}', got {value!r}."
+        )
+    return options
 
 
 def _interval(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from trl import SFTConfig
 
-from ..checks import check_integer, check_num_attempts
+from ..checks import check_integer, check_num_attempts, check_num_required
 
 _REDUCTIONS = ("token", "sequence", "sequence_mean")
 
@@ -27,10 +27,12 @@ class DCOConfig(SFTConfig):
             time. 1 is cross-entropy. No default is right for everybody; 16 is mild: it only lowers the weight of
             answers whose probability is above a few per cent, so it costs little pass@1 if you never think about it.
             Set it to your own budget.
+        num_required: Number m of the N attempts that must be right: 1 is coverage. For a majority vote, or where
+            several agreeing answers are asked for, the loss is \(-\log \mathrm{P}[\mathrm{Binomial}(N, p) \ge m]\).
         loss_reduction: `"token"` is TRL's normaliser, so that `num_attempts=1` is `SFTTrainer`; `"sequence"` is the
             paper's formula, summed over an answer and averaged over answers; `"sequence_mean"` is the authors'
             released code, averaged over an answer's tokens first.
-        coverage_at: The k's for which evaluation logs `eval_coverage@k`.
+        coverage_at: The k's for which evaluation logs `eval_coverage@k`, and `eval_at_least_m@k` where m are required.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -45,7 +47,8 @@ class DCOConfig(SFTConfig):
         ```
 
     References:
-        Chen et al., arXiv 2502.07154, section 4; the authors' released code for `"sequence_mean"`.
+        Chen et al., arXiv 2502.07154, section 4; the authors' released code for `"sequence_mean"`. For `num_required`:
+        Ousherovitch and Tewari, "Compute Aligned Training", arXiv 2604.24957.
     """
 
     num_attempts: int = field(
@@ -54,6 +57,10 @@ class DCOConfig(SFTConfig):
             "help": "Number of attempts N in the loss: how often the model will be sampled for one problem at test "
             "time. 1 is cross-entropy. The default is mild; set it to your own budget."
         },
+    )
+    num_required: int = field(
+        default=1,
+        metadata={"help": "Number m of the N attempts that must be right. 1 is coverage; more for a majority vote."},
     )
     loss_reduction: Literal["token", "sequence", "sequence_mean"] = field(
         default="token",
@@ -70,9 +77,17 @@ class DCOConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         self.num_attempts = check_num_attempts(self.num_attempts)
+        self.num_required = check_num_required(self.num_required, self.num_attempts)
         if self.loss_reduction not in _REDUCTIONS:
             raise ValueError(f"`loss_reduction` must be one of {_REDUCTIONS}, got {self.loss_reduction!r}.")
         if not isinstance(self.coverage_at, Sequence) or isinstance(self.coverage_at, str):
             raise ValueError(f"`coverage_at` must be a list of integers, such as [1, 16], got {self.coverage_at!r}.")
         self.coverage_at = [check_integer(f"coverage_at[{i}]", k) for i, k in enumerate(self.coverage_at)]
         super().__post_init__()
+
+    @property
+    def coverage_metrics(self) -> dict[str, tuple[int, int]]:
+        """The coverage metrics of an evaluation: k, and how many of the k must be right."""
+        m = self.num_required
+        names = {f"coverage@{k}": (k, 1) for k in self.coverage_at}
+        return names | {f"at_least_{m}@{k}": (k, m) for k in self.coverage_at if 1 < m <= k}

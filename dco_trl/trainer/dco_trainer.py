@@ -13,9 +13,9 @@ from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTTrainer
 
 from ..coverage import coverage_loss, coverage_weight, log_coverage
+from .checkpoints import CompleteCheckpoints
 from .collator import DOCUMENTS_PER_EXAMPLE, DCOCollator
 from .conversations import split_conversations, unmarkable_conversations
 from .data_checks import check_no_empty_completion, warn_about_completions, warn_about_labels, why_not_an_answer
@@ -46,7 +46,7 @@ _IDLE_WEIGHT = 0.99
 _METRICS = ("coverage_loss", "coverage_weight", "weight_below_0.1", "log_p")
 
 
-class DCOTrainer(SFTTrainer):
+class DCOTrainer(CompleteCheckpoints):
     r"""TRL's `SFTTrainer` with Direct Coverage Optimization.
 
     Each sequence's cross-entropy gradient is multiplied by \(F(N, p)\), \(p\) being the model's own probability of the
@@ -263,7 +263,7 @@ class DCOTrainer(SFTTrainer):
 
     def _weights(self, log_p: torch.Tensor) -> torch.Tensor:
         """What each unit's gradient is multiplied by, detached."""
-        return coverage_weight(log_p, self.args.num_attempts, validate=False)
+        return coverage_weight(log_p, self.args.num_attempts, num_required=self.args.num_required, validate=False)
 
     def _reduction_scale(
         self, segments: Segments, num_items_in_batch: torch.Tensor | int | None
@@ -300,12 +300,15 @@ class DCOTrainer(SFTTrainer):
         rows: torch.Tensor | None = None,
     ) -> None:
         mode = "train" if self.model.training else "eval"
-        valid = segments.valid
-        loss = coverage_loss(log_p, self.args.num_attempts, validate=False)
-        columns = [torch.ones_like(log_p), loss, weights, (weights < 0.1).to(log_p.dtype), log_p]
+        m = self.args.num_required
+        loss = coverage_loss(log_p, self.args.num_attempts, num_required=m, validate=False)
+        columns = [torch.ones_like(log_p), loss, weights, (weights < 0.1 * m).to(log_p.dtype), log_p]
         if mode == "eval":
-            columns += [log_coverage(log_p, k, validate=False).exp() for k in self.args.coverage_at]
-        table = torch.where(valid[:, None], torch.stack(columns, dim=1), 0.0)
+            columns += [
+                log_coverage(log_p, k, num_required=required, validate=False).exp()
+                for k, required in self.args.coverage_metrics.values()
+            ]
+        table = torch.where(segments.valid[:, None], torch.stack(columns, dim=1), 0.0)
         if mode == "train":
             sums = self.accelerator.reduce(table.sum(0), "sum")
             self._train_sums = sums if self._train_sums is None else self._train_sums + sums
@@ -335,7 +338,7 @@ class DCOTrainer(SFTTrainer):
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         if self._eval_sums is not None:
             means = self._means(self._eval_sums)
-            names = [*_METRICS, *(f"coverage@{k}" for k in self.args.coverage_at)]
+            names = [*_METRICS, *self.args.coverage_metrics]
             for name, value in zip(names, means, strict=True):
                 output.metrics[f"{metric_key_prefix}_{name}"] = value
         if self._eval_rows and metric_key_prefix.startswith("eval"):
@@ -370,12 +373,13 @@ class DCOTrainer(SFTTrainer):
             return
         count, weight, log_p = self._idle_sums.tolist()
         self._idle_sums = None
-        if count and weight / count > _IDLE_WEIGHT:
-            threshold = -(math.log(self.args.num_attempts) + 1.6)
+        if count and weight / count > _IDLE_WEIGHT * self.args.num_required:
+            # Of weights relative to their largest, m: 1 - W / m is N p / (m + 1) for small p.
+            threshold = math.log(0.1 * (self.args.num_required + 1) / self.args.num_attempts)
             logger.warning(
                 f"DCO is cross-entropy so far: over the first {self.state.global_step} steps the mean weight is "
                 f"{weight / count:.3f}. The mean log p of an answer is {log_p / count:.1f} nats, and with "
-                f"`num_attempts={self.args.num_attempts}` weights only fall below 0.9 where log p is above "
+                f"`num_attempts={self.args.num_attempts}` weights only fall by a tenth where log p is above "
                 f"{threshold:.1f}. On short answers this passes as the model learns. On long completions, a chain of "
                 "thought for example, it does not: use `CoTDCOTrainer`, which estimates p from sampled rationales, or "
                 "train the final answer alone."
@@ -387,7 +391,7 @@ class DCOTrainer(SFTTrainer):
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
             path = Path(self.args.output_dir or ".", "README.md")
-            complete_model_card(path, self, self.args.num_attempts)
+            complete_model_card(path, self, self.args.num_attempts, self.args.num_required)
 
 
 def _mode_of(dataset_name: str) -> str:

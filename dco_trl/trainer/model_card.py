@@ -25,7 +25,7 @@ _TITLES = {"coverage": "exact coverage of the reference answers", "pass": "pass@
 _NO_BASE, _NO_MODEL = "[None](https://huggingface.co/None)", 'model="None"'
 
 
-def complete_model_card(path: Path, trainer: Trainer, num_attempts: int) -> None:
+def complete_model_card(path: Path, trainer: Trainer, num_attempts: int, num_required: int = 1) -> None:
     """Write into TRL's card what DCO's reader asks first."""
     model: Any = trainer.model
     base = get_config_model_id(model.config)
@@ -33,7 +33,8 @@ def complete_model_card(path: Path, trainer: Trainer, num_attempts: int) -> None
     text = path.read_text(encoding="utf-8").replace(_NO_BASE, name)
     text = text.replace(_NO_MODEL, f'model="{path.resolve().parent.name}"')
     section = (
-        f"It was trained with N = {num_attempts} attempts: to be sampled {num_attempts} times for each problem.\n\n"
+        f"It was trained with N = {num_attempts} attempts: to be sampled {num_attempts} times for each problem"
+        f"{f', at least {num_required} of them to be right' if num_required > 1 else ''}.\n\n"
         f"{_curves(trainer.state.log_history)}### Framework versions"
     )
     path.write_text(text.replace("### Framework versions", section, 1), encoding="utf-8")

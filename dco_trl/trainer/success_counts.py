@@ -102,6 +102,19 @@ class SuccessCounts:
         self.num_correct[ids] *= factor
         self.sum_squares[ids] *= factor**2
 
+    def updated(
+        self, example_ids: ArrayLike, factor: float, num_sampled: ArrayLike = 0, num_correct: ArrayLike = 0
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Counts (n, c) of prompts as `forget(factor)` and `add` would leave them; nothing is changed."""
+        ids = self._check_ids(example_ids)
+        n, c = factor * self.num_sampled[ids], factor * self.num_correct[ids]
+        return n + np.asarray(num_sampled), c + np.asarray(num_correct)
+
+    def rate(self, num_sampled: ArrayLike, num_correct: ArrayLike) -> NDArray[np.float64]:
+        """Posterior mean of the success rate of prompts with these counts."""
+        a, b = self.prior
+        return (a + np.asarray(num_correct)) / (a + b + np.asarray(num_sampled))
+
     def refit(self) -> None:
         """Fit the prior to the counts at hand."""
         known = self.sum_squares > 0

@@ -26,6 +26,7 @@ _METHODS = {
     "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
     "_prepare_dataset": ("dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"),
     "_save_checkpoint": ("model", "trial"),
+    "_save_rng_state": ("output_dir",),
     "_set_signature_columns_if_needed": (),
 }
 # Of a trainer, once it is made.

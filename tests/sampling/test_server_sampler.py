@@ -636,22 +636,22 @@ class TestWithVLLM:
         from peft import LoraConfig
 
         from dco_trl import CoTDCOConfig, CoTDCOTrainer
-        from dco_trl.trainer import cot_trainer
+        from dco_trl.trainer.rationales import RationaleDrawer
 
         p_values: list[float] = []
-        draw_rationales = cot_trainer.draw_rationales
+        draw_rationales = RationaleDrawer.draw
 
-        def watched(problems, row_of, counts, drawn, sampler, *rest, **options):
+        def watched(self, problems, counts, next_index, sampler):
             model = trainer.model.eval()
             ids = ids_of(draw(sampler, 1500, seed=len(p_values)))
             p_values.append(chi_squared(ids, answer_probabilities(model, PROMPT_IDS, END_IDS, 2)))
             models.append(answer_probabilities(model, PROMPT_IDS, END_IDS, 2))
             assert chi_squared(ids, models[0]) < 1e-6 or len(models) == 1
             model.train()
-            return draw_rationales(problems, row_of, counts, drawn, sampler, *rest, **options)
+            return draw_rationales(self, problems, counts, next_index, sampler)
 
         models: list[dict] = []
-        monkeypatch.setattr(cot_trainer, "draw_rationales", watched)
+        monkeypatch.setattr(RationaleDrawer, "draw", watched)
         args = CoTDCOConfig(
             output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", save_strategy="no",
             disable_tqdm=True, gradient_checkpointing=False, max_steps=4, sampling_interval=1, ce_warmup_steps=0,
@@ -669,7 +669,7 @@ class TestWithVLLM:
         trainer.train()
         assert len(p_values) == 4 and min(p_values) > 1e-3
         assert self.served(vllm_server) == {"tiny"}
-        assert not (tmp_path / "sampler").exists()
+        assert not list(tmp_path.glob(".dco-sampler-*"))
 
 
 def test_an_endpoint_that_is_down_stops_cot_training(checkpoint, tmp_path):

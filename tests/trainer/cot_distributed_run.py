@@ -13,11 +13,12 @@ results = []
 for settings in json.loads(sys.argv[1]):
     trainer = make_cot_trainer(**settings)
     trainer.train()
+    counts = trainer._windows.counts
     results.append(
         {
             "steps": steps_of(trainer),
-            "counts": (trainer._counts.num_sampled, trainer._counts.num_correct, trainer._drawn),
-            "prior": trainer._counts.prior,
+            "counts": (counts.num_sampled, counts.num_correct, trainer._windows.next_index),
+            "prior": counts.prior,
             "weights": trainer.accelerator.unwrap_model(trainer.model).state_dict(),
         }
     )

@@ -3,22 +3,27 @@
 import itertools
 import logging
 import math
-from pathlib import Path
+from collections import deque
 
 import numpy as np
 import pytest
 import torch
 from cot import ROWS, last_word, make_cot_trainer, settings, steps_of, weights_after
 from datasets import Dataset
+from peft import LoraConfig
 from tiny_models import make_model, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from dco_trl import CoTDCOConfig, CoTDCOTrainer
 from dco_trl.grading import GraderError
+from dco_trl.sampling import Sample, TransformersSampler
 from dco_trl.statistics import posterior_weight
-from dco_trl.trainer import cot_trainer
+from dco_trl.trainer.rationales import Draws, RationaleDrawer
+from dco_trl.trainer.success_counts import SuccessCounts
+from dco_trl.trainer.window import Window
+from dco_trl.trainer.window_sampler import WindowSampler
 
 COUNTED = [{**row, "num_sampled": 64, "num_correct": 5 * i} for i, row in enumerate(ROWS)]
 
@@ -46,10 +51,10 @@ def test_weights_are_those_of_the_counts_in_the_data_set():
     trainer = make_cot_trainer(COUNTED, sampler="none", per_device_train_batch_size=len(ROWS), max_steps=1)
     trainer.train()
     counts = [64] * len(ROWS), [row["num_correct"] for row in COUNTED]
-    expected, _ = posterior_weight(*counts, 16, trainer._counts.prior)
+    expected, _ = posterior_weight(*counts, 16, trainer._windows.counts.prior)
     [step] = steps_of(trainer)
     assert step["coverage_weight"] == pytest.approx(expected.mean(), abs=1e-6)
-    a, b = trainer._counts.prior
+    a, b = trainer._windows.counts.prior
     rates = (a + np.array(counts[1])) / (a + b + 64)
     assert step["success_rate"] == pytest.approx(rates.mean(), abs=1e-6)
     assert step["log_p"] == pytest.approx(np.log(rates).mean(), abs=1e-5)
@@ -69,7 +74,7 @@ def test_rows_of_the_same_prompt_share_their_counts():
     twice = [ROWS[0], {**ROWS[0], "completion": "other 2"}, ROWS[1]]
     trainer = make_cot_trainer(twice, num_rationales=8, per_device_train_batch_size=3, max_steps=1)
     trainer.train()
-    assert trainer._drawn.tolist() == [8, 0, 8]
+    assert trainer._windows.next_index.tolist() == [8, 0, 8]
 
 
 def test_counts_in_the_data_set_are_the_first_memory_of_a_sampler():
@@ -93,14 +98,14 @@ def test_success_rates_are_those_of_the_model():
         per_device_train_batch_size=len(ROWS),
     )  # fmt: skip
     measuring.train()
-    rate = measuring._counts.num_correct / 512
+    rate = measuring._windows.counts.num_correct / 512
     assert 0.02 < rate.mean() < 0.98
     again = make_cot_trainer(
         model=model, num_rationales=512, weight_tolerance=0.0, learning_rate=0.0, max_steps=1,
         per_device_train_batch_size=len(ROWS), seed=1,
     )  # fmt: skip
     again.train()
-    other = again._counts.num_correct / 512
+    other = again._windows.counts.num_correct / 512
     error = np.sqrt((rate * (1 - rate) + other * (1 - other)) / 512 + 1e-6)
     assert (np.abs(rate - other) < 5 * error).all() and (rate != other).any()
 
@@ -108,16 +113,17 @@ def test_success_rates_are_those_of_the_model():
 # ------------------------------------------------------------------------- windows
 
 
-def count_windows(monkeypatch) -> list[list[int]]:
-    calls: list[list[int]] = []
-    draw = cot_trainer.draw_rationales
+def record_draws(monkeypatch) -> list[Draws]:
+    """What each window draws from here on."""
+    all_draws: list[Draws] = []
+    draw = RationaleDrawer.draw
 
-    def counted(problems, *args, **kwargs):
-        calls.append(list(problems))
-        return draw(problems, *args, **kwargs)
+    def recorded(self, *args):
+        all_draws.append(draw(self, *args))
+        return all_draws[-1]
 
-    monkeypatch.setattr(cot_trainer, "draw_rationales", counted)
-    return calls
+    monkeypatch.setattr(RationaleDrawer, "draw", recorded)
+    return all_draws
 
 
 @pytest.mark.parametrize(
@@ -125,7 +131,7 @@ def count_windows(monkeypatch) -> list[list[int]]:
     [("epoch", 0, [12, 12]), (1, 0, [4] * 6), (2, 0, [8, 4, 8, 4]), ("epoch", 2, [4, 12]), ("2", 3, [8, 4])],
 )
 def test_sampling_fires_once_a_window(monkeypatch, interval, warmup, windows):
-    calls = count_windows(monkeypatch)
+    all_draws = record_draws(monkeypatch)
     trainer = make_cot_trainer(
         sampling_interval=interval,
         ce_warmup_steps=warmup,
@@ -133,7 +139,7 @@ def test_sampling_fires_once_a_window(monkeypatch, interval, warmup, windows):
         gradient_accumulation_steps=2,
     )
     trainer.train()
-    assert [len(call) for call in calls] == windows
+    assert [len(draws.problems) for draws in all_draws] == windows
     assert trainer.state.global_step == 6
     steps = steps_of(trainer)
     assert [step["coverage_weight"] == 1 for step in steps[:warmup]] == [True] * warmup
@@ -143,16 +149,38 @@ def test_sampling_fires_once_a_window(monkeypatch, interval, warmup, windows):
 
 
 def test_an_epoch_is_not_sampled_beyond_the_last_step(monkeypatch):
-    calls = count_windows(monkeypatch)
+    all_draws = record_draws(monkeypatch)
     make_cot_trainer(max_steps=2).train()
-    assert [len(call) for call in calls] == [8]
+    assert [len(draws.problems) for draws in all_draws] == [8]
+
+
+def record_samples(monkeypatch) -> list[tuple[int, Sample]]:
+    """What the sampler returns from here on: the problem and the sample."""
+    samples: list[tuple[int, Sample]] = []
+    sample = TransformersSampler.sample
+
+    def recorded(self, requests, params):
+        groups = sample(self, requests, params)
+        samples.extend((r.stream, s) for r, group in zip(requests, groups, strict=True) for s in group)
+        return groups
+
+    monkeypatch.setattr(TransformersSampler, "sample", recorded)
+    return samples
+
+
+def tells_start(function, starts: list[int], samples: list):
+    """`function`, noting how many samples there were before."""
+
+    def told(*args):
+        starts.append(len(samples))
+        return function(*args)
+
+    return told
 
 
 def test_draws_never_repeat(monkeypatch):
     trainer = make_cot_trainer(num_train_epochs=3, num_rationales=16, weight_tolerance=0.0)
     requested: list[tuple[int, int]] = []
-    from dco_trl.sampling import TransformersSampler
-
     sample = TransformersSampler.sample
 
     def recorded(self, requests, params):
@@ -161,7 +189,7 @@ def test_draws_never_repeat(monkeypatch):
 
     monkeypatch.setattr(TransformersSampler, "sample", recorded)
     trainer.train()
-    assert len(requested) == len(set(requested)) == trainer._drawn.sum() > 0
+    assert len(requested) == len(set(requested)) == trainer._windows.next_index.sum() > 0
 
 
 def test_a_prompt_leaves_when_its_weight_is_known():
@@ -173,16 +201,77 @@ def test_a_prompt_leaves_when_its_weight_is_known():
     assert steps_of(lax)[0]["rationales"] == 8 and steps_of(lax)[0]["prompts_settled"] == 1
 
 
-def test_metrics_of_a_window():
-    trainer = make_cot_trainer(num_train_epochs=3, gradient_accumulation_steps=3)
+def test_metrics_of_a_window(monkeypatch):
+    # Every number from the samples themselves, over windows of three steps, each logged at its first.
+    trained = make_cot_trainer(num_train_epochs=8, num_attempts=1, num_rationales=1)
+    trained.train()
+    samples, known = record_samples(monkeypatch), []
+
+    def sometimes(completions, **_):  # no opinion on some, right on others
+        return [None if len(text) % 3 == 0 else float(len(text) % 2) for text in completions]
+
+    trainer = make_cot_trainer(
+        model=trained.model, grader=sometimes, num_train_epochs=3, max_rationale_tokens=6, count_memory=0.5,
+        rationale_batch=5, num_rationales=13, weight_tolerance=0.2, sampling_interval=2, gradient_accumulation_steps=1,
+        per_device_train_batch_size=3,
+    )  # fmt: skip
+    weigh = WindowSampler._weigh
+
+    def weighed(self, window, metrics):
+        known.append((self.counts.num_sampled.copy(), self.counts.num_correct.copy(), self.counts.prior))
+        weigh(self, window, metrics)
+        known[-1] += (dict(window.estimates),)
+
+    monkeypatch.setattr(WindowSampler, "_weigh", weighed)
+    starts = []
+    monkeypatch.setattr(WindowSampler, "open", tells_start(WindowSampler.open, starts, samples))
     trainer.train()
-    first, second, third = steps_of(trainer)
-    assert "training_seconds" not in first and second["training_seconds"] > 0
-    for step in (first, second, third):
-        assert step["sampling_seconds"] > 0 and step["rationale_tokens"] > 0
-        assert 0 < step["success_rate"] < 1 and 0 <= step["rationales_truncated"] <= 1
-        assert step["rationales_ungraded"] == 0
-        assert step["coverage_loss"] > 0 and step["log_p"] < 0
+    steps = steps_of(trainer)
+    n, c, twin = np.zeros(12), np.zeros(12), SuccessCounts(12)
+    assert len(starts) == len(known) == 6
+    for window, (first, last) in enumerate(itertools.pairwise([*starts, len(samples)])):
+        step, drawn = steps[2 * window], samples[first:last]
+        problems = sorted({problem for problem, _ in drawn})
+        num_drawn = np.array([sum(p == problem for p, _ in drawn) for problem in problems])
+        whole = [(p, len(s.text)) for p, s in drawn if s.finish_reason == "stop"]
+        assert step["rationales"] == pytest.approx(len(drawn) / len(problems))
+        assert step["rationale_tokens"] == sum(len(sample.token_ids) for _, sample in drawn)
+        assert step["rationales_truncated"] == pytest.approx(1 - len(whole) / len(drawn), abs=1e-4)
+        ungraded = sum(length % 3 == 0 for _, length in whole) / len(drawn)
+        assert step["rationales_ungraded"] == pytest.approx(ungraded, abs=1e-4)
+        # A function's None is no answer that it could read.
+        assert step["rationales_unparsed"] == pytest.approx(ungraded, abs=1e-4)
+        assert step["prompts_settled"] == pytest.approx((num_drawn < 13).mean(), abs=1e-4)
+        assert step["sampling_seconds"] > 0 and ("training_seconds" in step) == (window > 0)
+        n[problems], c[problems] = n[problems] / 2, c[problems] / 2
+        before = n.copy(), c.copy()
+        for problem in problems:
+            lengths = [length for p, length in whole if p == problem]
+            cut = sum(p == problem for p, _ in drawn) - len(lengths)
+            n[problem] += cut + sum(length % 3 > 0 for length in lengths)
+            c[problem] += sum(length % 3 > 0 and length % 2 for length in lengths)
+        num_sampled, num_correct, (a, b), estimates = known[window]
+        np.testing.assert_allclose((num_sampled, num_correct), (n, c))
+        twin.forget(0.5, problems)
+        twin.add(problems, (n - before[0])[problems], (c - before[1])[problems])
+        twin.refit()
+        assert (a, b) == pytest.approx(twin.prior)
+        rates = (a + c[problems]) / (a + b + n[problems])
+        assert step["success_rate"] == pytest.approx(rates.mean(), rel=1e-3)
+        weights, _ = posterior_weight(n[problems], c[problems], 16, (a, b))
+        assert estimates == {
+            p: pytest.approx((w, math.log(r))) for p, w, r in zip(problems, weights, rates, strict=True)
+        }
+    # Both steps of the window train on its rows with these weights, and log the objective at these p.
+    for step, second in zip(steps[::2], steps[1::2], strict=True):
+        assert "success_rate" not in second
+        assert step["log_p"] < 0 < step["coverage_loss"]
+    both = [(s["coverage_weight"] + t["coverage_weight"]) / 2 for s, t in zip(steps[::2], steps[1::2], strict=True)]
+    for mean, (*_, estimates) in zip(both, known, strict=True):
+        assert mean == pytest.approx(np.mean([weight for weight, _ in estimates.values()]), rel=1e-3)
+    objective = [-np.log(1 - (1 - np.exp(log_p)) ** 16) for _, log_p in known[0][3].values()]
+    logged = (steps[0]["coverage_loss"] + steps[1]["coverage_loss"]) / 2
+    assert logged == pytest.approx(np.mean(objective), rel=1e-3)
 
 
 # ------------------------------------------------------------------------- hard filter
@@ -193,18 +282,29 @@ def test_the_hard_filter_keeps_rows_at_most_so_easy_and_fills_the_batch(estimato
     trainer = make_cot_trainer(COUNTED, sampler="none", estimator=estimator, max_success_rate=0.3, num_train_epochs=1)
     trainer.state.max_steps = 3
     trainer._open_window(iter([{"example_id": torch.arange(4)}] * 3))
-    assert [len(batch) for batch in trainer._window] == [4, 4, 4]
-    rows = list(itertools.chain(*trainer._window))
+    assert [len(batch) for batch in trainer._window.batches] == [4, 4, 4]
+    rows = trainer._window.rows
     hard = [i for i, row in enumerate(COUNTED) if row["num_correct"] / 64 <= 0.3]
     assert set(rows) == set(hard)
     assert max(rows.count(row) for row in hard) - min(rows.count(row) for row in hard) <= 1
 
 
-def test_the_hard_filter_trains_as_many_steps_as_without():
-    trainer = make_cot_trainer(max_success_rate=0.9, sampling_interval=1)
+# Remembered well enough that a few rationales of an untrained model, all wrong, change nothing: rows 0 to 3 are hard.
+FILTERED = {"max_success_rate": 0.27, "count_memory": 1.0}
+REMEMBERED = [{**row, "num_sampled": 6400, "num_correct": 500 * i} for i, row in enumerate(ROWS)]
+
+
+def test_the_hard_filter_trains_on_hard_rows_alone_and_as_many_steps_as_without(monkeypatch):
+    served = []
+    collate = CoTDCOTrainer._collate
+    monkeypatch.setattr(CoTDCOTrainer, "_collate", lambda self, rows: served.extend(rows) or collate(self, rows))
+    trainer = make_cot_trainer(REMEMBERED, sampling_interval=1, **FILTERED)
     trainer.train()
-    assert trainer.state.global_step == 6
-    assert all(0 < step["rows_kept"] <= 1 for step in steps_of(trainer))
+    assert trainer.state.global_step == 6 and len(served) == 24
+    assert set(served) == {0, 1, 2, 3}
+    kept = [step["rows_kept"] for step in steps_of(trainer)]
+    # 24 rows come from 6 passes over 12 rows of which 4 are hard.
+    assert all(0 < share < 1 for share in kept) and 0.25 < 6 / sum(1 / share for share in kept) < 0.45
 
 
 def test_nothing_hard_left_is_an_error():
@@ -253,18 +353,19 @@ def gradient(model, loss) -> torch.Tensor:
 def window_gradient(trainer: CoTDCOTrainer, seed: int) -> torch.Tensor:
     """The gradient of one window with draws of its own."""
     trainer.args.seed, trainer.state.max_steps = seed, 1
-    trainer._counts.forget(0.0)
-    trainer._window.clear()
+    trainer._windows.counts.forget(0.0)
+    trainer._window = Window()
     [batch], count = trainer.get_batch_samples(iter([{"example_id": torch.tensor([0])}]), 1, torch.device("cpu"))
     trainer.model.train()
     return gradient(trainer.model, trainer.compute_loss(trainer.model, batch, num_items_in_batch=count))
 
 
-@pytest.mark.parametrize("targets", ["sampled", "reference"])
-def test_the_expected_gradient_over_all_rationales(targets):
+@pytest.mark.parametrize(("targets", "num_targets"), [("sampled", 1), ("sampled", 5), ("reference", 1)])
+def test_the_expected_gradient_over_all_rationales(targets, num_targets):
     num_attempts, num_draws = 3, 150
     trainer = enumerable_trainer(
         targets=targets,
+        num_targets=num_targets,
         num_attempts=num_attempts,
         estimator="plugin",  # with this many rationales, F at their share of correct ones is F at p
         num_rationales=1024,
@@ -302,24 +403,89 @@ def test_sampled_targets_are_the_models_own_correct_rationales():
     trainer.train()
     last = steps_of(trainer)[-3]
     assert last["reference_targets"] < 1
-    rows = {int(trainer._problem_of[row]) for row in trainer._position_of}
     tokenizer = trainer.processing_class
-    for problem, tokens in trainer._rationales.items():
-        assert problem in rows and tokens[-1] == tokenizer.eos_token_id
+    assert trainer._window.rationales
+    for problem, [tokens] in trainer._window.rationales.items():
+        assert problem in range(len(ROWS)) and tokens[-1] == tokenizer.eos_token_id
         text = tokenizer.decode(tokens[:-1])
         assert last_word([text], [ROWS[problem]["answer"]]) == [1.0]
-        target = trainer._sampled_target(problem)
+        [(target, share)] = trainer._targets(problem)
+        assert share == 1
         assert target["input_ids"][-len(tokens) :] == tokens == target["labels"][-len(tokens) :]
+        assert set(target["labels"][: -len(tokens)]) == {-100}
         assert tokenizer.decode(target["input_ids"][: -len(tokens)]) == ROWS[problem]["prompt"]
+
+
+@pytest.mark.parametrize("batches", [{}, {"padding_free": True, "max_length": None}], ids=["padded", "padding-free"])
+@pytest.mark.parametrize("reduction", ["token", "sequence", "sequence_mean"])
+@pytest.mark.parametrize("peft_config", [None, LoraConfig(r=4, target_modules=["q_proj"])], ids=["full", "LoRA"])
+def test_several_targets_share_the_weight_of_their_row(batches, reduction, peft_config):
+    trainer = make_cot_trainer(
+        targets="sampled",
+        num_targets=3,
+        loss_reduction=reduction,
+        trainer_kwargs={"peft_config": peft_config},
+        **batches,
+    )
+    long, short = [5, 6, 7, 8, 1], [9, 1]
+    rationales = {0: [long, short, long], 1: [short], 3: [short, long]}  # 2 has none of its own
+    weights = {0: 0.9, 1: 0.5, 2: 0.25, 3: 0.125}
+    trainer._window = Window(deque([[0, 1], [2, 3]]), {p: (w, -1.0) for p, w in weights.items()}, rationales)
+    served, count = trainer.get_batch_samples(iter([]), 2, torch.device("cpu"))
+    model = trainer.model.train()
+    loss = sum(trainer.compute_loss(model, batch, num_items_in_batch=count) for batch in served)
+
+    def nll(row: int, completion: list[int]) -> torch.Tensor:
+        prompt = trainer._rows.prompt_ids(row)
+        log_probs = model(torch.tensor([[*prompt, *completion]])).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
+        return -log_probs.gather(-1, torch.tensor(completion)[:, None]).sum()
+
+    reference = trainer._rows.reference(2)["input_ids"][len(trainer._rows.prompt_ids(2)) :]
+    shares = {0: [(long, 2 / 3), (short, 1 / 3)], 1: [(short, 1)], 2: [(reference, 1)], 3: [(short, 0.5), (long, 0.5)]}
+    terms = [(w, s, nll(r, ids), len(ids)) for r, w in weights.items() for ids, s in shares[r]]
+    mean = reduction == "sequence_mean"
+    total = sum(w * s * value / (size if mean else 1) for w, s, value, size in terms)
+    expected = total / (sum(s * size for _, s, _, size in terms) if reduction == "token" else len(weights))
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6, check_dtype=False)
+    torch.testing.assert_close(gradient(model, loss), gradient(model, expected), rtol=1e-3, atol=1e-5)
+
+
+def test_as_many_correct_rationales_as_asked_for_are_targets(monkeypatch):
+    all_draws = record_draws(monkeypatch)
+    trainer = make_cot_trainer(
+        grader=lambda completions, **_: [1.0] * len(completions), targets="sampled", num_targets=3, num_rationales=16,
+        weight_tolerance=0.0, max_rationale_tokens=60, max_length=None, max_steps=1,
+    )  # fmt: skip
+    samples = record_samples(monkeypatch)
+    trainer.train()
+    [draws] = all_draws
+    for problem in draws.problems.tolist():
+        right = [list(s.token_ids) for p, s in samples if p == problem and s.finish_reason == "stop"]
+        assert draws.rationales.get(problem, []) == right[:3]
+    assert max(map(len, draws.rationales.values())) == 3
 
 
 def test_a_rationale_too_long_for_max_length_is_not_a_target():
     trainer = make_cot_trainer(targets="sampled", max_length=12)
-    trainer._rationales = {0: [5] * 20}
-    assert trainer._sampled_target(0) is None
+    room = 12 - len(ROWS[0]["prompt"])
+    trainer._window = Window(rationales={0: [[5] * (room + 1)], 1: [[5] * room]})
+    assert trainer._targets(0) == [(trainer._rows.reference(0), 1.0)]
+    [(target, _)] = trainer._targets(1)
+    assert target["input_ids"][-room:] == [5] * room
 
 
 # ------------------------------------------------------------------------- resuming
+
+
+class StopAt(TrainerCallback):
+    """Save and stop after a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
 
 
 @pytest.mark.parametrize(
@@ -327,52 +493,27 @@ def test_a_rationale_too_long_for_max_length_is_not_a_target():
     [
         {"sampling_interval": "epoch"},
         {"sampling_interval": 2, "targets": "sampled", "num_attempts": 2},
-        {"sampling_interval": 2, "max_success_rate": 0.9},
+        {"sampling_interval": 2, "targets": "sampled", "num_targets": 3, "num_attempts": 2, "learning_rate": 3e-2},
+        {"rows": REMEMBERED, "sampling_interval": 2, **FILTERED},
         {"sampling_interval": 4, "ce_warmup_steps": 3, "gradient_accumulation_steps": 2},
     ],
-    ids=["epoch", "sampled targets", "hard filter", "warm-up"],
+    ids=["epoch", "sampled targets", "several targets", "hard filter", "warm-up"],
 )
 def test_resumed_is_never_stopped(tmp_path, options):
     kwargs = dict(num_train_epochs=4, per_device_train_batch_size=2, lr_scheduler_type="constant", **options)
     straight = weights_after(make_cot_trainer(**kwargs))
-    saving = dict(output_dir=str(tmp_path), save_strategy="steps", save_steps=5)
-    stopped = make_cot_trainer(**kwargs, **saving)
-    stopped.args.max_steps = 5
+    # In the middle of a window and, unless warming up, of an epoch, so that the next window opens in the same one.
+    stop = 5 if "ce_warmup_steps" in options else 3
+    saving = dict(output_dir=str(tmp_path), save_strategy="steps", save_steps=stop)
     # The window must be what it would have been, so the run only ends early, it does not know that it will.
-    from transformers import TrainerCallback
-
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **_):
-            if state.global_step == 5:
-                control.should_save = control.should_training_stop = True
-
-    stopped.args.max_steps = -1
-    stopped.add_callback(Stop())
+    stopped = make_cot_trainer(**kwargs, **saving, trainer_kwargs={"callbacks": [StopAt(stop)]})
     stopped.train()
+    if "max_success_rate" in options:
+        assert all(step["rows_kept"] < 1 for step in steps_of(stopped) if "rows_kept" in step)
     resumed = make_cot_trainer(**kwargs, **saving)
-    weights = weights_after(resumed, resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    weights = weights_after(resumed, resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
     for name, weight in straight.items():
         torch.testing.assert_close(weights[name], weight, rtol=0, atol=0, msg=name)
-
-
-def test_a_checkpoint_without_counts_is_refused(tmp_path):
-    saving = dict(output_dir=str(tmp_path), save_strategy="steps", save_steps=1, max_steps=1)
-    make_cot_trainer(**saving).train()
-    (tmp_path / "checkpoint-1" / cot_trainer.STATE_NAME).unlink()
-    with pytest.raises(FileNotFoundError, match="has no cot_state.json.*pass the folder as `model`"):
-        make_cot_trainer(**saving).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-
-
-def test_a_checkpoint_of_more_processes_is_refused(tmp_path):
-    import json
-
-    saving = dict(output_dir=str(tmp_path), save_strategy="steps", save_steps=1, max_steps=1)
-    make_cot_trainer(**saving).train()
-    path = tmp_path / "checkpoint-1" / cot_trainer.STATE_NAME
-    state = json.loads(path.read_text())
-    path.write_text(json.dumps({**state, "processes": state["processes"] * 2}))
-    with pytest.raises(ValueError, match="made by 2 processes, and there are 1.*Resume with as many"):
-        make_cot_trainer(**saving).train(resume_from_checkpoint=str(path.parent))
 
 
 # ------------------------------------------------------------------------- evaluation
@@ -407,8 +548,18 @@ def test_evaluation_is_that_of_the_reference_rationale():
         ({"targets": "own"}, r"`targets` must be one of \('reference', 'sampled'\), got 'own'"),
         ({"sampler": "vlm"}, "`sampler` must be one of .*got 'vlm'"),
         ({"targets": "sampled", "sampler": "none"}, "`targets='sampled'`.*`sampler='none'` samples none"),
+        ({"num_required": 2}, "`num_required=2` has no weight from counts of sampled rationales yet. Leave it at 1"),
         ({"packing": True}, "`packing` merges rows.*Use `padding_free=True`"),
         ({"sampler": "server"}, "`sampler='server'` needs the endpoint's address.*base_url"),
+        ({"num_targets": 0}, "`num_targets` must be an integer of at least 1, got 0"),
+        (
+            {"num_targets": 2},
+            "`num_targets=2` counts sampled.*`targets='reference'` trains on.*Set `targets='sampled'`",
+        ),
+        ({"auto_find_batch_size": True}, "`auto_find_batch_size` would change.*Lower `per_device_train_batch_size`"),
+        ({"sampler_kwargs": "batch_size=4"}, "`sampler_kwargs` must be a dictionary, or JSON.*got 'batch_size=4'"),
+        ({"sampler_kwargs": '{"batch_size": 4'}, "`sampler_kwargs` must be a dictionary, or JSON"),
+        ({"sampler_kwargs": "[4]"}, r"`sampler_kwargs` must be a dictionary, or JSON.*got '\[4\]'"),
     ],
 )
 def test_refused_setting(overrides, message):
@@ -437,6 +588,10 @@ def test_refused_data(rows, overrides, message):
         make_cot_trainer(rows, **overrides)
 
 
+def test_sampler_options_may_be_json():
+    assert CoTDCOConfig(**settings(sampler_kwargs='{"batch_size": 4}')).sampler_kwargs == {"batch_size": 4}
+
+
 def test_refused_arguments():
     from datasets import IterableDataset
 
@@ -447,6 +602,8 @@ def test_refused_arguments():
         CoTDCOTrainer(make_model(), train_dataset=Dataset.from_list(ROWS))
     with pytest.raises(ValueError, match="`data_collator` is TRL's own here"):
         make_cot_trainer(trainer_kwargs={"data_collator": lambda rows: rows})
+    with pytest.raises(TypeError, match="takes 2 positional arguments"):
+        CoTDCOTrainer(make_model(), CoTDCOConfig(**settings()))
     with pytest.raises(ValueError, match="`sampler='server'` can be given LoRA adapters.*Train with LoRA"):
         make_cot_trainer(sampler="server", sampler_kwargs={"base_url": "http://127.0.0.1:9/v1"})
     with pytest.raises(GraderError, match="grader 'maths' is not known"):
@@ -457,8 +614,8 @@ def test_refused_arguments():
     ("grader", "message"),
     [
         (lambda completions, **_: 1 / 0, "raised ZeroDivisionError"),
-        (lambda completions, **_: [math.nan] * len(completions), "returned NaN"),
-        (lambda completions, **_: [1.0], "one score a completion"),
+        (lambda completions, **_: [math.nan] * len(completions), "returned nan as score 0: return a finite number"),
+        (lambda completions, **_: [1.0], "must return one score per completion: 8 expected, got 1"),
     ],
     ids=["raises", "NaN", "wrong length"],
 )
@@ -487,13 +644,11 @@ def test_all_rationales_cut_off_is_said(caplog):
         trainer = make_cot_trainer(model=trained.model, max_rationale_tokens=2, max_steps=1)
         trainer.train()
     assert steps_of(trainer)[0]["rationales_truncated"] == 1
-    assert "All 64 rationales sampled at step 0 were cut off at `max_rationale_tokens=2`" in caplog.text
+    assert "All rationales sampled at step 0 were cut off at `max_rationale_tokens=2`" in caplog.text
     assert "raise `ce_warmup_steps`" in caplog.text
 
 
 def test_missing_samples_are_an_error(monkeypatch):
-    from dco_trl.sampling import TransformersSampler
-
     monkeypatch.setattr(TransformersSampler, "sample", lambda self, requests, params: [[] for _ in requests])
     with pytest.raises(RuntimeError, match="returned 0 rationales for 4 prompts and not the 8 for each.*resumed"):
         make_cot_trainer(max_steps=1).train()
@@ -504,9 +659,3 @@ def test_an_idle_method_is_said(caplog):
         make_cot_trainer(grader=lambda completions, **_: [0.0] * len(completions), num_rationales=64).train()
     said = [record for record in caplog.records if "DCO is cross-entropy at step" in record.message]
     assert len(said) == 1 and "mean success rate" in said[0].message
-
-
-def test_what_was_saved_for_the_sampler_is_removed():
-    trainer = make_cot_trainer(max_steps=1)
-    trainer.train()
-    assert not Path(trainer.args.output_dir, "sampler").exists()

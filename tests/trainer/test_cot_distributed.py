@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,22 +15,26 @@ import torch
 HERE = Path(__file__).parent
 RUNS = {
     "epoch": {"sampling_interval": "epoch", "ce_warmup_steps": 1},
-    "two steps, sampled targets": {"sampling_interval": 2, "targets": "sampled"},
+    "two steps, sampled targets": {"sampling_interval": 2, "targets": "sampled", "num_targets": 3},
 }
 
 
-def launch(num_processes: int, folder: Path) -> dict[str, dict]:
-    sizes = {"per_device_train_batch_size": 4 // num_processes, "learning_rate": 1e-3}
-    settings = json.dumps([{**run, **sizes} for run in RUNS.values()])
-    command = [sys.executable, str(HERE / "cot_distributed_run.py"), settings, str(folder / f"{num_processes}.pt")]
+def run(num_processes: int, *arguments: str, timeout: float | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, *arguments]
     if num_processes > 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", f"--master_port={port}"]
         command[1:1] = torchrun
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}:{HERE.parents[1]}", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def launch(num_processes: int, folder: Path) -> dict[str, dict]:
+    sizes = {"per_device_train_batch_size": 4 // num_processes, "learning_rate": 1e-3}
+    settings = json.dumps([{**options, **sizes} for options in RUNS.values()])
+    done = run(num_processes, str(HERE / "cot_distributed_run.py"), settings, str(folder / f"{num_processes}.pt"))
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(zip(RUNS, torch.load(folder / f"{num_processes}.pt", weights_only=False), strict=True))
 
@@ -57,3 +62,20 @@ def test_two_processes_are_one(results, name):
         np.testing.assert_allclose(ours, others)
     for weight_name, weight in one["weights"].items():
         torch.testing.assert_close(two["weights"][weight_name], weight, rtol=1e-3, atol=5e-4, msg=weight_name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "scenario, failing, own, what",
+    [
+        ("grader", 1, "raised ZeroDivisionError", "sampling and grading rationales"),
+        ("saving", 0, "File too large", "saving the weights for the sampler"),
+    ],
+)
+def test_a_process_that_fails_stops_all_of_them(tmp_path, scenario, failing, own, what):
+    # The issue is a job that hangs: it must end by itself, long before this.
+    done = run(2, str(HERE / "cot_failing_run.py"), scenario, str(tmp_path), timeout=300)
+    assert done.returncode != 0
+    assert own in done.stderr
+    assert re.search(f"RuntimeError: Process {failing} failed while {what}, so all of them stop: .*{own}", done.stderr)
+    assert not list(tmp_path.glob(".dco-sampler-*"))

@@ -12,7 +12,7 @@ from tiny_models import make_tokenizer
 
 from dco_trl import CoTDCOConfig, CoTDCOTrainer
 from dco_trl.sampling import TransformersSampler
-from dco_trl.trainer import cot_trainer
+from dco_trl.trainer.rationales import RationaleDrawer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.xdist_group("vllm")]
 
@@ -66,23 +66,25 @@ def log_probs_by_training(model, prompt: list[int], completion: list[int]) -> li
 def test_vllm_samples_the_model_in_training(monkeypatch, small_engine, checkpoint, peft_config, caplog):
     windows: list[list[float]] = []
     rates: list[tuple[int, int, int, int]] = []
-    draw = cot_trainer.draw_rationales
+    draw = RationaleDrawer.draw
 
-    def watched(problems, row_of, counts, drawn, sampler, *rest, **options):
+    def watched(self, problems, counts, next_index, sampler):
         prompts = [make_tokenizer()(row["prompt"])["input_ids"] for row in ROWS[:4]]
         ours: list[float] = []
         for prompt, (completion, theirs) in zip(prompts, greedy_by_vllm(sampler, prompts), strict=True):
             ours += log_probs_by_training(trainer.model, prompt, completion)
             np.testing.assert_allclose(theirs, ours[-len(theirs) :], atol=2e-3)
         windows.append(ours)
-        draws = draw(problems, row_of, counts, drawn, sampler, *rest, **options)
+        draws = draw(self, problems, counts, next_index, sampler)
         itself = TransformersSampler(trainer.model, tokenizer=make_tokenizer(), progress=False)
-        others = draw(problems, row_of, counts, drawn, itself, *rest, **options)
-        rates.append((draws.correct.sum(), draws.graded.sum(), others.correct.sum(), others.graded.sum()))
-        assert set(draws.rationales) and draws.tokens > 0
+        others = draw(self, problems, counts, next_index, itself)
+        rates.append(tuple(x.sum() for some in (draws, others) for x in (some.num_correct, some.num_graded)))
+        assert set(draws.rationales) and draws.num_tokens > 0
+        folders.extend(trainer._windows._policy._folder.parent.glob(".dco-sampler-*/tokenizer.json"))
         return draws
 
-    monkeypatch.setattr(cot_trainer, "draw_rationales", watched)
+    folders = []
+    monkeypatch.setattr(RationaleDrawer, "draw", watched)
     trainer = CoTDCOTrainer(
         str(checkpoint),
         args=CoTDCOConfig(
@@ -95,6 +97,7 @@ def test_vllm_samples_the_model_in_training(monkeypatch, small_engine, checkpoin
                 rationale_batch=64,
                 per_device_train_batch_size=6,
                 targets="sampled",
+                num_targets=4,
                 learning_rate=3e-2 if peft_config else 3e-3,
                 model_init_kwargs={"dtype": "float32"},
             )
@@ -114,15 +117,5 @@ def test_vllm_samples_the_model_in_training(monkeypatch, small_engine, checkpoin
         assert abs(p - q) < 4.5 * np.sqrt(p * (1 - p) / n + q * (1 - q) / others_n)
     assert all(step["rationales_truncated"] < 1 for step in steps_of(trainer) if "rationales_truncated" in step)
     assert sum("vLLM cannot sleep on this platform" in record.message for record in caplog.records) == 1
-    assert trainer._sampler._sampler is None and not trainer._sampler._folder.exists()
-
-
-def test_a_base_model_without_a_folder_is_refused(small_engine):
-    trainer = make_cot_trainer(
-        sampler="vllm",
-        sampler_kwargs={"enforce_eager": True},
-        max_steps=1,
-        trainer_kwargs={"peft_config": LORA},
-    )
-    with pytest.raises(ValueError, match="base model has no name or folder.*pass the folder as `model`"):
-        trainer.train()
+    assert trainer._windows._policy._sampler is None
+    assert len(folders) == 3 and not any(path.parent.exists() for path in folders)

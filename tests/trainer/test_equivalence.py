@@ -107,6 +107,44 @@ def test_gradient_is_autograds_of_the_naive_formula(family, num_attempts, reduct
         torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-6 * largest.item(), msg=name)
 
 
+@pytest.mark.parametrize("num_required", [2, 5])
+def test_gradient_of_at_least_m_of_n_is_autograds_of_the_naive_formula(num_required):
+    num_attempts = 400
+    model = make_model().double()
+    trainer = make_trainer(
+        model=model, num_attempts=num_attempts, num_required=num_required, loss_reduction="sequence"
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    batch = next(iter(trainer.get_train_dataloader()))
+    num_items = trainer._get_num_items_in_batch([dict(batch)], torch.device("cpu"))
+    ours = gradients(trainer.compute_loss(model, dict(batch), num_items_in_batch=num_items), model)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    labels = batch["labels"][:, 1:]
+    log_probs = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    p = (log_probs * (labels != -100)).sum(1).exp()
+    tail = sum(
+        float(math.comb(num_attempts, j)) * p**j * (1 - p) ** (num_attempts - j)
+        for j in range(num_required, num_attempts + 1)
+    )
+    expected = gradients(-torch.log(tail).mean(), model)
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5 * largest.item(), msg=name)
+
+
+def test_one_required_is_the_default_bit_for_bit():
+    assert_same_run(run(num_attempts=MANY, num_required=1), run(num_attempts=MANY))
+
+
+def test_evaluation_reports_at_least_m_of_k():
+    trainer = make_trainer(
+        num_attempts=64, num_required=2, coverage_at=[1, 16], trainer_kwargs={"eval_dataset": dataset()}
+    )
+    metrics = trainer.evaluate()
+    assert "eval_at_least_2@1" not in metrics  # of one attempt, two cannot be right
+    assert 0 < metrics["eval_at_least_2@16"] < metrics["eval_coverage@16"]
+
+
 def test_the_weights_of_that_test_are_not_all_one():
     trainer = make_trainer(num_attempts=MANY)
     trainer.train()

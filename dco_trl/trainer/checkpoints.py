@@ -1,0 +1,140 @@
+"""A checkpoint is complete or it is not resumed."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.logging import get_logger
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from trl import SFTTrainer
+
+logger = get_logger(__name__)
+
+# What a resumed run needs, and the files that hold it: those of one process, of FSDP, and of DeepSpeed ("latest").
+_PARTS = {
+    "weights": ("model.safetensors*", "pytorch_model*", "adapter_model.*", "*/adapter_model.*", "latest"),
+    "optimizer.pt": ("optimizer.pt", "optimizer.bin", "optimizer_*", "latest"),
+    "scheduler.pt": ("scheduler.pt", "latest"),
+    "rng_state.pth": ("rng_state*.pth",),
+}
+
+
+class CompleteCheckpoints(SFTTrainer):
+    """`SFTTrainer` whose checkpoints are complete or not resumed.
+
+    `Trainer` writes `trainer_state.json` last and rotates old checkpoints away afterwards, so a folder without that
+    file is one that was being written when the run was stopped.
+    """
+
+    # Names of the files that a subclass writes in `_save_own_state`.
+    _own_state_files: tuple[str, ...] = ()
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir, self._own_state_files)
+        return super().train(checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Also a complete checkpoint that is written anew is incomplete for a while.
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        self._save_own_state(folder)
+        super()._save_checkpoint(model, trial)
+
+    def _save_own_state(self, folder: Path) -> None:
+        """Write what a subclass needs to resume, on every process; nothing here."""
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The last file but `trainer_state.json`, which must not come before another process's.
+        self.accelerator.wait_for_everyone()
+
+
+def checkpoint_to_resume(asked: str | bool | None, output_dir: str | None, also: Sequence[str] = ()) -> str | None:
+    """The checkpoint folder that `resume_from_checkpoint` means: none, a given one, or the last complete one.
+
+    Args:
+        asked: A folder; True or "true" for the last complete one in `output_dir`; None, False or "false" for none.
+        output_dir: The run's folder.
+        also: Files that must be there besides `Trainer`'s own.
+
+    Returns:
+        A complete checkpoint, or None.
+
+    Raises:
+        FileNotFoundError: There is none, or the given one is not complete; the message names what is missing.
+    """
+    if asked in (None, False, "false", "False"):
+        return None
+    if asked not in (True, "true", "True"):
+        given = Path(str(asked))
+        if not given.is_dir():
+            raise FileNotFoundError(f"`resume_from_checkpoint`: there is no folder {given}.")
+        missing = missing_parts(given, also)
+        if missing:
+            raise FileNotFoundError(
+                f"The checkpoint {given} is not complete: it has no {', '.join(missing)}. Training would go on as "
+                "another run. Resume from another checkpoint, or start anew from its weights: pass the folder as "
+                "`model`."
+            )
+        return str(given)
+    folder = Path(output_dir or ".")
+    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir() and _step(path) is not None]
+    if not found:
+        raise FileNotFoundError(f"`resume_from_checkpoint` is set, but there is no checkpoint in {folder}.")
+    skipped: list[str] = []
+    for path in sorted(found, key=lambda path: _step(path) or 0, reverse=True):
+        missing = missing_parts(path, also)
+        if not missing:
+            for text in skipped:
+                logger.warning(f"{text}: it is skipped, and training resumes from {path.name}.")
+            return str(path)
+        skipped.append(f"The checkpoint {path.name} is not complete (no {', '.join(missing)})")
+    raise FileNotFoundError(
+        f"`resume_from_checkpoint` is set, but no checkpoint in {folder} is complete. {'. '.join(skipped)}. Start "
+        "without `resume_from_checkpoint`."
+    )
+
+
+def missing_parts(checkpoint: Path, also: Sequence[str] = ()) -> list[str]:
+    """What a checkpoint folder lacks of `Trainer`'s files and those in `also`; empty if it is complete."""
+    missing = [part for part, patterns in _PARTS.items() if not any(any(checkpoint.glob(p)) for p in patterns)]
+    missing += [name for name in also if not (checkpoint / name).is_file()]
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+    except (OSError, ValueError):
+        missing.append(TRAINER_STATE_NAME)
+    return missing
+
+
+def write_state(path: Path, state: Any) -> None:
+    """Write a state as JSON, with a checksum of it."""
+    text = json.dumps(state)
+    path.write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "state": text}))
+
+
+def read_state(path: Path) -> Any:
+    """The state that `write_state` wrote.
+
+    Raises:
+        ValueError: The file was damaged or changed since.
+    """
+    try:
+        saved = json.loads(path.read_text())
+        if hashlib.sha256(saved["state"].encode()).hexdigest() == saved["sha256"]:
+            return json.loads(saved["state"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise ValueError(
+        f"{path} was damaged or changed since it was written, so that training would go on as another run. Resume "
+        "from another checkpoint, or start anew from its weights: pass the folder as `model`."
+    )
+
+
+def _step(checkpoint: Path) -> int | None:
+    step = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+    return int(step) if step.isdecimal() else None

@@ -1,0 +1,37 @@
+"""A failure of one process is a failure of all."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+
+@contextmanager
+def failing_together(accelerator: Accelerator, what: str) -> Iterator[None]:
+    """Wait for every process at the end of the block, and raise on all of them if one of them failed in it.
+
+    A process that raises alone leaves the others waiting for it, and with them the whole job. The block itself must
+    not wait for other processes.
+
+    Args:
+        accelerator: Who the processes are.
+        what: What the block does, to follow "failed while".
+
+    Raises:
+        RuntimeError: Another process failed; its first error is named. The failing process raises its own error.
+    """
+    own: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        own = error
+    errors = gather_object([None if own is None else f"{type(own).__name__}: {own}"])
+    if own is not None:
+        raise own
+    for process, text in enumerate(errors):
+        if text is not None:
+            raise RuntimeError(
+                f"Process {process} failed while {what}, so all of them stop: {text} Training can be resumed from the "
+                "last checkpoint."
+            )

@@ -1,0 +1,120 @@
+"""A window of optimizer steps: which rows its micro-batches hold, and what was sampled for them."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class Window:
+    """What one process still has to train on before the next sampling.
+
+    Args:
+        batches: The rows of each micro-batch still to be served.
+        estimates: Weight and log p of each problem; None for plain cross-entropy, while warming up.
+        rationales: Correct rationales of a problem to train on, token ids, in the order in which they were drawn.
+    """
+
+    batches: deque[list[int]] = field(default_factory=deque)
+    estimates: dict[int, tuple[float, float]] | None = None
+    rationales: dict[int, list[list[int]]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows of all micro-batches still to be served."""
+        return [row for batch in self.batches for row in batch]
+
+    def rationales_of(self, problem: int) -> list[list[int]]:
+        """Correct rationales of a problem; none if none was drawn, or none is to be trained on."""
+        return self.rationales.get(int(problem), [])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window as JSON can hold it, whose keys are strings."""
+        return {
+            "batches": list(self.batches),
+            "estimates": None if self.estimates is None else list(self.estimates.items()),
+            "rationales": list(self.rationales.items()),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> "Window":
+        """The window that `state_dict` was taken of."""
+        estimates = state["estimates"]
+        if estimates is not None:
+            estimates = {problem: (weight, log_p) for problem, (weight, log_p) in estimates}
+        return cls(deque(state["batches"]), estimates, dict(state["rationales"]))
+
+
+class RowStream:
+    """This process's share of the rows in random order, again and again; knows its place.
+
+    Args:
+        rows: All rows.
+        seed: Seed of the orders.
+        process_index: Which share.
+        num_processes: How many shares.
+    """
+
+    def __init__(self, rows: Sequence[int], seed: int, process_index: int, num_processes: int):
+        self._rows, self._seed = np.asarray(rows), seed
+        self._share = slice(process_index, None, num_processes)
+        self.place = (0, 0)  # passes finished, rows taken of this one
+        self.num_rows = len(self._order(0))
+
+    def take(self, count: int) -> list[int]:
+        """The next rows, at most `count` of them and at least one."""
+        passes, position = self.place
+        if position >= self.num_rows:
+            passes, position = passes + 1, 0
+        taken = self._order(passes)[position : position + count]
+        self.place = passes, position + len(taken)
+        return taken.tolist()
+
+    def _order(self, passes: int) -> np.ndarray:
+        order = np.random.default_rng([self._seed, passes]).permutation(self._rows)
+        # Every process needs a row, also of a data set smaller than their number.
+        return order[self._share] if len(order) > self._share.start else order
+
+
+def hard_batches(
+    batches: list[list[int]],
+    stream: RowStream,
+    problem_of: Sequence[int] | np.ndarray,
+    are_hard: Callable[[list[int]], Sequence[bool] | np.ndarray],
+) -> tuple[list[list[int]], int]:
+    """As many rows in as many micro-batches, all of them of hard problems.
+
+    They come from a stream that goes over the data as often as it takes, so that an epoch keeps its number of steps.
+
+    Args:
+        batches: The rows of each micro-batch without the filter; only their numbers count.
+        stream: Where rows come from.
+        problem_of: The problem of each row.
+        are_hard: Whether each of some problems is hard; asked once for a problem.
+
+    Returns:
+        The micro-batches, and the number of rows tried. None are hard after one pass over the data: no micro-batches.
+    """
+    wanted, num_tried = sum(map(len, batches)), 0
+    hard: list[int] = []
+    is_hard: dict[int, bool] = {}
+    while len(hard) < wanted:
+        candidates = stream.take(wanted - len(hard))
+        new = [problem for problem in distinct(problem_of[row] for row in candidates) if problem not in is_hard]
+        if new:
+            is_hard |= dict(zip(new, map(bool, are_hard(new)), strict=True))
+        hard += [row for row in candidates if is_hard[int(problem_of[row])]]
+        num_tried += len(candidates)
+        if not hard and num_tried >= stream.num_rows:
+            return [], num_tried
+    refilled = iter(hard)
+    return [list(islice(refilled, len(batch))) for batch in batches], num_tried
+
+
+def distinct(values: Iterable[Any]) -> list[int]:
+    """Each value once, in the order of first appearance."""
+    return list(dict.fromkeys(int(value) for value in values))

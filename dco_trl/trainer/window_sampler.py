@@ -1,0 +1,219 @@
+"""Opens windows: samples rationales for their rows, learns from them, and weighs the rows."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object
+from datasets import Dataset
+
+from ..grading import BulkGrader
+from ..sampling import Sampler
+from .cot_config import CoTDCOConfig
+from .failures import failing_together
+from .policy_sampler import PolicySampler
+from .prepared_rows import PreparedRows
+from .rationales import Draws, RationaleDrawer, add_draws, draw_metrics
+from .success_counts import SuccessCounts
+from .window import RowStream, Window, distinct, hard_batches
+
+logger = get_logger(__name__)
+
+# Columns that tell a grader nothing about a rationale.
+_NOT_FOR_GRADERS = ("completion", "input_ids", "labels", "num_sampled", "num_correct")
+_IDLE_WEIGHT = 0.99
+
+
+class WindowSampler:
+    """Samples for the rows of each window and weighs them by what is known of their problems.
+
+    Args:
+        dataset: The user's rows.
+        rows: The same, as training has them.
+        model: The model in training, unwrapped.
+        tokenizer: Training's.
+        grader: What grades; not used with `sampler="none"`.
+        accelerator: The trainer's.
+        args: How to sample.
+
+    Attributes:
+        counts: What is known of each problem's success rate.
+        next_index: Index of the next rationale of each problem: draws go on from there, and never repeat.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        rows: PreparedRows,
+        model: Any,
+        tokenizer: Any,
+        grader: str | Callable,
+        accelerator: Accelerator,
+        args: CoTDCOConfig,
+    ):
+        self._rows, self._accelerator, self._args = rows, accelerator, args
+        self.counts = _given_counts(dataset, rows.problem_of)
+        self.next_index = np.zeros(len(dataset), dtype=np.int64)
+        self._policy: PolicySampler | None = None
+        self._grader: BulkGrader | None = None
+        if args.sampler != "none":
+            self._policy = PolicySampler(accelerator, model, tokenizer, args, rows.max_prompt_tokens)
+            self._grader = BulkGrader(grader)
+            columns = dataset.remove_columns([name for name in _NOT_FOR_GRADERS if name in dataset.column_names])
+            self._drawer = RationaleDrawer(
+                columns.__getitem__,
+                rows.prompt_ids,
+                self._grader,
+                tokenizer,
+                args,
+                progress=not args.disable_tqdm and accelerator.is_local_main_process,
+            )
+        self._reported_idle = False
+        self.start_afresh()
+
+    def start_afresh(self) -> None:
+        """Go back to the first row of the filter's stream: training begins."""
+        self._stream = RowStream(
+            self._rows.rows, self._args.seed, self._accelerator.process_index, self._accelerator.num_processes
+        )
+
+    def open(self, batches: list[list[int]], step: int) -> tuple[Window, dict[str, float]]:
+        """Sample for a window. Call it on every process.
+
+        Args:
+            batches: The rows of each micro-batch of this process; under the hard filter others take their places.
+            step: Optimizer steps done, for messages.
+
+        Returns:
+            The window, and what is logged about it.
+        """
+        started = time.perf_counter()
+        window = Window(deque(batches))
+        metrics: dict[str, float] = {}
+        with self._policy.synchronised() if self._policy is not None else nullcontext() as sampler:
+            # How often a process draws in here is its own affair.
+            with failing_together(self._accelerator, "sampling and grading rationales"):
+                all_draws = self._fill(window, metrics, sampler, step)
+        if self._policy is not None:
+            everywhere: list[Draws] = gather_object(all_draws)
+            add_draws(everywhere, self.counts, self.next_index, self._args.count_memory)
+            metrics |= draw_metrics(everywhere)
+            metrics["sampling_seconds"] = time.perf_counter() - started
+        self.counts.refit()
+        self._weigh(window, metrics)
+        self._warn(window, metrics, step)
+        return window, metrics
+
+    def close(self) -> None:
+        """End the engine and the grader's workers; both start again when they are needed."""
+        for holder in (self._policy, self._grader):
+            if holder is not None:
+                holder.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What all processes know, as JSON can hold it."""
+        counts = {name: np.asarray(value).tolist() for name, value in self.counts.state_dict().items()}
+        return {"counts": counts, "next_index": self.next_index.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.counts.load_state_dict(state["counts"])
+        self.next_index = np.array(state["next_index"], dtype=np.int64)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """This process's place in the filter's stream of rows."""
+        return self._stream.place
+
+    @place.setter
+    def place(self, place: tuple[int, int]) -> None:
+        self._stream.place = place
+
+    def _fill(self, window: Window, metrics: dict[str, float], sampler: Sampler | None, step: int) -> list[Draws]:
+        """Draw for the rows of the window; under the hard filter, for rows that replace them."""
+        problem_of, threshold = self._rows.problem_of, self._args.max_success_rate
+        if threshold is None:
+            return self._draw(distinct(problem_of[row] for row in window.rows), window, sampler)
+        all_draws: list[Draws] = []
+
+        def are_hard(problems: list[int]) -> np.ndarray:
+            drawn = self._draw(problems, window, sampler)
+            all_draws.extend(drawn)
+            return self._rates(problems, drawn) <= threshold
+
+        hard, num_tried = hard_batches(list(window.batches), self._stream, problem_of, are_hard)
+        if not hard:
+            raise RuntimeError(
+                f"None of the {num_tried} rows tried has a success rate of at most `max_success_rate={threshold}`: "
+                f"there is nothing left to train on. Raise it, leave it out, or stop here (step {step})."
+            )
+        window.batches = deque(hard)
+        metrics["rows_kept"] = len(window.rows) / num_tried
+        return all_draws
+
+    def _draw(self, problems: list[int], window: Window, sampler: Sampler | None) -> list[Draws]:
+        """Rationales of these problems, on this process: one `Draws`, or none without a sampler."""
+        if sampler is None:
+            return []
+        draws = self._drawer.draw(problems, self.counts, self.next_index, sampler)
+        if self._args.targets == "sampled":
+            window.rationales |= draws.rationales
+        return [draws]
+
+    def _rates(self, problems: list[int], drawn: list[Draws]) -> np.ndarray:
+        """Success rates for the hard filter, from what this process has just drawn and what is remembered."""
+        n, c = self.counts.num_sampled[problems], self.counts.num_correct[problems]
+        for draws in drawn:
+            n, c = self.counts.updated(problems, self._args.count_memory, draws.num_graded, draws.num_correct)
+        if self._args.estimator == "plugin":
+            return np.divide(c, n, out=np.zeros(len(n)), where=n > 0)
+        return self.counts.rate(n, c)
+
+    def _weigh(self, window: Window, metrics: dict[str, float]) -> None:
+        """Note weight and log p of the window's problems."""
+        ids = np.array(distinct(self._rows.problem_of[row] for row in window.rows))
+        n, c = self.counts.num_sampled[ids], self.counts.num_correct[ids]
+        # The authors' estimator has no opinion on a prompt of which nothing could be graded: it keeps weight 1.
+        known = (n > 0) | (self._args.estimator == "posterior")
+        weights = np.ones(len(ids))
+        if known.any():
+            weights[known], _ = self.counts.weights(ids[known], self._args.num_attempts, self._args.estimator)
+        rates = self.counts.rate(n, c)
+        estimates = zip(weights.tolist(), np.log(rates).tolist(), strict=True)
+        window.estimates = dict(zip(ids.tolist(), estimates, strict=True))
+        metrics["success_rate"] = float(rates.mean())
+        if self._args.targets == "sampled":
+            own = [self._rows.sampled(row, window.rationales_of(self._rows.problem_of[row])) for row in window.rows]
+            metrics["reference_targets"] = own.count([]) / len(own)
+
+    def _warn(self, window: Window, metrics: dict[str, float], step: int) -> None:
+        if metrics.get("rationales_truncated") == 1:
+            logger.warning(
+                f"All rationales sampled at step {step} were cut off at `max_rationale_tokens="
+                f"{self._args.max_rationale_tokens}`, so none counts as right. Raise it; or, if the model does not "
+                "end its answers yet, raise `ce_warmup_steps`."
+            )
+        weight = float(np.mean([weight for weight, _ in (window.estimates or {}).values()]))
+        if not self._reported_idle and self._args.num_attempts > 1 and weight > _IDLE_WEIGHT:
+            self._reported_idle = True
+            logger.warning(
+                f"DCO is cross-entropy at step {step}: the mean weight is {weight:.3f}, because the mean success rate "
+                f"of a sampled rationale is {metrics['success_rate']:.4f}. On a model that learns the task this "
+                "passes. If it does not, look at `rationales_truncated` and `rationales_unparsed`: rationales may be "
+                "wrong for their form alone."
+            )
+
+
+def _given_counts(dataset: Dataset, problem_of: np.ndarray) -> SuccessCounts:
+    """The counts in the data set's columns, if it has them; rows of the same problem hold the same ones."""
+    counts = SuccessCounts(len(problem_of))
+    if {"num_sampled", "num_correct"} <= set(dataset.column_names):
+        first = np.unique(problem_of)
+        counts.add(first, *(np.asarray(dataset[name])[first] for name in ("num_sampled", "num_correct")))
+        counts.refit()
+    return counts

@@ -1,0 +1,248 @@
+"""A run that was stopped at any moment goes on as if it had not been; a checkpoint is complete or not resumed."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from cot import make_cot_trainer, weights_after
+from killed_run import long_run
+from training import make_trainer
+from transformers import Trainer, TrainerState
+
+from dco_trl.trainer.checkpoints import (
+    CompleteCheckpoints,
+    checkpoint_to_resume,
+    missing_parts,
+    read_state,
+    write_state,
+)
+from dco_trl.trainer.cot_config import STATE_NAME
+from dco_trl.trainer.cot_trainer import CoTDCOTrainer
+
+HERE = Path(__file__).parent
+# Two steps to a window, so that a checkpoint falls into the middle of one.
+MAKERS = {
+    "direct": lambda **options: make_trainer(max_steps=4, **options),
+    "cot": lambda **options: make_cot_trainer(max_steps=4, sampling_interval=2, **options),
+}
+
+
+class Killed(BaseException):
+    """Not an `Exception`, so that nothing in between handles it."""
+
+
+def saving(folder: Path, **options) -> dict:
+    return {"output_dir": str(folder), "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, **options}
+
+
+def kill_at(monkeypatch, owner: type, name: str, call: int, after: bool) -> None:
+    """Raise `Killed` before or after the given call of a function."""
+    function, calls = getattr(owner, name), []
+
+    def dies(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == call and not after:
+            raise Killed
+        result = function(*args, **kwargs)
+        if len(calls) == call:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(owner, name, dies)
+
+
+def assert_same_weights(actual: dict, expected: dict) -> None:
+    for name, weight in expected.items():
+        torch.testing.assert_close(actual[name], weight, rtol=0, atol=0, msg=name)
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def straight(kind):
+    """Weights of the run that nobody stopped."""
+    return weights_after(MAKERS[kind]())
+
+
+@pytest.fixture(scope="module")
+def finished(kind, tmp_path_factory):
+    """A folder with `checkpoint-2`, complete, in the middle of a run."""
+    folder = tmp_path_factory.mktemp("finished")
+    MAKERS[kind](**saving(folder, save_steps=2, save_total_limit=None)).train()
+    shutil.rmtree(folder / "checkpoint-4")
+    return folder
+
+
+STAGES = [
+    (Trainer, "save_model", False),
+    (Trainer, "_save_optimizer_and_scheduler", False),
+    (Trainer, "_save_scaler", False),
+    (Trainer, "_save_rng_state", True),
+    (TrainerState, "save_to_json", False),
+    (TrainerState, "save_to_json", True),
+    (CompleteCheckpoints, "_save_own_state", False),
+    (CompleteCheckpoints, "_save_own_state", True),
+]
+
+
+@pytest.mark.parametrize(
+    "owner, name, after", STAGES, ids=[f"{n}, {'after' if a else 'before'}" for _, n, a in STAGES]
+)
+def test_killed_while_a_checkpoint_is_written(kind, straight, monkeypatch, tmp_path, caplog, owner, name, after):
+    if owner is CompleteCheckpoints and kind == "cot":
+        owner = CoTDCOTrainer
+    with monkeypatch.context() as patch:
+        kill_at(patch, owner, name, 3, after)
+        with pytest.raises(Killed):
+            MAKERS[kind](**saving(tmp_path)).train()
+    with caplog.at_level(logging.WARNING):
+        resumed = weights_after(MAKERS[kind](**saving(tmp_path)), resume_from_checkpoint=True)
+    assert_same_weights(resumed, straight)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+    # One folder was written to its end; any other is named, and what it lacks.
+    is_whole = (owner, after) == (TrainerState, True)
+    is_there = (tmp_path / "checkpoint-3").exists() or "checkpoint-3 is not complete" in caplog.text
+    assert ("The checkpoint checkpoint-3 is not complete (no " in caplog.text) == (is_there and not is_whole)
+    if "is not complete" in caplog.text:
+        assert "trainer_state.json): it is skipped, and training resumes from checkpoint-2." in caplog.text
+
+
+def test_a_checkpoint_written_anew_is_incomplete_until_its_end(kind, finished, straight, monkeypatch, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    MAKERS[kind](**saving(tmp_path, save_total_limit=None, save_steps=3)).train()
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    with monkeypatch.context() as patch:
+        kill_at(patch, Trainer, "_save_optimizer_and_scheduler", 1, False)
+        with pytest.raises(Killed):
+            MAKERS[kind](**saving(tmp_path, save_total_limit=None, save_steps=3)).train()
+    # Weights are there anew, and the optimizer's state is that of before: not a checkpoint.
+    assert (tmp_path / "checkpoint-3/optimizer.pt").is_file()
+    also = (STATE_NAME,) if kind == "cot" else ()
+    assert checkpoint_to_resume(True, str(tmp_path), also) == str(tmp_path / "checkpoint-2")
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_an_incomplete_checkpoint_is_refused_and_names_what_it_lacks(kind, finished, tmp_path, missing):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoint-2" / missing).unlink()
+    part = "weights" if missing == "model.safetensors" else missing
+    message = rf"checkpoint-2 is not complete: it has no {part}\. .*Resume from another.*pass the folder as `model`"
+    with pytest.raises(FileNotFoundError, match=message):
+        MAKERS[kind](**saving(tmp_path)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    message = (
+        rf"no checkpoint in .* is complete\. The checkpoint checkpoint-2 is not complete \(no {part}\)\. Start wit"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        MAKERS[kind](**saving(tmp_path)).train(resume_from_checkpoint=True)
+
+
+def test_a_truncated_trainer_state_is_missing(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "checkpoint-2/trainer_state.json"
+    path.write_text(path.read_text()[:50])
+    assert missing_parts(path.parent) == ["trainer_state.json"]
+
+
+def test_where_there_is_nothing_to_resume(tmp_path):
+    (tmp_path / "checkpoint-last").mkdir()
+    with pytest.raises(FileNotFoundError, match="is set, but there is no checkpoint in"):
+        checkpoint_to_resume(True, str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="there is no folder nosuch"):
+        checkpoint_to_resume("nosuch", str(tmp_path))
+    assert checkpoint_to_resume(None, str(tmp_path)) is checkpoint_to_resume("false", str(tmp_path)) is None
+
+
+def test_the_latest_step_is_the_last_checkpoint(finished, tmp_path):
+    for step in (2, 10):
+        shutil.copytree(finished / "checkpoint-2", tmp_path / f"checkpoint-{step}")
+    assert checkpoint_to_resume("true", str(tmp_path)) == str(tmp_path / "checkpoint-10")
+
+
+# ------------------------------------------------------------------------- the state of the CoT trainer
+
+
+@pytest.fixture
+def state_file(tmp_path) -> Path:
+    """The state of a CoT run in the middle of a window."""
+    make_cot_trainer(**saving(tmp_path, save_total_limit=None, max_steps=2)).train()
+    return tmp_path / "checkpoint-1" / STATE_NAME
+
+
+def resume(state_file: Path) -> None:
+    options = saving(state_file.parents[1], max_steps=2)
+    make_cot_trainer(**options).train(resume_from_checkpoint=str(state_file.parent))
+
+
+def test_a_cot_checkpoint_without_its_state_is_refused(state_file):
+    state_file.unlink()
+    with pytest.raises(FileNotFoundError, match="is not complete: it has no cot_state.json"):
+        resume(state_file)
+
+
+@pytest.mark.parametrize("damage", ["a window emptied by hand", "a flipped digit", "cut short", "of another kind"])
+def test_a_damaged_state_is_refused(state_file, damage):
+    text = state_file.read_text()
+    if damage == "a window emptied by hand":
+        saved = json.loads(text)
+        state = json.loads(saved["state"])
+        state["processes"][0]["window"]["batches"] = []
+        text = json.dumps({**saved, "state": json.dumps(state)})
+    elif damage == "a flipped digit":
+        at = text.index("num_correct") + 20
+        digit = next(i for i in range(at, len(text)) if text[i].isdigit())
+        text = text[:digit] + str((int(text[digit]) + 1) % 10) + text[digit + 1 :]
+    else:
+        text = text[: len(text) // 2] if damage == "cut short" else "[1]"
+    state_file.write_text(text)
+    with pytest.raises(ValueError, match=r"cot_state.json was damaged or changed.*Resume from another.*as `model`"):
+        resume(state_file)
+
+
+def test_a_checkpoint_of_more_processes_is_refused(state_file):
+    state = read_state(state_file)
+    write_state(state_file, {**state, "processes": state["processes"] * 2})
+    with pytest.raises(ValueError, match="made by 2 processes, and there are 1.*Resume with as many"):
+        resume(state_file)
+
+
+def test_a_checkpoint_of_another_data_set_is_refused(state_file):
+    state = read_state(state_file)
+    state["counts"] = {name: value[:-1] if name != "prior" else value for name, value in state["counts"].items()}
+    write_state(state_file, state)
+    with pytest.raises(ValueError, match="holds the counts of 11 prompts, the data set has 12"):
+        resume(state_file)
+
+
+# ------------------------------------------------------------------------- kill -9
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_loses_nothing(kind, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}:{HERE.parents[1]}"}
+    command = [sys.executable, str(HERE / "killed_run.py"), kind]
+    straight = weights_after(long_run(kind, tmp_path / "straight"))
+    folder = tmp_path / "killed"
+    for pause in (0.1, 0.8):
+        log = tmp_path / "log"
+        with log.open("w") as output:
+            run = subprocess.Popen([*command, str(folder)], env=environment, stdout=output, stderr=output)
+            while run.poll() is None and "training" not in log.read_text():
+                time.sleep(0.01)
+            time.sleep(pause)
+            run.send_signal(signal.SIGKILL)
+            assert run.wait() == -signal.SIGKILL, log.read_text()[-3000:]
+    done = subprocess.run([*command, str(folder)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed at step 0" not in done.stdout
+    assert_same_weights(torch.load(folder / "weights.pt"), straight)

@@ -1,0 +1,187 @@
+"""What the CoT trainer samples with: its options, its prompts, and what it leaves behind."""
+
+import json
+
+import psutil
+import pytest
+import torch
+from cot import make_cot_trainer, settings
+from datasets import Dataset
+from peft import LoraConfig
+from tiny_models import make_model, make_tokenizer, save_checkpoint
+
+from dco_trl import CoTDCOConfig, CoTDCOTrainer
+from dco_trl.sampling import EndpointError, TransformersSampler
+from dco_trl.trainer.policy_sampler import PolicySampler
+
+LORA = {"peft_config": LoraConfig(r=4, target_modules=["q_proj"])}
+NOBODY = "http://127.0.0.1:9/v1"  # no endpoint
+
+# ------------------------------------------------------------------------- prompts
+
+# A system line for tools, and a hint at the end of the user's turn.
+TEMPLATE = (
+    "{% if tools %}{{ tools[0].function.name }} {% endif %}"
+    "{% for m in messages %}{{ m.content }}{{ ' ' + hint + ':' if m.role == 'user' else eos_token }}{% endfor %}"
+)
+
+
+def test_rationales_are_sampled_from_the_prompt_that_is_trained_on(monkeypatch):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tools = json.dumps([{"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}])
+    common = {
+        "prompt": [{"role": "user", "content": "1+2"}],
+        "completion": [{"role": "assistant", "content": "3"}],
+        "answer": "3",
+    }
+    rows = [
+        {**common, "chat_template_kwargs": {"hint": "short"}, "tools": None},
+        {**common, "chat_template_kwargs": {"hint": "long"}, "tools": tools},
+        {**common, "chat_template_kwargs": {"hint": "short"}, "tools": None},
+    ]
+    graded = []
+
+    def grader(prompts, completions, answer, **columns):
+        graded.append((prompts[0], completions[0][0]["role"], columns["tools"][0]))
+        return [1.0] * len(completions)
+
+    requested = {}
+    sample = TransformersSampler.sample
+
+    def recorded(self, requests, params):
+        requested.update({request.stream: request.prompt for request in requests})
+        return sample(self, requests, params)
+
+    monkeypatch.setattr(TransformersSampler, "sample", recorded)
+    trainer = CoTDCOTrainer(
+        make_model(),
+        args=CoTDCOConfig(**settings(max_steps=1)),
+        train_dataset=Dataset.from_list(rows),
+        grader=grader,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    # The same messages rendered otherwise are another problem; rendered alike, the same.
+    assert {row: tokenizer.decode(ids) for row, ids in requested.items()} == {0: "1+2 short:", 1: "add 1+2 long:"}
+    prepared = {row["example_id"]: row for row in trainer.train_dataset}
+    for row, ids in requested.items():
+        assert prepared[row]["input_ids"][: len(ids)] == ids
+        assert prepared[row]["labels"][: len(ids) + 1] == [-100] * len(ids) + [prepared[row]["input_ids"][len(ids)]]
+    # Graders get what the user wrote.
+    assert graded[0] == (common["prompt"], "assistant", None)
+
+
+# ------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"sampler_kwargs": {"batchsize": 4}},
+            "`sampler_kwargs` of `sampler='transformers'` has no option 'batchsize'. Did you mean 'batch_size'",
+        ),
+        (
+            {"sampler_kwargs": {"batch_size": "4"}},
+            "`sampler_kwargs`: `batch_size` must be an integer of at least 1, got '4'",
+        ),
+        ({"sampler_kwargs": {"batch_size": 0}}, "batch_size=0 must be at least 1"),
+        (
+            {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY, "retries": 1}, "trainer_kwargs": LORA},
+            "`sampler_kwargs` of `sampler='server'` has no option 'retries'. Did you mean 'max_retries'",
+        ),
+        (
+            {"max_rationale_tokens": 254},
+            "prompt has 4 tokens, which with `max_rationale_tokens=254` are more than the 256 of the context. Lower",
+        ),
+        (
+            {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY}, "trainer_kwargs": LORA},
+            "base model has no name or folder.*pass the folder as `model`",
+        ),
+    ],
+)
+def test_refused_when_the_trainer_is_made(overrides, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make_cot_trainer(**overrides)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_options_that_vllm_does_not_know_are_refused(tmp_path):
+    pytest.importorskip("vllm")
+    model = str(save_checkpoint(tmp_path))
+    make_cot_trainer(model=model, sampler="vllm", sampler_kwargs={"max_model_len": 64, "enforce_eager": True})
+    with pytest.raises(TypeError, match="of `sampler='vllm'` has no option 'max_len'. Did you mean 'max_"):
+        make_cot_trainer(model=model, sampler="vllm", sampler_kwargs={"max_len": 64})
+    with pytest.raises(ValueError, match="has 4 tokens, which with `max_rationale_tokens=8` are more than the 10"):
+        make_cot_trainer(model=model, sampler="vllm", sampler_kwargs={"max_model_len": 10})
+
+
+# ------------------------------------------------------------------------- what it leaves behind
+
+
+def test_what_was_saved_for_the_sampler_is_removed_and_nothing_else(tmp_path, monkeypatch):
+    users = tmp_path / "run/sampler/notes.txt"
+    users.parent.mkdir(parents=True)
+    users.write_text("mine")
+    before = {path.name for path in (tmp_path / "run").iterdir()}
+    saved = []
+    save = PolicySampler._save
+
+    def watched(self, folder):
+        save(self, folder)
+        saved.append((folder, {path.name for path in folder.iterdir()}))
+
+    monkeypatch.setattr(PolicySampler, "_save", watched)
+    trainer = make_cot_trainer(
+        model=str(save_checkpoint(tmp_path / "model")),
+        output_dir=str(tmp_path / "run"),
+        sampler="server",
+        sampler_kwargs={"base_url": NOBODY, "max_retries": 0},
+        trainer_kwargs=LORA,
+    )
+    with pytest.raises(EndpointError, match="could not list its models"):
+        trainer.train()
+    [(folder, names)] = saved
+    assert folder.parent == tmp_path / "run" and folder.name.startswith(".dco-sampler-")
+    assert {"adapter_model.safetensors", "adapter_config.json", "config.json", "tokenizer.json"} <= names
+    assert {path.name for path in (tmp_path / "run").iterdir()} == before and users.read_text() == "mine"
+
+
+def test_no_folder_of_the_default_samplers_is_touched(tmp_path):
+    (tmp_path / "sampler").mkdir()
+    make_cot_trainer(output_dir=str(tmp_path), max_steps=1).train()
+    assert (tmp_path / "sampler").is_dir()
+
+
+def test_the_graders_workers_end_with_training():
+    trainer = make_cot_trainer(grader="math", max_steps=1)
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    # What needs a worker: equal values written differently.
+    [verdict] = trainer._windows._grader.grade([""], [r"\boxed{0.5}"], [r"\frac{1}{2}"], progress=False)
+    workers = {child.pid for child in psutil.Process().children(recursive=True)} - before
+    assert verdict.score == 1.0 and workers
+    trainer.train()
+    assert not workers & {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+# ------------------------------------------------------------------------- weights
+
+
+def test_a_training_batch_without_weights_is_an_error():
+    trainer = make_cot_trainer()
+    trainer.state.max_steps = 1
+    [batch], _ = trainer.get_batch_samples(iter([{"example_id": torch.arange(4)}]), 1, torch.device("cpu"))
+    lost = {name: value for name, value in batch.items() if name != "row_weight"}
+    trainer.model.train()
+    with pytest.raises(RuntimeError, match="came without `row_weight`, the weights of its rows, got .*must keep them"):
+        trainer.compute_loss(trainer.model, dict(lost))
+    cut = {
+        name: value[:2] if name in ("input_ids", "labels", "attention_mask") else value
+        for name, value in batch.items()
+    }
+    with pytest.raises(RuntimeError, match="batch of 2 sequences came with the weights of 4: it was cut"):
+        trainer.compute_loss(trainer.model, cut)
+    trainer.model.eval()
+    assert trainer.compute_loss(trainer.model, lost) > 0  # in evaluation p is that of the row itself
