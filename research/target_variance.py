@@ -123,6 +123,8 @@ def main() -> None:
             for m in NUM_TARGETS:
                 gradients[m].append(gradient(trainer, window, rows, m))
     noises = {m: noise(np.stack(some)) for m, some in gradients.items()}
+    if not noises[1]:
+        raise SystemExit("no sampled rationale was correct, so every target was the reference: raise --epochs")
     for m, value in noises.items():
         print(f"num_targets={m}: noise {value:.3f}, {value / noises[1]:.2f} of that of one", flush=True)
     record = {**vars(options), "success_rate": float(np.mean(rates)), "noise": noises}

@@ -1,5 +1,6 @@
 """A run that was stopped at any moment goes on as if it had not been; a checkpoint is complete or not resumed."""
 
+import functools
 import json
 import logging
 import os
@@ -47,6 +48,7 @@ def kill_at(monkeypatch, owner: type, name: str, call: int, after: bool) -> None
     """Raise `Killed` before or after the given call of a function."""
     function, calls = getattr(owner, name), []
 
+    @functools.wraps(function)  # its signature is part of the contract with TRL
     def dies(*args, **kwargs):
         calls.append(name)
         if len(calls) == call and not after:

@@ -86,7 +86,7 @@ def test_rationales_are_sampled_from_the_prompt_that_is_trained_on(monkeypatch):
             {"sampler_kwargs": {"batch_size": "4"}},
             "`sampler_kwargs`: `batch_size` must be an integer of at least 1, got '4'",
         ),
-        ({"sampler_kwargs": {"batch_size": 0}}, "batch_size=0 must be at least 1"),
+        ({"sampler_kwargs": {"batch_size": 0}}, "`batch_size` must be an integer of at least 1, got 0"),
         (
             {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY, "retries": 1}, "trainer_kwargs": LORA},
             "`sampler_kwargs` of `sampler='server'` has no option 'retries'. Did you mean 'max_retries'",
