@@ -34,6 +34,13 @@ def check_config_file(path: str, parser: argparse.ArgumentParser) -> None:
             )
         if action.type in (int, float) and not all(isinstance(number, int | float | str) for number in numbers):
             raise ValueError(f"'{key}' in the config file {path} must be a number, got {value!r}.")
+    variables = config.get("env")
+    for name, value in variables.items() if isinstance(variables, dict) else ():
+        if not isinstance(name, str) or not name or "=" in name or "\0" in f"{name}{value}":
+            raise ValueError(
+                f"'env' in the config file {path} has {name!r}: {value!r}, which cannot be an environment variable. "
+                "Write text such as 'env: {HF_HUB_OFFLINE: 1}'."
+            )
 
 
 class _UniqueKeys(yaml.SafeLoader):

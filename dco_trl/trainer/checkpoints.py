@@ -42,8 +42,15 @@ class CompleteCheckpoints(SFTTrainer):
             folder.mkdir(parents=True, exist_ok=True)
             # Also a complete checkpoint that is written anew is incomplete for a while.
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
-        self._save_own_state(folder)
-        super()._save_checkpoint(model, trial)
+        try:
+            self._save_own_state(folder)
+            super()._save_checkpoint(model, trial)
+        except Exception as error:  # PyTorch reports a full disk as "iostream error"
+            error.add_note(
+                f"The checkpoint {folder} could not be written: is the disk full? Earlier ones are unharmed; training "
+                "goes on from the last complete one with `resume_from_checkpoint`."
+            )
+            raise
 
     def _save_own_state(self, folder: Path) -> None:
         """Write what a subclass needs to resume, on every process; nothing here."""

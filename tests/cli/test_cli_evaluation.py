@@ -255,6 +255,9 @@ def test_wrong_arguments(capsys, argv, told):
         ("stop: \ud800", "c.yaml is not valid YAML: 'utf-8' codec"),
         ("stop: 2026-13-01", "c.yaml is not valid YAML: month must be in 1..12"),
         ("env: 3", "`env` field should be a dict in the YAML file"),
+        ("env: {3: 4}", "c.yaml has 3: 4, which cannot be an environment variable. Write text such as 'env: {"),
+        ("env: {a=b: c}", "has 'a=b': 'c', which cannot be an environment variable"),
+        ('env: {a: "\\0"}', "has 'a': '\\x00', which cannot be an environment variable"),
     ],
 )
 def test_what_a_yaml_file_can_get_wrong(here, tmp_path, capsys, line, told):

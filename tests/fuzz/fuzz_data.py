@@ -6,10 +6,7 @@ python tests/fuzz/fuzz_data.py 10000      # so many examples of each property
 import csv
 import io
 import json
-import logging
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -17,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hypothesis import HealthCheck, given, settings
+from fuzz.cases import main, run_cases
 from hypothesis import strategies as st
 
 from dco_trl.cli._common import DatasetConfig, ModelConfig, parse
@@ -80,12 +77,6 @@ LINES = st.lists(
 )
 
 
-def _property(examples: int) -> Callable[[Callable], Callable]:
-    return settings(
-        max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=False
-    )
-
-
 def _check(read: Callable[[], list[Problem]], folder: Path, name: str) -> None:
     """Problems that can be asked, graded and stored, or a `DataError` that names the data set."""
     try:
@@ -105,19 +96,17 @@ def _check(read: Callable[[], list[Problem]], folder: Path, name: str) -> None:
         assert all(text.encode() or len(texts) > 1 for text in [*texts, problem.answer])
 
 
-def fuzz_rows(examples: int) -> None:
+def fuzz_rows(examples: int) -> int:
     """Any rows in memory, with any template and columns."""
     with tempfile.TemporaryDirectory() as folder:
 
-        @_property(examples)
-        @given(ROWS, ARGUMENTS)
         def check(rows: list[Any], arguments: dict[str, Any]) -> None:
             _check(lambda: problems_from_rows(rows, name="these rows", **arguments), Path(folder), "these rows")
 
-        check()
+        return run_cases(check, examples, ROWS, ARGUMENTS)
 
 
-def fuzz_files(examples: int) -> None:
+def fuzz_files(examples: int) -> int:
     """Files of each kind: rows written as they may be, then flipped, cut or doubled at any byte."""
     damage = st.lists(
         st.tuples(st.integers(0, 2**16), st.one_of(st.integers(0, 255), st.sampled_from(["cut", "double", "\ufeff"]))),
@@ -125,8 +114,6 @@ def fuzz_files(examples: int) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
 
-        @_property(examples)
-        @given(st.sampled_from(KINDS), ROWS, damage, ARGUMENTS)
         def check(kind: str, rows: list[Any], damage: list[tuple], arguments: dict[str, Any]) -> None:
             data = _written(kind, rows)
             for place, change in damage:
@@ -143,44 +130,27 @@ def fuzz_files(examples: int) -> None:
             path.write_bytes(data)
             _check(lambda: read_problems(path, **arguments), Path(folder), path.name)
 
-        check()
+        return run_cases(check, examples, st.sampled_from(KINDS), ROWS, damage, ARGUMENTS)
 
 
-def fuzz_config_files(examples: int) -> None:
+def fuzz_config_files(examples: int) -> int:
     """YAML with lines that belong there and others: parsed with the right types, or one message and status 2."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.yaml")
+        command = f"--config {path} --model m --dataset d --num_samples 1 --output o".split()
 
-        @_property(examples)
-        @given(LINES)
         def check(lines: list[str]) -> None:
             path.write_bytes("\n".join(lines).encode(errors="surrogatepass"))
             told = io.StringIO()
             try:
                 with redirect_stderr(told):
-                    *_, sampling = parse(
-                        "sample",
-                        [
-                            "--config",
-                            str(path),
-                            "--model",
-                            "m",
-                            "--dataset",
-                            "d",
-                            "--num_samples",
-                            "1",
-                            "--output",
-                            "o",
-                        ],
-                        *(DatasetConfig, ModelConfig, SamplingConfig),
-                        description="",
-                    )
+                    *_, sampling = parse("sample", command, DatasetConfig, ModelConfig, SamplingConfig, description="")
             except SystemExit as stopped:
                 assert stopped.code == 2 and "dco-trl sample: " in told.getvalue(), told.getvalue()
                 return
             assert isinstance(sampling.temperature, int | float) and isinstance(sampling.stop, list | None)
 
-        check()
+        return run_cases(check, examples, LINES)
 
 
 def _written(kind: str, rows: list[Any]) -> bytes:
@@ -205,15 +175,5 @@ def _written(kind: str, rows: list[Any]) -> bytes:
 PROPERTIES = (fuzz_rows, fuzz_files, fuzz_config_files)
 
 
-def main(examples: int) -> int:
-    """Run every property; returns the number of cases."""
-    logging.disable(logging.WARNING)  # problems that repeat each other
-    for fuzz in PROPERTIES:
-        start = time.monotonic()
-        fuzz(examples)
-        print(f"{fuzz.__name__}: {examples:,} cases, {time.monotonic() - start:.0f} s", flush=True)
-    return examples * len(PROPERTIES)
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if sys.argv[1:] else 1_000)
+    main(*PROPERTIES)

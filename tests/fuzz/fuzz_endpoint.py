@@ -7,14 +7,11 @@ The sampler returns as many samples as asked for, each of which can be stored, o
 
 import copy
 import json
-import sys
-import time
-from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
 import httpx
-from hypothesis import HealthCheck, Phase, given, settings
+from fuzz.cases import main, run_cases
 from hypothesis import strategies as st
 
 from dco_trl.sampling import EndpointError, SampleRequest, SamplingParams, ServerSampler
@@ -38,16 +35,6 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
-
-
-def _property(examples: int) -> Callable:
-    return settings(
-        max_examples=examples,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.explicit, Phase.generate, Phase.shrink],
-        database=None,
-    )
 
 
 def _answer(is_vllm: bool, n: int) -> dict[str, Any]:
@@ -114,11 +101,9 @@ def _check(models: httpx.Response | None, sampled: httpx.Response | None, n: int
             assert sample.token_ids is None or all(0 <= token < 2**31 for token in sample.token_ids)
 
 
-def fuzz_anything(examples: int) -> None:
+def fuzz_anything(examples: int) -> int:
     """Any status, headers and content, for the list of models and for samples."""
 
-    @_property(examples)
-    @given(st.integers(200, 599), HEADERS, st.binary() | st.text().map(str.encode), st.booleans())
     def check(status: int, headers: dict[str, str], content: bytes, is_models: bool) -> None:
         try:
             response = httpx.Response(status, headers=headers, stream=httpx.ByteStream(content))
@@ -126,45 +111,34 @@ def fuzz_anything(examples: int) -> None:
             return  # a header that no server could send
         _check(response if is_models else None, None if is_models else response)
 
-    check()
+    return run_cases(
+        check, examples, st.integers(200, 599), HEADERS, st.binary() | st.text().map(str.encode), st.booleans()
+    )
 
 
-def fuzz_models(examples: int) -> None:
+def fuzz_models(examples: int) -> int:
     """A list of models with one thing wrong."""
 
-    @_property(examples)
-    @given(nearly_right(MODELS))
     def check(content: bytes) -> None:
         _check(httpx.Response(200, content=content), None)
 
-    check()
+    return run_cases(check, examples, nearly_right(MODELS))
 
 
-def fuzz_samples(examples: int) -> None:
+def fuzz_samples(examples: int) -> int:
     """Samples with one thing wrong: of one per request, and of two from what claims to be vLLM."""
 
-    @_property(examples)
-    @given(st.booleans(), st.data())
     def check(is_vllm: bool, data: Any) -> None:
         models = copy.deepcopy(MODELS)
         models["data"][0]["owned_by"] = "vllm" if is_vllm else "nobody"  # type: ignore[index]
         content = data.draw(nearly_right(_answer(is_vllm, 2 if is_vllm else 1)))
         _check(httpx.Response(200, json=models), httpx.Response(200, content=content))
 
-    check()
+    return run_cases(check, examples, st.booleans(), st.data())
 
 
 PROPERTIES = (fuzz_anything, fuzz_models, fuzz_samples)
 
 
-def main(examples: int) -> int:
-    """Run every property; returns the number of cases."""
-    for fuzz in PROPERTIES:
-        start = time.monotonic()
-        fuzz(examples)
-        print(f"{fuzz.__name__}: {examples:,} cases, {time.monotonic() - start:.0f} s", flush=True)
-    return examples * len(PROPERTIES)
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if sys.argv[1:] else 1_000)
+    main(*PROPERTIES)

@@ -7,14 +7,13 @@ numbers differ.
 """
 
 import math
-import sys
 import time
 import unicodedata
 from collections.abc import Callable
 from decimal import Decimal
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from fuzz.cases import main, run_cases
 from hypothesis import strategies as st
 
 from dco_trl.grading import BulkGrader, GraderError, call_grader, extract_answer, normalize_answer
@@ -96,18 +95,10 @@ RESULTS = st.one_of(
 )
 
 
-def _property(examples: int) -> Callable[[Callable], Callable]:
-    return settings(
-        max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=False
-    )
-
-
-def fuzz_texts(examples: int) -> None:
+def fuzz_texts(examples: int) -> int:
     """Any text against any text, and against itself."""
     with BulkGrader("math", num_workers=1, timeout=TIMEOUT) as math_bulk, BulkGrader("exact") as exact_bulk:
 
-        @_property(examples)
-        @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=CASES_PER_EXAMPLE // 2, max_size=CASES_PER_EXAMPLE // 2))
         def check(pairs: list[tuple[str, str]]) -> None:
             references = [reference for reference, _ in pairs] * 2
             completions = [completion for _, completion in pairs] + references[: len(pairs)]
@@ -125,17 +116,17 @@ def fuzz_texts(examples: int) -> None:
                     if completion == reference and normalize_answer(answer):
                         assert verdict.score == 1.0, reference
 
-        check()
+        half = CASES_PER_EXAMPLE // 2
+        pairs = st.lists(st.tuples(TEXTS, TEXTS), min_size=half, max_size=half)
+        return run_cases(check, examples, pairs, cases_per_example=CASES_PER_EXAMPLE)
 
 
-def fuzz_numbers(examples: int) -> None:
+def fuzz_numbers(examples: int) -> int:
     """Plain numbers in any dress are equal exactly where their values are."""
     dressed = st.tuples(NUMBERS, st.sampled_from(DRESSES), st.sampled_from(DRESSES))
     near = st.sampled_from([Decimal(d) for d in ("0", "0", "0.001", "-0.001", "1", "1000", "0.1", "-10")])
     with BulkGrader("math", num_workers=1, timeout=TIMEOUT) as bulk:
 
-        @_property(examples)
-        @given(st.lists(st.tuples(dressed, near), min_size=CASES_PER_EXAMPLE, max_size=CASES_PER_EXAMPLE))
         def check(cases: list[tuple]) -> None:
             references = [dress(number) for (number, dress, _), _ in cases]
             completions = [dress(number + away) for (number, _, dress), away in cases]
@@ -145,15 +136,15 @@ def fuzz_numbers(examples: int) -> None:
             ):
                 assert verdict.score == float(away == 0), (reference, completion)
 
-        check()
+        cases = st.lists(st.tuples(dressed, near), min_size=CASES_PER_EXAMPLE, max_size=CASES_PER_EXAMPLE)
+        count = run_cases(check, examples, cases, cases_per_example=CASES_PER_EXAMPLE)
         assert bulk.stats.computed == 0, "a plain number went to math-verify"
+        return count
 
 
-def fuzz_results(examples: int) -> None:
+def fuzz_results(examples: int) -> int:
     """Whatever a user's function returns, one gets finite scores or a `GraderError`."""
 
-    @_property(examples * CASES_PER_EXAMPLE)
-    @given(RESULTS, st.integers(0, 3))
     def check(result: object, count: int) -> None:
         try:
             scores = call_grader(lambda completions: result, None, ["a"] * count, ["a"] * count)  # type: ignore
@@ -162,21 +153,11 @@ def fuzz_results(examples: int) -> None:
         else:
             assert len(scores) == count and all(s is None or math.isfinite(s) for s in scores)
 
-    check()
+    return run_cases(check, examples * CASES_PER_EXAMPLE, RESULTS, st.integers(0, 3))
 
 
 PROPERTIES = (fuzz_texts, fuzz_numbers, fuzz_results)
 
 
-def main(examples: int) -> int:
-    """Run every property; returns the number of cases."""
-    for fuzz in PROPERTIES:
-        start = time.monotonic()
-        fuzz(examples)
-        cases = examples * CASES_PER_EXAMPLE
-        print(f"{fuzz.__name__}: {cases:,} cases, {time.monotonic() - start:.0f} s", flush=True)
-    return examples * CASES_PER_EXAMPLE * len(PROPERTIES)
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if sys.argv[1:] else 1_000)
+    main(*PROPERTIES)

@@ -3,13 +3,10 @@
 python tests/fuzz/fuzz_store.py 10000      # so many examples
 """
 
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from fuzz.cases import main, run_cases
 from hypothesis import strategies as st
 
 from dco_trl.runs import Problem, RunStore, StoreError, grade_run, load_results
@@ -41,7 +38,7 @@ def _make(run: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file() and path.name != ".lock"}
 
 
-def fuzz_run_folders(examples: int) -> None:
+def fuzz_run_folders(examples: int) -> int:
     """Files of a run flipped, cut, swapped, copied, renamed or removed."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
@@ -49,14 +46,6 @@ def fuzz_run_folders(examples: int) -> None:
         paths = list(files)
         expected = load_results(run).problems
 
-        @settings(
-            max_examples=examples,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-            derandomize=False,
-        )
-        @given(st.lists(st.tuples(st.sampled_from(range(len(paths))), CHANGES), min_size=1, max_size=2))
         def check(changes: list[tuple[int, tuple[str, int, int]]]) -> None:
             for path in run.rglob("*"):
                 if path.is_file() and path not in files and path.name != ".lock":
@@ -79,7 +68,8 @@ def fuzz_run_folders(examples: int) -> None:
                 for found, right in zip(problems, expected, strict=True):
                     assert found == right if is_whole else found.num_correct <= right.num_correct
 
-        check()
+        changes = st.tuples(st.sampled_from(range(len(paths))), CHANGES)
+        return run_cases(check, examples, st.lists(changes, min_size=1, max_size=2))
 
 
 def _change(path: Path, paths: list[Path], kind: str, place: int, byte: int) -> None:
@@ -103,17 +93,8 @@ def _change(path: Path, paths: list[Path], kind: str, place: int, byte: int) -> 
         path.write_bytes(changed)
 
 
-PROPERTIES: tuple[Callable[[int], None], ...] = (fuzz_run_folders,)
-
-
-def main(examples: int) -> int:
-    """Run every property; returns the number of cases."""
-    for fuzz in PROPERTIES:
-        start = time.monotonic()
-        fuzz(examples)
-        print(f"{fuzz.__name__}: {examples:,} cases, {time.monotonic() - start:.0f} s", flush=True)
-    return examples * len(PROPERTIES)
+PROPERTIES = (fuzz_run_folders,)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if sys.argv[1:] else 1_000)
+    main(*PROPERTIES)
