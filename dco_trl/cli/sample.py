@@ -120,7 +120,8 @@ def load_sampler(model: ModelConfig, sampling: SamplerConfig, progress: bool) ->
     if model.dtype is not None:
         if sampling.sampler == "server":
             raise ValueError(
-                f"dtype={model.dtype!r} cannot be chosen with --sampler server: its model is loaded already"
+                f"dtype={model.dtype!r} cannot be chosen with --sampler server: its model is loaded already. Leave it "
+                "out, and start the endpoint with that dtype."
             )
         sampler_kwargs["dtype"] = model.dtype
     if sampling.sampler == "transformers":

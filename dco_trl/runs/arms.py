@@ -194,7 +194,9 @@ def _read_file(path: Path) -> dict[Arm, _Measured]:
     ):
         measured = found.setdefault(Arm(model, adapter, temperature, fingerprint), {})
         if problem_id in measured:
-            raise StoreError(f"{path}: arm {(adapter or model)!r} has problem {problem_id!r} twice.")
+            raise StoreError(
+                f"{path}: arm {(adapter or model)!r} has problem {problem_id!r} twice. Measure each problem once."
+            )
         measured[problem_id] = (log_p, 0, 0)
     return found
 
@@ -237,7 +239,7 @@ def _columns(path: Path, schema: pa.Schema) -> pa.Table:
             raise OSError(f"it has no column {missing[0]!r}; its columns are {table.column_names}")
         table = table.select(schema.names).cast(schema)
         if empty := [name for name in schema.names if table[name].null_count]:
-            raise OSError(f"column {empty[0]!r} has empty cells")
+            raise OSError(f"column {empty[0]!r} has empty cells, and each row needs all of its values")
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{path} holds no measured arms: {error}. `dco-trl coverage` writes such a file.") from error
     return table

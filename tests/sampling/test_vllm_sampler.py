@@ -242,7 +242,9 @@ class TestWithEngine:
         assert draw(base_sampler, 5) == before
 
     def test_a_folder_that_is_no_adapter_is_refused(self, base_sampler, tmp_path):
-        with pytest.raises(ValueError, match="no adapter_config.json"):
+        with pytest.raises(
+            ValueError, match="is not a LoRA adapter folder: it has no adapter_config.json. Give the folder"
+        ):
             base_sampler.load_adapter(str(tmp_path))
         (tmp_path / "adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING"}')
         with pytest.raises(ValueError, match="of type PROMPT_TUNING, and vLLM loads LoRA only"):
