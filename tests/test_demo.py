@@ -218,7 +218,7 @@ def test_summary_compares_the_run_nearest_to_256():
 
 
 def as_text(*renderables, width=80):
-    console = Console(width=width, record=True, file=open(os.devnull, "w"))
+    console = Console(width=width, record=True, file=io.StringIO())
     for renderable in renderables:
         console.print(renderable)
     return console.export_text()

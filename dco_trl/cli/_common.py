@@ -193,7 +193,7 @@ def naming(model: str) -> Iterator[None]:
 
 
 def load_problems(config: DatasetConfig, answer_column: str | None = None) -> list:
-    """The problems that a command line names; `answer_column` stands in for the config's."""
+    """The problems that a command line names; `answer_column` stands in for the config's, "" for no references."""
     return load_rows_and_problems(config, answer_column)[1]
 
 
@@ -205,11 +205,12 @@ def load_rows_and_problems(config: DatasetConfig, answer_column: str | None = No
     source = read_rows(config.dataset, split=config.split, config=config.dataset_config)
     # Not the whole of a large data set for a few rows; a number below 1 is refused below.
     rows: list = list(source if config.num_problems is None else islice(source, max(config.num_problems, 0)))
+    column = config.answer_column or "answer" if answer_column is None else answer_column or None
     problems = problems_from_rows(
         rows,
         num_problems=config.num_problems,
         prompt_column=config.prompt_column,
-        answer_column=answer_column or config.answer_column or "answer",
+        answer_column=column,
         id_column=config.id_column,
         prompt_template=config.prompt_template and unescape(config.prompt_template),
         chat=config.chat,

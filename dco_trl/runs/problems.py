@@ -29,7 +29,7 @@ def read_problems(
     config: str | None = None,
     num_problems: int | None = None,
     prompt_column: str = "prompt",
-    answer_column: str = "answer",
+    answer_column: str | None = "answer",
     id_column: str | None = None,
     prompt_template: str | None = None,
     chat: bool = False,
@@ -43,7 +43,8 @@ def read_problems(
         config: The configuration of a data set on the Hub, such as `main`.
         num_problems: Take the first `num_problems` rows only; None takes all.
         prompt_column: The column with the prompt, plain or conversational; ignored with `prompt_template`.
-        answer_column: The column with the reference answer. Numbers become text.
+        answer_column: The column with the reference answer. Numbers become text. None: there is none, and `answer` is
+            "" (for a verifier that needs no reference).
         id_column: The column with the problem ids, which must be unique. None: the column `id` where it is unique,
             otherwise the number of the row.
         prompt_template: A format string over the columns, such as `"Question: {problem}\nAnswer:"`. Braces that are
@@ -88,7 +89,7 @@ def problems_from_rows(
     *,
     num_problems: int | None = None,
     prompt_column: str = "prompt",
-    answer_column: str = "answer",
+    answer_column: str | None = "answer",
     id_column: str | None = None,
     prompt_template: str | None = None,
     chat: bool = False,
@@ -147,12 +148,12 @@ def problems_from_rows(
                 "(prompt_column), or build the prompt from other columns (prompt_template, for example "
                 "'Question: {problem}\\nAnswer:')."
             )
-    if answer_column not in present:
+    if answer_column is not None and answer_column not in present:
         raise DataError(
             f"{name} has no column {answer_column!r} to grade against; its columns are {present}. Name the column "
             "with the reference answer (answer_column)."
         )
-    for column in sorted(used | {answer_column}):
+    for column in sorted(used | ({answer_column} if answer_column is not None else set())):
         empty = [number for number, row in enumerate(table) if _is_missing(row.get(column))]
         if empty:
             raise DataError(
@@ -171,7 +172,7 @@ def problems_from_rows(
         problem = Problem(
             _checked_text(ids[number], f"{where}, column {id_column or 'id'!r}"),
             _checked_prompt(prompt, chat, f"{where}, {source}"),
-            _reference(row[answer_column], f"{where}, column {answer_column!r}"),
+            "" if answer_column is None else _reference(row[answer_column], f"{where}, column {answer_column!r}"),
             columns,
         )
         problems.append(problem)

@@ -219,7 +219,7 @@ def test_a_changed_run_is_refused(here, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["sample", "--model", "m"], "the following arguments are required: --dataset, --num_samples"),
+        (["sample", "--model", "m"], "the following arguments are required: --dataset, --output, --num_samples"),
         (["sample", "--modle", "m"], "required"),
         (["grade"], "the following arguments are required: RUN"),
         (["sample", "--sampler", "vlm"], "invalid choice: 'vlm'"),
