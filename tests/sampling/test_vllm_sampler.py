@@ -299,7 +299,7 @@ class TestStarting:
         assert "sampler='transformers'" in result.stdout
 
     def test_an_adapter_is_checked_before_the_engine_starts(self, tmp_path):
-        with pytest.raises(ValueError, match="no adapter_config.json"):
+        with pytest.raises(ValueError, match="it has no adapter_config.json. Give the folder that"):
             make_sampler("vllm", "model", adapter=str(tmp_path))
         (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1024}')
         with pytest.raises(ValueError, match="has rank 1024, and vLLM loads ranks up to 512. Merge it into the model"):
