@@ -42,7 +42,7 @@ def check_whole_numbers(name: str, value: ArrayLike, at_least: int = 0) -> NDArr
     if array.dtype.kind not in "iu":
         raise ValueError(f"{name} must be whole numbers (counts), got {_preview(array)} of type {array.dtype}.")
     if array.size and array.min() < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, got {array.min()}.")
+        raise ValueError(f"{name} must be whole numbers of at least {at_least}, got {array.min()}.")
     return array.astype(np.int64)
 
 
@@ -107,7 +107,7 @@ def check_discounted_counts(
             raise ValueError(f"{name} must hold numbers, got an array of {array.dtype}.{hint}")
         array = array.astype(np.float64)
         if array.size == 0:
-            raise ValueError(f"{name} is empty: there is no prompt to work on.")
+            raise ValueError(f"{name} is empty: there is no prompt whose samples were counted.")
         wrong = ~np.isfinite(array) | (array < 0)
         if wrong.any():
             raise ValueError(

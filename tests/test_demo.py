@@ -218,7 +218,7 @@ def test_summary_compares_the_run_nearest_to_256():
 
 
 def as_text(*renderables, width=80):
-    console = Console(width=width, record=True, file=open(os.devnull, "w"))
+    console = Console(width=width, record=True, file=io.StringIO())
     for renderable in renderables:
         console.print(renderable)
     return console.export_text()
@@ -426,7 +426,7 @@ def test_bad_arguments_are_refused_before_training(arguments, message):
     ("argv", "message"),
     [
         (["--seeds", "0"], "dco-trl demo: --seeds must be at least 1, got 0."),
-        (["--workers", "0"], "dco-trl demo: --workers must be at least 1, got 0."),
+        (["--workers", "0"], "dco-trl demo: --workers must be one process or more, got 0."),
         (["--num_attempts", "1"], "dco-trl demo: `num_attempts=1` is cross-entropy"),
     ],
 )

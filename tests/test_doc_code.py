@@ -42,7 +42,7 @@ ROWS = [
     for a in range(4)
 ]
 ON_CPU = ["--use_cpu", "true", "--bf16", "false"]
-SMALL = {"--num-samples": "2", "--max-tokens": "4"}
+SMALL = {"--num-samples": "2", "--num-attempts": "8", "--max-tokens": "4"}
 
 
 def blocks(path: Path, *languages: str) -> list[str]:
@@ -103,10 +103,13 @@ def run_dco_trl(words: list[str]) -> None:
             words[i + 1] = SMALL[word]
         if word == "--sampler" and words[i + 1] == "vllm":
             words[i + 1] = "transformers"
-        if word == "--adapter" and not Path(words[i + 1], "adapter_config.json").exists():
-            words[i + 1] += "-adapter"
-            save_adapter(words[i + 1])
-    if words[0] in ("sample", "eval", "estimate") and "--max-tokens" not in words:
+    for i in range(words.index("--adapter") + 1 if "--adapter" in words else len(words), len(words)):
+        if words[i].startswith("--"):
+            break
+        if not Path(words[i], "adapter_config.json").exists():
+            words[i] += "-adapter"
+            save_adapter(words[i])
+    if words[0] in ("sample", "eval", "estimate", "solve") and "--max-tokens" not in words:
         words += ["--max-tokens", SMALL["--max-tokens"]]
     if words[0] in ("grade", "report"):
         folders = [word for word in words[1 : words.index("--output") if "--output" in words else 2] if word[0] != "-"]

@@ -220,6 +220,7 @@ def test_a_grader_that_is_not_there_is_one_message(here, monkeypatch, capsys):
     run("prepare_gsm8k", monkeypatch, "--dataset", "words.jsonl", "--output", "train.jsonl")
     arguments = ["--model_name_or_path", "MODEL", "--dataset_name", "train.jsonl", "--eval_strategy", "no"]
     arguments += ["--use_cpu", "true", "--bf16", "false", "--output_dir", "out", "--grader", "maths"]
+    arguments += ["--max_rationale_tokens", "8"]  # the tiny model's context is short
     assert dco_trl(["train-cot", *arguments]) == 2
     error = capsys.readouterr().err
     assert "dco-trl train-cot: " in error and "grader 'maths' is not known" in error

@@ -9,6 +9,8 @@ COMMANDS = {
     "train-cot": "fine-tune chains of thought with DCO, on success rates of sampled rationales",
     "estimate": "count right and wrong samples of a training data set, for CoTDCOTrainer with sampler='none'",
     "coverage": "exact pass@k of short reference answers, from teacher-forced probabilities, no sampling",
+    "schedule": "which model, adapter and temperature to sample for attempt 1, 2, 3, …",
+    "solve": "answer problems within a budget of attempts, verifying as it goes; resumable",
     "eval": "sample, grade and report in one go",
     "sample": "draw samples into a run folder; resumable",
     "grade": "grade a run's samples, again and again, without sampling anew",

@@ -172,11 +172,13 @@ def with_flags(message: str, names: Collection[str]) -> str:
     # An ordinary word, such as "grader", is taken for an argument only where it is written as one.
     telling = "|".join(name for name in names if "_" in name) or "(?!)"
     start, end = r"(?<![\w.'\"/\[{-])", r"(?![\w'\"/\]}-]|\.\w)"
-    pattern = rf"`({word})`|{start}({word})=|(?<=\()({word})(?=\))|^({word})(?= ')|{start}({telling}){end}"
+    given = rf"{start}({word})=(?:\{{[^{{}}']*\}})?"  # with a mapping, which the shell needs in quotes
+    pattern = rf"`({word})`|{given}|(?<=\()({word})(?=\))|^({word})(?= ')|{start}({telling}){end}"
 
     def flag(match: re.Match[str]) -> str:
         name = next(filter(None, match.groups()))
-        return f"--{name.replace('_', '-')}" + (" " if match[0].endswith("=") else "")
+        _, equals, mapping = match[0].partition("=")
+        return f"--{name.replace('_', '-')}" + (" " if equals else "") + (f"'{mapping}'" if mapping else "")
 
     return re.sub(pattern, flag, message) if names else message
 
@@ -191,7 +193,7 @@ def naming(model: str) -> Iterator[None]:
 
 
 def load_problems(config: DatasetConfig, answer_column: str | None = None) -> list:
-    """The problems that a command line names; `answer_column` stands in for the config's."""
+    """The problems that a command line names; `answer_column` stands in for the config's, "" for no references."""
     return load_rows_and_problems(config, answer_column)[1]
 
 
@@ -203,11 +205,12 @@ def load_rows_and_problems(config: DatasetConfig, answer_column: str | None = No
     source = read_rows(config.dataset, split=config.split, config=config.dataset_config)
     # Not the whole of a large data set for a few rows; a number below 1 is refused below.
     rows: list = list(source if config.num_problems is None else islice(source, max(config.num_problems, 0)))
+    column = config.answer_column or "answer" if answer_column is None else answer_column or None
     problems = problems_from_rows(
         rows,
         num_problems=config.num_problems,
         prompt_column=config.prompt_column,
-        answer_column=answer_column or config.answer_column or "answer",
+        answer_column=column,
         id_column=config.id_column,
         prompt_template=config.prompt_template and unescape(config.prompt_template),
         chat=config.chat,
@@ -230,5 +233,5 @@ def json_object(text: str | dict | None, option: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{option} must be a JSON object such as '{{\"max_model_len\": 2048}}': {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{option} must be a JSON object, got {text}")
+        raise ValueError(f"{option} must be a JSON object in braces, got {text}")
     return value

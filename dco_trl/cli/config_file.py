@@ -17,7 +17,7 @@ def check_config_file(path: str, parser: argparse.ArgumentParser) -> None:
     try:
         config = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-01
-        raise ValueError(f"the config file {path} is not YAML: {error}") from error
+        raise ValueError(f"the config file {path} is not valid YAML: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"the config file {path} must contain a YAML mapping, got {type(config).__name__}.")
     actions = {action.dest: action for action in parser._actions}
@@ -51,9 +51,11 @@ class _UniqueKeys(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = key_node.value
             if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(problem="a key is no text", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem="a key is no text: write it in quotes", problem_mark=key_node.start_mark
+                )
             if key in seen and key != "<<":
-                mark = key_node.start_mark
-                raise yaml.MarkedYAMLError(problem=f"the key '{key}' is given twice", problem_mark=mark)
+                problem = f"the key '{key}' is given twice: remove one of the two"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)

@@ -1,7 +1,9 @@
 """`dco-trl coverage`: exact pass@k of short reference answers, from teacher-forced probabilities, without sampling."""
 
 import json
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,23 @@ NOTE = (
 
 
 @dataclass
+class ArmsConfig(ModelConfig):
+    """The models, or one model and its adapters."""
+
+    model: list[str] = field(  # type: ignore[assignment]
+        default_factory=list, metadata={"help": "Folder or name of the model; several, without --adapter."}
+    )
+    adapter: list[str] | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Folders of adapters, each loaded in turn upon the one model."}
+    )
+
+    def __post_init__(self) -> None:
+        # A YAML file may have one name in place of a list.
+        self.model = [self.model] if isinstance(self.model, str) else self.model
+        self.adapter = [self.adapter] if isinstance(self.adapter, str) else self.adapter
+
+
+@dataclass
 class CoverageConfig:
     """What to compute."""
 
@@ -26,11 +45,18 @@ class CoverageConfig:
         default="{answer}",
         metadata={"help": r"What the model is to write, from columns: for example ' {answer}'. \n is a line break."},
     )
-    temperature: float = field(default=1.0, metadata={"help": "Divides the logits, as in sampling."})
+    temperature: list[float] = field(
+        default_factory=lambda: [1.0],
+        metadata={"help": "Divides the logits, as in sampling. Several are taken from the same logits."},
+    )
     run: str | None = field(default=None, metadata={"help": "A graded run on the same problems, to be shown beside."})
     grader: str | None = field(default=None, metadata={"help": "Which grader of --run, if there are several."})
     output: str | None = field(
-        default=None, metadata={"help": "A .json file for the numbers and every problem's log-probability."}
+        default=None,
+        metadata={
+            "help": "A .json file for the numbers and every problem's log-probability; or a .parquet file with the "
+            "log-probabilities alone, of any number of models, adapters and temperatures, for `dco-trl schedule`."
+        },
     )
 
 
@@ -40,7 +66,7 @@ def main(argv: list[str]) -> int:
         "coverage",
         argv,
         DatasetConfig,
-        ModelConfig,
+        ArmsConfig,
         CoverageConfig,
         description="Exact pass@k of short reference answers, without sampling. The answer is the column `completion` "
         "if there is one, else `answer`, unless --answer-column names another. " + NOTE,
@@ -48,71 +74,65 @@ def main(argv: list[str]) -> int:
     return status("coverage", lambda: coverage(*configs), *configs)
 
 
-def coverage(data: DatasetConfig, model: ModelConfig, config: CoverageConfig) -> None:
+def coverage(data: DatasetConfig, model: ArmsConfig, config: CoverageConfig) -> None:
     """Do what the command does.
 
     Args:
         data: The problems.
-        model: The model.
+        model: The models, or one model and its adapters.
         config: What to compute.
     """
     require("dco-trl coverage", "eval", "rich", "scipy")
     from rich.console import Console
     from rich.table import Table
 
-    from ..runs import DataError
-    from ..sampling import exact_coverage
+    from ..runs.arms import write_arms
 
     if any(k < 1 for k in config.k):
         raise ValueError(f"`k` must be at least 1, got {config.k}")
     ks = sorted(set(config.k))
-    column = data.answer_column
-    if column is None:
-        try:
-            problems = load_problems(data, column := "completion")
-        except DataError as error:
-            if "no column 'completion'" not in str(error):
-                raise
-            problems = load_problems(data, column := "answer")
-    else:
-        problems = load_problems(data, column)
+    _check_arms(model, config)
+    column, problems = _problems(data)
     sampled = _sampled(config, problems, ks) if config.run else None
-
-    from ..sampling import TransformersSampler
-
-    sampler_kwargs: dict[str, Any] = {"dtype": model.dtype} if model.dtype else {}
-    with naming(model.model):
-        loaded = TransformersSampler(model.model, adapter=model.adapter, revision=model.revision, **sampler_kwargs)
-    exact = exact_coverage(
-        loaded.model,
-        loaded.tokenizer,
-        problems,
-        completion_template=unescape(config.completion_template),
-        temperature=config.temperature,
-        batch_size=model.batch_size,
-    )
-    values = exact.pass_at_k(ks)
+    measured = [
+        found for loaded, adapter in _each_model(model) for found in _measure(loaded, adapter, problems, model, config)
+    ]
 
     table = Table()
-    for name in ("k", "exact pass@k") + ((sampled["title"],) if sampled else ()):
-        table.add_column(name, justify="right")
-    for row, k in enumerate(ks):
-        table.add_row(f"{k:,}", f"{values[row]:.2%}", *([sampled["cells"].get(k, "")] if sampled else []))
     console = Console(highlight=False, emoji=False)
+    if len(measured) == 1:
+        [(arm, exact, identity)] = measured
+        values = exact.pass_at_k(ks)
+        for name in ("k", "exact pass@k") + ((sampled["title"],) if sampled else ()):
+            table.add_column(name, justify="right")
+        for row, k in enumerate(ks):
+            table.add_row(f"{k:,}", f"{values[row]:.2%}", *([sampled["cells"].get(k, "")] if sampled else []))
+    else:
+        table.add_column("exact pass@k, k =", overflow="fold")
+        for k in ks:
+            table.add_column(f"{k:,}", justify="right")
+        for arm, exact, _ in measured:
+            table.add_row(arm.name, *(f"{value:.2%}" for value in exact.pass_at_k(ks)))
+    temperatures = " ".join(f"{temperature:g}" for temperature in config.temperature)
     console.print(
-        f"{len(problems):,} problems, reference from column {column!r}, temperature {config.temperature:g}",
-        soft_wrap=True,
+        f"{len(problems):,} problems, reference from column {column!r}, temperature {temperatures}", soft_wrap=True
     )
     console.print(table)
     for line in [NOTE, *(sampled["notes"] if sampled else [])]:
         console.print(line)
-    if config.output:
+    if not config.output:
+        return
+    path = Path(config.output)
+    if path.suffix == ".parquet":
+        arms, exacts, _ = zip(*measured, strict=True)
+        write_arms(path, arms, exacts[0].problem_ids, [exact.log_p for exact in exacts])
+    else:
         numbers = {
-            "model": loaded.identity(),
+            "model": identity,
             "dataset": data.dataset,
             "answer_column": column,
             "completion_template": config.completion_template,
-            "temperature": config.temperature,
+            "temperature": arm.temperature,
             "pass_at_k": [{"k": k, "exact": float(values[row])} for row, k in enumerate(ks)],
             "problems": [
                 # JSON has no infinity: a probability of 0 is null.
@@ -123,10 +143,85 @@ def coverage(data: DatasetConfig, model: ModelConfig, config: CoverageConfig) ->
         }
         if sampled:
             numbers["sampled"] = sampled["numbers"]
-        path = Path(config.output)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        console.print(f"written: {path}", soft_wrap=True)
+    console.print(f"written: {path}", soft_wrap=True)
+
+
+def _check_arms(model: ArmsConfig, config: CoverageConfig) -> None:
+    """Refuse what cannot work before a model is loaded."""
+    adapters = model.adapter or []
+    if not model.model or (adapters and len(model.model) > 1):
+        raise ValueError(
+            f"`model` must be one model, with any number of adapters, or several models without: got "
+            f"{len(model.model)} models and {len(adapters)} adapters"
+        )
+    for name, values in (("model", model.model), ("adapter", adapters), ("temperature", config.temperature)):
+        if len(set(values)) < len(values):
+            raise ValueError(f"`{name}` names an entry twice: {values}")
+    for adapter in adapters:
+        if Path(adapter).is_dir() and not (Path(adapter) / "adapter_config.json").is_file():
+            raise ValueError(f"{adapter} holds no adapter (no adapter_config.json); give whole models by --model")
+    if max(len(model.model), len(adapters)) * len(config.temperature) > 1:
+        if config.run:
+            raise ValueError("`run` is shown beside one model at one temperature: name no more of them")
+        if config.output and Path(config.output).suffix != ".parquet":
+            raise ValueError(
+                f"`output` must be a .parquet file for several models, adapters or temperatures, got {config.output}"
+            )
+
+
+def _problems(data: DatasetConfig) -> tuple[str, list]:
+    """The column with the references, and the problems."""
+    from ..runs import DataError
+
+    if data.answer_column is not None:
+        return data.answer_column, load_problems(data)
+    try:
+        return "completion", load_problems(data, "completion")
+    except DataError as error:
+        if "no column 'completion'" not in str(error):
+            raise
+        return "answer", load_problems(data, "answer")
+
+
+def _each_model(model: ArmsConfig) -> Iterator[tuple[Any, str]]:
+    """Each model, or the one model with each of its adapters; a model is loaded once."""
+    from ..sampling import TransformersSampler
+
+    sampler_kwargs: dict[str, Any] = {"dtype": model.dtype} if model.dtype else {}
+    for name in model.model:
+        with naming(name):
+            loaded = TransformersSampler(name, revision=model.revision, **sampler_kwargs)
+        if not model.adapter:
+            yield loaded, ""
+        for adapter in model.adapter or []:
+            loaded.load_adapter(adapter)
+            yield loaded, adapter
+        loaded.close()  # one model in memory, not two
+
+
+def _measure(
+    loaded: Any, adapter: str, problems: list, model: ArmsConfig, config: CoverageConfig
+) -> Iterator[tuple[Any, Any, dict]]:
+    """The arm of each temperature, its log-probabilities, and who it is in full."""
+    from ..runs.arms import Arm
+    from ..sampling import exact_coverage
+
+    identity = loaded.identity()
+    name, fingerprint = identity["model"], identity.get("model_fingerprint", "")
+    if model.adapter or len(model.model) > 1:
+        print(adapter or name, file=sys.stderr)
+    exact = exact_coverage(
+        loaded.model,
+        loaded.tokenizer,
+        problems,
+        completion_template=unescape(config.completion_template),
+        temperature=config.temperature,
+        batch_size=model.batch_size,
+    )
+    for temperature, log_p in zip(config.temperature, exact.log_p, strict=True):
+        yield Arm(name, adapter, temperature, fingerprint), replace(exact, log_p=log_p), identity
 
 
 def _sampled(config: CoverageConfig, problems: list, ks: list[int]) -> dict[str, Any]:
@@ -148,7 +243,7 @@ def _sampled(config: CoverageConfig, problems: list, ks: list[int]) -> dict[str,
     if len(possible) < len(ks):
         notes.append(f"The run has {min(counts):,} samples per problem: larger k are not estimated.")
     sampling = results.manifest.get("sampling", {})
-    differs = {"temperature": config.temperature, "top_p": 1.0, "top_k": 0}
+    differs = {"temperature": config.temperature[0], "top_p": 1.0, "top_k": 0}
     differs = {name: value for name, value in differs.items() if sampling.get(name, value) != value}
     if differs:
         notes.append(

@@ -61,7 +61,7 @@ def demo(config: DemoConfig) -> None:
     if num_seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {num_seeds}.")
     if config.workers is not None and config.workers < 1:
-        raise ValueError(f"--workers must be at least 1, got {config.workers}.")
+        raise ValueError(f"--workers must be one process or more, got {config.workers}.")
     num_runs = num_seeds * (1 + len(num_attempts))
     workers = min(num_runs, config.workers or available_cores())
 

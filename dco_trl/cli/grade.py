@@ -55,12 +55,15 @@ def grade(run: str, grading: GradingConfig) -> Any:
     """
     from ..runs import grade_run
 
+    return grade_run(run, grading.grader, **grading_limits(grading))
+
+
+def grading_limits(grading: GradingConfig) -> dict[str, Any]:
+    """The arguments of `BulkGrader` beside the grader."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dco-trl"
-    return grade_run(
-        run,
-        grading.grader,
-        num_workers=grading.num_workers,
-        timeout=grading.timeout,
-        in_process=grading.grader_in_process,
-        cache_dir=None if grading.verdict_cache == "none" else grading.verdict_cache or cache,
-    )
+    return {
+        "num_workers": grading.num_workers,
+        "timeout": grading.timeout,
+        "in_process": grading.grader_in_process,
+        "cache_dir": None if grading.verdict_cache == "none" else grading.verdict_cache or cache,
+    }

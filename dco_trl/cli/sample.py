@@ -2,16 +2,18 @@
 
 import sys
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ._common import DatasetConfig, ModelConfig, json_object, load_problems, naming, parse, status, unescape
 
+if TYPE_CHECKING:
+    from ..sampling import Sampler, SamplingParams
+
 
 @dataclass
-class SamplingConfig:
-    """How to sample, and where to."""
+class SamplerConfig:
+    """How to sample, and where to: also of `dco-trl solve`."""
 
-    num_samples: int = field(metadata={"help": "Samples per problem. Raised later, it adds to the run."})
     output: str = field(metadata={"help": "The run's folder."})
     sampler: Literal["transformers", "vllm", "server"] = field(
         default="transformers", metadata={"help": "What samples: Transformers, vLLM in process, or a served endpoint."}
@@ -39,6 +41,13 @@ class SamplingConfig:
             "help": "Further options of the sampler, as JSON, for example '{\"max_model_len\": 2048}' for vllm."
         },
     )
+
+
+@dataclass
+class SamplingConfig(SamplerConfig):
+    """How to sample, how much, and where to."""
+
+    num_samples: int = field(kw_only=True, metadata={"help": "Samples per problem. Raised later, it adds to the run."})
 
 
 def main(argv: list[str]) -> int:
@@ -69,37 +78,12 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, pr
     # What can be wrong without the model is found out before minutes are spent on loading it.
     from ..runs import sample_run
     from ..runs.sample import check_run_size
-    from ..sampling import SamplingParams, make_sampler
 
     check_run_size(sampling.num_samples, sampling.chunk_size)
-    params = SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_tokens=sampling.max_tokens,
-        stop=tuple(unescape(text) for text in sampling.stop or ()),
-        seed=sampling.seed,
-    )
-    sampler_kwargs = json_object(sampling.sampler_kwargs, "sampler_kwargs")
-    if model.dtype is not None:
-        if sampling.sampler == "server":
-            raise ValueError(
-                f"dtype={model.dtype!r} cannot be chosen with --sampler server: its model is loaded already"
-            )
-        sampler_kwargs["dtype"] = model.dtype
-    if sampling.sampler == "transformers":
-        sampler_kwargs.setdefault("batch_size", model.batch_size)
+    params = sampling_params(sampling)
     problems = load_problems(data) if problems is None else problems
     print(f"{len(problems):,} problems × {sampling.num_samples:,} samples", file=sys.stderr)
-    with naming(model.model):
-        sampler = make_sampler(
-            sampling.sampler,
-            model.model,
-            adapter=model.adapter,
-            revision=model.revision,
-            base_url=sampling.base_url,
-            sampler_kwargs=sampler_kwargs,
-        )
+    sampler = load_sampler(model, sampling, progress=True)
     try:
         return sample_run(
             sampling.output,
@@ -112,3 +96,42 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, pr
         )
     finally:
         sampler.close()
+
+
+def sampling_params(sampling: SamplerConfig) -> "SamplingParams":
+    """How to sample, checked."""
+    from ..sampling import SamplingParams
+
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_tokens,
+        stop=tuple(unescape(text) for text in sampling.stop or ()),
+        seed=sampling.seed,
+    )
+
+
+def load_sampler(model: ModelConfig, sampling: SamplerConfig, progress: bool) -> "Sampler":
+    """The sampler that a command line names."""
+    from ..sampling import make_sampler
+
+    sampler_kwargs = json_object(sampling.sampler_kwargs, "sampler_kwargs")
+    if model.dtype is not None:
+        if sampling.sampler == "server":
+            raise ValueError(
+                f"dtype={model.dtype!r} cannot be chosen with --sampler server: its model is loaded already"
+            )
+        sampler_kwargs["dtype"] = model.dtype
+    if sampling.sampler == "transformers":
+        sampler_kwargs.setdefault("batch_size", model.batch_size)
+    with naming(model.model):
+        return make_sampler(
+            sampling.sampler,
+            model.model,
+            adapter=model.adapter,
+            revision=model.revision,
+            base_url=sampling.base_url,
+            progress=progress,
+            sampler_kwargs=sampler_kwargs,
+        )

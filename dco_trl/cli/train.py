@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import re
 import sys
 import traceback
 import warnings
@@ -26,6 +25,7 @@ from ..grading import GraderError
 from ..trainer import CoTDCOConfig, DCOConfig, DCOTrainer
 from ..trainer.checkpoints import checkpoint_to_resume
 from ..trainer.cot_config import STATE_NAME
+from ._common import with_flags
 from .config_file import check_config_file
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -203,7 +203,7 @@ def _load(name: str, script_args: ScriptArguments) -> DatasetDict | IterableData
 
 def _split(data: DatasetDict | IterableDatasetDict, split: str, where: str, way_out: str) -> Any:
     if split not in data:
-        raise ValueError(f"{where} has no split '{split}', only {sorted(data)}. {way_out}")
+        raise ValueError(f"{where} has no split '{split}': the only splits are {sorted(data)}. {way_out}")
     return data[split]
 
 
@@ -265,7 +265,8 @@ def main(argv: list[str], config_class: type[DCOConfig] = DCOConfig) -> int:
     except _USER_ERRORS as error:
         if debug:
             traceback.print_exc()
-        print(f"{_command(config_class)}: {_with_flags(str(error), make_parser(config_class))}", file=sys.stderr)
+        names = {action.dest for action in make_parser(config_class)._actions}
+        print(f"{_command(config_class)}: {with_flags(str(error), names)}", file=sys.stderr)
         return 2
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)
@@ -281,19 +282,6 @@ def main(argv: list[str], config_class: type[DCOConfig] = DCOConfig) -> int:
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     return 0
-
-
-def _with_flags(text: str, parser: argparse.ArgumentParser) -> str:
-    """The message with the names of Python's arguments as the shell's flags."""
-    known = {action.dest for action in parser._actions}
-
-    def flag(match: re.Match) -> str:
-        name, value = match["name"], match["value"]
-        if name not in known:
-            return match[0]
-        return f"`--{name}`" if value is None else f"`--{name} {value.strip(chr(39))}`"
-
-    return re.sub(r"`(?P<name>\w+)(?:=(?P<value>[^`]*))?`", flag, text)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

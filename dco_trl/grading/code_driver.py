@@ -50,7 +50,9 @@ def give_up_privileges() -> None:
         # capset(header, data): version 3 of the interface, this process, and three empty sets of 64 bits.
         header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
         if ctypes.CDLL(None, use_errno=True).capset(header, data):
-            raise OSError(ctypes.get_errno(), "capabilities cannot be dropped")
+            raise OSError(
+                ctypes.get_errno(), "capset"
+            )  # which nobody sees: there is no verdict, and the program fails
 
 
 def same_output(got: str, expected: str) -> bool:

@@ -66,7 +66,8 @@ def unconfinable() -> str | None:
     if found < needed:
         return (
             f"this kernel offers Landlock version {max(found, 0)} and {needed} is needed, which Linux 6.12 brought. "
-            "Grade on such a machine, or in a container or virtual machine of its own with `unsafe=True`"
+            "Grade on such a machine, or in a container or virtual machine of its own with "
+            "`code_grader(…, unsafe=True)`"
         )
     return None
 

@@ -138,9 +138,11 @@ def load_grader(name: str | Grader) -> Grader:
     try:
         function = operator.attrgetter(attribute)(module)
     except AttributeError as error:
-        raise GraderError(f"grader {name!r}: module {module_name!r} has no {attribute!r}") from error
+        raise GraderError(
+            f"grader {name!r}: the module {module_name!r} has no {attribute!r}. Check the function's name"
+        ) from error
     if not callable(function):
-        raise GraderError(f"grader {name!r} is {type(function).__name__}, not a function")
+        raise GraderError(f"grader {name!r} is of type {type(function).__name__}. Name a function of that module")
     return function
 
 

@@ -111,10 +111,12 @@ class WorkerPool:
                                 self._remove(worker, busy, selector)
                     now = time.monotonic()
                     for worker in [w for w in self._workers if now >= w.deadline and not w.has_output()]:
+                        errors = "" if worker.ready else worker.errors()
                         self._remove(worker, busy, selector)
                         if not worker.ready:
                             raise GraderError(
-                                f"a grading worker did not start within {_START_SECONDS:.0f} s.\n{worker.errors()}"
+                                f"a grading worker did not start within {_START_SECONDS:g} seconds. Use fewer "
+                                f"num_workers, or close other programs.\n{errors}"
                             )
                         index, _ = worker.pending.popleft()
                         yield index, (None, "timeout", None)
@@ -207,7 +209,10 @@ class _Worker:
             if not self.ready:
                 self.ready = True
                 if not value["memory_limited"]:
-                    warnings.warn("memory_limit: this system does not limit a process's address space", stacklevel=2)
+                    warnings.warn(
+                        "memory_limit: this system does not limit a process's address space. Watch it yourself",
+                        stacklevel=2,
+                    )
                 continue
             results.append((self.pending.popleft()[0], tuple(value)))
         self.served += len(results)

@@ -54,5 +54,5 @@ def _verifier(task: str) -> Callable[[str, dict], float]:
     try:
         from reasoning_gym import get_score_answer_fn
     except ImportError as error:
-        raise GraderError("this grader needs reasoning-gym: pip install reasoning-gym") from error
+        raise GraderError(f"this grader needs reasoning-gym ({error}): pip install reasoning-gym") from error
     return get_score_answer_fn(task)

@@ -98,7 +98,9 @@ def _check(results: Sequence[RunResult], k: Sequence[int]) -> None:
         ids = [problem.problem_id for problem in result.problems]
         if len(set(ids)) < len(ids):
             twice = next(name for name in ids if ids.count(name) > 1)
-            raise ValueError(f"results: run {result.name!r} has problem {twice!r} twice; each problem counts once")
+            raise ValueError(
+                f"results: run {result.name!r} has problem {twice!r} twice, and each counts once; remove one"
+            )
         for problem in result.problems:
             _check_counts(problem, result.name)
     if len(k) == 0 or any(int(value) != value or value < 1 for value in k):

@@ -40,7 +40,9 @@ def locked(folder: Path) -> Iterator[None]:
     with _held_here_lock:
         if path in _held_here:
             # Opening the file once more and closing it would drop this process's own lock.
-            raise StoreError(f"{folder} is in use by this process (pid {os.getpid()}) already")
+            raise StoreError(
+                f"{folder} is in use by this process (pid {os.getpid()}) already: leave the other `with` first"
+            )
         _held_here.add(path)
     try:
         handle = _take_lock(folder, path)
@@ -103,7 +105,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"{folder} cannot be made: {error.strerror}") from error
+        raise StoreError(f"the folder {folder} cannot be made: {error.strerror}. Name a folder elsewhere.") from error
 
 
 def parquet(table: pa.Table) -> pa.Buffer:
@@ -163,9 +165,8 @@ def read_part(path: Path, schema: pa.Schema, remedy: str) -> pa.Table:
             raise OSError(f"its content has the hash {found}, which is not the one in its name")
         table = pq.read_table(pa.BufferReader(data), columns=schema.names)
         if table.schema.remove_metadata() != schema:
-            raise OSError(
-                f"its columns are {dict(zip(table.schema.names, map(str, table.schema.types), strict=True))}"
-            )
+            types = dict(zip(table.schema.names, map(str, table.schema.types), strict=True))
+            raise OSError(f"its columns are of other types: {types}")
     except (OSError, pa.ArrowException) as error:
         raise StoreError(
             f"{path} is damaged and was left as it is ({error}). The other parts are not affected. Move this file "
@@ -178,7 +179,9 @@ def _take_lock(folder: Path, path: Path) -> int:
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise StoreError(f"{path} cannot be opened for writing: {error.strerror}") from error
+        raise StoreError(
+            f"{path} cannot be opened for writing: {error.strerror}. Check the folder's permissions, or name another."
+        ) from error
     try:
         # A record lock, not flock(): children that outlive a killed parent, such as engine workers, do not keep it.
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -188,7 +191,9 @@ def _take_lock(folder: Path, path: Path) -> int:
         holder = os.read(handle, 200).decode(errors="replace").strip() or "unknown"
         os.close(handle)
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise StoreError(f"{folder} cannot be locked on this file system: {error}") from error
+            raise StoreError(
+                f"{folder} cannot be locked on this file system: {error}. Name a folder on another one."
+            ) from error
         raise StoreError(
             f"{folder} is in use by another process ({holder}). Wait until it has ended, or name another folder."
         ) from error

@@ -107,7 +107,7 @@ def _grade_parts(
     store: RunStore, total: int, bulk: "BulkGrader", source: str | None, progress: bool
 ) -> GradingSummary:
     summary = GradingSummary(bulk.name, 0, 0, dict.fromkeys(("graded", "unparsed", "timeout", "error"), 0), 0)
-    grade = _PartGrader(store.problems, bulk)
+    grade = PartGrader(store.problems, bulk)
     with store.grading(bulk.name, source):
         ungraded = []
         for part in store.sample_parts():
@@ -148,7 +148,7 @@ def is_correct(score: float | None) -> bool:
     return score is not None and score > 0.5
 
 
-class _PartGrader:
+class PartGrader:
     """Grades one part of samples after another."""
 
     def __init__(self, problems: list[Problem], bulk: "BulkGrader"):

@@ -29,7 +29,7 @@ def read_problems(
     config: str | None = None,
     num_problems: int | None = None,
     prompt_column: str = "prompt",
-    answer_column: str = "answer",
+    answer_column: str | None = "answer",
     id_column: str | None = None,
     prompt_template: str | None = None,
     chat: bool = False,
@@ -43,7 +43,8 @@ def read_problems(
         config: The configuration of a data set on the Hub, such as `main`.
         num_problems: Take the first `num_problems` rows only; None takes all.
         prompt_column: The column with the prompt, plain or conversational; ignored with `prompt_template`.
-        answer_column: The column with the reference answer. Numbers become text.
+        answer_column: The column with the reference answer. Numbers become text. None: there is none, and `answer` is
+            "" (for a verifier that needs no reference).
         id_column: The column with the problem ids, which must be unique. None: the column `id` where it is unique,
             otherwise the number of the row.
         prompt_template: A format string over the columns, such as `"Question: {problem}\nAnswer:"`. Braces that are
@@ -88,7 +89,7 @@ def problems_from_rows(
     *,
     num_problems: int | None = None,
     prompt_column: str = "prompt",
-    answer_column: str = "answer",
+    answer_column: str | None = "answer",
     id_column: str | None = None,
     prompt_template: str | None = None,
     chat: bool = False,
@@ -131,7 +132,7 @@ def problems_from_rows(
     if not table:
         raise DataError(f"{name} is empty: there is nothing to sample. Check the file or the split.")
     if num_problems is not None and len(table) < num_problems:
-        raise DataError(f"{name} has {len(table)} rows, fewer than num_problems={num_problems}")
+        raise DataError(f"{name} has {len(table)} rows, fewer than num_problems={num_problems}. Ask for fewer.")
 
     # Rows of a JSON-lines file may have different columns; a column counts as present if any row has it.
     present = list(dict.fromkeys(column for row in table for column in row))
@@ -147,12 +148,12 @@ def problems_from_rows(
                 "(prompt_column), or build the prompt from other columns (prompt_template, for example "
                 "'Question: {problem}\\nAnswer:')."
             )
-    if answer_column not in present:
+    if answer_column is not None and answer_column not in present:
         raise DataError(
             f"{name} has no column {answer_column!r} to grade against; its columns are {present}. Name the column "
             "with the reference answer (answer_column)."
         )
-    for column in sorted(used | {answer_column}):
+    for column in sorted(used | ({answer_column} if answer_column is not None else set())):
         empty = [number for number, row in enumerate(table) if _is_missing(row.get(column))]
         if empty:
             raise DataError(
@@ -171,7 +172,7 @@ def problems_from_rows(
         problem = Problem(
             _checked_text(ids[number], f"{where}, column {id_column or 'id'!r}"),
             _checked_prompt(prompt, chat, f"{where}, {source}"),
-            _reference(row[answer_column], f"{where}, column {answer_column!r}"),
+            "" if answer_column is None else _reference(row[answer_column], f"{where}, column {answer_column!r}"),
             columns,
         )
         problems.append(problem)
@@ -240,7 +241,10 @@ def _template_fields(template: str, present: list[str], name: str) -> list[_Fiel
         ) from error
     columns = [column for _, column, _, _ in fields if column is not None]
     if not columns:
-        raise DataError(f"prompt_template {template!r} names no column: every prompt would be the same")
+        raise DataError(
+            f"prompt_template {template!r} names no column: every prompt would be the same. Name one in braces, of "
+            f"{present}."
+        )
     absent = [column for column in columns if column not in present]
     if absent:
         raise DataError(
@@ -286,7 +290,10 @@ def _problem_ids(table: list[dict[str, Any]], id_column: str | None, present: li
     ids = [row.get(id_column) for row in table]
     missing = [number for number, value in enumerate(ids) if _is_missing(value)]
     if missing:
-        raise DataError(f"{name}: id_column {id_column!r} is empty in {len(missing)} rows (numbers {_some(missing)})")
+        raise DataError(
+            f"{name}: id_column {id_column!r} is empty in {len(missing)} rows (numbers {_some(missing)}). Fill them, "
+            "or leave id_column out to number the rows."
+        )
     repeated = [value for value, count in Counter(str(value) for value in ids).items() if count > 1]
     if repeated:
         raise DataError(
@@ -339,7 +346,9 @@ def _reference(value: Any, where: str) -> str:
         try:
             value = json.dumps(value, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise DataError(f"{where}: {_short(value)} cannot become text: {error}") from error
+            raise DataError(
+                f"{where}: {_short(value)} cannot be written as text: {error}. Write it as text."
+            ) from error
     return _checked_text(str(value), where)
 
 

@@ -114,6 +114,11 @@ def load_results(run_dir: str | os.PathLike[str], grader: str | None = None) -> 
         `dco_trl.report.write_report` turns results into tables, plots and a page.
     """
     store = RunStore(run_dir)
+    if "solve" in store.manifest:
+        raise StoreError(
+            f"{store.path} was made by `dco-trl solve`, which stops at an accepted answer: its counts estimate no "
+            "pass@k. Its results are in answers.jsonl; to measure pass@k, run `dco-trl eval` into another folder."
+        )
     grader = _chosen_grader(store, grader)
     present = store.present()
     tallies: dict[str, _Tally] = {problem.problem_id: _Tally() for problem in store.problems}

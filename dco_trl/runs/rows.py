@@ -40,7 +40,7 @@ def read_rows(source: str | Path, *, split: str = "test", config: str | None = N
     if path.is_dir() or (kind not in FILE_TYPES and not path.exists()):
         return _load_with_datasets(path, source, split, config)
     if not path.exists():
-        raise DataError(f"data set {source!r}: there is no such file")
+        raise DataError(f"data set {source!r}: there is no such file. Check its name and the folder you are in.")
     if kind not in FILE_TYPES:
         raise DataError(
             f"data set {source!r}: cannot read a file of type {kind!r}; use one of {', '.join(FILE_TYPES)}"
@@ -48,7 +48,7 @@ def read_rows(source: str | Path, *, split: str = "test", config: str | None = N
     try:
         return _READERS[kind](path, f"data set {source!r}")
     except OSError as error:
-        raise DataError(f"data set {source!r} cannot be read: {error}") from error
+        raise DataError(f"data set {source!r} cannot be read: {error}. Check that you may read it.") from error
 
 
 def _read_json_lines(path: Path, name: str) -> list[Any]:
@@ -60,7 +60,7 @@ def _read_json_lines(path: Path, name: str) -> list[Any]:
 def _read_json(path: Path, name: str) -> list[Any]:
     rows = _parsed(_text(path, name), name)
     if not isinstance(rows, list):
-        raise DataError(f"{name}: expected a list of objects, got {type(rows).__name__}")
+        raise DataError(f"{name}: expected a list of objects, got {type(rows).__name__}. Put the rows into [ ].")
     return rows
 
 
@@ -82,7 +82,9 @@ def _read_csv(path: Path, name: str) -> list[dict[str, str]]:
             if values:
                 rows.append(dict(zip(columns, values, strict=True)))
     except csv.Error as error:
-        raise DataError(f"{name}, line {reader.line_num}: not CSV: {error}") from error
+        raise DataError(
+            f"{name}, line {reader.line_num}: not CSV: {error}. Close every quotation mark; double those of a text."
+        ) from error
     finally:
         csv.field_size_limit(limit)
     return rows
@@ -100,7 +102,7 @@ def _read_parquet(path: Path, name: str) -> list[dict[str, Any]]:
     except (pa.ArrowException, ValueError, OverflowError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{name} cannot be read: {error}") from error
+        raise DataError(f"{name} cannot be read as Parquet: {error}. Write the file again.") from error
 
 
 _READERS: dict[str, Callable[[Path, str], list[Any]]] = {
@@ -124,7 +126,7 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object)
     except ValueError as error:
-        raise DataError(f"{where}: not JSON: {error}") from error
+        raise DataError(f"{where}: not JSON: {error}. Correct the text there.") from error
     except RecursionError as error:
         raise DataError(f"{where}: nested too deeply to be read. Write the inner values as text.") from error
 
@@ -153,7 +155,9 @@ def _load_with_datasets(path: Path, source: str, split: str, config: str | None)
             if not isinstance(loaded, datasets.DatasetDict):
                 return loaded
             if split not in loaded:
-                raise DataError(f"data set {source!r} has no split {split!r}; it has {sorted(loaded)}")
+                raise DataError(
+                    f"data set {source!r} has no split {split!r}. Choose one that it has: {sorted(loaded)}"
+                )
             return loaded[split]
         return datasets.load_dataset(source, config, split=split)
     except DataError:

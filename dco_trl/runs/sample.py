@@ -118,7 +118,7 @@ def sample_run(
             print(f"{store.path}: {before:,} samples are there, {missing:,} are to be drawn", file=sys.stderr)
         drawn = tokens = truncated = 0
         seconds = 0.0
-        chunks = _Chunks(gaps)
+        chunks = Chunks(gaps)
         with tqdm(
             desc=store.path.name,
             total=before + missing,
@@ -127,13 +127,13 @@ def sample_run(
             disable=not progress or not missing,
         ) as bar:
             while chunks:
-                pieces = chunks.take(chunk_size or _chunk_size(params.max_tokens, drawn, seconds))
+                pieces = chunks.take(chunk_size or next_chunk_size(params.max_tokens, drawn, seconds))
                 requests = [
                     SampleRequest(problems[position].prompt, count, first_index=first, stream=position)
                     for position, first, count in pieces
                 ]
                 began = time.perf_counter()
-                rows = _rows(sampler, requests, params, [ids[position] for position, _, _ in pieces])
+                rows = draw_rows(sampler, requests, params, [ids[position] for position, _, _ in pieces])
                 seconds += time.perf_counter() - began
                 store.write_samples(rows)
                 drawn += len(rows)
@@ -181,7 +181,7 @@ def plan(
                 yield position, int(gap[0]), len(gap)
 
 
-class _Chunks:
+class Chunks:
     """The plan, cut into chunks of whole gaps; only the last gap of a chunk may be cut."""
 
     def __init__(self, gaps: list[tuple[int, int, int]]):
@@ -202,14 +202,14 @@ class _Chunks:
         return pieces
 
 
-def _chunk_size(max_tokens: int, drawn: int, seconds: float) -> int:
+def next_chunk_size(max_tokens: int, drawn: int, seconds: float) -> int:
     largest = min(MAX_SEQUENCES, max(1, _MAX_TOKENS // max_tokens))
     if not drawn:
         return min(_FIRST_CHUNK, largest)
     return max(1, min(largest, int(drawn / max(seconds, 1e-9) * _SECONDS)))
 
 
-def _rows(
+def draw_rows(
     sampler: "Sampler", requests: list[SampleRequest], params: SamplingParams, problem_ids: list[str]
 ) -> list[tuple[str, int, str, int, str]]:
     drawn = sampler.sample(requests, params)

@@ -348,7 +348,7 @@ def _read_header(path: Path) -> dict[str, Any]:
         if grader_slug(found["grader"]) != path.parent.name:
             raise ValueError(f"the verdicts of grader {found['grader']!r} do not belong into {path.parent.name}")
         if not isinstance(found["source"], str | None):
-            raise ValueError(f"'source' is {found['source']!r}")
+            raise ValueError(f"'source' should be text or null, got {found['source']!r}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({error}). Move its folder away and grade anew.") from error
     return found

@@ -10,6 +10,6 @@ def check_names(what: str, given: Iterable[str], known: Collection[str]) -> None
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             raise TypeError(
-                f"{what} has no option {name!r}. "
+                f"{what} does not know the option {name!r}. "
                 + (f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(sorted(known))}.")
             )

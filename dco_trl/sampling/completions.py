@@ -7,6 +7,8 @@ from .endpoint import UnusableAnswer, read_json
 
 _STOPPED = {"stop", "eos", "eos_token", "stop_sequence"}
 _INT32 = 2**31
+# A way out for the command line and for Python.
+ONE_EACH = " Set the sampler's option samples_per_request=1 (sampler_kwargs)."
 # Models pad their embedding, so a token may lie this far beyond the tokenizer's last.
 _PADDING = 1024
 
@@ -60,7 +62,7 @@ def read_choices(content: bytes, *, n: int, vocabulary: int | None) -> list[Choi
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise UnusableAnswer("it holds no list of choices")
     if len(choices) != n:
-        hint = " Pass samples_per_request=1 to ServerSampler." if n > 1 else ""
+        hint = ONE_EACH if n > 1 else ""
         raise UnusableAnswer(f"it returned {len(choices)} samples and not the n={n} asked for", hint)
     usage = answer.get("usage")
     total = usage.get("completion_tokens") if isinstance(usage, dict) else None
@@ -92,7 +94,7 @@ def _choice(choice: dict[str, Any], num_tokens: int | None, vocabulary: int | No
             raise UnusableAnswer("a sample's text is not valid Unicode", "") from error
     reason = choice.get("finish_reason")
     if reason is not None and not isinstance(reason, str):
-        raise UnusableAnswer(f"finish_reason={reason!r:.100} is no text", "")
+        raise UnusableAnswer(f"the finish_reason of a sample is no text but {reason!r:.100}", "")
     return Choice(text, None if ids is None else tuple(ids), num_tokens, "stop" if reason in _STOPPED else reason)
 
 

@@ -144,7 +144,7 @@ class Endpoint:
                     f"The endpoint at {self.url} could not {what}: {failure} ({attempt + 1} attempt"
                     f"{'s' * (attempt > 0)}).{asks or failure.hint}"
                 ) from failure.__cause__
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        raise AssertionError  # the last attempt returns or raises
 
     async def _attempt(
         self,
@@ -159,7 +159,8 @@ class Endpoint:
                 response, content = await self._exchange(client, path, body)
         except TimeoutError as error:
             raise _Failure(
-                f"no whole answer within timeout={seconds:g} seconds", " Raise timeout, or lower max_tokens."
+                f"no whole answer within {seconds:g} seconds",
+                " Raise the sampler's option timeout (sampler_kwargs), or lower max_tokens.",
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _Failure(f"no answer, {type(error).__name__}: {error}", _IS_IT_RUNNING) from error
@@ -187,7 +188,7 @@ class Endpoint:
             async for some in response.aiter_bytes():
                 content += some
                 if len(content) > _MAX_BYTES:
-                    raise _Failure(f"an answer of more than {_MAX_BYTES:,} bytes", passing=False)
+                    raise _Failure(f"an answer of more than {_MAX_BYTES:,} bytes", " Lower max_tokens.", passing=False)
         return response, bytes(content)
 
 
@@ -225,7 +226,7 @@ def read_json(content: bytes) -> Any:
 
 def _hint(status: int, path: str) -> str:
     if status in (401, 403):
-        return " Set OPENAI_API_KEY or pass api_key."
+        return " Set OPENAI_API_KEY, or the sampler's option api_key (sampler_kwargs)."
     if status == 404 and path == "/models":
         return " Is base_url right (most endpoints need /v1 at its end)?"
     if status == 404 and "lora_adapter" in path:
@@ -234,7 +235,7 @@ def _hint(status: int, path: str) -> str:
             "read the adapter's folder."
         )
     if status in _PASSING or status >= 500:
-        return " Raise max_retries, or lower concurrency if it is overloaded."
+        return " Raise the sampler's option max_retries (sampler_kwargs), or lower concurrency if it is overloaded."
     return ""
 
 

@@ -117,7 +117,7 @@ def exact_coverage(
     from .tokens import end_token_ids
 
     if not problems:
-        raise ValueError("problems is empty: there is no answer to compute a probability of")
+        raise ValueError("problems is empty: there is no answer to compute a probability of. Give at least one.")
     temperatures = np.atleast_1d(np.asarray(temperature, dtype=float))
     if temperatures.ndim > 1 or not temperatures.size or not (temperatures > 0).all():
         raise ValueError(f"temperature must be above 0, got {temperature}")
@@ -176,6 +176,7 @@ def _tokenize(
             raise DataError(
                 f"problem {problem.problem_id!r}: under this tokenizer there is no token "
                 + ("of the prompt before the answer" if start == 0 else "of the answer after the prompt")
+                + ". Change its text, or remove it."
             )
         rows.append((ids, start))
     if departing:

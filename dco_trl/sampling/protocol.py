@@ -53,7 +53,7 @@ class SamplingParams:
             try:
                 object.__setattr__(self, name, float(getattr(self, name)))
             except (TypeError, ValueError):
-                raise TypeError(f"{name}={getattr(self, name)!r} must be a number.") from None
+                raise TypeError(f"{name}={getattr(self, name)!r} must be a number, such as 1.0.") from None
         for name, minimum in (("top_k", 0), ("max_tokens", 1), ("seed", 0)):
             object.__setattr__(self, name, check_integer(name, getattr(self, name), minimum))
         if not (math.isfinite(self.temperature) and self.temperature >= 0):

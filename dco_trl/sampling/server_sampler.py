@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tqdm.auto import tqdm
 
 from ..checks import check_integer
-from .completions import Choice, read_choices, read_json, read_models
+from .completions import ONE_EACH, Choice, read_choices, read_json, read_models
 from .endpoint import Endpoint, EndpointError, wait_for
 from .fingerprint import describe, describe_options
 from .protocol import Prompt, Sample, SampleRequest, SamplingParams, request_seed
@@ -291,8 +291,8 @@ class ServerSampler:
         elif self._extra_body.get("top_k", 0) != params.top_k:
             raise ValueError(
                 f"top_k={params.top_k} is not part of OpenAI's interface, and {self.base_url} is not a vLLM server: "
-                f"it may ignore or refuse it. If it knows top_k, pass extra_body={{'top_k': {params.top_k}}} to "
-                "ServerSampler; otherwise sample with top_k=0 and without top_k in extra_body."
+                f"it may ignore or refuse it. If it knows top_k, set the sampler's option extra_body={{'top_k': "
+                f"{params.top_k}}} (sampler_kwargs); otherwise sample with top_k=0 and without top_k in extra_body."
             )
         return {**fields, **self._extra_body}
 
@@ -301,7 +301,7 @@ class ServerSampler:
             return make_samples(self._tokenizer, [choice.token_ids], self._end_ids, params.stop)[0]
         reason = choice.finish_reason
         if choice.num_tokens is None:
-            way_out = " Pass samples_per_request=1 to ServerSampler." if self.samples_per_request > 1 else ""
+            way_out = ONE_EACH if self.samples_per_request > 1 else ""
             raise EndpointError(
                 f"The endpoint at {self.base_url} tells neither the token ids nor the number of tokens of a sample."
                 f"{way_out} vLLM gives token ids from version 0.10.2; others must report `usage`."

@@ -42,7 +42,9 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt | list[in
         )
         ids = rendered["input_ids"]
     if not ids:
-        raise ValueError(f"prompt={prompt!r} has no tokens under the tokenizer of {tokenizer.name_or_path!r}.")
+        raise ValueError(
+            f"prompt={prompt!r} has no tokens under the tokenizer of {tokenizer.name_or_path!r}. Remove it."
+        )
     return list(ids)
 
 

@@ -101,8 +101,8 @@ class VLLMSampler:
         if not self.seed_each_request:
             if "worker_extension_cls" in engine_kwargs:
                 raise ValueError(
-                    "worker_extension_cls is what seeds the engine before each call. To use another one, pass "
-                    "seed_each_request=True."
+                    "worker_extension_cls is what seeds the engine before each call. To use another one, set "
+                    "the option seed_each_request=True (sampler_kwargs)."
                 )
             engine_kwargs["worker_extension_cls"] = "dco_trl.sampling.vllm_worker.SeedingWorker"
         from vllm.platforms import current_platform  # from vLLM 0.32 on, no attribute of `vllm` unless imported
@@ -151,13 +151,13 @@ class VLLMSampler:
             return
         if not self._lora_enabled:
             raise ValueError(
-                f"adapter={adapter!r} cannot be loaded: the engine was started without adapters. Pass "
-                "enable_lora=True and max_lora_rank to VLLMSampler, or the adapter itself."
+                f"adapter={adapter!r} cannot be loaded: the engine was started without adapters. Start "
+                "it with the options enable_lora=True and max_lora_rank (sampler_kwargs), or with the adapter itself."
             )
         if _rank(adapter) > self._max_lora_rank:
             raise ValueError(
                 f"adapter={adapter!r} has rank {_rank(adapter)}, more than the max_lora_rank={self._max_lora_rank} "
-                f"that the engine was started with. Pass max_lora_rank={_room_for(adapter)} to VLLMSampler."
+                f"that the engine has. Set the option max_lora_rank={_room_for(adapter)} (sampler_kwargs)."
             )
         from vllm.lora.request import LoRARequest
 
@@ -182,7 +182,9 @@ class VLLMSampler:
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(Path(folder).resolve())})
         # Cached prompts belong to the weights before.
         if not self.llm.reset_prefix_cache():
-            raise RuntimeError("vLLM kept its prefix cache over the change of weights: samples would mix both.")
+            raise RuntimeError(
+                "vLLM kept its prefix cache over the change of weights: samples would mix both. Start a new engine."
+            )
         self._weights = folder
 
     def sleep(self) -> bool:
@@ -322,5 +324,8 @@ def _room_for(adapter: str) -> int:
     """The smallest `max_lora_rank` that vLLM accepts and this adapter fits in."""
     rank = _rank(adapter)
     if rank > _LORA_RANKS[-1]:
-        raise ValueError(f"adapter={adapter!r} has rank {rank}; vLLM supports ranks up to {_LORA_RANKS[-1]}.")
+        raise ValueError(
+            f"adapter={adapter!r} has rank {rank}, and vLLM loads ranks up to {_LORA_RANKS[-1]}. Merge it into the "
+            "model (`merge_and_unload`)."
+        )
     return next(r for r in _LORA_RANKS if r >= rank)

@@ -6,6 +6,7 @@ own prior \(\mathrm{Beta}(a, b)\): \(B(a+c, b+n-c+m) / B(a+c, b+n-c)\). Its loga
 is concave in the attempts of all arms together.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -87,6 +88,13 @@ class Arms:
     def on(self, problems: NDArray) -> "Arms":
         """The same arms on some of the problems; priors are fitted to those alone."""
         return Arms(self.log_p[:, problems], self.num_sampled[:, problems], self.num_correct[:, problems])
+
+    def only(self, arms: Sequence[int] | NDArray) -> "Arms":
+        """Some of the arms on the same problems, with the priors that they have."""
+        index = np.asarray(arms)
+        part = Arms(self.log_p[index], self.num_sampled[index], self.num_correct[index])
+        part._posteriors = [self._posteriors[arm] for arm in arms]
+        return part
 
     def log_miss(self, arm: int, attempts: float, after: float = 0.0) -> NDArray[np.float64]:
         """Log-probability that so many attempts miss, after so many that missed, shape (problems,)."""

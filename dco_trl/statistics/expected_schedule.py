@@ -94,6 +94,7 @@ def cross_fit_schedule(
     num_sampled: ArrayLike | None = None,
     num_correct: ArrayLike | None = None,
     given_arms: Sequence[int] = (),
+    max_arms: int | None = None,
     num_folds: int = 2,
     confidence: float = 0.95,
     num_resamples: int = 5000,
@@ -112,6 +113,7 @@ def cross_fit_schedule(
         num_sampled: Samples of each problem by each arm, shape (arms, problems).
         num_correct: Correct ones among them, same shape.
         given_arms: Arms to compare with, each alone, such as the last epoch of each run; counted from 0.
+        max_arms: At most this many arms get attempts, chosen anew on the other folds, as by `plan_attempts`.
         num_folds: Number of folds, from 2 to the number of problems.
         confidence: Confidence of the intervals, 0.5 to 0.999.
         num_resamples: Bootstrap resamples.
@@ -147,9 +149,11 @@ def cross_fit_schedule(
     num_arms, num_problems = arms.shape
     num_folds = check_integer("num_folds", num_folds, at_least=2)
     given = [check_integer("given_arms", arm, at_least=0) for arm in given_arms]
+    if max_arms is not None:
+        max_arms = check_integer("max_arms", max_arms)
     check_confidence(confidence, num_resamples)
     if num_folds > num_problems:
-        raise ValueError(f"num_folds={num_folds} is more than the {num_problems} problems.")
+        raise ValueError(f"num_folds={num_folds} is more than the {num_problems} problems. Take fewer folds.")
     if given and max(given) >= num_arms:
         raise ValueError(f"given_arms has arm {max(given)}, and there are {num_arms} (counted from 0).")
     fewest = arms.num_sampled[arms.counted].min(initial=ks.max())
@@ -171,7 +175,7 @@ def cross_fit_schedule(
         rest, held_out = arms.on(np.setdiff1d(np.arange(num_problems), fold)), arms.on(fold)
         best = np.array([[rest.planned_coverage(split).mean() for split in splits] for splits in alone]).argmax(axis=1)
         splits: dict[object, NDArray] = {
-            "schedule": plan(int(ks.max()), rest, with_optimum=False).counts(ks),
+            "schedule": plan(int(ks.max()), rest, max_arms, with_optimum=False).counts(ks),
             "best_arm": alone[np.arange(ks.size), best],
             **rivals,
         }

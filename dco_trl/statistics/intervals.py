@@ -120,7 +120,7 @@ def pass_at_k_curve(
     """
     samples, correct, _ = check_graded_counts(num_samples, np.atleast_1d(num_correct), problem_ids)
     if correct.size == 0:
-        raise ValueError("num_correct is empty: there is no problem to average over.")
+        raise ValueError("num_correct is empty: there is no problem to take the mean of.")
     ks = default_ks(int(samples.min())) if k is None else check_ks(k)
     values = pass_at_k(samples[:, None], correct[:, None], ks, problem_ids)
     return mean_curve(values, ks, confidence=confidence, num_resamples=num_resamples, seed=seed)

@@ -87,7 +87,10 @@ class _Programme:
             )
             if result.status == 0:
                 return float(result.fun), self.likelihood @ result.x[:num_rates]
-        raise RuntimeError(f"the linear programme of an interval beyond the samples failed: {result.message}")
+        raise RuntimeError(
+            f"the linear programme of an interval beyond the samples failed: {result.message} "
+            "Ask for k within the samples."
+        )
 
     def mean_log_likelihood(self, at: NDArray) -> float:
         return float(self.shares @ np.log(np.maximum(at, 1e-300)))

@@ -72,7 +72,7 @@ def never_solved(num_samples: ArrayLike, num_correct: ArrayLike, confidence: flo
         samples.
     """
     if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}.")
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}. Write 0.95 for 95 %.")
     n, c, _ = check_graded_counts(num_samples, np.atleast_1d(num_correct))
     if c.size == 0:
         raise ValueError("num_correct is empty: there is no problem to count.")

@@ -10,7 +10,7 @@ is near the optimum, and every prefix of that one order is a good split of its o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,7 @@ def plan_attempts(
     log_p: ArrayLike | None = None,
     num_sampled: ArrayLike | None = None,
     num_correct: ArrayLike | None = None,
+    max_arms: int | None = None,
 ) -> AttemptSchedule:
     r"""Plan which arm to sample for each of `num_attempts` attempts, so that every prefix is good.
 
@@ -140,9 +141,11 @@ def plan_attempts(
         num_sampled: Samples of each problem by each arm, whole numbers, shape (arms, problems). 0 where an arm was
             not measured on a problem: its prior stands there. Used where `log_p` is NaN or absent.
         num_correct: Correct ones among them, same shape.
+        max_arms: At most this many arms get attempts; None: any number. They are chosen one after another, each the
+            one that adds most to the coverage of the schedule over those chosen, averaged over powers of four.
 
     Returns:
-        The schedule, with its coverage and the optimum for powers of two.
+        The schedule, with its coverage and the optimum for powers of two, both over the arms that were chosen.
 
     Raises:
         ValueError: Nothing to plan from, an arm that was not measured, shapes that differ, a NaN without counts,
@@ -169,11 +172,18 @@ def plan_attempts(
         [`cross_fit_schedule`][dco_trl.statistics.cross_fit_schedule] says what a schedule gives on problems that it
         was not planned on; [`scheduled_pass_at_k`][dco_trl.statistics.scheduled_pass_at_k] measures one.
     """
-    return plan(check_integer("num_attempts", num_attempts), Arms(log_p, num_sampled, num_correct))
+    num_attempts = check_integer("num_attempts", num_attempts)
+    if max_arms is not None:
+        max_arms = check_integer("max_arms", max_arms)
+    return plan(num_attempts, Arms(log_p, num_sampled, num_correct), max_arms)
 
 
-def plan(num_attempts: int, arms: Arms, with_optimum: bool = True) -> AttemptSchedule:
+def plan(num_attempts: int, arms: Arms, max_arms: int | None = None, with_optimum: bool = True) -> AttemptSchedule:
     """`plan_attempts` for checked arguments."""
+    if max_arms is not None and max_arms < arms.shape[0]:
+        chosen = _choose(num_attempts, arms, max_arms)
+        few = plan(num_attempts, arms.only(chosen), with_optimum=with_optimum)
+        return replace(few, arm=chosen[few.arm], num_arms=arms.shape[0])
     num_arms, num_problems = arms.shape
     split, log_miss = np.zeros(num_arms, dtype=np.int64), np.zeros(num_problems)
     hit = np.empty(arms.shape)
@@ -204,6 +214,26 @@ def plan(num_attempts: int, arms: Arms, with_optimum: bool = True) -> AttemptSch
     coverage = np.array([arms.planned_coverage(split).mean() for split in splits])
     optimum = np.array([_largest_coverage(arms, split) for split in splits])
     return AttemptSchedule(arm, attempts, num_arms, ks, coverage, optimum)
+
+
+def _choose(num_attempts: int, arms: Arms, max_arms: int) -> NDArray[np.int64]:
+    """The arms to plan over, ascending, from those that a schedule over all of them samples."""
+    left = np.unique(plan(num_attempts, arms, with_optimum=False).arm).tolist()
+    if len(left) <= max_arms:
+        return np.array(left)
+    ks = np.unique(np.append(4 ** np.arange(1 + (num_attempts.bit_length() - 1) // 2), num_attempts))
+
+    def value(chosen: list[int]) -> float:
+        few = arms.only(chosen)
+        splits = plan(num_attempts, few, with_optimum=False).counts(ks)
+        return float(np.mean([few.planned_coverage(split).mean() for split in splits]))
+
+    chosen: list[int] = []
+    for _ in range(max_arms):
+        best = max(left, key=lambda arm: value([*chosen, arm]))
+        left.remove(best)
+        chosen.append(best)
+    return np.array(sorted(chosen))
 
 
 def _largest_coverage(arms: Arms, start: NDArray) -> float:

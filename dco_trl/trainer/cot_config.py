@@ -169,7 +169,7 @@ class CoTDCOConfig(DCOConfig):
             )
         for name, choices in (("estimator", ESTIMATORS), ("targets", TARGETS), ("sampler", SAMPLERS)):
             if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
+                raise ValueError(f"`{name}={getattr(self, name)!r}` is none of {choices}. Choose one of them.")
         if self.targets == "sampled" and self.sampler == "none":
             raise ValueError(
                 "`targets='sampled'` trains on rationales sampled during training, and `sampler='none'` samples none. "
@@ -199,7 +199,7 @@ class CoTDCOConfig(DCOConfig):
         if self.sampler == "server" and "base_url" not in (self.sampler_kwargs or {}):
             raise ValueError(
                 "`sampler='server'` needs the endpoint's address: "
-                "`sampler_kwargs={'base_url': 'http://127.0.0.1:8000/v1'}`."
+                '`sampler_kwargs={"base_url": "http://127.0.0.1:8000/v1"}`.'
             )
         super().__post_init__()
 

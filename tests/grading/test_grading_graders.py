@@ -61,11 +61,11 @@ def test_load_grader(tmp_path, monkeypatch):
     assert load_grader("my_reward_of_test:A.f")(["a"]) == [0.0]
     for name, text in {
         "maths": "'maths' is not known: give 'math', 'exact', or 'package.module:function'",
-        "trl.rewards.accuracy_reward": "a colon before",
+        "trl.rewards.accuracy_reward": "a colon before the function's name",
         "no_such_module_here:f": "importing 'no_such_module_here' failed: ModuleNotFoundError",
-        "my_broken_of_test:f": "failed: ZeroDivisionError: division by zero",
-        "my_reward_of_test:g": "module 'my_reward_of_test' has no 'g'",
-        "my_reward_of_test:x": "is int, not a function",
+        "my_broken_of_test:f": "division by zero. Check the name, and that the module lies in the current folder or",
+        "my_reward_of_test:g": "the module 'my_reward_of_test' has no 'g'. Check the function's name",
+        "my_reward_of_test:x": "'my_reward_of_test:x' is of type int. Name a function of that module",
     }.items():
         with pytest.raises(GraderError, match=text):
             load_grader(name)
@@ -114,6 +114,13 @@ def test_reasoning_gym(task):
 def test_reasoning_gym_reads_metadata_as_json():
     pytest.importorskip("reasoning_gym")
     assert gym_grader.score(["4"], answer=["4"], metadata=['{"source_dataset": "chain_sum"}']) == [1.0]
+
+
+def test_without_reasoning_gym_the_command_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    gym_grader._verifier.cache_clear()
+    with pytest.raises(GraderError, match=r"this grader needs reasoning-gym \(.*\): pip install reasoning-gym"):
+        gym_grader.score(["4"], answer=["4"], metadata=[{"source_dataset": "chain_sum"}])
 
 
 def test_a_reasoning_gym_scorer_in_three_lines():

@@ -155,9 +155,17 @@ def test_one_problem_with_one_sample(tmp_path):
     [
         ([], (1,), "results: got no run"),
         ([run(), run()], (1,), "two runs are named 'ce'.*dataclasses.replace"),
-        ([run(counts=())], (1,), "run 'ce' has no problems"),
-        ([RunResult("ce", {}, "math", (problem("a", 1), problem("a", 2)))], (1,), "problem 'a' twice"),
-        ([run(counts=(0,), num_samples=0)], (1,), "problem 'p0' of run 'ce' has no samples"),
+        ([run(counts=())], (1,), "results: run 'ce' has no problems, so there is nothing to report; sample first"),
+        (
+            [RunResult("ce", {}, "math", (problem("a", 1), problem("a", 2)))],
+            (1,),
+            "run 'ce' has problem 'a' twice, and each counts once; remove one",
+        ),
+        (
+            [run(counts=(0,), num_samples=0)],
+            (1,),
+            "problem 'p0' of run 'ce' has no samples, so no pass@k, .*; finish sampling",
+        ),
         (
             [damaged(num_correct=17)],
             (1,),
@@ -166,7 +174,7 @@ def test_one_problem_with_one_sample(tmp_path):
         ([damaged(num_truncated=-1)], (1,), "has -1 cut off of 16 samples"),
         ([damaged(answers=())], (1,), "problem 'p0' of run 'ce' has 16 samples and 0 answers; grade the run again"),
         ([damaged(num_correct=2)], (1,), "has 2 correct samples and 0 correct answers; grade the run again"),
-        ([run()], (), "k: got .*whole numbers"),
+        ([run()], (), r"k: got \[\]; pass whole numbers from 1 up, such as 1 16 256"),
         ([run()], (0, 4), "k: got .*whole numbers"),
     ],
 )
@@ -244,6 +252,7 @@ def test_page_takes_the_most_generous_caps_that_fit(monkeypatch):
     assert page_data.details(report, [long])[0] == page_data.CAPS[0]
     monkeypatch.setattr(page_data, "DETAIL_BYTES", 10_000)
     caps, scripts = page_data.details(report, [long])
+    assert "To keep this file small, each problem shows at most" in str(caps)
     assert caps == page_data.CAPS[2] and sum(map(len, scripts)) <= 10_000 and len(scripts) == 5
     monkeypatch.setattr(page_data, "DETAIL_BYTES", 1000)
     caps, scripts = page_data.details(report, [long])

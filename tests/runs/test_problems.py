@@ -104,7 +104,7 @@ def test_what_datasets_can_load(tmp_path):
     datasets.DatasetDict({"test": dataset, "train": dataset.select([1])}).save_to_disk(tmp_path / "splits")
     assert read_problems(tmp_path / "splits") == PROBLEMS
     assert len(read_problems(tmp_path / "splits", split="train")) == 1
-    with pytest.raises(DataError, match=r"has no split 'validation'; it has \['test', 'train'\]"):
+    with pytest.raises(DataError, match=r"has no split 'validation'. Choose one that it has: \['test', 'train'\]"):
         read_problems(tmp_path / "splits", split="validation")
     folder = tmp_path / "files"
     folder.mkdir()
@@ -148,6 +148,8 @@ def test_ids_are_the_column_id_where_it_is_unique(caplog):
     assert "column 'id' is not unique; problems are named by row number instead" in caplog.text
     with pytest.raises(DataError, match="id_column 'id' is not unique: x0 occur more than once"):
         problems_from_rows(rows, id_column="id")
+    with pytest.raises(DataError, match=r"id_column 'id' is empty in 1 rows \(numbers 1\). Fill them, or leave id_c"):
+        problems_from_rows([rows[0], {**rows[1], "id": None}], id_column="id")
     with pytest.raises(DataError, match=r"no column 'uid' \(id_column\); its columns are"):
         problems_from_rows(rows, id_column="uid")
 
@@ -164,8 +166,12 @@ def test_repeated_problems_are_said_and_contradictions_refused(caplog):
     ("rows", "arguments", "told"),
     [
         ([], {}, "d is empty: there is nothing to sample"),
-        (ROWS, {"num_problems": 4}, "d has 3 rows, fewer than num_problems=4"),
-        ([{"problem": "p", "answer": "a"}], {}, "d has no column 'prompt'; its columns are ['problem', 'answer']"),
+        (ROWS, {"num_problems": 4}, "d has 3 rows, fewer than num_problems=4. Ask for fewer"),
+        (
+            [{"problem": "p", "answer": "a"}],
+            {},
+            "d has no column 'prompt'; its columns are ['problem', 'answer']. Name the column with the prompt (pr",
+        ),
         ([{"prompt": "p", "completion": "a"}], {}, "d has no column 'answer' to grade against; its columns are"),
         ([ROWS[0], {"prompt": "p"}], {}, "column 'answer' is absent, None or empty in 1 of 2 rows (row numbers 1)"),
         ([ROWS[0], {"prompt": "p", "answer": None}], {}, "'answer' is absent, None or empty in 1 of 2 rows"),
@@ -210,16 +216,20 @@ def test_repeated_problems_are_said_and_contradictions_refused(caplog):
         ),
         ([{"prompt": "p", "answer": float("inf")}], {}, "d: row 0, column 'answer': inf is not an answer that can be"),
         ([{"prompt": "p", "answer": np.float32("-inf")}], {}, "d: row 0, column 'answer': -inf is not an answer"),
-        ([{"prompt": "p", "answer": [float("inf")]}], {}, "column 'answer': [inf] cannot become text: Out of range"),
+        (
+            [{"prompt": "p", "answer": [float("inf")]}],
+            {},
+            "column 'answer': [inf] cannot be written as text: Out of range",
+        ),
         (
             [{"prompt": "p", "answer": [{1, 2}]}],
             {},
-            "column 'answer': [{1, 2}] cannot become text: Object of type set",
+            "column 'answer': [{1, 2}] cannot be written as text: Object of type set is not JSON serializable. Wr",
         ),
         (
             [{"prompt": "p", "answer": "a", "x": nested(101)}],
             {},
-            "d: row 0, column 'x': nested deeper than 100 levels",
+            "d: row 0, column 'x': nested deeper than 100 levels. Write it as text, or remove the",
         ),
         (
             ROWS,
@@ -234,7 +244,11 @@ def test_repeated_problems_are_said_and_contradictions_refused(caplog):
         (ROWS, {"prompt_template": "{prompt:{level}}"}, "cannot format '1 + 1 =' as {prompt:{level}}: Invalid format"),
         (ROWS, {"prompt_template": "{prompt.upper}"}, "prompt_template names ['prompt.upper'], but the columns of d"),
         (ROWS, {"prompt_template": "Q: {question}"}, "prompt_template names ['question'], but the columns of d are"),
-        (ROWS, {"prompt_template": "Q:"}, "names no column: every prompt would be the same"),
+        (
+            ROWS,
+            {"prompt_template": "Q:"},
+            "names no column: every prompt would be the same. Name one in braces, of ['prompt', ",
+        ),
         (ROWS, {"prompt_template": "Q: {prompt"}, "is not a format string: expected '}' before end of string"),
     ],
 )
@@ -253,7 +267,11 @@ def test_a_number_of_problems_that_is_none(number):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("a.jsonl", '{"prompt": "p"}\n{oops\n', "line 2: not JSON"),
+        (
+            "a.jsonl",
+            '{"prompt": "p"}\n{oops\n',
+            "enclosed in double quotes: line 1 column 2 (char 1). Correct the text there",
+        ),
         ("a.jsonl", '{"prompt": "p"}\n"p"\n', "row 1 is not an object with columns but 'p'"),
         ("a.jsonl", "[" * 100_000, "line 1: nested too deeply to be read. Write the inner values as text"),
         ("a.jsonl", '{"prompt": "p", "answer": ' + "9" * 5000 + "}", "line 1: not JSON: Exceeds the limit"),
@@ -261,15 +279,15 @@ def test_a_number_of_problems_that_is_none(number):
         (
             "a.json",
             '[{"prompt": "p", "answer": {"a": [{"b": 1, "b": 2}]}}]',
-            "row 0, column 'answer': the key 'b' is th",
+            "row 0, column 'answer': the key 'b' is there twice. Remove one of them",
         ),
         ("a.jsonl", '{"prompt": "p", "answer": Infinity}', "row 0, column 'answer': inf is not an answer"),
         ("a.jsonl", '{"prompt": "p", "answer": 1e999}', "row 0, column 'answer': inf is not an answer"),
         ("a.jsonl", '{"prompt": "\\ud83d", "answer": 1}', "row 0, column 'prompt': half of a character"),
-        ("a.json", '{"prompt": "p"}', "expected a list of objects, got dict"),
+        ("a.json", '{"prompt": "p"}', "expected a list of objects, got dict. Put the rows into [ ]"),
         ("a.json", "[", "not JSON: Expecting value"),
         ("a.json", "[" * 100_000, "nested too deeply"),
-        ("a.parquet", "something else", "cannot be read: Parquet magic bytes not found"),
+        ("a.parquet", "something else", "cannot be read as Parquet: Parquet magic bytes not found"),
         (
             "a.csv",
             "prompt,answer,prompt\np,a,q\n",
@@ -283,9 +301,13 @@ def test_a_number_of_problems_that_is_none(number):
         (
             "a.csv",
             "prompt,answer\np,a,b\n",
-            "line 2: 3 values for the 2 columns ['prompt', 'answer'], so there is no n",
+            "line 2: 3 values for the 2 columns ['prompt', 'answer'], so there is no name for the last. Put values",
         ),
-        ("a.csv", 'prompt,answer\n"p,a\nq,b\n', "line 3: not CSV: unexpected end of data"),
+        (
+            "a.csv",
+            'prompt,answer\n"p,a\nq,b\n',
+            "line 3: not CSV: unexpected end of data. Close every quotation mark; double",
+        ),
         ("a.csv", 'prompt,answer\n"p"q,a\n', "line 2: not CSV: ',' expected after"),
         ("a.txt", "no", "cannot read a file of type '.txt'; use one of .jsonl, .json, .parquet, .csv"),
         ("a.csv", "prompt,answer\n", "is empty: there is nothing to sample"),
@@ -319,6 +341,12 @@ def test_columns_of_one_name_in_a_parquet_file(tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="there is no such file"):
         read_problems(tmp_path / "absent.jsonl")
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.jsonl").symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match="a.jsonl' cannot be read: .*Input/output error. Check that you may read it"):
+        read_problems(tmp_path / "a.jsonl")
 
 
 def test_the_fingerprint_is_of_ids_prompts_and_answers():

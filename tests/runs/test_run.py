@@ -245,7 +245,7 @@ def test_grades_that_do_not_belong_are_noticed(sampled):
         ("[" * 100_000, "damaged (maximum recursion depth exceeded"),
         ('{"grader": "maths", "source": null}', "the verdicts of grader 'maths' do not belong into exact"),
         ('{"grader": 3, "source": null}', "damaged ("),
-        ('{"grader": "exact", "source": 3}', "'source' is 3"),
+        ('{"grader": "exact", "source": 3}', "'source' should be text or null, got 3"),
     ],
 )
 def test_a_damaged_header_of_grades_is_named(sampled, header, told):
@@ -286,11 +286,11 @@ def test_odd_texts_survive(tmp_path):
 
 
 def test_chunks_grow_to_five_minutes_and_stay_bounded():
-    assert sample._chunk_size(512, drawn=0, seconds=0) == 2_048
-    assert sample._chunk_size(512, drawn=2_048, seconds=1) == sample.MAX_SEQUENCES
-    assert sample._chunk_size(512, drawn=2_048, seconds=2_048) == 300
-    assert sample._chunk_size(512, drawn=1, seconds=10_000) == 1
-    assert sample._chunk_size(32_768, drawn=2_048, seconds=1) == 1_024  # long completions: memory
+    assert sample.next_chunk_size(512, drawn=0, seconds=0) == 2_048
+    assert sample.next_chunk_size(512, drawn=2_048, seconds=1) == sample.MAX_SEQUENCES
+    assert sample.next_chunk_size(512, drawn=2_048, seconds=2_048) == 300
+    assert sample.next_chunk_size(512, drawn=1, seconds=10_000) == 1
+    assert sample.next_chunk_size(32_768, drawn=2_048, seconds=1) == 1_024  # long completions: memory
 
 
 def test_progress_is_shown_before_the_first_chunk_is_done(tmp_path, capsys):

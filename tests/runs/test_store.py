@@ -1,5 +1,6 @@
 """The sample store: nothing lost, nothing twice, nothing destroyed."""
 
+import errno
 import hashlib
 import json
 import os
@@ -113,7 +114,7 @@ def test_running_again_draws_nothing_and_more_samples_add_to_the_run(tmp_path):
     draw(run, samples=6)
     before = contents(run / "samples")
     again = draw(run, samples=6)
-    assert again.num_drawn == 0 and "nothing to draw" in str(again)
+    assert again.num_drawn == 0 and "nothing to draw: the run has all of its" in str(again)
     assert draw(run, samples=3).num_drawn == 0  # fewer: what is there stays
     assert draw(run, samples=11).num_drawn == 4 * 5
     assert keys(run) == exactly(4, 11)
@@ -223,7 +224,8 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
         path.write_bytes(data)
         for ask in (store.present, lambda: store.read_samples(path), lambda: draw(tmp_path / "run")):
             with pytest.raises(
-                StoreError, match=r"part-000000-\w+.parquet is damaged and was left as it is \(its content has"
+                StoreError,
+                match=r"part-000000-\w+.parquet is damaged and was left as it is \(its content has the hash \w+, ",
             ):
                 ask()
     path.write_bytes(whole)
@@ -238,7 +240,8 @@ def test_a_table_of_other_columns_is_not_read(tmp_path):
     data = parquet(pa.table({"problem_id": ["p0"], "sample_index": ["zero"]}))
     (store.samples_dir / f"part-000000-{hashlib.sha256(data).hexdigest()[:16]}.parquet").write_bytes(data)
     with pytest.raises(
-        StoreError, match=r"is damaged .* \(its columns are {'problem_id': 'string', 'sample_index': 'str"
+        StoreError,
+        match=r"is damaged .* \(its columns are of other types: {'problem_id': 'string', 'sample_index': 'str",
     ):
         store.present()
 
@@ -286,7 +289,7 @@ def test_a_part_of_another_run_is_noticed(tmp_path):
 def test_a_damaged_manifest_is_named(tmp_path, content):
     draw(tmp_path / "run")
     (tmp_path / "run/manifest.json").write_text(content)
-    with pytest.raises(StoreError, match=r"manifest.json is damaged"):
+    with pytest.raises(StoreError, match=r"manifest.json is damaged .*; restore it, or sample into a new folder"):
         draw(tmp_path / "run")
     assert keys(tmp_path / "run") == exactly(4, 6)
 
@@ -315,18 +318,40 @@ def test_changed_or_missing_problems_are_noticed(tmp_path):
         RunStore(tmp_path / "run")
     manifest.write_text(whole)
     problems.write_bytes(b"PAR1")
-    with pytest.raises(StoreError, match="problems.parquet is damaged"):
+    with pytest.raises(StoreError, match="problems.parquet is damaged .*; restore it, or sample into a new folder"):
         RunStore(tmp_path / "run")
     problems.unlink()
-    with pytest.raises(StoreError, match="problems.parquet is missing"):
+    with pytest.raises(StoreError, match="problems.parquet is missing; restore it, or sample into"):
         RunStore(tmp_path / "run")
+
+
+def test_folders_that_cannot_be_made_or_held_are_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        StoreError, match="the folder .*file/run cannot be made: Not a directory. Name a folder elsewhere"
+    ):
+        draw(tmp_path / "file/run")
+    (tmp_path / "run/.lock").mkdir(parents=True)
+    with pytest.raises(StoreError, match="run/.lock cannot be opened for writing: Is a directory. Check the folder's"):
+        draw(tmp_path / "run")
+
+    def no_locks(*_):  # as NFS without its lock daemon
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    with pytest.raises(
+        StoreError, match="cannot be locked on this file system: .*No locks.* Name a folder on another"
+    ):
+        draw(tmp_path / "other")
 
 
 def test_folders_that_are_no_runs_are_left_alone(tmp_path):
     with pytest.raises(StoreError, match="holds no run: it has no manifest.json"):
         RunStore(tmp_path)
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(StoreError, match=r"holds other files \(thesis.tex\) and no run"):
+    with pytest.raises(
+        StoreError, match=r"holds other files \(thesis.tex\) and no run. Name a new or an empty folder"
+    ):
         draw(tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "mine" and not (tmp_path / "samples").exists()
     with pytest.raises(StoreError, match="thesis.tex is a file; name a folder"):
@@ -348,14 +373,18 @@ def test_a_sampler_that_loses_samples_is_refused(tmp_path):
         def sample(self, requests, params):
             return [samples[1:] for samples in super().sample(requests, params)]
 
-    with pytest.raises(ValueError, match=r"Forgetful was asked for \[5\] samples and returned \[4\]"):
+    with pytest.raises(
+        ValueError, match=r"Forgetful was asked for \[5\] samples and returned \[4\]; it must return as many"
+    ):
         draw(tmp_path / "run", sampler=Forgetful())
     assert keys(tmp_path / "run") == Counter()
 
 
 def test_two_stores_of_one_process_cannot_write_one_folder(tmp_path):
     with locked(tmp_path):
-        with pytest.raises(StoreError, match=rf"in use by this process \(pid {os.getpid()}\) already"):
+        with pytest.raises(
+            StoreError, match=rf"in use by this process \(pid {os.getpid()}\) already: leave the other `with` first"
+        ):
             draw(tmp_path)
         # And the first still holds it.
         code = (

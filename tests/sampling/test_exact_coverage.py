@@ -275,7 +275,7 @@ def test_templates_without_an_end_and_prompts_that_tokenise_otherwise_are_report
 
 def test_what_cannot_be_computed_is_refused():
     model, tokenizer = make_model(max_position_embeddings=16), make_tokenizer()
-    with pytest.raises(ValueError, match="problems is empty"):
+    with pytest.raises(ValueError, match="problems is empty: there is no answer to compute .*. Give at least one"):
         exact_coverage(model, tokenizer, [])
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
         exact_coverage(model, tokenizer, [problem("a", "b")], temperature=0)
@@ -286,6 +286,13 @@ def test_what_cannot_be_computed_is_refused():
         exact_coverage(model, tokenizer, [problem("a", "b")], batch_size=0)
     with pytest.raises(DataError, match="problem 'x': prompt and answer have 17 tokens, more than the 16"):
         exact_coverage(model, tokenizer, [problem("a", "b"), problem("1" * 8, "2" * 8, "x")])
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    messages = [{"role": "user", "content": "1"}]
+    for prompt, answer, told in (("", "b", "of the prompt before the answer"), (messages, "", "of the answer after")):
+        with pytest.raises(
+            DataError, match=f"problem 'x': under this tokenizer there is no token {told}.*. Change its"
+        ):
+            exact_coverage(model, tokenizer, [problem(prompt, answer, "x")], completion_template="{answer}")
 
 
 def test_batches_are_bounded_by_their_logits():

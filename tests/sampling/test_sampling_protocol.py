@@ -44,7 +44,7 @@ class TestSamplingParams:
     @pytest.mark.parametrize(
         "values, message",
         [
-            ({"temperature": "hot"}, "temperature='hot' must be a number"),
+            ({"temperature": "hot"}, "temperature='hot' must be a number, such as 1.0"),
             ({"top_p": None}, "top_p=None must be a number"),
         ],
     )
@@ -61,7 +61,7 @@ class TestSamplingParams:
         assert json.dumps([request.num_samples, request.first_index, request.stream]) == "[2, 1, 0]"
 
     def test_one_stop_string_is_not_taken_for_its_letters(self):
-        with pytest.raises(TypeError, match=r"write stop=\('###',\)"):
+        with pytest.raises(TypeError, match=r"stop='###' must be a tuple of strings; write stop=\('###',\)"):
             SamplingParams(stop="###")
 
     def test_a_list_of_stop_strings_becomes_a_tuple(self):
@@ -75,7 +75,7 @@ class TestSampleRequest:
             ({"num_samples": 0}, "`num_samples` must be an integer of at least 1, got 0"),
             ({"num_samples": 1, "first_index": -1}, "`first_index` must be an integer of at least 0, got -1"),
             ({"num_samples": 1, "stream": -2}, "`stream` must be an integer of at least 0, got -2"),
-            ({"num_samples": 1, "prompt": ""}, "prompt='' is empty"),
+            ({"num_samples": 1, "prompt": ""}, "prompt='' is empty: there is nothing to continue"),
             ({"num_samples": 1, "prompt": []}, r"prompt=\[\] is empty"),
         ],
     )
@@ -121,7 +121,7 @@ class TestTokens:
             encode_prompt(tokenizer, [{"role": "user", "content": "a"}])
 
     def test_a_prompt_without_tokens_is_refused(self):
-        with pytest.raises(ValueError, match=r"prompt=' ' has no tokens"):
+        with pytest.raises(ValueError, match=r"prompt=' ' has no tokens under the tokenizer of .* Remove it"):
             encode_prompt(make_word_tokenizer(), " ")
 
     def test_the_end_of_sequence_is_the_tokenizers_and_the_generation_configs(self):
@@ -199,7 +199,11 @@ class TestMakeSampler:
         [
             ("vlm", {}, "sampler='vlm' is not known. Choose one of: transformers, vllm, server."),
             ("server", {}, "sampler='server' needs base_url"),
-            ("server", {"base_url": "http://h/v1", "revision": "r"}, "revision='r' cannot be chosen"),
+            (
+                "server",
+                {"base_url": "http://h/v1", "revision": "r"},
+                "revision='r' cannot be chosen with .* has loaded its model already. Start the",
+            ),
             ("vllm", {"base_url": "http://h/v1"}, "base_url='http://h/v1' has no meaning for sampler='vllm'"),
             ("transformers", {"base_url": "http://h/v1"}, "has no meaning for sampler='transformers'"),
         ],
@@ -222,9 +226,21 @@ class TestMakeSampler:
     @pytest.mark.parametrize(
         "name, sampler_kwargs, message",
         [
-            ("server", {"concurency": 3}, "ServerSampler has no option 'concurency'. Did you mean 'concurrency'?"),
-            ("server", {"zzz": 3}, "ServerSampler has no option 'zzz'. It has: adapter, api_key, base_url, concurr"),
-            ("transformers", {"progress": 1, "adapter": "b"}, "sampler_kwargs repeats adapter, progress, given as"),
+            (
+                "server",
+                {"concurency": 3},
+                "ServerSampler does not know the option 'concurency'. Did you mean 'concurrency'?",
+            ),
+            (
+                "server",
+                {"zzz": 3},
+                "ServerSampler does not know the option 'zzz'. It has: adapter, api_key, base_url, concurr",
+            ),
+            (
+                "transformers",
+                {"progress": 1, "adapter": "b"},
+                "sampler_kwargs repeats adapter, progress, given as an argument of its own",
+            ),
             ("transformers", {"bach_size": 3}, "cannot be loaded with dtype, bach_size.*own options are batch_size"),
         ],
     )
@@ -239,7 +255,7 @@ class TestMakeSampler:
     def test_options_are_checked_without_a_model(self):
         check_sampler_kwargs("transformers", {"batch_size": 3, "attn_implementation": "eager"})
         check_sampler_kwargs("server", {"base_url": "http://h/v1", "timeout": 3})
-        with pytest.raises(TypeError, match="ServerSampler has no option 'time_out'"):
+        with pytest.raises(TypeError, match="ServerSampler does not know the option 'time_out'"):
             check_sampler_kwargs("server", {"time_out": 3})
         with pytest.raises(ValueError, match="sampler='vlm' is not known"):
             check_sampler_kwargs("vlm", {})

@@ -209,7 +209,10 @@ class TestRequests:
         assert (body["path"], body["prompt"]) == ("/v1/completions", [9, 8]) and "messages" not in body
 
     def test_top_k_is_not_dropped_silently(self, endpoint):
-        with pytest.raises(ValueError, match=r"top_k=5 is not part of OpenAI's interface.*extra_body=\{'top_k': 5\}"):
+        with pytest.raises(
+            ValueError,
+            match=r"top_k=5 is not part of OpenAI's interface.*extra_body=\{'top_k': 5\} \(sampler_kwargs\)",
+        ):
             draw(endpoint.sampler(), 1, top_k=5)
         sampler = endpoint.sampler(extra_body={"top_k": 5})
         draw(sampler, 1, top_k=5)
@@ -277,7 +280,10 @@ MALFORMED = {
     "tokens as text": (lambda a: {**a, "usage": {"completion_tokens": "7"}}, "completion_tokens='7' is no number"),
     "2**40 tokens": (lambda a: {**a, "usage": {"completion_tokens": 2**40}}, "completion_tokens=1099511627776 is no"),
     "-1 tokens": (lambda a: {**a, "usage": {"completion_tokens": -1}}, "completion_tokens=-1 is no number"),
-    "a reason that is no text": (garbage(finish_reason=["stop"]), r"finish_reason=\['stop'\] is no text"),
+    "a reason that is no text": (
+        garbage(finish_reason=["stop"]),
+        r"the finish_reason of a sample is no text but \['stop'\]",
+    ),
     "ids as text": (garbage(token_ids="5 6"), "token_ids is no list of token ids"),
     "a negative id": (garbage(token_ids=[5, -1]), "token_ids is no list of token ids"),
     "an id that is too large": (garbage(token_ids=[5, 2**31]), "token_ids is no list of token ids below"),
@@ -297,7 +303,9 @@ class TestFailures:
     def test_a_failure_that_stays_is_reported_after_the_last_attempt(self, endpoint):
         endpoint.script = [503] * 100
         with pytest.raises(
-            EndpointError, match=r"could not sample: HTTP 503, 'said 503' \(3 attempts\). Raise max_re"
+            EndpointError,
+            match=r"The endpoint at .* could not sample: HTTP 503, 'said 503' \(3 attempts\). "
+            r"Raise the sampler's option max_retries \(sampler_kwargs\), or lower concurrency",
         ):
             draw(endpoint.sampler(max_retries=2), 1)
         assert len(endpoint.bodies) == 3
@@ -310,7 +318,7 @@ class TestFailures:
 
     def test_a_missing_key_is_named(self, endpoint):
         endpoint.script = [401]
-        with pytest.raises(EndpointError, match="HTTP 401, .* Set OPENAI_API_KEY or pass api_key"):
+        with pytest.raises(EndpointError, match="HTTP 401, .* Set OPENAI_API_KEY, or the sampler's option api_key"):
             draw(endpoint.sampler(), 1)
 
     @pytest.mark.parametrize("wait", ["86400", "inf", "Fri, 31 Dec 2100 23:59:59 GMT"])
@@ -331,7 +339,8 @@ class TestFailures:
         endpoint.script = [drip] * 100
         started = time.monotonic()
         with pytest.raises(
-            EndpointError, match=r"no whole answer within timeout=0.5 seconds \(2 attempts\). Raise time"
+            EndpointError,
+            match=r"no whole answer within 0.5 seconds \(2 attempts\). Raise the sampler's option timeout",
         ):
             draw(endpoint.sampler(timeout=0.5, max_retries=1), 1)
         assert time.monotonic() - started < 20  # 1,000 bytes would take 50 s
@@ -466,6 +475,12 @@ class TestFailures:
         with pytest.raises(EndpointError, match="neither the token ids nor the number of .* samples_per_request=1"):
             draw(vllm_like.sampler(), 2)
 
+    def test_an_answer_without_an_end_is_not_read_to_the_end(self, endpoint, monkeypatch):
+        monkeypatch.setattr("dco_trl.sampling.endpoint._MAX_BYTES", 1000)
+        endpoint.script = [b" " * 2000]
+        with pytest.raises(EndpointError, match=r"an answer of more than 1,000 bytes \(1 attempt\). Lower max_tokens"):
+            draw(endpoint.sampler(), 1)
+
     def test_reasoning_taken_out_of_the_answer_is_reported(self, endpoint):
         endpoint.script = [garbage(message={"content": None, "reasoning_content": "hm"})]
         with pytest.raises(EndpointError, match="a sample has no text, .*reasoning parser"):
@@ -473,7 +488,9 @@ class TestFailures:
 
     def test_an_interfering_filter_is_reported(self, endpoint):
         endpoint.script = ["content_filter"]
-        with pytest.raises(EndpointError, match="finish_reason='content_filter': it interfered"):
+        with pytest.raises(
+            EndpointError, match="finish_reason='content_filter': it interfered with the completion.*Switch that off"
+        ):
             draw(endpoint.sampler(), 1)
 
     @pytest.mark.parametrize("said, meant", [("length", "length"), ("eos", "stop"), ("none", "length")])

@@ -199,6 +199,11 @@ class TestWithEngine:
             base_sampler.reload_weights(str(checkpoint))
         assert chi_squared(ids_of(draw(base_sampler, 1000)), base) > 1e-3
 
+    def test_prompts_cached_under_other_weights_are_refused(self, base_sampler, checkpoint, monkeypatch):
+        monkeypatch.setattr(base_sampler.llm, "reset_prefix_cache", lambda: False)
+        with pytest.raises(RuntimeError, match="kept its prefix cache over the change of weights.*Start a new engine"):
+            base_sampler.reload_weights(str(checkpoint))
+
     def test_the_identity_names_model_options_and_versions(self, base_sampler, checkpoint):
         import vllm
 
@@ -218,7 +223,9 @@ class TestWithEngine:
     def test_an_adapter_of_too_large_a_rank_is_refused(self, base_sampler, adapters, tmp_path):
         config = (adapters[0] / "adapter_config.json").read_text()
         (tmp_path / "adapter_config.json").write_text(config.replace('"r": 4', '"r": 12'))
-        with pytest.raises(ValueError, match=r"rank 12, more than the max_lora_rank=8.*Pass max_lora_rank=16"):
+        with pytest.raises(
+            ValueError, match=r"rank 12, more than the max_lora_rank=8.*Set the option max_lora_rank=16"
+        ):
             base_sampler.load_adapter(str(tmp_path))
 
     def test_an_adapter_that_vllm_refuses_leaves_the_engine_as_it_was(
@@ -243,7 +250,9 @@ class TestWithEngine:
 
     def test_without_room_for_adapters_none_is_loaded(self, base_sampler, adapters, monkeypatch):
         monkeypatch.setattr(base_sampler, "_lora_enabled", False)
-        with pytest.raises(ValueError, match="the engine was started without adapters. Pass enable_lora=True"):
+        with pytest.raises(
+            ValueError, match="the engine was started without adapters. Start it with the options enable_lora=True"
+        ):
             base_sampler.load_adapter(str(adapters[0]))
 
 
@@ -259,9 +268,11 @@ class TestStarting:
     @pytest.mark.slow
     @pytest.mark.xdist_group("vllm")
     def test_options_are_checked_before_the_engine_starts(self, vllm_environment):
-        with pytest.raises(TypeError, match="vllm.LLM has no option 'max_modellen'. Did you mean 'max_model_len'?"):
+        with pytest.raises(
+            TypeError, match="vllm.LLM does not know the option 'max_modellen'. Did you mean 'max_model_len'?"
+        ):
             VLLMSampler("nothing", max_modellen=3)
-        with pytest.raises(TypeError, match="vllm.LLM has no option 'batch_size'"):
+        with pytest.raises(TypeError, match="vllm.LLM does not know the option 'batch_size'"):
             check_sampler_kwargs("vllm", {"batch_size": 3, "seed_each_request": True, "dtype": "float32"})
         with pytest.raises(ValueError, match="worker_extension_cls is what seeds the engine.*seed_each_request=True"):
             VLLMSampler("nothing", worker_extension_cls="some.Worker")
@@ -287,4 +298,7 @@ class TestStarting:
 
     def test_an_adapter_is_checked_before_the_engine_starts(self, tmp_path):
         with pytest.raises(ValueError, match="no adapter_config.json"):
+            make_sampler("vllm", "model", adapter=str(tmp_path))
+        (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1024}')
+        with pytest.raises(ValueError, match="has rank 1024, and vLLM loads ranks up to 512. Merge it into the model"):
             make_sampler("vllm", "model", adapter=str(tmp_path))

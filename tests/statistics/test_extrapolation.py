@@ -1,5 +1,7 @@
 """Extrapolation: the value against its formula and the truth, the interval by its definition and its coverage."""
 
+from types import SimpleNamespace
+
 import mpmath
 import numpy as np
 import pytest
@@ -121,7 +123,7 @@ def test_the_check_uses_the_split_of_the_samples():
         (lambda: extrapolate_pass_at_k(8, [0] * 50 + [8] * 50, 64), "run off .* where rates are all near 0 or 1"),
         (lambda: extrapolate_pass_at_k(8, [8] * 12, 64), "run off to a bound"),
         (lambda: extrapolate_pass_at_k(8, [1] * 12, []), "k is empty"),
-        (lambda: extrapolate_pass_at_k(8, [], 64), "num_correct is empty"),
+        (lambda: extrapolate_pass_at_k(8, [], 64), "num_correct is empty: there is no problem to fit"),
         (lambda: extrapolate_pass_at_k(8, [1] * 12, 64, confidence=95), "confidence must be between"),
         (lambda: extrapolate_pass_at_k(8, [1] * 12, 64, num_resamples=5), "num_resamples must be at least 100"),
         (lambda: extrapolate_pass_at_k(8, [9], 64, problem_ids=["x"]), "num_correct=9 is more than.*problem 'x'"),
@@ -134,6 +136,15 @@ def test_the_check_uses_the_split_of_the_samples():
 def test_refuses(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_linear_programme_that_fails_is_named(monkeypatch):
+    failed = SimpleNamespace(status=4, message="Numerical difficulties encountered.")
+    monkeypatch.setattr("dco_trl.statistics.mixture_interval.linprog", lambda *_, **__: failed)
+    with pytest.raises(
+        RuntimeError, match="an interval beyond the samples failed: Numerical .*. Ask for k within the"
+    ):
+        extrapolate_pass_at_k(8, [1, 2, 3, 5] * 5, 64)
 
 
 # the interval beyond the samples

@@ -132,7 +132,7 @@ def test_different_problems_are_listed():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: pass_at_k_curve(4, []), "num_correct is empty"),
+        (lambda: pass_at_k_curve(4, []), "num_correct is empty: there is no problem to take the mean of"),
         (
             lambda: pass_at_k_curve([4, 2], [1, 1], 4, problem_ids=["x", "y"]),
             "k=4 is more than num_samples=2 of problem 'y'",
@@ -140,7 +140,10 @@ def test_different_problems_are_listed():
         (lambda: pass_at_k_curve(4, [1, 2], k=[]), r"k is empty: there is no pass@k to compute. .* such as k=\[1\]"),
         (lambda: paired_difference({"a": (8, 1)}, {"a": (4, 1)}, []), "k is empty"),
         (lambda: mean_curve(np.ones((3, 0)), []), "k is empty"),
-        (lambda: pass_at_k_curve(4, [1, 2], confidence=95), "confidence must be between 0.5 and 0.999, got 95"),
+        (
+            lambda: pass_at_k_curve(4, [1, 2], confidence=95),
+            "between 0.5 and 0.999, got 95. Write 0.95 for 95 %; more than 0.999 needs more than a bootstrap",
+        ),
         (lambda: pass_at_k_curve(4, [1, 2], num_resamples=10), "num_resamples must be at least 100"),
         (lambda: mean_curve([0.5], [1]), r"values must have shape \(problems, 1\).*got \(1,\)"),
         (lambda: mean_curve(np.zeros((0, 1)), [1]), "values has no row"),

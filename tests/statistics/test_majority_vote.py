@@ -105,9 +105,9 @@ def test_majority_of_a_million_samples():
     ("arguments", "message"),
     [
         (([2, 1], [True], 1), r"two lists of one length.*got shapes \(2,\) and \(1,\)"),
-        (([2, 1], [True, False], 4), r"k=4 is more than the 3 samples"),
-        (([2, -1], [True, False], 1), r"answer_counts must be at least 0, got -1"),
-        (([2, 1], [True, False], 0), r"k must be at least 1, got 0"),
+        (([2, 1], [True, False], 4), r"k=4 is more than the 3 samples counted in answer_counts and .* Draw more"),
+        (([2, -1], [True, False], 1), r"answer_counts must be whole numbers of at least 0, got -1"),
+        (([2, 1], [True, False], 0), r"k must be whole numbers of at least 1, got 0"),
     ],
 )
 def test_refuses(arguments, message):

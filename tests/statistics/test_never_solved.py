@@ -32,8 +32,8 @@ def test_never_solved_at_the_ends():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: never_solved(4, []), "num_correct is empty"),
-        (lambda: never_solved(4, [1], confidence=95), "confidence must be between 0 and 1, got 95"),
+        (lambda: never_solved(4, []), "num_correct is empty: there is no problem to count"),
+        (lambda: never_solved(4, [1], confidence=95), "confidence must lie between 0 and 1, got 95. Write 0.95 for"),
         (lambda: never_solved(4, [5]), "num_correct=5 is more than num_samples=4"),
     ],
 )

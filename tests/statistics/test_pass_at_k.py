@@ -116,9 +116,9 @@ def test_refuses_k_beyond_the_samples_and_names_the_problem():
     ("arguments", "message"),
     [
         ((8, 9, 1), r"num_correct=9 is more than num_samples=8 for problem number 0.*swapped"),
-        ((8, -1, 1), r"num_correct must be at least 0, got -1"),
-        ((0, 0, 1), r"num_samples must be at least 1, got 0"),
-        ((8, 1, 0), r"k must be at least 1, got 0"),
+        ((8, -1, 1), r"num_correct must be whole numbers of at least 0, got -1"),
+        ((0, 0, 1), r"num_samples must be whole numbers of at least 1, got 0"),
+        ((8, 1, 0), r"k must be whole numbers of at least 1, got 0"),
         ((8, 1.5, 1), r"num_correct must be whole numbers \(counts\), got \[1.5\]"),
         ((8, float("nan"), 1), r"num_correct must be whole numbers"),
         ((8, [True], 1), r"num_correct must be whole numbers.*bool"),
@@ -169,7 +169,7 @@ def test_exact_pass_at_k_is_continuous_where_the_formula_changes():
     [
         ([-1.0, float("nan")], 1, r"log_p holds 1 NaN of 2 values"),
         ([0.3], 1, r"log_p must be a log-probability, at most 0, got 0.3.*not probabilities"),
-        ([-1.0], 0, r"k must be at least 1, got 0"),
+        ([-1.0], 0, r"k must be whole numbers of at least 1, got 0"),
         ([-1.0], 1.5, r"k must be whole numbers"),
     ],
 )

@@ -266,7 +266,7 @@ def test_a_fold_is_measured_with_what_the_others_chose():
             lambda: plan_attempts(4, num_sampled=[[4, 4], [0, 0]], num_correct=[[1, 1], [0, 0]]),
             "arm 1 (counted from 0; 1 such arms) has neither a log_p nor a sample of any problem",
         ),
-        (lambda: plan_attempts(4, log_p=[[-1.0]]).counts(-1), "k must be at least 0, got -1"),
+        (lambda: plan_attempts(4, log_p=[[-1.0]]).counts(-1), "k must be whole numbers of at least 0, got -1"),
         (
             lambda: scheduled_pass_at_k(plan_attempts(4, log_p=[[-1.0]]), 1, log_p=[[-1.0], [-2.0]]),
             "the schedule is for 1 arms, and the measurements are of 2",
@@ -315,3 +315,56 @@ def test_a_file_that_makes_no_schedule_is_refused(changes, message):
         AttemptSchedule.from_dict(entries)
     with pytest.raises(ValueError, match="the schedule has no num_arms, blocks"):
         AttemptSchedule.from_dict(None)  # what an empty YAML file holds
+
+
+# few arms
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_of_many_arms_are_nearly_the_best_two(kind):
+    data = measurements(np.random.default_rng(5), kind, num_arms=5, num_problems=40)
+    rows = {name: np.asarray(value) for name, value in data.items()}
+    ks = [1, 4, 16, 64]
+
+    def value(schedule):
+        arms = arms_of(data)
+        return np.mean([arms.planned_coverage(split).mean() for split in schedule.counts(ks)])
+
+    few = plan_attempts(64, **data, max_arms=2)
+    assert few.num_arms == 5 and np.unique(few.arm).size == 2 and few.counts(64).sum() == 64
+    pairs = [(i, j) for i in range(5) for j in range(i)]
+    alone = {pair: plan_attempts(64, **{name: x[list(pair)] for name, x in rows.items()}) for pair in pairs}
+    best = max(
+        np.mean([s.coverage[s.k.tolist().index(k)] for k in ks]) for s in alone.values()
+    )  # of every pair, tried out
+    assert best - 0.01 <= value(few) <= best + 1e-9
+    assert value(plan_attempts(64, **data)) >= value(few) >= value(plan_attempts(64, **data, max_arms=1))
+    np.testing.assert_allclose(few.coverage[[0, 2, 4, 6]].mean(), value(few))
+
+
+def test_no_arm_is_chosen_that_is_not_needed():
+    log_p = np.log([[0.5, 0.5], [0.4, 0.4], [0.3, 0.2]])
+    everything, few = plan_attempts(16, log_p=log_p), plan_attempts(16, log_p=log_p, max_arms=2)
+    assert few.arm.tolist() == everything.arm.tolist() == [0]
+
+
+def test_cross_fitting_chooses_few_arms_on_the_other_folds():
+    rng = np.random.default_rng(0)
+    log_p = np.log(np.clip(rng.beta(0.3, 2, size=(6, 200)), 1e-12, 1))
+    all_arms, two = (cross_fit_schedule([1, 16], log_p=log_p, max_arms=n) for n in (None, 2))
+    assert two.curve.estimate[1] < all_arms.curve.estimate[1] - 0.05
+    folds = np.array_split(np.random.default_rng(0).permutation(200), 2)
+    by_hand = np.concatenate(
+        [
+            scheduled_pass_at_k(plan_attempts(16, log_p=log_p[:, other], max_arms=2), [1, 16], log_p=log_p[:, fold])
+            for fold, other in ((folds[0], np.sort(folds[1])), (folds[1], np.sort(folds[0])))
+        ]
+    )
+    np.testing.assert_allclose(two.curve.estimate, by_hand.mean(axis=0))
+
+
+@pytest.mark.parametrize("max_arms", [0, 1.5])
+def test_a_number_of_arms_that_makes_no_choice_is_refused(max_arms):
+    for call in (lambda **more: plan_attempts(4, **more), lambda **more: cross_fit_schedule([1], **more)):
+        with pytest.raises(ValueError, match="`max_arms` must be an integer of at least 1"):
+            call(log_p=[[-1.0, -1.0]], max_arms=max_arms)

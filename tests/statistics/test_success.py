@@ -299,7 +299,7 @@ def test_the_posterior_has_less_error_and_bias_than_the_plugin():
         ([8, -1], 0, 4, "num_sampled must hold counts of at least 0, got -1.0 (entry 1"),
         (8, [1, float("nan")], 4, "num_correct must hold counts of at least 0, got nan (entry 1"),
         (float("inf"), 1, 4, "num_sampled must hold counts of at least 0, got inf"),
-        ([], [], 4, "num_sampled is empty"),
+        ([], [], 4, "num_sampled is empty: there is no prompt whose samples were counted"),
         (8, ["a"], 4, "num_correct must hold numbers, got an array of <U1"),
         ([8, None], 1, 4, "An empty entry of a table is often the reason"),
         ([8, 8], [1, 1, 1], 4, "num_sampled has shape (2,) and num_correct (3,)"),
@@ -346,7 +346,7 @@ def test_bad_stopping_rules_are_refused(tolerance):
     [
         (lambda counts: SuccessCounts(0), "`num_examples` must be an integer of at least 1"),
         (lambda counts: counts.weights([0], 4, "mean"), "estimator must be one of 'posterior', 'plugin', got 'mean'."),
-        (lambda counts: counts.weights([], 4), "example_ids is empty"),
+        (lambda counts: counts.weights([], 4), "example_ids is empty: there is no prompt"),
         (lambda counts: counts.weights([0.5], 4), "example_ids must be integers, got an array of float64"),
         (lambda counts: counts.weights([3], 4), "example_ids has 3, the data set has ids 0 to 2"),
         (lambda counts: counts.add([-1], 8, 1), "example_ids has -1, the data set has ids 0 to 2"),
@@ -354,7 +354,10 @@ def test_bad_stopping_rules_are_refused(tolerance):
         (lambda counts: counts.add([0, 1, 2], [8, 8], 1), "num_sampled and num_correct have 2 entries for 3"),
         (lambda counts: counts.forget(1.5), "factor must be between 0 (forget everything) and 1 (keep everything)"),
         (lambda counts: counts.forget(0.5, [3]), "example_ids has 3"),
-        (lambda counts: counts.load_state_dict({"prior": (1, 1)}), "state has no num_sampled, num_correct"),
+        (
+            lambda counts: counts.load_state_dict({"prior": (1, 1)}),
+            "num_correct, sum_squares: it is not what SuccessCounts.state_dict returns",
+        ),
         (
             lambda counts: counts.load_state_dict(SuccessCounts(4).state_dict()),
             "state holds the counts of 4 prompts, the data set has 3",

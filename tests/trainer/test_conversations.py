@@ -54,7 +54,8 @@ def test_the_template_of_a_model_folder_is_asked(tmp_path):
 def test_several_turns_that_cannot_be_marked_are_refused_with_the_way_out():
     expected = (
         r"chat template does not mark the assistant's tokens .*`assistant_only_loss=True` cannot tell .*; and 2 of 3 "
-        r"rows .*\(first: row 1\)\. Give the dataset `prompt` and `completion` columns, one row per turn.*every"
+        r"rows of the train dataset do not end with their only turn .*\(first: row 1\)\. "
+        r"Give the dataset `prompt` and `completion` columns, one row per turn.*every"
     )
     with pytest.raises(ValueError, match=expected):
         evaluated([ONE_TURN[0], *TWO_TURNS[:2]], TEMPLATE, assistant_only_loss=True)

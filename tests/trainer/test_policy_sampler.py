@@ -1,6 +1,7 @@
 """What the CoT trainer samples with: its options, its prompts, and what it leaves behind."""
 
 import json
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -80,16 +81,16 @@ def test_rationales_are_sampled_from_the_prompt_that_is_trained_on(monkeypatch):
     [
         (
             {"sampler_kwargs": {"batchsize": 4}},
-            "`sampler_kwargs` of `sampler='transformers'` has no option 'batchsize'. Did you mean 'batch_size'",
+            "`sampler_kwargs` of `sampler='transformers'` does not know the option 'batchsize'. Did you mean 'bat",
         ),
         (
             {"sampler_kwargs": {"batch_size": "4"}},
-            "`sampler_kwargs`: `batch_size` must be an integer of at least 1, got '4'",
+            r"`batch_size` must be an integer of at least 1 \(in `sampler_kwargs`\), got '4'",
         ),
-        ({"sampler_kwargs": {"batch_size": 0}}, "`batch_size` must be an integer of at least 1, got 0"),
+        ({"sampler_kwargs": {"batch_size": 0}}, r"at least 1 \(in `sampler_kwargs`\), got 0"),
         (
             {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY, "retries": 1}, "trainer_kwargs": LORA},
-            "`sampler_kwargs` of `sampler='server'` has no option 'retries'. Did you mean 'max_retries'",
+            "`sampler_kwargs` of `sampler='server'` does not know the option 'retries'. Did you mean 'max_retries'",
         ),
         (
             {"max_rationale_tokens": 254},
@@ -106,13 +107,30 @@ def test_refused_when_the_trainer_is_made(overrides, message):
         make_cot_trainer(**overrides)
 
 
+@pytest.mark.parametrize(
+    ("distributed_type", "sampler", "message"),
+    [
+        (
+            "FSDP",
+            "transformers",
+            "Rationales cannot be sampled while FSDP shards the model. Train with data parallelis",
+        ),
+        ("MULTI_GPU", "vllm", "`sampler='vllm'` shares one process's device, and there are 2 processes. Start one or"),
+    ],
+)
+def test_ways_of_training_that_a_sampler_cannot_follow(distributed_type, sampler, message):
+    accelerator = SimpleNamespace(distributed_type=distributed_type, num_processes=2)
+    with pytest.raises(ValueError, match=message):
+        PolicySampler(accelerator, make_model(), make_tokenizer(), CoTDCOConfig(**settings(sampler=sampler)), 4)
+
+
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_options_that_vllm_does_not_know_are_refused(tmp_path):
     pytest.importorskip("vllm")
     model = str(save_checkpoint(tmp_path))
     make_cot_trainer(model=model, sampler="vllm", sampler_kwargs={"max_model_len": 64, "enforce_eager": True})
-    with pytest.raises(TypeError, match="of `sampler='vllm'` has no option 'max_len'. Did you mean 'max_"):
+    with pytest.raises(TypeError, match="of `sampler='vllm'` does not know the option 'max_len'. Did you mean 'max_"):
         make_cot_trainer(model=model, sampler="vllm", sampler_kwargs={"max_len": 64})
     with pytest.raises(ValueError, match="has 4 tokens, which with `max_rationale_tokens=8` are more than the 10"):
         make_cot_trainer(model=model, sampler="vllm", sampler_kwargs={"max_model_len": 10})

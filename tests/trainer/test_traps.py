@@ -28,9 +28,15 @@ def train_on(rows: list[dict], **overrides) -> DCOTrainer:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor=0.1` takes the loss from elsewhere.*Set it to 0"),
+        (
+            {"label_smoothing_factor": 0.1},
+            "`label_smoothing_factor=0.1` takes the loss from elsewhere.*Set it to 0: DCO limits confidence",
+        ),
         ({"loss_type": "dft"}, "`loss_type='dft'` would be computed from.*already carry.*Use `loss_type='nll'`"),
-        ({"packing": True, "packing_strategy": "wrapped"}, "`packing_strategy='wrapped'` cuts.*Use .*'bfd'"),
+        (
+            {"packing": True, "packing_strategy": "wrapped"},
+            "`packing_strategy='wrapped'` cuts sequences, so p would .*'bfd'",
+        ),
         ({"packing": True, "packing_strategy": "bfd_split"}, "`packing_strategy='bfd_split'` cuts.*Use .*'bfd'"),
         ({"eval_packing": True, "packing_strategy": "wrapped"}, "`packing_strategy='wrapped'` cuts.*Use .*'bfd'"),
         ({"completion_only_loss": False}, "`completion_only_loss=False`.*prompt and completion together.*unset"),

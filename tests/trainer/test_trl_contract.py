@@ -19,15 +19,21 @@ NAMED = (
 WAY_OUT = r"\. Install a TRL version that `dco_trl` supports"
 
 
-@pytest.mark.parametrize("uses", ["its own loss", "logits"])
-def test_a_loss_that_is_not_of_log_probs_is_refused(monkeypatch, uses):
+@pytest.mark.parametrize(
+    ("uses", "found"),
+    [("its own loss", r"calls with fused_lm_head=\[True\], loss "), ("logits", "AttributeError: .*logits")],
+)
+def test_a_loss_that_is_not_of_log_probs_is_refused(monkeypatch, uses, found):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if uses == "its own loss":
             return model(**inputs, fused_lm_head=True).loss
         return model(**inputs).logits.sum()
 
     monkeypatch.setattr(SFTTrainer, "compute_loss", compute_loss)
-    with pytest.raises(RuntimeError, match=f"{NAMED}`SFTTrainer.compute_loss` no longer .*log_probs.*{WAY_OUT}"):
+    with pytest.raises(
+        RuntimeError,
+        match=f"{NAMED}`SFTTrainer.compute_loss` no longer .*log_probs.*{found}.*{WAY_OUT}",
+    ):
         make_trainer()
 
 

@@ -1,0 +1,152 @@
+"""`dco-trl schedule`: which model, adapter and temperature to sample for attempt 1, 2, 3, …"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..extras import require
+from ._common import parse, status
+
+
+@dataclass
+class ScheduleConfig:
+    """What to plan, and where to write it."""
+
+    num_attempts: int = field(metadata={"help": "Attempts to plan, for each problem."})
+    output: str = field(metadata={"help": "The .yaml file of the schedule."})
+    max_arms: int = field(
+        default=8, metadata={"help": "Sample at most this many arms: an adapter takes memory while it is served."}
+    )
+    figure: str | None = field(default=None, metadata={"help": "A picture: .png, .svg or .pdf."})
+    grader: str | None = field(
+        default=None, metadata={"help": "Whose verdicts to read, where a run was graded by more than one."}
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    config, paths = parse(
+        "schedule",
+        argv,
+        ScheduleConfig,
+        runs="files of `dco-trl coverage`, checkpoints with eval_log_p.parquet, training runs, or graded runs",
+        description="Plan which arm (a model with an adapter and a temperature) to sample for attempt 1, 2, 3, …, so "
+        "that the first k are good for every k. The expected values are measured on problems that were not planned "
+        "on.",
+    )
+    return status("schedule", lambda: schedule(paths, config), config)
+
+
+def schedule(paths: list[str], config: ScheduleConfig) -> None:
+    """Do what the command does.
+
+    Args:
+        paths: Measured arms, in files and folders.
+        config: What to plan, and where to write it.
+    """
+    require("dco-trl schedule", "eval", "matplotlib", "rich", "scipy")
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..report.schedule_plot import plot_schedule
+    from ..runs.arms import read_arms
+    from ..runs.schedule_file import write_schedule
+    from ..statistics import cross_fit_schedule, plan_attempts
+
+    measured = read_arms(paths, config.grader)
+    data: dict[str, Any] = {
+        "log_p": measured.log_p,
+        "num_sampled": measured.num_sampled,
+        "num_correct": measured.num_correct,
+    }
+    names = [arm.name for arm in measured.arms]
+    planned = plan_attempts(config.num_attempts, **data, max_arms=config.max_arms)
+    ks = _measurable(measured, config.num_attempts)
+    expected = cross_fit_schedule(ks, **data, max_arms=config.max_arms)
+    best = _best_arms(measured, ks)
+
+    table = Table()
+    for title in ("k", "schedule", "best single arm", "which", "difference"):
+        table.add_column(title, justify="left" if title == "which" else "right", overflow="fold")
+    curve, against = expected.curve, expected.best_arm
+    rows = []
+    for i, k in enumerate(ks):
+        rows.append(
+            {
+                "k": k,
+                "schedule": float(curve.estimate[i]),
+                "low": float(curve.low[i]),
+                "high": float(curve.high[i]),
+                "best_arm": names[best[i]],
+                "best_arm_coverage": float(against.first[i]),
+                "difference": float(against.difference[i]),
+                "difference_low": float(against.low[i]),
+                "difference_high": float(against.high[i]),
+            }
+        )
+        table.add_row(
+            f"{k:,}",
+            f"{curve.estimate[i]:.1%} [{curve.low[i]:.1%}, {curve.high[i]:.1%}]",
+            f"{against.first[i]:.1%}",
+            names[best[i]],
+            f"{against.difference[i]:+.1%} [{against.low[i]:+.1%}, {against.high[i]:+.1%}]",
+        )
+    console = Console(highlight=False, emoji=False)
+    console.print(f"{len(names):,} arms measured on {len(measured.problem_ids):,} problems", soft_wrap=True)
+    console.print(table)
+    for note in _notes(measured, planned, data, ks, config):
+        console.print(note, soft_wrap=True)
+    written = write_schedule(config.output, planned, measured.arms, rows)
+    attempts = written.schedule.counts(planned.num_attempts)
+    shares = ", ".join(f"{arm.name}: {n:,}" for arm, n in zip(written.arms, attempts, strict=True))
+    console.print(f"attempts of each arm among {planned.num_attempts:,}: {shares}", soft_wrap=True, markup=False)
+    console.print(f"written: {config.output}", soft_wrap=True, markup=False)
+    if config.figure:
+        Path(config.figure).parent.mkdir(parents=True, exist_ok=True)
+        plot_schedule(planned, names, expected).savefig(config.figure, dpi=150)
+        console.print(f"written: {config.figure}", soft_wrap=True, markup=False)
+
+
+def _measurable(measured: Any, num_attempts: int) -> list[int]:
+    """Powers of four, and the number of attempts, as far as every arm has enough samples."""
+    counted = measured.log_p != measured.log_p  # NaN
+    most = int(measured.num_sampled[counted].min(initial=num_attempts))
+    return sorted({4**i for i in range(most.bit_length()) if 4**i <= most} | {most})
+
+
+def _best_arms(measured: Any, ks: list[int]) -> list[int]:
+    """The arm with the largest coverage on all problems, for each k."""
+    import numpy as np
+
+    from ..statistics.arms import Arms
+
+    arms = Arms(measured.log_p, measured.num_sampled, measured.num_correct)
+    alone = np.eye(arms.shape[0], dtype=np.int64)
+    return [int(np.argmax([arms.planned_coverage(k * split).mean() for split in alone])) for k in ks]
+
+
+def _notes(measured: Any, planned: Any, data: dict[str, Any], ks: list[int], config: ScheduleConfig) -> list[str]:
+    from ..statistics import plan_attempts
+
+    notes = [
+        "Brackets are 95 % intervals over problems. Schedule and best arm were chosen on one half of the problems and "
+        'measured on the other, both ways; "which" is the best on all of them.'
+    ]
+    if measured.num_left_out:
+        notes.append(f"{measured.num_left_out:,} problems were not measured by every arm and are left out.")
+    hopeless = ((measured.log_p == -float("inf")) | ((data["num_sampled"] > 0) & (data["num_correct"] == 0))).all(0)
+    if hopeless.any():
+        notes.append(f"{hopeless.sum():,} of {hopeless.size:,} problems were solved by no arm; no order helps there.")
+    if ks[-1] < config.num_attempts:
+        notes.append(f"Some arm has {ks[-1]:,} samples of a problem: larger k are planned, and not measured.")
+    if config.max_arms < len(measured.arms):
+        everything = plan_attempts(config.num_attempts, **data)
+        num_used, num_useful = (len(set(order.arm.tolist())) for order in (planned, everything))
+        if num_used < num_useful:
+            loss = everything.coverage - planned.coverage
+            notes.append(
+                f"{num_used} of {num_useful} useful arms are kept (--max-arms). All of them would cover "
+                f"{max(loss.max(), 0):.2%} more at most, at k = {planned.k[loss.argmax()]:,}, on the problems planned "
+                "on."
+            )
+    return notes

@@ -1,0 +1,102 @@
+"""`dco-trl solve`: answer problems within a budget of attempts, with a grader that accepts what is right."""
+
+import sys
+from dataclasses import asdict, dataclass, field
+
+from ._common import DatasetConfig, ModelConfig, load_problems, parse, status
+from .grade import GradingConfig, grading_limits
+from .sample import SamplerConfig, load_sampler, sampling_params
+
+
+@dataclass
+class SolveConfig:
+    """What to spend, and on which arms."""
+
+    num_attempts: int = field(metadata={"help": "Budget per problem. Raised later, it goes on with the unsolved."})
+    schedule: str | None = field(
+        default=None,
+        metadata={"help": "A schedule of `dco-trl schedule`, upon the same --model; for --sampler transformers."},
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    configs = parse(
+        "solve",
+        argv,
+        DatasetConfig,
+        ModelConfig,
+        SamplerConfig,
+        GradingConfig,
+        SolveConfig,
+        description="Sample in rounds and leave a problem alone once the grader accepts an answer. Answers go to "
+        "answers.jsonl in the --output folder. A grader of one's own needs no column with reference answers. Stopped "
+        "at any moment, the same command goes on from there.",
+    )
+    return status("solve", lambda: solve(*configs), *configs)
+
+
+def solve(
+    data: DatasetConfig, model: ModelConfig, sampling: SamplerConfig, grading: GradingConfig, config: SolveConfig
+) -> None:
+    """Do what the command does.
+
+    Args:
+        data: The problems.
+        model: The model.
+        sampling: How to sample, and where to.
+        grading: How to verify.
+        config: What to spend, and on which arms.
+    """
+    from ..checks import check_integer
+    from ..grading import load_grader
+    from ..runs.schedule_file import read_schedule
+    from ..runs.solve import ANSWERS_NAME
+    from ..runs.solve import solve as solve_problems
+
+    # What can be wrong without the model is found out before minutes are spent on loading it.
+    check_integer("num_attempts", config.num_attempts)
+    params = sampling_params(sampling)
+    load_grader(grading.grader)
+    schedule = None
+    if config.schedule is not None:
+        schedule = read_schedule(config.schedule)
+        if model.adapter is not None:
+            raise ValueError(
+                f"`adapter` {model.adapter} cannot be combined with a schedule, whose arms have their own"
+            )
+        if sampling.sampler != "transformers":
+            raise ValueError(f"`schedule` needs --sampler transformers, got {sampling.sampler}")
+    problems = _problems(data, grading)
+    print(f"{len(problems):,} problems, at most {config.num_attempts:,} attempts each", file=sys.stderr)
+    sampler = load_sampler(model, sampling, progress=False)
+    try:
+        summary = solve_problems(
+            problems,
+            sampler,
+            grading.grader,
+            run_dir=sampling.output,
+            num_attempts=config.num_attempts,
+            schedule=schedule,
+            params=params,
+            chunk_size=sampling.chunk_size,
+            dataset=asdict(data),
+            grading=grading_limits(grading),
+        )
+    finally:
+        sampler.close()
+    print(summary)
+    print(f"written: {sampling.output}/{ANSWERS_NAME}")
+
+
+def _problems(data: DatasetConfig, grading: GradingConfig) -> list:
+    """The problems; a grader of one's own may do without the column `answer`."""
+    from ..runs import DataError
+
+    try:
+        return load_problems(data)
+    except DataError as error:
+        is_own = grading.grader not in ("math", "exact")
+        if data.answer_column is not None or not is_own or "no column 'answer'" not in str(error):
+            raise
+    return load_problems(data, "")

@@ -1,0 +1,53 @@
+"""The picture of a schedule: what it gives against k, and which arms its attempts go to."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..statistics import AttemptSchedule, CrossFittedSchedule, default_ks
+from .styles import PALETTE, attempts_axis, percent_axis, plain_axes, plain_text
+
+
+def plot_schedule(schedule: AttemptSchedule, names: Sequence[str], expected: CrossFittedSchedule) -> Figure:
+    """Plot coverage against k, beside the best single arm and an equal split, and each arm's share of k attempts.
+
+    Args:
+        schedule: The schedule planned on all problems.
+        names: What to call its arms.
+        expected: What such a schedule gives on problems that it was not planned on.
+    """
+    figure = Figure(figsize=(10.5, 4.3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    ks = expected.curve.k
+    left.fill_between(ks, expected.curve.low, expected.curve.high, color=PALETTE[1], alpha=0.15, linewidth=0)
+    curves = (
+        ("schedule", expected.curve.estimate, PALETTE[1], "-"),
+        ("best single arm, chosen for each k", expected.best_arm.first, PALETTE[0], "--"),
+        ("equal split over all arms", expected.equal_split.first, "0.45", ":"),
+    )
+    for label, values, colour, line in curves:
+        left.plot(ks, values, color=colour, linestyle=line, linewidth=1.8, label=label)
+    left.set_ylim(0, 1)
+    left.set_ylabel("coverage of held-out problems")
+    left.legend(frameon=False, loc="best")
+
+    attempts = default_ks(schedule.num_attempts)
+    shares = schedule.counts(attempts) / attempts[:, None]
+    sampled = np.flatnonzero(shares.any(axis=0))
+    layers = right.stackplot(attempts, *shares[:, sampled].T, labels=[plain_text(names[arm]) for arm in sampled])
+    for index, layer in enumerate(layers):
+        layer.set_facecolor(PALETTE[index % len(PALETTE)])
+        layer.set_edgecolor("white")
+        layer.set_hatch(("", "///", "...", "xx")[index // len(PALETTE) % 4])
+    right.set_ylim(0, 1)
+    right.set_ylabel("share of the first k attempts")
+    right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+    for axes, largest in ((left, int(ks.max())), (right, schedule.num_attempts)):
+        base = 4 if largest >= 16 else 2
+        attempts_axis(axes, [base**i for i in range(20) if base**i <= largest])
+        axes.set_xlim(1, max(largest, 2))
+        axes.set_xlabel("k, attempts per problem")
+        percent_axis(axes)
+        plain_axes(axes)
+    return figure

@@ -1,0 +1,243 @@
+"""Measured arms: what a model with an adapter and a temperature does on each problem, in one Parquet file.
+
+    arm, model, model_fingerprint, adapter, temperature    which arm: a readable name, and what it is
+    problem_id, log_p                                      natural log-probability of the reference answer
+
+The same is read from `eval_log_p.parquet` of checkpoints, and as counts from graded runs.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+from ..sampling.fingerprint import folder_fingerprint
+from .files import StoreError, make_folder, parquet, write_atomically
+from .results import load_results
+
+_SCHEMA = pa.schema(
+    [
+        ("arm", pa.string()),
+        ("model", pa.string()),
+        ("model_fingerprint", pa.string()),
+        ("adapter", pa.string()),
+        ("temperature", pa.float64()),
+        ("problem_id", pa.string()),
+        ("log_p", pa.float64()),
+    ]
+)
+_LOG_P = "eval_log_p.parquet"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What an attempt may sample.
+
+    Args:
+        model: Folder or hub name of the model.
+        adapter: Folder of an adapter upon it; "" for the model alone.
+        temperature: Divides the logits.
+        model_fingerprint: Hash of the model's files; "" where it is no local folder.
+
+    Examples:
+        >>> Arm("MODEL", "runs/dco/checkpoint-64", 1.25).name
+        'runs/dco/checkpoint-64, T=1.25'
+    """
+
+    model: str
+    adapter: str = ""
+    temperature: float = 1.0
+    model_fingerprint: str = ""
+
+    @property
+    def name(self) -> str:
+        """The adapter, or the model, and a temperature other than 1."""
+        return (self.adapter or self.model) + (f", T={self.temperature:g}" if self.temperature != 1 else "")
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredArms:
+    """What several arms do on the same problems.
+
+    Attributes:
+        arms: The arms.
+        problem_ids: The problems that every arm was measured on.
+        log_p: Natural log-probability of the reference answer, NaN where there are counts in its place, float64, shape
+            (arms, problems).
+        num_sampled: Samples drawn, 0 where log p is known, int64, same shape.
+        num_correct: Correct ones among them, int64, same shape.
+        num_left_out: Problems that some arms were measured on and others not.
+    """
+
+    arms: tuple[Arm, ...]
+    problem_ids: tuple[str, ...]
+    log_p: NDArray[np.float64]
+    num_sampled: NDArray[np.int64]
+    num_correct: NDArray[np.int64]
+    num_left_out: int
+
+
+# Of one arm, for each problem: log p, samples, correct ones.
+_Measured = dict[str, tuple[float, int, int]]
+
+
+def write_arms(
+    path: str | os.PathLike[str], arms: Sequence[Arm], problem_ids: Sequence[str], log_p: ArrayLike
+) -> None:
+    """Write what `dco-trl coverage` found into one file, whole or not at all.
+
+    Args:
+        path: The file.
+        arms: The arms.
+        problem_ids: The problems.
+        log_p: Natural log-probability of each reference answer, shape (arms, problems).
+
+    Raises:
+        StoreError: The file cannot be written.
+    """
+    each = [(a.name, a.model, a.model_fingerprint, a.adapter, float(a.temperature)) for a in arms]
+    columns: list[Any] = [[value for value in column for _ in problem_ids] for column in zip(*each, strict=True)]
+    columns += [list(problem_ids) * len(arms), np.asarray(log_p, dtype=np.float64).ravel()]
+    make_folder(Path(path).parent)
+    write_atomically(Path(path), parquet(pa.table(columns, schema=_SCHEMA)))
+
+
+def read_arms(paths: Sequence[str | os.PathLike[str]], grader: str | None = None) -> MeasuredArms:
+    """Read measured arms from files and folders of several kinds.
+
+    Args:
+        paths: Each a Parquet file of `dco-trl coverage`; a graded run; a checkpoint with `eval_log_p.parquet`, or that
+            file itself; or a training run's folder, which stands for all of its checkpoints that have one. Rows of an
+            evaluation set are problems named by their numbers, as `read_problems` names rows without an `id`.
+        grader: Which grader's verdicts to read from runs; None takes the only one there is.
+
+    Returns:
+        The arms, on the problems that all of them were measured on.
+
+    Raises:
+        StoreError: A path holds none of these, an arm is there twice, or no problem was measured by all arms.
+
+    Examples:
+        ```python
+        >>> import tempfile, numpy as np
+        >>> from dco_trl.runs.arms import Arm, read_arms, write_arms
+        >>> file = tempfile.mkdtemp() + "/arms.parquet"
+        >>> write_arms(file, [Arm("MODEL"), Arm("MODEL", temperature=1.5)], ["a"], np.log([[0.5], [0.4]]))
+        >>> [arm.name for arm in read_arms([file]).arms]
+        ['MODEL', 'MODEL, T=1.5']
+
+        ```
+    """
+    found: dict[Arm, _Measured] = {}
+    for path in map(Path, paths):
+        for arm, measured in _read(path, grader).items():
+            if arm in found:
+                raise StoreError(f"{path}: arm {arm.name!r} was read before. Name each arm's file once.")
+            found[arm] = measured
+    if not found:
+        raise StoreError("there are no arms: name files of `dco-trl coverage`, checkpoints or graded runs")
+    every = {problem_id for measured in found.values() for problem_id in measured}
+    first, *others = found.values()
+    common = [problem_id for problem_id in first if all(problem_id in other for other in others)]
+    if not common:
+        told = "; ".join(f"{arm.name} on {sorted(measured)[:3]}" for arm, measured in list(found.items())[:3])
+        raise StoreError(
+            f"no problem was measured by all {len(found)} arms, by their ids ({told}). Measure them on one data set, "
+            "with one `id` column."
+        )
+    cells = np.array([[measured[problem_id] for problem_id in common] for measured in found.values()])
+    counts = cells[..., 1:].astype(np.int64)
+    return MeasuredArms(
+        tuple(found), tuple(common), cells[..., 0], counts[..., 0], counts[..., 1], len(every) - len(common)
+    )
+
+
+def adapter_base(folder: Path) -> str | None:
+    """The model that an adapter in a folder belongs to; None for a folder without an adapter."""
+    config = folder / "adapter_config.json"
+    return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config.is_file() else None
+
+
+def model_fingerprint(model: str) -> str:
+    """Hash of a model's files; "" where it is no local folder."""
+    return folder_fingerprint(model) if Path(model).is_dir() else ""
+
+
+def _read(path: Path, grader: str | None) -> Mapping[Arm, _Measured]:
+    if path.is_file():
+        return _read_eval_log_p(path) if path.name == _LOG_P else _read_file(path)
+    if (path / "manifest.json").is_file():
+        return _read_run(path, grader)
+    if (path / _LOG_P).is_file():
+        return _read_eval_log_p(path / _LOG_P)
+    checkpoints = sorted(path.glob(f"checkpoint-*/{_LOG_P}"), key=lambda file: (len(file.parent.name), file))
+    if not checkpoints:
+        raise StoreError(
+            f"{path} holds no arms: it is no file of `dco-trl coverage`, no graded run, and no checkpoint with "
+            f"{_LOG_P}, which DCOTrainer writes where it evaluates and saves at the same step."
+        )
+    return {arm: measured for file in checkpoints for arm, measured in _read_eval_log_p(file).items()}
+
+
+def _read_file(path: Path) -> dict[Arm, _Measured]:
+    table = _columns(path, _SCHEMA)
+    found: dict[Arm, _Measured] = {}
+    for model, fingerprint, adapter, temperature, problem_id, log_p in zip(
+        *(table[name].to_pylist() for name in _SCHEMA.names[1:]), strict=True
+    ):
+        measured = found.setdefault(Arm(model, adapter, temperature, fingerprint), {})
+        if problem_id in measured:
+            raise StoreError(f"{path}: arm {(adapter or model)!r} has problem {problem_id!r} twice.")
+        measured[problem_id] = (log_p, 0, 0)
+    return found
+
+
+def _read_eval_log_p(path: Path) -> dict[Arm, _Measured]:
+    table = _columns(path, pa.schema([("dataset", pa.string()), ("row", pa.int64()), ("log_p", pa.float64())]))
+    folder = path.parent
+    base = adapter_base(folder)
+    model, adapter = (str(folder), "") if base is None else (base, str(folder))
+    rows = zip(*(table[name].to_pylist() for name in ("dataset", "row", "log_p")), strict=True)
+    return {
+        Arm(model, adapter, 1.0, model_fingerprint(model)): {
+            f"{dataset}/{row}" if dataset else str(row): (log_p, 0, 0) for dataset, row, log_p in rows
+        }
+    }
+
+
+def _read_run(path: Path, grader: str | None) -> dict[Arm, _Measured]:
+    results = load_results(path, grader)
+    manifest = results.manifest
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, **manifest.get("sampling", {})}
+    if (sampling["top_p"], sampling["top_k"]) != (1.0, 0):
+        raise StoreError(
+            f"{path} was sampled with top_p {sampling['top_p']:g} and top_k {sampling['top_k']}. An arm is a model, "
+            "an adapter and a temperature: sample with --top-p 1 and --top-k 0."
+        )
+    arm = Arm(
+        manifest.get("model", ""),
+        manifest.get("adapter", ""),
+        float(sampling["temperature"]),
+        manifest.get("model_fingerprint", ""),
+    )
+    return {arm: {p.problem_id: (float("nan"), p.num_samples, p.num_correct) for p in results.problems}}
+
+
+def _columns(path: Path, schema: pa.Schema) -> pa.Table:
+    try:
+        table = pq.read_table(path, partitioning=None)
+        if missing := [name for name in schema.names if name not in table.column_names]:
+            raise OSError(f"it has no column {missing[0]!r}; its columns are {table.column_names}")
+        table = table.select(schema.names).cast(schema)
+        if empty := [name for name in schema.names if table[name].null_count]:
+            raise OSError(f"column {empty[0]!r} has empty cells")
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path} holds no measured arms: {error}. `dco-trl coverage` writes such a file.") from error
+    return table

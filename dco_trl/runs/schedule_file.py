@@ -1,0 +1,114 @@
+"""A schedule of attempts as a YAML file: the arms, the order of attempts, and what it is expected to give."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from ..statistics.schedule import AttemptSchedule
+from .arms import Arm
+from .files import StoreError, make_folder, write_atomically
+
+_FORMAT = 1
+
+
+class ArmSchedule(NamedTuple):
+    """A schedule and the arms that its blocks number.
+
+    Attributes:
+        schedule: The order of attempts.
+        arms: The arms, as many as the schedule has.
+    """
+
+    schedule: AttemptSchedule
+    arms: tuple[Arm, ...]
+
+
+def write_schedule(
+    path: str | os.PathLike[str],
+    schedule: AttemptSchedule,
+    arms: Sequence[Arm],
+    expected: Sequence[Mapping[str, Any]] = (),
+) -> ArmSchedule:
+    """Write a schedule; arms without an attempt are left out.
+
+    Args:
+        path: The file.
+        schedule: The order of attempts.
+        arms: The arms that it was planned over, in that order.
+        expected: What it is expected to give, for the record: a mapping of plain numbers and text for each k.
+
+    Returns:
+        What was written: the schedule over the arms that are sampled.
+
+    Raises:
+        StoreError: The file cannot be written.
+    """
+    used = sorted(set(schedule.arm.tolist()))
+    entries = schedule.to_dict()
+    entries["blocks"] = [[used.index(arm), attempts] for arm, attempts in entries["blocks"]]
+    entries["num_arms"] = len(used)
+    kept = tuple(arms[arm] for arm in used)
+    content = {
+        "format": _FORMAT,
+        "num_attempts": schedule.num_attempts,
+        "arms": [asdict(arm) for arm in kept],
+        **entries,
+        "expected": [dict(row) for row in expected],
+    }
+    make_folder(Path(path).parent)
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    write_atomically(Path(path), text.encode())
+    return ArmSchedule(AttemptSchedule.from_dict(entries), kept)
+
+
+def read_schedule(path: str | os.PathLike[str]) -> ArmSchedule:
+    """Read what `write_schedule` or `dco-trl schedule` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The schedule and its arms.
+
+    Raises:
+        StoreError: The file is absent or holds no schedule.
+
+    Examples:
+        ```python
+        >>> import tempfile
+        >>> from dco_trl.runs.arms import Arm
+        >>> from dco_trl.runs.schedule_file import read_schedule, write_schedule
+        >>> from dco_trl.statistics import plan_attempts
+        >>> file = tempfile.mkdtemp() + "/schedule.yaml"
+        >>> planned = plan_attempts(64, log_p=[[-0.1, -9.0], [-2.0, -2.0]])
+        >>> _ = write_schedule(file, planned, [Arm("MODEL"), Arm("MODEL", temperature=1.5)])
+        >>> read_schedule(file).schedule.counts(64).tolist()
+        [1, 63]
+
+        ```
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            found = content.get("format") if isinstance(content, dict) else None
+            raise ValueError(f"its format is {found!r}, and this version of dco-trl reads {_FORMAT}")
+        schedule = AttemptSchedule.from_dict(content)
+        arms = tuple(_arm(entry) for entry in content.get("arms") or ())
+        if len(arms) != schedule.num_arms:
+            raise ValueError(f"it has {len(arms)} arms, and its blocks are for {schedule.num_arms}")
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise StoreError(f"{path} holds no schedule: {error}. `dco-trl schedule` writes one.") from error
+    return ArmSchedule(schedule, arms)
+
+
+def _arm(entry: Any) -> Arm:
+    arm = Arm(**entry)
+    if not all(isinstance(text, str) for text in (arm.model, arm.adapter, arm.model_fingerprint)):
+        raise ValueError(f"the arm {entry} must name its model and its adapter as text")
+    if isinstance(arm.temperature, bool) or not arm.temperature > 0:
+        raise ValueError(f"the arm {entry} must have a temperature above 0")
+    return arm

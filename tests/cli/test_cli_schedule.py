@@ -1,0 +1,247 @@
+"""From checkpoints to a schedule of attempts, as a user types it."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+from tiny_models import make_tokenizer, save_checkpoint
+from transformers import AutoModelForCausalLM
+
+from dco_trl.cli import main
+from dco_trl.runs import RunStore, read_problems
+from dco_trl.runs.arms import Arm, read_arms, write_arms
+from dco_trl.runs.schedule_file import read_schedule, write_schedule
+from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler, exact_coverage
+from dco_trl.statistics import AttemptSchedule, cross_fit_schedule, exact_pass_at_k
+
+TEMPLATE = ["--dataset", "problems.jsonl", "--prompt-template", "{problem}="]
+
+
+def save_adapter(folder, seed):
+    torch.manual_seed(seed)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained("MODEL"), LoraConfig(target_modules="all-linear"))
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two models, two adapters of the first, and problems, in one folder."""
+    folder = tmp_path_factory.mktemp("place")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        save_checkpoint("MODEL", initializer_range=0.2)
+        save_checkpoint("OTHER", seed=1, initializer_range=0.2)
+        for seed, name in enumerate(("runs/ce", "runs/dco")):
+            save_adapter(name, seed)
+            make_tokenizer().save_pretrained(name)
+    rows = [{"id": f"q{i}", "problem": f"{i}+1", "answer": str(i + 1)} for i in range(8)]
+    (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def here(place, monkeypatch):
+    monkeypatch.chdir(place)
+    return place
+
+
+def exact(model, adapter, temperature):
+    loaded = TransformersSampler(model, adapter=adapter)
+    problems = read_problems("problems.jsonl", prompt_template="{problem}=")
+    return exact_coverage(loaded.model, loaded.tokenizer, problems, temperature=temperature, progress=False).log_p
+
+
+def test_coverage_of_many_adapters_and_temperatures_is_that_of_each_alone(here, tmp_path, capsys):
+    file = tmp_path / "arms.parquet"
+    arguments = ["--adapter", "runs/ce", "runs/dco", "--temperature", "1", "1.5", "--k", "1", "64"]
+    assert main(["coverage", "--model", "MODEL", *TEMPLATE, *arguments, "--output", str(file)]) == 0
+    read = read_arms([file])
+    assert [(arm.model, arm.adapter, arm.temperature) for arm in read.arms] == [
+        ("MODEL", adapter, temperature) for adapter in ("runs/ce", "runs/dco") for temperature in (1.0, 1.5)
+    ]
+    assert len({arm.model_fingerprint for arm in read.arms} - {""}) == 1
+    assert read.problem_ids == tuple(f"q{i}" for i in range(8))
+    for arm, log_p in zip(read.arms, read.log_p, strict=True):
+        np.testing.assert_allclose(log_p, exact("MODEL", arm.adapter, arm.temperature), rtol=1e-5)
+    out = capsys.readouterr().out
+    assert "runs/dco, T=1.5" in out and "temperature 1 1.5" in out and "written: " in out
+
+
+def test_coverage_of_whole_models(here, tmp_path):
+    file = tmp_path / "arms.parquet"
+    assert main(["coverage", "--model", "MODEL", "OTHER", *TEMPLATE, "--output", str(file)]) == 0
+    read = read_arms([file])
+    assert [(arm.model, arm.adapter) for arm in read.arms] == [("MODEL", ""), ("OTHER", "")]
+    np.testing.assert_allclose(read.log_p[1], exact("OTHER", None, 1.0), rtol=1e-5)
+
+
+def test_coverage_from_a_yaml_file_with_one_name(here, tmp_path):
+    config = tmp_path / "coverage.yaml"
+    config.write_text(
+        "model: MODEL\nadapter: runs/ce\ntemperature: [1.5]\ndataset: problems.jsonl\nprompt_template: '{problem}='\n"
+        f"output: {tmp_path}/exact.json\n"
+    )
+    assert main(["coverage", "--config", str(config)]) == 0
+    numbers = json.loads((tmp_path / "exact.json").read_text())
+    assert numbers["temperature"] == 1.5 and numbers["model"]["adapter"] == "runs/ce"
+    found = [entry["log_p"] for entry in numbers["problems"]]
+    np.testing.assert_allclose(found, exact("MODEL", "runs/ce", 1.5), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "--model must be one model, with any number of adapters, or several models without: got 0 models"),
+        (["--model", "MODEL", "OTHER", "--adapter", "runs/ce"], "got 2 models and 1 adapters"),
+        (["--model", "MODEL", "MODEL"], "--model names an entry twice"),
+        (["--model", "MODEL", "--adapter", "OTHER"], "OTHER holds no adapter (no adapter_config.json)"),
+        (
+            ["--model", "MODEL", "OTHER", "--output", "exact.json"],
+            "--output must be a .parquet file for several models, adapters or temperatures, got exact.json",
+        ),
+        (
+            ["--model", "MODEL", "--temperature", "1", "2", "--run", "runs/x"],
+            "--run is shown beside one model at one temperature",
+        ),
+        (["--model", "MODEL", "--temperature", "0"], "temperature must be above 0"),
+    ],
+)
+def test_coverage_refuses_what_cannot_work(here, capsys, arguments, told):
+    assert main(["coverage", *TEMPLATE, *arguments]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def arms_file(tmp_path_factory):
+    """Six arms on 60 problems: three specialists (sure of a third each), and three that are worse everywhere."""
+    rng = np.random.default_rng(0)
+    p = np.full((6, 60), 1e-3)
+    for arm in range(3):
+        p[arm, arm::3] = rng.uniform(0.2, 0.6, 20)
+        p[arm + 3, arm::3] = 0.15
+    p[:, :2] = 0
+    file = tmp_path_factory.mktemp("arms") / "arms.parquet"
+    arms = [Arm("MODEL", f"runs/{name}") for name in ("a", "b", "c", "worse-a", "worse-b", "worse-c")]
+    with np.errstate(divide="ignore"):
+        write_arms(file, arms, [f"q{i}" for i in range(60)], np.log(p))
+    return file
+
+
+def test_a_schedule_of_files(arms_file, tmp_path, capsys):
+    output, figure = tmp_path / "new/schedule.yaml", tmp_path / "new/schedule.png"
+    arguments = [str(arms_file), "--num-attempts", "64", "--output", str(output), "--figure", str(figure)]
+    assert main(["schedule", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "6 arms measured on 60 problems" in out and "2 of 60 problems were solved by no arm" in out
+    read = read_schedule(output)
+    assert {arm.adapter for arm in read.arms} == {"runs/a", "runs/b", "runs/c"}
+    assert read.schedule.num_attempts == 64 and read.schedule.counts(64).sum() == 64
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    rows = {row["k"]: row for row in yaml.safe_load(output.read_text())["expected"]}
+    assert list(rows) == [1, 4, 16, 64]
+    measured = read_arms([arms_file])
+    expected = cross_fit_schedule([16], log_p=measured.log_p, max_arms=8)
+    # The order of the folds depends on the problems alone, and the schedule's prefix on nothing that follows.
+    assert rows[16]["schedule"] == pytest.approx(expected.curve.estimate[0])
+    assert rows[16]["best_arm_coverage"] == pytest.approx(expected.best_arm.first[0])
+    assert rows[16]["difference"] > 0.4 and rows[16]["difference_low"] > 0.3
+    alone = [exact_pass_at_k(row, 16).mean() for row in measured.log_p]
+    assert rows[16]["best_arm"] == measured.arms[int(np.argmax(alone))].name
+    assert f"{rows[16]['schedule']:.1%} [" in out and f"{rows[16]['difference']:+.1%} [" in out
+
+
+def test_few_arms_and_what_they_lose(arms_file, tmp_path, capsys):
+    arguments = ["schedule", str(arms_file), "--num-attempts", "64", "--output"]
+    assert main([*arguments, str(tmp_path / "all.yaml")]) == 0 and "--max-arms" not in capsys.readouterr().out
+    assert main([*arguments, str(tmp_path / "two.yaml"), "--max-arms", "2"]) == 0
+    read, everything = read_schedule(tmp_path / "two.yaml").schedule, read_schedule(tmp_path / "all.yaml").schedule
+    assert read.num_arms == 2
+    loss = (everything.coverage - read.coverage).max()
+    assert (
+        f"2 of 3 useful arms are kept (--max-arms). All of them would cover {loss:.2%} more" in capsys.readouterr().out
+    )
+
+
+def test_a_schedule_of_graded_runs(here, tmp_path, capsys):
+    for seed, adapter in enumerate(("ce", "dco")):
+        run = f"{tmp_path}/{adapter}"
+        sampling = ["--num-samples", "6", "--max-tokens", "3", "--seed", str(seed), "--output", run]
+        model = ["--model", "MODEL", "--adapter", f"runs/{adapter}"]
+        assert main(["eval", *model, *TEMPLATE, *sampling, "--grader", "exact", "--verdict-cache", "none"]) == 0
+    capsys.readouterr()
+    arguments = ["--num-attempts", "32", "--output", str(tmp_path / "schedule.yaml")]
+    assert main(["schedule", f"{tmp_path}/ce", f"{tmp_path}/dco", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "2 arms measured on 8 problems" in out
+    assert "Some arm has 6 samples of a problem: larger k are planned, and not measured." in out
+    assert "problems were solved by no arm" in out
+    assert {arm.adapter for arm in read_schedule(tmp_path / "schedule.yaml").arms} <= {"runs/ce", "runs/dco"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["absent"], "absent holds no arms"),
+        ([], "there are no arms: name files of `dco-trl coverage`"),
+        (["ARMS", "--max-arms", "0"], "--max-arms must be an integer of at least 1, got 0"),
+        (["ARMS", "--num-attempts", "0"], "--num-attempts must be an integer of at least 1, got 0"),
+    ],
+)
+def test_schedule_refuses(arms_file, tmp_path, capsys, arguments, told):
+    arguments = [str(arms_file) if word == "ARMS" else word for word in arguments]
+    numbers = [] if "--num-attempts" in arguments else ["--num-attempts", "4"]
+    assert main(["schedule", *arguments, *numbers, "--output", str(tmp_path / "s.yaml")]) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "s.yaml").exists()
+
+
+def test_solve_draws_each_attempt_from_its_arm(here, tmp_path, capsys):
+    arms = [Arm("MODEL", "runs/ce", 1.0), Arm("MODEL", "runs/dco", 1.5), Arm("MODEL")]
+    schedule = AttemptSchedule(*map(np.array, ([0, 1, 2, 0], [1, 2, 1, 2])), 3, *[np.array([6])] * 3)
+    write_schedule(tmp_path / "schedule.yaml", schedule, arms)
+    (tmp_path / "never.py").write_text("def accepts(completions, **columns):\n    return [0.0] * len(completions)\n")
+    arguments = ["--num-attempts", "7", "--max-tokens", "4", "--output", str(tmp_path / "run"), "--grader"]
+    command = ["solve", "--model", "MODEL", *TEMPLATE, *arguments]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        patch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        assert main([*command, "never:accepts", "--schedule", str(tmp_path / "schedule.yaml")]) == 0
+    printed = capsys.readouterr()
+    assert "0 of 8 problems solved with 56 attempts" in printed.out and "written: " in printed.out
+    assert "the schedule plans 6 attempts: beyond them its last arm goes on" in printed.err
+    assert "8 open, 56 attempts" in printed.err
+    store = RunStore(tmp_path / "run")
+    rows = [row for part in store.sample_parts() for row in store.read_samples(part).to_pylist()]
+    drawn = {(row["problem_id"], row["sample_index"]): row["text"] for row in rows}
+    for index, arm in enumerate([0, 1, 1, 2, 0, 0, 0]):
+        sampler = TransformersSampler("MODEL", adapter=arms[arm].adapter or None, progress=False)
+        params = SamplingParams(temperature=arms[arm].temperature, max_tokens=4)
+        requests = [SampleRequest(p.prompt, 1, first_index=index, stream=i) for i, p in enumerate(store.problems)]
+        for problem, [sample] in zip(store.problems, sampler.sample(requests, params), strict=True):
+            assert drawn[problem.problem_id, index] == sample.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--num-attempts", "0"], "--num-attempts must be an integer of at least 1, got 0"),
+        (["--schedule", "absent.yaml"], "absent.yaml holds no schedule"),
+        (["--schedule", "SCHEDULE", "--adapter", "runs/ce"], "--adapter runs/ce cannot be combined with a schedule"),
+        (["--schedule", "SCHEDULE", "--sampler", "vllm"], "--schedule needs --sampler transformers, got vllm"),
+        (["--schedule", "SCHEDULE", "--model", "OTHER"], "Load that model, or plan a schedule for this one."),
+        (["--answer-column", "absent", "--grader", "json:loads"], "no column 'absent' to grade against"),
+    ],
+)
+def test_solve_refuses(here, tmp_path, capsys, arguments, told):
+    one = AttemptSchedule(np.array([0]), np.array([4]), 1, *[np.array([4])] * 3)
+    write_schedule(tmp_path / "s.yaml", one, [Arm("MODEL", model_fingerprint="0" * 16)])
+    arguments = [str(tmp_path / "s.yaml") if word == "SCHEDULE" else word for word in arguments]
+    command = ["solve", "--model", "MODEL", *TEMPLATE, "--num-attempts", "4", "--output", str(tmp_path / "run")]
+    assert main([*command, *arguments]) == 2
+    assert told in capsys.readouterr().err

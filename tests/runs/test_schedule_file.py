@@ -1,0 +1,59 @@
+"""A schedule as a YAML file: read back as it was written, and refused where it is none."""
+
+import numpy as np
+import pytest
+import yaml
+
+from dco_trl.runs.arms import Arm
+from dco_trl.runs.files import StoreError
+from dco_trl.runs.schedule_file import read_schedule, write_schedule
+from dco_trl.statistics import plan_attempts
+
+ARMS = [Arm("MODEL"), Arm("MODEL", "runs/never"), Arm("MODEL", "runs/dco", 1.5, "f" * 16)]
+LOG_P = [[-0.1, -9.0, -9.0], [-20.0] * 3, [-2.0, -2.0, -3.0]]
+
+
+def save(folder, **changes):
+    file = folder / "schedule.yaml"
+    write_schedule(file, plan_attempts(64, log_p=LOG_P), ARMS, [{"k": 1, "schedule": 0.3}])
+    content = {**yaml.safe_load(file.read_text()), **changes}
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def test_what_is_written_is_read_without_the_arms_that_are_not_sampled(tmp_path):
+    planned = plan_attempts(64, log_p=LOG_P)
+    assert planned.counts(64)[1] == 0
+    read = read_schedule(save(tmp_path))
+    assert read.arms == (ARMS[0], ARMS[2])
+    ks = np.arange(100)
+    np.testing.assert_array_equal(read.schedule.counts(ks), planned.counts(ks)[:, [0, 2]])
+    np.testing.assert_allclose(read.schedule.coverage, planned.coverage)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"format": 2}, "its format is 2, and this version of dco-trl reads 1"),
+        ({"arms": []}, "it has 0 arms, and its blocks are for 2"),
+        ({"arms": [{"model": "MODEL"}, {"modell": "MODEL"}]}, "unexpected keyword argument 'modell'"),
+        ({"arms": [{"model": "MODEL"}, {"model": 3}]}, "must name its model and its adapter as text"),
+        ({"arms": [{"model": "MODEL"}, {"model": "MODEL", "temperature": 0}]}, "must have a temperature above 0"),
+        ({"blocks": [[2, 1]]}, r"blocks name arm 2 of 2 arms \(counted from 0\)"),
+    ],
+)
+def test_what_is_no_schedule_is_refused(tmp_path, changes, told):
+    with pytest.raises(StoreError, match=f"schedule.yaml holds no schedule: .*{told}"):
+        read_schedule(save(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("text", ["- a list", "key: [", "", "\udcff"])
+def test_a_file_of_another_kind_is_refused(tmp_path, text):
+    (tmp_path / "schedule.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(StoreError, match="(?s)holds no schedule: .*`dco-trl schedule` writes one"):
+        read_schedule(tmp_path / "schedule.yaml")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(StoreError, match="schedule.yaml holds no schedule: .*No such file"):
+        read_schedule(tmp_path / "schedule.yaml")
