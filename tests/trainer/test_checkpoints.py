@@ -3,18 +3,12 @@
 import functools
 import json
 import logging
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from cot import make_cot_trainer, weights_after
-from killed_run import long_run
 from training import make_trainer
 from transformers import Trainer, TrainerState
 
@@ -28,7 +22,6 @@ from dco_trl.trainer.checkpoints import (
 from dco_trl.trainer.cot_config import STATE_NAME
 from dco_trl.trainer.cot_trainer import CoTDCOTrainer
 
-HERE = Path(__file__).parent
 # Two steps to a window, so that a checkpoint falls into the middle of one.
 MAKERS = {
     "direct": lambda **options: make_trainer(max_steps=4, **options),
@@ -224,27 +217,3 @@ def test_a_checkpoint_of_another_data_set_is_refused(state_file):
     write_state(state_file, state)
     with pytest.raises(ValueError, match="holds the counts of 11 prompts, the data set has 12"):
         resume(state_file)
-
-
-# ------------------------------------------------------------------------- kill -9
-
-
-@pytest.mark.slow
-def test_kill_9_at_any_moment_loses_nothing(kind, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}:{HERE.parents[1]}"}
-    command = [sys.executable, str(HERE / "killed_run.py"), kind]
-    straight = weights_after(long_run(kind, tmp_path / "straight"))
-    folder = tmp_path / "killed"
-    for pause in (0.1, 0.8):
-        log = tmp_path / "log"
-        with log.open("w") as output:
-            run = subprocess.Popen([*command, str(folder)], env=environment, stdout=output, stderr=output)
-            while run.poll() is None and "training" not in log.read_text():
-                time.sleep(0.01)
-            time.sleep(pause)
-            run.send_signal(signal.SIGKILL)
-            assert run.wait() == -signal.SIGKILL, log.read_text()[-3000:]
-    done = subprocess.run([*command, str(folder)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "resumed at step 0" not in done.stdout
-    assert_same_weights(torch.load(folder / "weights.pt"), straight)
