@@ -63,7 +63,8 @@ def solve(
         schedule = read_schedule(config.schedule)
         if model.adapter is not None:
             raise ValueError(
-                f"`adapter` {model.adapter} cannot be combined with a schedule, whose arms have their own. Leave it out."
+                f"`adapter` {model.adapter} cannot be combined with a schedule, whose arms have their own. "
+                "Leave the adapter out."
             )
         if sampling.sampler != "transformers":
             raise ValueError(f"`schedule` needs --sampler transformers, got {sampling.sampler}")

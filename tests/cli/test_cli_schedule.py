@@ -232,7 +232,10 @@ def test_solve_draws_each_attempt_from_its_arm(here, tmp_path, capsys):
     [
         (["--num-attempts", "0"], "--num-attempts must be an integer of at least 1, got 0"),
         (["--schedule", "absent.yaml"], "absent.yaml holds no schedule"),
-        (["--schedule", "SCHEDULE", "--adapter", "runs/ce"], "runs/ce cannot be combined with a schedule, whose arms"),
+        (
+            ["--schedule", "SCHEDULE", "--adapter", "runs/ce"],
+            "a schedule, whose arms have their own. Leave the adapter out",
+        ),
         (["--schedule", "SCHEDULE", "--sampler", "vllm"], "--schedule needs --sampler transformers, got vllm"),
         (["--schedule", "SCHEDULE", "--model", "OTHER"], "Load that model, or plan a schedule for this one."),
         (["--answer-column", "absent", "--grader", "json:loads"], "no column 'absent' to grade against"),
