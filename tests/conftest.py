@@ -1,5 +1,6 @@
 """Shared by all tests: quiet, offline, single-threaded, and honest about what was skipped."""
 
+import logging
 import os
 
 # Before torch is imported: two test processes share two cores, and tiny tensors gain nothing from threads.
@@ -18,6 +19,15 @@ def datasets_are_quiet_and_uncached(tmp_path_factory):
 
     datasets.disable_progress_bars()
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(autouse=True)
+def the_package_speaks():
+    """Give the next test a package that warns: the demo and the research scripts silence it in their own process."""
+    logger = logging.getLogger("dco_trl")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -34,6 +34,7 @@ MODELS = (
     "HuggingFaceTB/SmolLM2-135M-Instruct",
     "meta-llama/Meta-Llama-3-8B",
     "Qwen/Qwen2.5-1.5B",
+    "models/SmolLM2-135M-Instruct",
     "my-model",
     "MODEL",
 )

@@ -198,7 +198,21 @@ def _load(name: str, script_args: ScriptArguments) -> DatasetDict | IterableData
         return load_dataset(
             _BUILDERS[path.suffix], data_files={"train": name}, streaming=script_args.dataset_streaming
         )
+    splits = _split_files(path)
+    if splits and script_args.dataset_config is None:
+        # The folder's own files alone: what a run writes into folders below, such as `eval_log_p.parquet`, is no data.
+        [suffix] = {Path(file).suffix for file in splits.values()}
+        return load_dataset(_BUILDERS[suffix], data_files=splits, streaming=script_args.dataset_streaming)
     return load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
+
+
+def _split_files(folder: Path) -> dict[str, str]:
+    """The files of a folder that are named by splits, of the kind that its `train` has."""
+    for suffix in _BUILDERS:
+        files = {split: folder / f"{split}{suffix}" for split in ("train", "validation", "test")}
+        if files["train"].is_file():
+            return {split: str(file) for split, file in files.items() if file.is_file()}
+    return {}
 
 
 def _split(data: DatasetDict | IterableDatasetDict, split: str, where: str, way_out: str) -> Any:

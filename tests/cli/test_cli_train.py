@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
@@ -11,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_models import save_checkpoint
 
 from dco_trl.cli import main
-from dco_trl.cli.train import make_parser, parse
+from dco_trl.cli.train import DCOScriptArguments, _load, make_parser, parse
 
 ROWS = [{"prompt": f"{a}*{b}=", "completion": str(a * b), "answer": str(a * b)} for a in (3, 7, 12) for b in (2, 5, 9)]
 CONFIG = """\
@@ -320,3 +322,15 @@ def test_status_reaches_the_shell(place):
     done = subprocess.run(command, cwd=place, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("dco-trl train: unknown argument: '--num_atempts'.")
+
+
+def test_a_folder_of_data_that_holds_runs_too_is_its_own_files_alone(tmp_path):
+    # `datasets` takes every file below a folder for data; a run inside writes Parquet and JSON.
+    rows = '{"prompt": "1+1=", "completion": " 2"}\n'
+    (tmp_path / "train.jsonl").write_text(rows * 2)
+    (tmp_path / "test.jsonl").write_text(rows)
+    checkpoint = tmp_path / "out" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    pq.write_table(pa.table({"row": [0], "log_p": [-1.0]}), checkpoint / "eval_log_p.parquet")
+    data = _load(str(tmp_path), DCOScriptArguments(dataset_name=str(tmp_path)))
+    assert {split: len(rows) for split, rows in data.items()} == {"train": 2, "test": 1}

@@ -358,10 +358,15 @@ class TestFailures:
         endpoint.script = ["drip"] * 100
         sampler = endpoint.sampler()
         interrupt = (threading.main_thread().ident, signal.SIGINT)
+        # Libraries loaded by other tests may have put a handler of their own.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         threading.Timer(0.5, signal.pthread_kill, interrupt).start()
         started = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
-            draw(sampler, 4)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                draw(sampler, 4)
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert time.monotonic() - started < 20
 
     def test_an_endpoint_that_goes_away_is_reported(self, endpoint):

@@ -22,7 +22,7 @@ from dco_trl.trainer.callbacks import PassAtKCallback, _new_folder
 
 ROWS = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in [(1, 1), (2, 3), (4, 2)]]
 PARAMS = SamplingParams(max_tokens=4)
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 class HalfRight:
@@ -194,7 +194,7 @@ def test_with_two_processes_one_samples_and_none_waits_for_ever(tmp_path, fails)
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
         [*command, __file__, str(tmp_path), str(fails)], env=environment, capture_output=True, text=True, timeout=200
     )
