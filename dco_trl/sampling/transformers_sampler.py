@@ -226,7 +226,8 @@ class TransformersSampler:
             processors.append(_InverseCDF(uniforms, width, device))
         stops = _StopStrings(self.tokenizer, params.stop, self.end_ids, width, len(request_of_row), device)
 
-        generator, cache = self._base_model(), None
+        generator = self._base_model()
+        cache: dict[str, DynamicCache] = {}
         if getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False):
             generator = self.model  # it puts its virtual tokens in front, so a cache computed here would lack them
         elif len(distinct) < len(request_of_row) and width > 1:
@@ -244,7 +245,7 @@ class TransformersSampler:
             ),
             logits_processor=processors,
             stopping_criteria=StoppingCriteriaList([stops] if params.stop else []),
-            **({} if cache is None else {"past_key_values": cache}),
+            **cache,
         )
         completions = output[:, width:].tolist()
         ends = set(self.end_ids)
@@ -311,9 +312,9 @@ def _ready_to_generate(model: Any, base_model: Any) -> Iterator[None]:
 
 def _prompt_cache(
     model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, which: torch.Tensor
-) -> DynamicCache | None:
-    """Key-value cache of the prompts' tokens but the last, one row for each sequence; None if the model has no such
-    cache (state-space models), in which case `generate` computes the prompt for each row.
+) -> dict[str, DynamicCache]:
+    """The argument of `generate` with the key-value cache of the prompts' tokens but the last, one row per sequence;
+    none if the model has no such cache (state-space models), and `generate` then computes the prompt for each row.
 
     Args:
         model: A causal language model.
@@ -326,11 +327,12 @@ def _prompt_cache(
     outputs = model.base_model(
         input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=True
     )
-    cache = getattr(outputs, "past_key_values", None)
+    name = "cache" if "cache" in outputs else "past_key_values"  # Transformers 5.24 renamed it
+    cache = outputs.get(name)
     if type(cache) is not DynamicCache or not all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
-        return None
+        return {}
     cache.batch_select_indices(which)
-    return cache
+    return {name: cache}
 
 
 class _InverseCDF(LogitsProcessor):
