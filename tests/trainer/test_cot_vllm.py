@@ -98,7 +98,7 @@ def test_vllm_samples_the_model_in_training(monkeypatch, small_engine, checkpoin
                 per_device_train_batch_size=6,
                 targets="sampled",
                 num_targets=4,
-                learning_rate=3e-2 if peft_config else 3e-3,
+                learning_rate=6e-2 if peft_config else 3e-3,
                 model_init_kwargs={"dtype": "float32"},
             )
         ),
@@ -110,7 +110,7 @@ def test_vllm_samples_the_model_in_training(monkeypatch, small_engine, checkpoin
         trainer.train()
     assert len(windows) == 3
     # The weights moved between the windows by more than the tolerance.
-    assert np.abs(np.subtract(windows[0], windows[-1])).max() > 0.02
+    assert np.abs(np.subtract(windows[0], windows[-1])).max() > 0.05
     for correct, n, others_correct, others_n in rates:
         p, q = correct / n, others_correct / others_n
         assert 0.01 < p < 0.99
