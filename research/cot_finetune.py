@@ -31,6 +31,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from cot_finetune_runs import EPOCHS, METHODS, SAMPLING, SETTINGS, train
 from cot_finetune_task import PRETRAINING, pretrained
 
+import dco_trl
+
 Job = tuple[str, dict[str, Any], int]
 
 
@@ -56,9 +58,13 @@ def run_and_keep(job: Job, work_dir: Path, settings: dict[str, Any], deadline: f
     if time.time() > deadline:
         return None
     record = train(*job, work_dir, **settings)
-    packages = ("dco-trl", "torch", "transformers", "trl")
+    packages = ("torch", "transformers", "trl")
     record["settings_of_all_runs"] = {**settings, **SETTINGS, **SAMPLING, "pretraining": PRETRAINING}
-    record["versions"] = {name: version(name) for name in packages} | {"python": platform.python_version()}
+    record["versions"] = {
+        "python": platform.python_version(),
+        "dco-trl": dco_trl.__version__,  # it need not be installed
+        **{name: version(name) for name in packages},
+    }
     path = path_of(work_dir, job)
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(record, separators=(",", ":")))
