@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = dict(
 SAMPLING: dict[str, Any] = dict(
     sampling_interval="epoch", num_rationales=16, rationale_batch=4, max_rationale_tokens=MAX_TOKENS
 )
-EPOCHS = (1, 2, 4, 8, 12, 16, 24, 32)
+EPOCHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 TEMPERATURES = (1.25, 1.5, 2.0)
 DCO_ATTEMPTS = (4, 16, 64)
 _OWN, _OWN_4 = {"targets": "sampled"}, {"targets": "sampled", "num_targets": 4}
@@ -47,7 +47,7 @@ METHODS: dict[str, list[dict[str, Any]]] = {
     "DCO, 4 own, floor": [{"num_attempts": 64, **_OWN_4, "floor": 0.1}],
 }
 # Averages of cross-entropy's weights: an early epoch, and the share of the last epoch's weights.
-AVERAGES = [(early, late_weight) for early in (4, 8, 12) for late_weight in (0.25, 0.5, 0.75)]
+AVERAGES = [(early, late_weight) for early in (1, 2, 4, 8) for late_weight in (0.25, 0.5, 0.75)]
 
 
 class FlooredTrainer(CoTDCOTrainer):

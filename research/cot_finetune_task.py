@@ -15,7 +15,7 @@ from cot_tiny import VOCABULARY
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 300, 192, 256
+NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 300, 256, 256
 NUM_FORMS = 16
 # Tokens of the longest right rationale, 25 with its end of sequence, and some room.
 MAX_TOKENS = 28
