@@ -198,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
             print("What was found here before is of another size, device or version: every step is run again.")
     except FileNotFoundError:
         pass
-    command = f"python benchmarks/gpu_check.py --output_dir {args.output_dir}{' --tiny' if args.tiny else ''}"
+    command = "python benchmarks/gpu_check.py --tiny" if args.tiny else "make gpu-check"
     descriptions = step_descriptions()
     for name in names:
         if record["steps"].get(name, {}).get("status") == "done" and not args.again:

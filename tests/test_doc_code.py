@@ -144,9 +144,9 @@ def test_commands_name_what_exists(path, monkeypatch):
 def test_make_targets_that_are_named_exist():
     places = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / ".github").rglob("*.*")]
     named = {
-        name for path in places for name in re.findall(r"(?:`|: |^)make ([a-z]+)", path.read_text(), re.MULTILINE)
+        name for path in places for name in re.findall(r"(?:`|: |^)make ([a-z-]+)", path.read_text(), re.MULTILINE)
     }
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"check", "test", "coverage", "wheel", "fuzz"} <= named
     assert not named - targets
 
