@@ -97,7 +97,7 @@ class Arms:
         num_epochs = record["num_epochs"]
         epochs = [num_epochs] if last_only else list(range(num_epochs, 0, -every))[::-1]
         parts, names = [arrays["log_p"][[e - 1 for e in epochs]]], [{"epoch": e} for e in epochs]
-        if averages:
+        if averages and len(arrays["averages"]):
             parts.append(arrays["averages"])
             names += [{"early": e, "late_weight": w} for e in early_epochs(num_epochs) for w in LATE_WEIGHTS]
         log_p = np.concatenate(parts)[:, columns].reshape(len(names) * len(columns), -1).astype(np.float64)
