@@ -248,6 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.task == "math":
         task = MathAnswers(args.model, args.dataset, args.num_train, args.num_test)
     num_epochs = args.epochs or task.num_epochs
+    if args.families and OURS not in args.families:
+        parser.error(f"--families: {OURS!r} must be among them: the others are compared with it")
     runs = STUDY
     if args.families:
         wanted = sum((FAMILIES[name] for name in args.families), [])
