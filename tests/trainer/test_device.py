@@ -95,13 +95,27 @@ def test_a_training_step_reads_nothing_from_the_device(batches, reduction, bare_
     assert loss.device == model.scale.grad.device == trainer._train_sums.device == META
 
 
-@pytest.mark.parametrize("settings", [{"num_required": 2, "num_attempts": 64}, {"num_attempts": 1}])
-def test_nor_does_one_with_other_counts(settings, bare_trl, device_is_meta):
-    trainer = make_trainer(**settings)
+REFERENCES = Dataset.from_list([{"prompt": f"{i}+1=", "completions": [str(i + 1), f"0{i + 1}"]} for i in range(8)])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_attempts": 1},
+        {"num_required": 2},
+        {"unit": "turn", "loss_reduction": "sequence"},
+        {"trainer_kwargs": {"train_dataset": REFERENCES}, "loss_reduction": "sequence"},
+    ],
+    ids=["one attempt", "at least two", "turns", "references"],
+)
+def test_nor_does_one_with_other_units_and_counts(settings, bare_trl, device_is_meta):
+    trainer = make_trainer(**{"num_attempts": 64, **settings})
     bare_trl()
     device_is_meta(trainer)
+    trainer.current_gradient_accumulation_steps = 1
     batch = on_meta(trainer.get_train_dataloader(), trainer)
-    trainer.compute_loss(StubModel(), batch, num_items_in_batch=torch.empty((), device=META)).backward()
+    num_items = trainer._get_num_items_in_batch([batch], META)
+    trainer.compute_loss(StubModel(), batch, num_items_in_batch=num_items).backward()
     assert trainer._train_sums.device == META
 
 
