@@ -156,9 +156,9 @@ def check_arguments(words: list[str]) -> None:
     if words[0] == "accelerate":
         words = ["dco-trl", *words[words.index("dco_trl") + 1 :]]
     if words[0] == "pip":
-        assert words[1] == "install" and re.fullmatch(r"(\.|dco-trl)(\[(code|eval|server|vllm|,)+\])?", words[2]), (
-            words
-        )
+        assert words[1] == "install" and re.fullmatch(
+            r"bitsandbytes|(\.|dco-trl)(\[(code|eval|server|vllm|,)+\])?", words[2]
+        ), words
     elif words[0] == "make":
         subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
     elif words[0] == "dco-trl" and words[1] in ("train", "train-cot"):
