@@ -60,10 +60,26 @@ class FlooredTrainer(CoTDCOTrainer):
 
 
 class Recorder(TrainerCallback):
-    """Counts right answers of held-out problems at some epochs, and keeps the weights."""
+    """Counts right answers of held-out problems at some epochs, and keeps the weights.
 
-    def __init__(self, sampler: FastSampler, problems: dict[str, list[dict]], num_samples: int, epochs: list[int]):
+    Args:
+        sampler: Samples the model in training.
+        problems: By split.
+        num_samples: Of each problem.
+        epochs: When.
+        first_seed: Of the draws. Those of other epochs and runs are others: a schedule takes its arms for independent.
+    """
+
+    def __init__(
+        self,
+        sampler: FastSampler,
+        problems: dict[str, list[dict]],
+        num_samples: int,
+        epochs: list[int],
+        first_seed: int,
+    ):
         self.sampler, self.problems, self.num_samples, self.epochs = sampler, problems, num_samples, epochs
+        self.seed = first_seed
         self.correct: dict[str, dict[str, list[int]]] = {}
         self.weights: dict[int, dict[str, torch.Tensor]] = {}
 
@@ -75,14 +91,11 @@ class Recorder(TrainerCallback):
 
     def measure(self, temperature: float) -> dict[str, list[int]]:
         """Right answers per problem, of each split."""
+        self.seed += 1
         both = [row for split in SPLITS for row in self.problems[split]]
-        # Draws of other epochs and runs are others: a schedule takes its arms for independent.
-        self._seed = getattr(self, "_seed", self.first_seed) + 1
-        counts = self.sampler.count_correct(both, self.num_samples, MAX_TOKENS, self._seed, temperature).tolist()
+        counts = self.sampler.count_correct(both, self.num_samples, MAX_TOKENS, self.seed, temperature).tolist()
         cut = len(self.problems[SPLITS[0]])
         return {SPLITS[0]: counts[:cut], SPLITS[1]: counts[cut:]}
-
-    first_seed = 0
 
 
 def train(
@@ -112,8 +125,8 @@ def train(
     )
     setting = dict(setting)
     floor, is_plain = setting.pop("floor", 0.0), setting.get("sampler") == "none"
-    recorder = Recorder(FastSampler(model, tokenizer, device), problems, num_samples, epochs)
-    recorder.first_seed = 1000 * (1 + list(METHODS).index(method)) + 100_000 * setting["num_attempts"]
+    first_seed = 1000 * (1 + list(METHODS).index(method)) + 100_000 * setting["num_attempts"]
+    recorder = Recorder(FastSampler(model, tokenizer, device), problems, num_samples, epochs, first_seed)
     rows = problems["train"]
     steps_per_epoch = -(-len(rows) // SETTINGS["per_device_train_batch_size"])
     with TemporaryDirectory(prefix="cot-finetune-") as folder:
