@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ._common import parse, status
+from ._common import ShardConfig, parse, status
 
 
 @dataclass
@@ -33,29 +33,31 @@ class GradingConfig:
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    grading, run = parse(
+    grading, shard, run = parse(
         "grade",
         argv,
         GradingConfig,
+        ShardConfig,
         run="the run's folder",
         description="Grade the samples of a run that this grader has not graded yet.",
     )
-    return status("grade", lambda: print(grade(run, grading)), grading)
+    return status("grade", lambda: print(grade(run, grading, shard.shard)), grading, shard)
 
 
-def grade(run: str, grading: GradingConfig) -> Any:
+def grade(run: str, grading: GradingConfig, shard: str | None = None) -> Any:
     """Do what the command does.
 
     Args:
         run: The run's folder.
         grading: How to grade.
+        shard: Which part of the work, as `i/n`; None does all of it.
 
     Returns:
         A `GradingSummary`.
     """
     from ..runs import grade_run
 
-    return grade_run(run, grading.grader, **grading_limits(grading))
+    return grade_run(run, grading.grader, shard=shard, **grading_limits(grading))
 
 
 def grading_limits(grading: GradingConfig) -> dict[str, Any]:

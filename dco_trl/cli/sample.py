@@ -4,7 +4,17 @@ import sys
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._common import DatasetConfig, ModelConfig, json_object, load_problems, naming, parse, status, unescape
+from ._common import (
+    DatasetConfig,
+    ModelConfig,
+    ShardConfig,
+    json_object,
+    load_problems,
+    naming,
+    parse,
+    status,
+    unescape,
+)
 
 if TYPE_CHECKING:
     from ..sampling import Sampler, SamplingParams
@@ -52,24 +62,32 @@ class SamplingConfig(SamplerConfig):
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    data, model, sampling = parse(
+    data, model, sampling, shard = parse(
         "sample",
         argv,
         DatasetConfig,
         ModelConfig,
         SamplingConfig,
+        ShardConfig,
         description="Draw samples into a run folder. Stopped at any moment, the same command goes on from there.",
     )
-    return status("sample", lambda: print(sample(data, model, sampling)), data, model, sampling)
+    return status("sample", lambda: print(sample(data, model, sampling, shard.shard)), data, model, sampling, shard)
 
 
-def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, problems: list | None = None) -> Any:
+def sample(
+    data: DatasetConfig,
+    model: ModelConfig,
+    sampling: SamplingConfig,
+    shard: str | None = None,
+    problems: list | None = None,
+) -> Any:
     """Do what the command does.
 
     Args:
         data: The problems.
         model: The model.
         sampling: How to sample.
+        shard: Which part of the work, as `i/n`; None does all of it.
         problems: Those of `data`, if they have been read before.
 
     Returns:
@@ -78,11 +96,14 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, pr
     # What can be wrong without the model is found out before minutes are spent on loading it.
     from ..runs import sample_run
     from ..runs.sample import check_run_size
+    from ..runs.shards import Shard
 
     check_run_size(sampling.num_samples, sampling.chunk_size)
+    Shard.parse(shard)
     params = sampling_params(sampling)
     problems = load_problems(data) if problems is None else problems
-    print(f"{len(problems):,} problems × {sampling.num_samples:,} samples", file=sys.stderr)
+    of_it = f", of these shard {shard}" if shard else ""
+    print(f"{len(problems):,} problems × {sampling.num_samples:,} samples{of_it}", file=sys.stderr)
     sampler = load_sampler(model, sampling, progress=True)
     try:
         return sample_run(
@@ -93,6 +114,7 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, pr
             params,
             chunk_size=sampling.chunk_size,
             dataset=asdict(data),
+            shard=shard,
         )
     finally:
         sampler.close()

@@ -14,6 +14,7 @@ from ..checks import check_integer
 from ..problem import Problem
 from ..sampling.protocol import SampleRequest, SamplingParams
 from .manifest import run_manifest
+from .shards import WHOLE, Shard
 from .store import RunStore
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def sample_run(
     *,
     chunk_size: int | None = None,
     dataset: Mapping[str, Any] | None = None,
+    shard: str | None = None,
     progress: bool = True,
 ) -> SamplingSummary:
     """Draw what is missing of `num_samples` samples per problem, chunk by chunk.
@@ -85,13 +87,15 @@ def sample_run(
         params: How to sample; the defaults if not given.
         chunk_size: Sequences per chunk. None: up to 16,384, and about five minutes of work.
         dataset: Where the problems come from, for the record.
+        shard: `i/n`: draw only part i of n, i from 0. The n processes, on any number of machines that share the
+            folder, need nothing else of each other, and together they draw what one process draws.
         progress: Show a bar on standard error.
 
     Returns:
-        A summary.
+        A summary; of the shard, where there is one.
 
     Raises:
-        ValueError: `num_samples` or `chunk_size` is no integer or below 1.
+        ValueError: `num_samples` or `chunk_size` is no integer or below 1, or `shard` no `i/n`.
         StoreError: The folder is in use, holds another run, or cannot be written.
 
     Examples:
@@ -107,12 +111,17 @@ def sample_run(
         [`evaluate`][dco_trl.runs.evaluate] samples, grades and reads the results.
     """
     num_samples, chunk_size = check_run_size(num_samples, chunk_size)
-    params = params or SamplingParams()
-    with RunStore.writing(run_dir, run_manifest(sampler, params, num_samples, dataset), problems) as store:
-        present = store.present()
-        before = sum(len(indices) for indices in present.values())
+    params, part_of_run = params or SamplingParams(), Shard.parse(shard)
+    manifest = run_manifest(sampler, params, num_samples, dataset)
+    with RunStore.writing(run_dir, manifest, problems, part_of_run) as store:
+        present = store.present([part for part in store.sample_parts() if not part_of_run.is_done_by_sibling(part)])
         ids = [problem.problem_id for problem in problems]
-        gaps = list(plan(present, ids, num_samples))
+        before = sum(
+            int(part_of_run.has_samples(position, len(ids), present[problem_id]).sum())
+            for position, problem_id in enumerate(ids)
+            if problem_id in present
+        )
+        gaps = list(plan(present, ids, num_samples, part_of_run))
         missing = sum(count for _, _, count in gaps)
         if progress and before and missing:
             print(f"{store.path}: {before:,} samples are there, {missing:,} are to be drawn", file=sys.stderr)
@@ -152,7 +161,7 @@ def check_run_size(num_samples: int, chunk_size: int | None) -> tuple[int, int |
 
 
 def plan(
-    present: Mapping[str, np.ndarray], problem_ids: Sequence[str], num_samples: int
+    present: Mapping[str, np.ndarray], problem_ids: Sequence[str], num_samples: int, shard: Shard = WHOLE
 ) -> Iterator[tuple[int, int, int]]:
     """List what is still to be drawn, problem by problem.
 
@@ -160,6 +169,7 @@ def plan(
         present: The sample indices there are, by problem.
         problem_ids: All problems, in order.
         num_samples: Samples wanted per problem.
+        shard: Whose samples to list.
 
     Yields:
         (position of the problem, first index, number of samples) for each gap.
@@ -173,9 +183,10 @@ def plan(
 
         ```
     """
-    nothing = np.empty(0, np.int32)
+    nothing, wanted = np.empty(0, np.int32), np.arange(num_samples)
     for position, problem_id in enumerate(problem_ids):
-        missing = np.setdiff1d(np.arange(num_samples), present.get(problem_id, nothing), assume_unique=True)
+        own = wanted[shard.has_samples(position, len(problem_ids), wanted)]
+        missing = np.setdiff1d(own, present.get(problem_id, nothing), assume_unique=True)
         if missing.size:
             for gap in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1):
                 yield position, int(gap[0]), len(gap)

@@ -267,8 +267,9 @@ class _Solving:
         self.ids = [problem.problem_id for problem in store.problems]
         self.present: dict[str, NDArray[Any]] = dict.fromkeys(self.ids, np.empty(0, np.int32)) | store.present()
         self.accepted: dict[str, tuple[int, str, str]] = {}  # sample index, answer, completion
+        graded = store.grade_parts(bulk.name)
         for part in store.sample_parts():
-            self._verify(part)
+            self._verify(part, graded.get(part.stem))
 
     def run(self, num_attempts: int) -> SolveSummary:
         ends = round_ends(num_attempts)
@@ -319,9 +320,8 @@ class _Solving:
                     gaps.append((position, int(gap[0]), len(gap)))
         return gaps
 
-    def _verify(self, part: Path) -> None:
+    def _verify(self, part: Path, graded: Path | None = None) -> None:
         """Grade a part unless it is graded, and remember each problem's first accepted attempt."""
-        graded = self.store.grade_part(self.bulk.name, part)
         if graded is None:
             samples = self.store.read_samples(part, ["problem_id", "sample_index", "text"])
             graded = self.store.write_grades(self.bulk.name, part, self.grade(samples, False))
