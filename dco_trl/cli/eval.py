@@ -61,7 +61,7 @@ def evaluate(
     from ..runs import load_results
 
     load_grader(grading.grader)  # a grader that is not there is better found before sampling than after
-    print(sample(data, model, sampling, shard.shard))
+    print(sample(data, model, sampling, shard=shard.shard))
     summary = grade(sampling.output, grading, shard.shard)
     print(summary)
     if shard.shard is not None:

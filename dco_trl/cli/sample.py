@@ -71,15 +71,17 @@ def main(argv: list[str]) -> int:
         ShardConfig,
         description="Draw samples into a run folder. Stopped at any moment, the same command goes on from there.",
     )
-    return status("sample", lambda: print(sample(data, model, sampling, shard.shard)), data, model, sampling, shard)
+    return status(
+        "sample", lambda: print(sample(data, model, sampling, shard=shard.shard)), data, model, sampling, shard
+    )
 
 
 def sample(
     data: DatasetConfig,
     model: ModelConfig,
     sampling: SamplingConfig,
-    shard: str | None = None,
     problems: list | None = None,
+    shard: str | None = None,
 ) -> Any:
     """Do what the command does.
 
@@ -87,8 +89,8 @@ def sample(
         data: The problems.
         model: The model.
         sampling: How to sample.
-        shard: Which part of the work, as `i/n`; None does all of it.
         problems: Those of `data`, if they have been read before.
+        shard: Which part of the work, as `i/n`; None does all of it.
 
     Returns:
         A `SamplingSummary`.
