@@ -17,6 +17,7 @@ from ._common import (
 )
 
 if TYPE_CHECKING:
+    from ..runs.schedule_file import ArmSchedule
     from ..sampling import Sampler, SamplingParams
 
 
@@ -37,6 +38,13 @@ class SamplerConfig:
     max_tokens: int = field(default=512, metadata={"help": "Longest completion, in tokens."})
     stop: list[str] | None = field(
         default=None, metadata={"help": r"Strings that end a completion. \n is a line break."}
+    )
+    schedule: str | None = field(
+        default=None,
+        metadata={
+            "help": "A schedule of `dco-trl schedule`, upon the same --model: which adapter and temperature to sample "
+            "for attempt 1, 2, 3, …"
+        },
     )
     seed: int = field(default=0, metadata={"help": "Seed of the draws."})
     chunk_size: int | None = field(
@@ -103,10 +111,11 @@ def sample(
     check_run_size(sampling.num_samples, sampling.chunk_size)
     Shard.parse(shard)
     params = sampling_params(sampling)
+    schedule = load_schedule(model, sampling, params)
     problems = load_problems(data) if problems is None else problems
     of_it = f", of these shard {shard}" if shard else ""
     print(f"{len(problems):,} problems × {sampling.num_samples:,} samples{of_it}", file=sys.stderr)
-    sampler = load_sampler(model, sampling, progress=True)
+    sampler = load_sampler(model, sampling, progress=True, schedule=schedule)
     try:
         return sample_run(
             sampling.output,
@@ -114,6 +123,7 @@ def sample(
             sampler,
             sampling.num_samples,
             params,
+            schedule=schedule,
             chunk_size=sampling.chunk_size,
             dataset=asdict(data),
             shard=shard,
@@ -136,8 +146,26 @@ def sampling_params(sampling: SamplerConfig) -> "SamplingParams":
     )
 
 
-def load_sampler(model: ModelConfig, sampling: SamplerConfig, progress: bool) -> "Sampler":
-    """The sampler that a command line names."""
+def load_schedule(model: ModelConfig, sampling: SamplerConfig, params: "SamplingParams") -> "ArmSchedule | None":
+    """The schedule that a command line names, checked before minutes are spent on loading the model."""
+    if sampling.schedule is None:
+        return None
+    from ..runs.attempts import check_schedule
+    from ..runs.schedule_file import read_schedule
+    from ..sampling.fingerprint import describe
+
+    schedule = read_schedule(sampling.schedule)
+    known = {"sampler": sampling.sampler, "adapter": model.adapter}
+    is_served = sampling.sampler == "server"
+    known |= {"model": model.model} if is_served else describe("model", model.model)
+    check_schedule(schedule, known, params)
+    return schedule
+
+
+def load_sampler(
+    model: ModelConfig, sampling: SamplerConfig, progress: bool, schedule: "ArmSchedule | None" = None
+) -> "Sampler":
+    """The sampler that a command line names; with room for the adapters of a schedule."""
     from ..sampling import make_sampler
 
     sampler_kwargs = json_object(sampling.sampler_kwargs, "sampler_kwargs")
@@ -150,6 +178,8 @@ def load_sampler(model: ModelConfig, sampling: SamplerConfig, progress: bool) ->
         sampler_kwargs["dtype"] = model.dtype
     if sampling.sampler == "transformers":
         sampler_kwargs.setdefault("batch_size", model.batch_size)
+    if sampling.sampler == "vllm" and schedule is not None:
+        sampler_kwargs["adapters"] = sorted({arm.adapter for arm in schedule.arms} - {""})
     with naming(model.model):
         return make_sampler(
             sampling.sampler,
