@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,17 @@ def test_another_number_of_shards_goes_on_with_what_is_missing(tmp_path):
     graded = [grade_run(tmp_path / "run", "exact", shard=f"{i}/2", progress=False).num_new for i in range(2)]
     assert sum(graded) == 600 and min(graded) > 0
     assert sum(p.num_samples for p in load_results(tmp_path / "run").problems) == 600
+
+
+def test_parts_of_folders_that_share_no_disk_are_one_run_when_copied_together(tmp_path):
+    for i in range(3):
+        draw(tmp_path / str(i), f"{i}/3")
+        grade_run(tmp_path / str(i), "exact", shard=f"{i}/3", progress=False)
+        shutil.copytree(tmp_path / str(i), tmp_path / "run", dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+    draw(tmp_path / "whole")
+    grade_run(tmp_path / "whole", "exact", progress=False)
+    assert load_results(tmp_path / "run").problems == load_results(tmp_path / "whole").problems
+    assert draw(tmp_path / "run", "1/3").num_drawn == 0
 
 
 def test_more_shards_than_work_leave_some_without_any(tmp_path):
