@@ -37,10 +37,11 @@ class SamplingSummary:
 
     Args:
         num_drawn: Samples drawn by this call.
-        num_present: Samples the run has now.
+        num_present: Samples the run, or the shard, has now.
         num_tokens: Tokens of the samples drawn.
         num_truncated: Samples drawn that were cut off at the token limit.
         seconds: Time spent in the sampler.
+        where: Whose samples were drawn: "the run", or "shard 0/4".
     """
 
     num_drawn: int
@@ -48,13 +49,14 @@ class SamplingSummary:
     num_tokens: int
     num_truncated: int
     seconds: float
+    where: str = "the run"
 
     def __str__(self) -> str:
         if not self.num_drawn:
-            return f"nothing to draw: the run has all of its {self.num_present:,} samples"
+            return f"nothing to draw: {self.where} has all of its {self.num_present:,} samples"
         text = (
             f"{self.num_drawn:,} samples drawn in {_duration(self.seconds)} "
-            f"({self.num_tokens / max(self.seconds, 1e-9):,.0f} tokens/s), {self.num_present:,} in the run"
+            f"({self.num_tokens / max(self.seconds, 1e-9):,.0f} tokens/s), {self.num_present:,} in {self.where}"
         )
         if self.num_truncated:
             text += (
@@ -158,7 +160,8 @@ def sample_run(
                 bar.set_postfix_str(f"{tokens / max(seconds, 1e-9):,.0f} tokens/s", refresh=False)
                 bar.update(len(rows))
                 rows.clear()  # before the next chunk's are drawn: one chunk in memory, not two
-    return SamplingSummary(drawn, before + drawn, tokens, truncated, seconds)
+    where = "the run" if part_of_run == WHOLE else f"shard {part_of_run}"
+    return SamplingSummary(drawn, before + drawn, tokens, truncated, seconds, where)
 
 
 def check_run_size(num_samples: int, chunk_size: int | None) -> tuple[int, int | None]:
