@@ -1,11 +1,10 @@
 """`dco-trl grade`: grade a run's samples, again and again, with one grader after another."""
 
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ._common import ShardConfig, parse, status
+from .cache import cache_folder
 
 
 @dataclass
@@ -62,10 +61,9 @@ def grade(run: str, grading: GradingConfig, shard: str | None = None) -> Any:
 
 def grading_limits(grading: GradingConfig) -> dict[str, Any]:
     """The arguments of `BulkGrader` beside the grader."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dco-trl"
     return {
         "num_workers": grading.num_workers,
         "timeout": grading.timeout,
         "in_process": grading.grader_in_process,
-        "cache_dir": None if grading.verdict_cache == "none" else grading.verdict_cache or cache,
+        "cache_dir": None if grading.verdict_cache == "none" else grading.verdict_cache or cache_folder(),
     }
