@@ -237,6 +237,11 @@ def _sampled(config: CoverageConfig, problems: list, ks: list[int]) -> dict[str,
             "prompts must agree). Give the same --dataset, --prompt-template and --num-problems as for sampling."
         )
     results = load_results(config.run, config.grader)
+    if results.schedule is not None:
+        raise ValueError(
+            f"{config.run} was sampled along a schedule of several arms, and is shown beside one model at one "
+            "temperature. Give a run of that model."
+        )
     counts = [p.num_samples for p in results.problems]
     possible = [k for k in ks if k <= min(counts)]
     notes = []

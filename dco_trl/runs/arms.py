@@ -223,6 +223,14 @@ def _read_run(path: Path, grader: str | None) -> dict[Arm, _Measured]:
             f"{path} was sampled with top_p {sampling['top_p']:g} and top_k {sampling['top_k']}. An arm is a model, "
             "an adapter and a temperature: sample with --top-p 1 and --top-k 0."
         )
+    if results.schedule is not None:  # an arm that was not reached yet was not measured
+        counts = zip(results.schedule.arms, zip(*(p.by_arm for p in results.problems), strict=True), strict=True)
+        ids = [p.problem_id for p in results.problems]
+        return {
+            arm: {problem_id: (float("nan"), n, c) for problem_id, (n, c) in zip(ids, each, strict=True)}
+            for arm, each in counts
+            if any(n for n, _ in each)
+        }
     arm = Arm(
         manifest.get("model", ""),
         manifest.get("adapter", ""),

@@ -105,6 +105,25 @@ def read_schedule(path: str | os.PathLike[str]) -> ArmSchedule:
     return ArmSchedule(schedule, arms)
 
 
+def schedule_of_run(folder: Path, manifest: Mapping[str, Any]) -> ArmSchedule | None:
+    """The schedule along which a run was sampled, without what it was expected to give; None for a run of one arm.
+
+    Raises:
+        StoreError: The manifest holds it damaged.
+    """
+    if "schedule" not in manifest:
+        return None
+    try:
+        entries = dict(manifest["schedule"])
+        arms = tuple(_arm({k: v for k, v in entry.items() if k != "adapter_fingerprint"}) for entry in entries["arms"])
+        nothing = {"num_arms": len(arms), "k": [], "coverage": [], "optimum": []}
+        return ArmSchedule(AttemptSchedule.from_dict({**entries, **nothing}), arms)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"the schedule in {folder / 'manifest.json'} is damaged ({error}); restore it, or sample into a new folder"
+        ) from error
+
+
 def _arm(entry: Any) -> Arm:
     arm = Arm(**entry)
     if not all(isinstance(text, str) for text in (arm.model, arm.adapter, arm.model_fingerprint)):

@@ -227,6 +227,32 @@ def test_solve_draws_each_attempt_from_its_arm(here, tmp_path, capsys):
             assert drawn[problem.problem_id, index] == sample.text
 
 
+def test_eval_along_a_schedule_reports_it_and_goes_on(here, tmp_path, capsys):
+    arms = [Arm("MODEL", "runs/ce", 1.0), Arm("MODEL", "runs/dco", 1.5), Arm("MODEL")]
+    schedule = AttemptSchedule(*map(np.array, ([0, 1, 2, 0], [1, 2, 1, 2])), 3, *[np.array([6])] * 3)
+    write_schedule(tmp_path / "schedule.yaml", schedule, arms)
+    arguments = ["--max-tokens", "3", "--output", str(tmp_path / "run"), "--schedule", str(tmp_path / "schedule.yaml")]
+    command = ["--model", "MODEL", *TEMPLATE, *arguments, "--num-samples"]
+    assert main(["sample", *command, "3"]) == 0
+    assert "24 samples drawn" in capsys.readouterr().out
+    assert main(["eval", *command, "8", "--grader", "exact", "--verdict-cache", "none", "--k", "1", "4", "8"]) == 0
+    printed = capsys.readouterr()
+    assert "40 samples drawn" in printed.out and "run: each arm of the schedule, alone" in printed.out
+    assert "the schedule plans 6 attempts: beyond them its last arm, runs/ce, goes on" in printed.err
+    store = RunStore(tmp_path / "run")
+    rows = [row for part in store.sample_parts() for row in store.read_samples(part).to_pylist()]
+    drawn = {(row["problem_id"], row["sample_index"]): (row["text"], row["arm"]) for row in rows}
+    for index, arm in enumerate([0, 1, 1, 2, 0, 0, 0, 0]):
+        sampler = TransformersSampler("MODEL", adapter=arms[arm].adapter or None, progress=False)
+        params = SamplingParams(temperature=arms[arm].temperature, max_tokens=3)
+        requests = [SampleRequest(p.prompt, 1, first_index=index, stream=i) for i, p in enumerate(store.problems)]
+        for problem, [sample] in zip(store.problems, sampler.sample(requests, params), strict=True):
+            assert drawn[problem.problem_id, index] == (sample.text, arms[arm].name)
+    run = ["coverage", "--model", "MODEL", *TEMPLATE, "--run", str(tmp_path / "run")]
+    assert main(run) == 2
+    assert "was sampled along a schedule of several arms, and is shown beside one model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
