@@ -120,7 +120,8 @@ def schedule_of_run(folder: Path, manifest: Mapping[str, Any]) -> ArmSchedule | 
         return ArmSchedule(AttemptSchedule.from_dict({**entries, **nothing}), arms)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise StoreError(
-            f"the schedule in {folder / 'manifest.json'} is damaged ({error}); restore it, or sample into a new folder"
+            f"the schedule in {folder / 'manifest.json'} is damaged: {error}. Put the file back as it was, or begin "
+            "another run."
         ) from error
 
 
