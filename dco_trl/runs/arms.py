@@ -223,11 +223,11 @@ def _read_run(path: Path, grader: str | None) -> dict[Arm, _Measured]:
             f"{path} was sampled with top_p {sampling['top_p']:g} and top_k {sampling['top_k']}. An arm is a model, "
             "an adapter and a temperature: sample with --top-p 1 and --top-k 0."
         )
-    if results.schedule is not None:  # an arm that was not reached yet was not measured
+    if results.schedule is not None:  # where an arm was not reached yet, it was not measured
         counts = zip(results.schedule.arms, zip(*(p.by_arm for p in results.problems), strict=True), strict=True)
         ids = [p.problem_id for p in results.problems]
         return {
-            arm: {problem_id: (float("nan"), n, c) for problem_id, (n, c) in zip(ids, each, strict=True)}
+            arm: {problem_id: (float("nan"), n, c) for problem_id, (n, c) in zip(ids, each, strict=True) if n}
             for arm, each in counts
             if any(n for n, _ in each)
         }

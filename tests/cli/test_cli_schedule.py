@@ -157,6 +157,30 @@ def test_a_schedule_of_files(arms_file, tmp_path, capsys):
     assert f"{rows[16]['schedule']:.1%} [" in out and f"{rows[16]['difference']:+.1%} [" in out
 
 
+def test_a_schedule_against_given_arms(arms_file, tmp_path, capsys):
+    output, figure = tmp_path / "schedule.yaml", tmp_path / "schedule.svg"
+    arguments = [str(arms_file), "--num-attempts", "64", "--output", str(output), "--figure", str(figure)]
+    assert main(["schedule", *arguments, "--given-arms", "runs/worse-a", "runs/c/"]) == 0
+    out = capsys.readouterr().out
+    assert "The schedule against given arms, each alone" in out
+    measured = read_arms([arms_file])
+    ks = [1, 4, 16, 64]
+    expected = cross_fit_schedule(ks, log_p=measured.log_p, max_arms=8, given_arms=[3, 2])
+    for row, i in zip(yaml.safe_load(output.read_text())["expected"], range(4), strict=True):
+        for told, arm, rival in zip(row["given_arms"], ("runs/worse-a", "runs/c"), expected.given_arms, strict=True):
+            assert told["arm"] == arm and told["coverage"] == pytest.approx(rival.first[i])
+            assert told["difference"] == pytest.approx(rival.difference[i])
+            assert f"{rival.first[i]:.1%}, schedule {rival.difference[i]:+.1%}" in " ".join(out.split())
+    assert "runs/worse-a" in figure.read_text() or figure.stat().st_size > 10_000
+
+
+def test_arms_of_several_models_cannot_be_sampled_by_one_engine(tmp_path, capsys):
+    write_arms(tmp_path / "a.parquet", [Arm("ONE"), Arm("TWO")], ["x", "y"], np.log([[0.5, 0.1], [0.1, 0.5]]))
+    arguments = ["schedule", str(tmp_path / "a.parquet"), "--num-attempts", "8", "--output", str(tmp_path / "s.yaml")]
+    assert main(arguments) == 0
+    assert "The arms are of several models: `sample`, `eval` and `solve` follow schedules" in capsys.readouterr().out
+
+
 def test_few_arms_and_what_they_lose(arms_file, tmp_path, capsys):
     arguments = ["schedule", str(arms_file), "--num-attempts", "64", "--output"]
     assert main([*arguments, str(tmp_path / "all.yaml")]) == 0 and "--max-arms" not in capsys.readouterr().out
@@ -190,6 +214,10 @@ def test_a_schedule_of_graded_runs(here, tmp_path, capsys):
     [
         (["absent"], "absent holds no arms"),
         ([], "there are no arms: name files of `dco-trl coverage`"),
+        (
+            ["ARMS", "--given-arms", "runs/d"],
+            "--given-arms names 'runs/d', which is none of the arms: 'runs/a', 'runs/b'",
+        ),
         (["ARMS", "--max-arms", "0"], "--max-arms must be an integer of at least 1, got 0"),
         (["ARMS", "--num-attempts", "0"], "--num-attempts must be an integer of at least 1, got 0"),
     ],
