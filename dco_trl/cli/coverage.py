@@ -205,7 +205,7 @@ def _measure(
     loaded: Any, adapter: str, problems: list, model: ArmsConfig, config: CoverageConfig
 ) -> Iterator[tuple[Any, Any, dict]]:
     """The arm of each temperature, its log-probabilities, and who it is in full."""
-    from ..runs.arms import Arm
+    from ..runs.arm import Arm
     from ..sampling import exact_coverage
 
     identity = loaded.identity()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ..statistics.schedule import AttemptSchedule
-from .arms import Arm
+from .arm import Arm
 from .files import StoreError, make_folder, write_atomically
 
 _FORMAT = 1
@@ -80,7 +80,7 @@ def read_schedule(path: str | os.PathLike[str]) -> ArmSchedule:
     Examples:
         ```python
         >>> import tempfile
-        >>> from dco_trl.runs.arms import Arm
+        >>> from dco_trl.runs.arm import Arm
         >>> from dco_trl.runs.schedule_file import read_schedule, write_schedule
         >>> from dco_trl.statistics import plan_attempts
         >>> file = tempfile.mkdtemp() + "/schedule.yaml"

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from dco_trl.cli import main
 from dco_trl.runs import RunStore, read_problems
-from dco_trl.runs.arms import Arm, read_arms, write_arms
+from dco_trl.runs.arm import Arm
+from dco_trl.runs.arms import read_arms, write_arms
 from dco_trl.runs.schedule_file import read_schedule, write_schedule
 from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler, exact_coverage
 from dco_trl.statistics import AttemptSchedule, cross_fit_schedule, exact_pass_at_k

@@ -11,7 +11,7 @@ from test_report import problem, run
 
 from dco_trl.report import page, print_report, summarise, tables, write_report
 from dco_trl.report.plots import plot_coverage
-from dco_trl.runs.arms import Arm
+from dco_trl.runs.arm import Arm
 from dco_trl.runs.schedule_file import ArmSchedule
 from dco_trl.statistics import AttemptSchedule, pass_at_k, scheduled_pass_at_k
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
-from dco_trl.runs.arms import Arm
+from dco_trl.runs.arm import Arm
 from dco_trl.runs.files import StoreError
 from dco_trl.runs.schedule_file import read_schedule, write_schedule
 from dco_trl.statistics import plan_attempts
