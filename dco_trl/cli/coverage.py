@@ -205,7 +205,7 @@ def _measure(
     loaded: Any, adapter: str, problems: list, model: ArmsConfig, config: CoverageConfig
 ) -> Iterator[tuple[Any, Any, dict]]:
     """The arm of each temperature, its log-probabilities, and who it is in full."""
-    from ..runs.arms import Arm
+    from ..runs.arm import Arm
     from ..sampling import exact_coverage
 
     identity = loaded.identity()
@@ -237,6 +237,11 @@ def _sampled(config: CoverageConfig, problems: list, ks: list[int]) -> dict[str,
             "prompts must agree). Give the same --dataset, --prompt-template and --num-problems as for sampling."
         )
     results = load_results(config.run, config.grader)
+    if results.schedule is not None:
+        raise ValueError(
+            f"{config.run} was sampled along a schedule of several arms, and is shown beside one model at one "
+            "temperature. Give a run of that model."
+        )
     counts = [p.num_samples for p in results.problems]
     possible = [k for k in ks if k <= min(counts)]
     notes = []

@@ -1,6 +1,6 @@
 """Everything that a report shows, as plain dataclasses: `report.json` is `dataclasses.asdict` of a `Summary`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -124,8 +124,17 @@ class ProblemSummary:
 
 
 @dataclass(frozen=True)
+class ArmSummary:
+    """An arm of a run along a schedule, alone: its samples of a problem, and its own pass@k as far as they reach."""
+
+    name: str
+    num_samples: NumSamples
+    curve: list[Estimate]
+
+
+@dataclass(frozen=True)
 class RunSummary:
-    """One run: `pass_at_k` at the k's asked for, `curve` at enough k's to draw it."""
+    """One run: `pass_at_k` at the k's asked for, `curve` at enough k's to draw it; `arms` if it has a schedule."""
 
     name: str
     grader: str
@@ -140,6 +149,7 @@ class RunSummary:
     extrapolation: Extrapolation
     curve: list[Estimate]
     problems: list[ProblemSummary]
+    arms: list[ArmSummary] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
