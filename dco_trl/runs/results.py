@@ -1,6 +1,7 @@
 """The results of a graded run, problem by problem: the counts behind pass@k, and samples to look at."""
 
 import hashlib
+import heapq
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -137,10 +138,10 @@ def load_results(run_dir: str | os.PathLike[str], grader: str | None = None) -> 
         schedule = schedule_of_run(store.path, store.manifest)
     arms = [] if schedule is None else [arm.name for arm in schedule.arms]
     tallies: dict[str, _Tally] = {problem.problem_id: _Tally(arms) for problem in store.problems}
+    graded = store.grade_parts(grader)
     for part in store.sample_parts():
-        graded = store.grade_part(grader, part)
-        if graded is not None:
-            _count_part(store, part, graded, tallies)
+        if part.stem in graded:
+            _count_part(store, part, graded[part.stem], tallies)
     ungraded = sum(map(len, present.values())) - sum(tally.num_samples for tally in tallies.values())
     if ungraded > 0:
         raise StoreError(
@@ -226,10 +227,11 @@ def _count_part(store: RunStore, part: Path, graded: Path, tallies: dict[str, _T
             tally.num_ungraded += scores[row] is None and not is_truncated
             tally.num_truncated_correct += correct and is_truncated
             tally.answers[seen.setdefault(answer, answer), correct, statuses[row]] += 1
-            if len(wanted[correct]) + len(tally.examples[correct]) < EXAMPLES:
-                wanted[correct].append((index, row))
+            wanted[correct].append((index, row))
         for correct, chosen in wanted.items():
-            tally.examples[correct] += [(index, texts[row].as_py(), correct) for index, row in chosen]
+            # Those with the lowest indices, whichever part they are in: so shards and one process show the same.
+            found = [(index, texts[row].as_py(), correct) for index, row in heapq.nsmallest(EXAMPLES, chosen)]
+            tally.examples[correct] = sorted(tally.examples[correct] + found)[:EXAMPLES]
 
 
 def _shortened(answer: str) -> str:
