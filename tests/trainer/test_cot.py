@@ -608,8 +608,6 @@ def test_refused_arguments():
         make_cot_trainer(trainer_kwargs={"data_collator": lambda rows: rows})
     with pytest.raises(TypeError, match="takes 2 positional arguments"):
         CoTDCOTrainer(make_model(), CoTDCOConfig(**settings()))
-    with pytest.raises(ValueError, match="`sampler='server'` can be given LoRA adapters.*Train with LoRA"):
-        make_cot_trainer(sampler="server", sampler_kwargs={"base_url": "http://127.0.0.1:9/v1"})
     with pytest.raises(GraderError, match="grader 'maths' is not known"):
         make_cot_trainer(grader="maths")
 
