@@ -36,7 +36,7 @@ def open_and_look(self, batches, step):
 def ask_and_draw(self, problems, counts, next_index, sampler):
     params = SamplingParams(temperature=0, max_tokens=5)
     greedy = [sample.token_ids for [sample] in sampler.sample([SampleRequest(ids, 1) for ids in PROMPTS], params)]
-    name = sampler._request_model
+    name = sampler.adapter_name or sampler.model
     asked = {"model": name, "prompt": PROMPTS, "max_tokens": 5, "temperature": 0, "logprobs": 0, "ignore_eos": True}
     answer = httpx.post(f"{base_url}/completions", json={**asked, "return_token_ids": True}, timeout=300).json()
     served = [entry["id"] for entry in httpx.get(f"{base_url}/models", timeout=300).json()["data"]]
