@@ -50,6 +50,8 @@ def let_accelerate_shard_on_a_cpu() -> None:
         def initialise(self, *args, fsdp_plugin=None, **kwargs):
             init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
             if fsdp_plugin is not None:
+                if self._mixed_precision != "no":
+                    fsdp_plugin.set_mixed_precision(self._mixed_precision)
                 self.fsdp_plugin = fsdp_plugin
                 self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 

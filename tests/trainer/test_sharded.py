@@ -37,8 +37,8 @@ RUNS = {
         "save_strategy": "steps",
         "save_steps": 2,
     },
-    "LoRA": {"lora": True, "loss_reduction": "sequence", "model": "saved"},
-    "CoT": {"cot": True, "model": "saved", "sampling_interval": 2, "max_steps": 4},
+    "LoRA": {"lora": True, "loss_reduction": "sequence", "model": "saved", "gradient_checkpointing": True},
+    "CoT": {"cot": True, "gradient_checkpointing": True, "model": "saved", "sampling_interval": 2, "max_steps": 4},
     "CoT, LoRA": {
         "cot": True,
         "lora": True,
@@ -47,6 +47,8 @@ RUNS = {
         "max_steps": 3,
         "targets": "sampled",
     },
+    # Rounding is another under each strategy: not compared with one process.
+    "CoT, bfloat16": {"cot": True, "model": "saved", "sampling_interval": 2, "max_steps": 4, "bf16": True},
 }
 STRATEGIES = {"fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
 
@@ -63,7 +65,7 @@ def launch(strategy: str | None, folder: Path) -> dict[str, dict]:
         }
         settings[name] = {**options, **sizes} | ({"model": saved} if "model" in options else {})
     if strategy is None:  # accelerate fills an uneven last batch up with the first rows, so that all have as many
-        settings["token"]["rows"] += [0]
+        settings["token"]["rows"] = [*RUNS["token"]["rows"], 0]
     run(strategy, str(HERE / "sharded_run.py"), json.dumps(settings), str(folder))
     return torch.load(folder / "results.pt", weights_only=False)
 
@@ -89,7 +91,7 @@ def assert_close(actual: dict, expected: dict) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [name for name in RUNS if "bfloat16" not in name])
 def test_two_processes_are_one(one, sharded, name):
     ours, theirs = sharded[name], one[name]
     keys = ("loss", "grad_norm", "coverage_loss", "coverage_weight", "weight_below_0.1", "log_p")
@@ -105,7 +107,7 @@ def test_two_processes_are_one(one, sharded, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["CoT", "CoT, LoRA"])
+@pytest.mark.parametrize("name", ["CoT", "CoT, LoRA", "CoT, bfloat16"])
 def test_a_server_is_given_the_whole_weights(sharded, name):
     assert_close(sharded[name]["served"], sharded[name]["weights"])
 
