@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import is_peft_model
 from torch.distributed.tensor import DTensor
-from trl.distributed import DistributedBackend
+
+from .trl_contract import DistributedBackend
 
 # What activation checkpointing adds to the names of parameters.
 _WRAPPER = "_checkpoint_wrapped_module."
@@ -94,6 +95,7 @@ class Replica:
             return tensor.to(self._accelerator.device, dtype if is_wide else tensor.dtype, copy=True)
 
         self.model.load_state_dict(gather_weights(self._original, self._accelerator, keep), assign=True)
+        self.model.to(self._accelerator.device)  # buffers that are not part of the state
         try:
             yield
         finally:

@@ -3,6 +3,7 @@
 Started by `test_sharded.py`, once for each strategy: starting is what takes long.
 """
 
+import functools
 import json
 import os
 import sys
@@ -28,10 +29,11 @@ def train(settings: dict, folder: Path) -> dict:
     }
     kwargs = {"peft_config": lora}
     if is_cot:
-        trainer = make_cot_trainer(trainer_kwargs=kwargs, **settings)
+        make = functools.partial(make_cot_trainer, trainer_kwargs=kwargs, **settings)
     else:
         kwargs |= {"eval_dataset": dataset(11), "train_dataset": Dataset.from_list([ROWS[row] for row in rows])}
-        trainer = make_trainer(num_attempts=MANY, trainer_kwargs=kwargs, **settings)
+        make = functools.partial(make_trainer, num_attempts=MANY, trainer_kwargs=kwargs, **settings)
+    trainer = make()
     trainer.train()
     result = {"steps": [entry for entry in trainer.state.log_history if "grad_norm" in entry]}
     result["distributed_type"] = str(trainer.accelerator.distributed_type.value)
@@ -50,8 +52,8 @@ def train(settings: dict, folder: Path) -> dict:
     trainer.accelerator.wait_for_everyone()
     result["weights"] = read_weights(folder / "final")
     if settings.get("save_strategy") == "steps":
-        again = make_trainer(num_attempts=MANY, trainer_kwargs=kwargs, **settings)
-        again.train(resume_from_checkpoint=True)
+        again = make()
+        again.train(resume_from_checkpoint=str(folder / f"checkpoint-{settings['save_steps']}"))
         again.save_model(str(folder / "resumed"))
         again.accelerator.wait_for_everyone()
         result["resumed"] = read_weights(folder / "resumed")

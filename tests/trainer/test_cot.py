@@ -549,7 +549,7 @@ def test_evaluation_is_that_of_the_reference_rationale():
         ({"sampler": "vlm"}, "`sampler='vlm'` is none of .*. Choose one of them"),
         ({"targets": "sampled", "sampler": "none"}, "`targets='sampled'`.*`sampler='none'` samples none"),
         ({"num_required": 2}, "`num_required=2` has no weight from counts of sampled rationales yet. Leave it at 1"),
-        ({"packing": True}, "`packing` merges rows.*Use `padding_free=True`"),
+        ({"packing": True}, "`packing` merges rows, and each row's weight is .*Use `padding_free=True`"),
         ({"sampler": "server"}, "`sampler='server'` needs the endpoint's address.*base_url"),
         ({"num_targets": 0}, "`num_targets` must be an integer of at least 1, got 0"),
         (
