@@ -1,7 +1,7 @@
 """Several right answers to a problem: their summed probability against rows of one reference each.
 
-The task is to factorise: `1188=` has the answers `12*99`, `99*12`, `22*54`, `54*22`, `27*44`, `44*27`, `33*36` and
-`36*33`, all pairs of two-digit factors. The model and the settings are those of the demonstration. Each N is trained
+The task is to factorise: `1001=` has the answers `11*91`, `91*11`, `13*77` and `77*13`, all pairs of two-digit
+factors. The model and the settings are those of the demonstration. Each N is trained
 in three ways:
 
 - `one`: rows of one reference, drawn from each number's;
@@ -14,7 +14,7 @@ validation numbers and reported on test numbers; the last epoch is reported too.
 
     python research/references.py --work_dir references-runs --output docs/results/references.json --workers 14
 
-45 runs. One takes about MINUTES minutes on one core.
+30 runs. One takes 1 (`one`) to 3 minutes on one core.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from dco_trl.sampling import exact_coverage
 from dco_trl.statistics import exact_pass_at_k
 
 KS = [1, 16, 256, 4096]
-NUM_ATTEMPTS = [1, 16, 256]
+NUM_ATTEMPTS = [1, 256]
 WAYS = ["one", "rows", "union"]
 NUM_TRAIN, NUM_VALIDATION = 1700, 300  # of 2,621 numbers; the rest is the test set
 
@@ -135,13 +135,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--num_epochs", type=int, default=60)
+    parser.add_argument("--num_epochs", type=int, default=30)
     args = parser.parse_args()
     jobs = [
         {"way": way, "num_attempts": num_attempts, "seed": seed, "num_epochs": args.num_epochs}
-        for seed in range(args.seeds)
-        for way in WAYS
+        for way in reversed(WAYS)  # the longest first
         for num_attempts in NUM_ATTEMPTS
+        for seed in range(args.seeds)
     ]
     runs = run_all(train, jobs, args.work_dir, args.workers)
     results = {"settings": {**SETTINGS, "num_train_epochs": args.num_epochs}, "k": KS, **environment(args.workers)}
