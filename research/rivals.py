@@ -6,8 +6,8 @@
 Cross-entropy (last epoch, best epoch, temperature tuned), averages of its early and late weights, label smoothing,
 focal loss, entropy bonus, GEM, DFT; DCO over N, and a mixture of N's. Settings, epochs and temperatures are chosen on
 validation problems and reported on test problems, exactly, without sampling. Runs are processes of one thread each. A
-finished run is one file in --work_dir and is not run again, so the command can be stopped and repeated; the output is
-written again each time a seed is complete.
+finished run is a record and its log-probabilities in --work_dir and is not run again, so the command can be stopped
+and repeated; the output is written again each time a seed is complete.
 
 With `--task math` the model is SmolLM2-135M and the problems are MATH's, direct answers. All rivals on one large GPU,
 and cross-entropy and two N's on a CPU:
@@ -35,10 +35,13 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by the libraries as the processes start
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import numpy as np
 from rival_figure import plot_frontier
 from rival_selection import TABLE_K, compare
 from rival_tasks import MathAnswers, Multiplication
 from rival_training import DCO_ATTEMPTS, METHODS, train
+
+from dco_trl import __version__
 
 Job = tuple[str, dict[str, Any], int]
 Task = Multiplication | MathAnswers
@@ -62,9 +65,12 @@ def path_of(work_dir: Path, job: Job) -> Path:
 
 
 def run_and_keep(task: Task, job: Job, num_epochs: int, path: Path) -> float:
-    """One run, in a process of its own; the file appears whole or not at all."""
-    record = train(task, *job, num_epochs)
+    """One run, in a process of its own; its files appear whole or not at all, the record last."""
+    record, log_p = train(task, *job, num_epochs)
     unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("wb") as file:
+        np.savez(file, **log_p)
+    unfinished.replace(path.with_suffix(".npz"))
     unfinished.write_text(json.dumps(record, separators=(",", ":")))
     unfinished.replace(path)
     return record["seconds"]
@@ -109,8 +115,9 @@ def merge(
         "task": task.description,
         "settings_of_all_runs": {**task.settings, "num_train_epochs": num_epochs},
         "versions": {
+            "dco-trl": __version__,
             "python": platform.python_version(),
-            **{name: version(name) for name in ("dco-trl", "torch", "transformers", "trl")},
+            **{name: version(name) for name in ("torch", "transformers", "trl")},
         },
         "num_runs": len(runs),
         "seconds_of_runs": round(sum(run["seconds"] for run in runs), 1),

@@ -341,7 +341,7 @@ def test_math_says_what_is_missing(math_folder):
 
 def test_math_trains_and_measures(math_folder, monkeypatch):
     monkeypatch.setattr(rival_training, "be_quiet", lambda: None)  # it would silence the tests that follow
-    record = rival_training.train(math_of(math_folder, 10, 4), "cross-entropy", {}, seed=0, num_epochs=2)
+    record, log_p = rival_training.train(math_of(math_folder, 10, 4), "cross-entropy", {}, seed=0, num_epochs=2)
     coverage = np.array(record["coverage"])
     assert coverage.shape == (2, len(rival_training.TEMPERATURES), 2, len(rival_training.KS))
     assert (np.diff(coverage, axis=-1) >= 0).all() and 0 < coverage[0, 0, 0, -1] <= 1
