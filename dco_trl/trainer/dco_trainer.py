@@ -325,8 +325,8 @@ class DCOTrainer(CompleteCheckpoints):
         gathered = self.accelerator.gather_for_metrics(by_example)
         if rows is not None:
             gathered, numbers = gathered[:, :-1], gathered[:, -1]
-            is_answer = gathered[:, 0] > 0
-            self._eval_rows.append(torch.stack([numbers, gathered[:, 4]], dim=1)[is_answer].cpu())
+            # Rows without an answer have count 0. They are left out at the end: here that would wait for the device.
+            self._eval_rows.append(torch.stack([numbers, gathered[:, 4], gathered[:, 0]], dim=1))
         sums = gathered.sum(0)
         self._eval_sums = sums if self._eval_sums is None else self._eval_sums + sums
 
@@ -347,7 +347,8 @@ class DCOTrainer(CompleteCheckpoints):
                 output.metrics[f"{metric_key_prefix}_{name}"] = value
         if self._eval_rows and metric_key_prefix.startswith("eval"):
             name = metric_key_prefix.removeprefix("eval").removeprefix("_")
-            self._eval_log_p.keep(self.state.global_step, name, torch.cat(self._eval_rows))
+            found = torch.cat(self._eval_rows).cpu()
+            self._eval_log_p.keep(self.state.global_step, name, found[found[:, 2] > 0, :2])
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -188,8 +188,8 @@ def sum_by_example(
     """Sum a table of units over the units of each example; without a count, each unit is one."""
     if documents_per_example is None:
         return table
-    num_examples = documents_per_example.numel()
-    example = torch.repeat_interleave(torch.arange(num_examples, device=table.device), documents_per_example)
-    # Units beyond the documents are padding, all zero.
-    sums = torch.zeros((num_examples, table.size(1)), dtype=table.dtype, device=table.device)
-    return sums.index_add(0, example, table[: example.numel()])
+    # Where each unit is among the examples' ends. Units beyond the documents are padding: one example more, left out.
+    units = torch.arange(table.size(0), device=table.device)
+    example = torch.searchsorted(documents_per_example.cumsum(0), units, right=True)
+    sums = torch.zeros((documents_per_example.numel() + 1, table.size(1)), dtype=table.dtype, device=table.device)
+    return sums.index_add(0, example, table)[:-1]
