@@ -63,9 +63,10 @@ def write_report(
     - `groups`: runs on the same problems: `runs` (indices), `num_problems`, `k`, `majority_k`, `comparisons` (each
       with `baseline`, `run` and `pass_at_k`: `k`, `difference`, `low`, `high`);
     - `runs`: `name`, `grader`, `manifest`, `num_problems`, `num_samples`, `samples` (counts), `pass_at_k` and
-      `curve` (`k`, `estimate`, `low`, `high`, `reliable`), `left_out`, `majority_at_k`, `never_solved`,
-      `extrapolation` (empty unless asked for), `problems` (counts, and the most frequent answer of each), and `arms`
-      (of a run along a schedule: `name`, `num_samples` and the `curve` of each arm alone).
+      `curve` (`k`, `estimate`, `low`, `high`, `reliable`), `left_out`, `majority_at_k`, `at_least_m_of_k` (with
+      `num_required`), `never_solved`, `extrapolation` (empty unless asked for), `problems` (counts, and the most
+      frequent answer of each), and `arms` (of a run along a schedule: `name`, `num_samples` and the `curve` of each
+      arm alone). Along a schedule there is no majority vote and no `at_least_m_of_k`.
 
     Args:
         results: The runs, as `load_results` reads them, with different names.

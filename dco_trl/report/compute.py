@@ -7,6 +7,7 @@ import numpy as np
 
 from .. import __version__
 from ..runs.results import ProblemResult, RunResult
+from ..statistics.at_least_m import at_least_m_of_k
 from ..statistics.extrapolation import check_extrapolation, extrapolate_pass_at_k
 from ..statistics.intervals import PassAtKCurve, difference_of_means, mean_curve, pass_at_k_curve
 from ..statistics.majority_vote import majority_at_k
@@ -14,6 +15,7 @@ from ..statistics.never_solved import never_solved
 from .counts import Counts
 from .summary import (
     ArmSummary,
+    AtLeast,
     Comparison,
     Difference,
     Estimate,
@@ -218,6 +220,7 @@ def _run(result: RunResult, ks: list[int], extrapolate: bool) -> RunSummary:
             if k > fewest
         ],
         majority_at_k=[] if result.schedule else _majority(problems, reported),
+        at_least_m_of_k=[] if result.schedule else _at_least(n, c, reported),
         never_solved=NeverSolved(never.count, never.share, never.low, never.high),
         extrapolation=_extrapolation(counts, ks) if extrapolate else Extrapolation(),
         curve=_curve(counts, sorted({*reported, *curve_points(fewest)})),
@@ -255,6 +258,16 @@ def _majority(problems: Sequence[ProblemResult], ks: list[int]) -> list[Estimate
         silent = problem.num_samples - sum(answer.count for answer in voting)
         values.append(majority_at_k([a.count for a in voting], [a.correct for a in voting], ks, silent))
     return _entries(mean_curve(values, ks, confidence=CONFIDENCE))
+
+
+def _at_least(n: NDArray, c: NDArray, ks: list[int]) -> list[AtLeast]:
+    """More than half of k, for each k of which that is not all."""
+    pairs = [(k // 2 + 1, k) for k in ks if k // 2 + 1 < k]
+    if not pairs:
+        return []
+    ms, of = np.array(pairs).T
+    found = mean_curve(at_least_m_of_k(n[:, None], c[:, None], of, ms), of.tolist(), confidence=CONFIDENCE)
+    return [AtLeast(**vars(entry), num_required=m) for entry, (m, _) in zip(_entries(found), pairs, strict=True)]
 
 
 def _entries(curve: PassAtKCurve) -> list[Estimate]:

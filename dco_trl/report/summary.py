@@ -22,6 +22,13 @@ class Estimate(Guess):
 
 
 @dataclass(frozen=True)
+class AtLeast(Estimate):
+    """The mean probability that at least `num_required` of k samples are correct."""
+
+    num_required: int
+
+
+@dataclass(frozen=True)
 class Difference:
     """A paired difference of two runs at one k, with its interval."""
 
@@ -145,6 +152,7 @@ class RunSummary:
     pass_at_k: list[Estimate]
     left_out: list[LeftOut]
     majority_at_k: list[Estimate]
+    at_least_m_of_k: list[AtLeast]
     never_solved: NeverSolved
     extrapolation: Extrapolation
     curve: list[Estimate]

@@ -64,6 +64,8 @@ def _pass_at_k(group: Group, runs: list[RunSummary]) -> tuple[list[str], Rows]:
     rows: Rows = [[f"pass@{k}", *(_cell(run.pass_at_k, k, with_interval) for run in runs)] for k in group.k]
     for k in group.majority_k:
         rows.append([f"majority@{k}", *(_cell(run.majority_at_k, k, with_interval) for run in runs)])
+    for m, k in sorted({(entry.num_required, entry.k) for run in runs for entry in run.at_least_m_of_k}):
+        rows.append([f"at least {m} of {k}", *(_cell(run.at_least_m_of_k, k, with_interval) for run in runs)])
     rows.append(["never solved", *(never_solved_text(run) for run in runs)])
     rows.append(["problems", *(f"{run.num_problems:,}" for run in runs)])
     rows.append(["samples per problem", *(_samples(run) for run in runs)])
