@@ -54,6 +54,7 @@ research: .venv/.dev  ## measure anew what docs/results states of the tiny model
 	$(BIN)/python research/rivals.py --work_dir runs/rivals --output runs/rivals.json --figure runs/frontier.png
 	$(BIN)/python research/cot_tiny.py --output runs/cot-tiny.json
 	$(BIN)/python research/sampled_exact.py --output runs/sampled-exact.json
+	$(BIN)/python research/dead_examples.py --work_dir runs/dead-examples --output runs/dead-examples.json
 
 bench: .venv/.dev  ## measure what docs/results/benchmarks.md states
 	$(BIN)/python benchmarks/run.py
