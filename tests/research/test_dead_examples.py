@@ -13,6 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "research"))
 
 import dead_examples
+import dead_figure
 from dead_examples import CURVE_K, EVAL_ROW, DropDead, Memory, Run, Stream
 
 from dco_trl.demo import task
@@ -125,6 +126,14 @@ def test_a_summary_by_hand():
     assert summary["refill"]["ahead"]["256"]["mean"] == pytest.approx(0.19)
     assert summary["drop"]["ahead"]["256"]["mean"] == 0.0
     assert [summary[method]["not_reached"] for method in dead_examples.METHODS] == [0, 0, 0]
+
+
+def test_the_picture_has_a_row_for_each_n_and_a_line_for_each_run():
+    runs = [record([0.1, 0.2], method=method, seed=seed) for method in dead_examples.METHODS for seed in range(2)]
+    figure = dead_figure.plot_dead({"summary": {"256": {}}, "runs": runs, "k": CURVE_K})
+    left, right = figure.axes
+    assert len(left.lines) == len(right.lines) == 3 * (2 + 1)
+    assert left.lines[0].get_xydata().tolist() == [[0.01, 0.1], [0.02, 0.2]]
 
 
 def test_every_seed_has_the_three_runs_and_none_is_always_first():
