@@ -30,7 +30,7 @@ PACKAGES = ("dco_trl", *PEERS)
 WORKER = Path(__file__).with_name("peer_worker.py")
 VERDICTS = Path(__file__).parents[1] / "tests" / "grading" / "verdicts.tsv"
 # One problem, and how far a package gets with it.
-MEMORY_LIMIT, TIME_LIMIT = 4 << 30, 10.0
+MEMORY_LIMIT, TIME_LIMIT = 6 << 30, 10.0
 LARGEST_TRIED = 10**12
 
 
@@ -109,14 +109,13 @@ def compare_pass_at_k(workers: dict[str, Worker], rounds: int) -> dict[str, Any]
 def largest_n(python: str, package: str) -> dict[str, Any]:
     """The largest power of ten that a package takes within the limits: one in a hundred correct, k = n / 2."""
     reached: dict[str, Any] = {"n": 0, "seconds": 0.0, "ended_by": "nothing, up to what was tried"}
-    n = 1_000
+    n = 10_000
     while n <= LARGEST_TRIED:
-        start = time.perf_counter()
         with Worker(python, MEMORY_LIMIT) as worker:
             answer = worker.ask("pass_at_k", package=package, num_samples=[n], num_correct=[n // 100], ks=[n // 2])
         if "error" in answer:
             return reached | {"ended_by": answer["error"][:120]}
-        if time.perf_counter() - start > 6 * TIME_LIMIT or answer["seconds"][0] > TIME_LIMIT:
+        if answer["seconds"][0] > TIME_LIMIT:
             return reached | {"ended_by": f"more than {TIME_LIMIT:.0f} s"}
         reached |= {"n": n, "seconds": answer["seconds"][0]}
         n *= 10
