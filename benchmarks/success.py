@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dco_trl import __version__
 from dco_trl.statistics import fit_prior, plugin_weight, posterior_weight
 from dco_trl.trainer.success_counts import SuccessCounts, needs_sampling
 
@@ -250,8 +251,8 @@ def real_shapes(log_p_files, runs) -> dict[str, np.ndarray]:
 
 
 def environment() -> dict:
-    names = ("dco-trl", "numpy", "scipy")
-    return {"versions": {"python": platform.python_version(), **{name: version(name) for name in names}}}
+    versions = {"python": platform.python_version(), "dco-trl": __version__}
+    return {"versions": versions | {name: version(name) for name in ("numpy", "scipy")}}
 
 
 def show(label: str, grid: dict) -> None:

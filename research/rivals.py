@@ -41,6 +41,8 @@ from rival_selection import TABLE_K, compare
 from rival_tasks import MathAnswers, Multiplication
 from rival_training import DCO_ATTEMPTS, METHODS, train
 
+from dco_trl import __version__
+
 Job = tuple[str, dict[str, Any], int]
 Task = Multiplication | MathAnswers
 
@@ -113,8 +115,9 @@ def merge(
         "task": task.description,
         "settings_of_all_runs": {**task.settings, "num_train_epochs": num_epochs},
         "versions": {
+            "dco-trl": __version__,
             "python": platform.python_version(),
-            **{name: version(name) for name in ("dco-trl", "torch", "transformers", "trl")},
+            **{name: version(name) for name in ("torch", "transformers", "trl")},
         },
         "num_runs": len(runs),
         "seconds_of_runs": round(sum(run["seconds"] for run in runs), 1),

@@ -28,6 +28,7 @@ from rival_training import LATE_WEIGHTS, TEMPERATURES, early_epochs
 from rivals import Job, Task
 from schedule_figure import plot_schedules
 
+from dco_trl import __version__
 from dco_trl.statistics import AttemptSchedule, plan_attempts, scheduled_pass_at_k
 
 KS = tuple(4**i for i in range(8))
@@ -97,7 +98,7 @@ class Arms:
         num_epochs = record["num_epochs"]
         epochs = [num_epochs] if last_only else list(range(num_epochs, 0, -every))[::-1]
         parts, names = [arrays["log_p"][[e - 1 for e in epochs]]], [{"epoch": e} for e in epochs]
-        if averages:
+        if averages and len(arrays["averages"]):
             parts.append(arrays["averages"])
             names += [{"early": e, "late_weight": w} for e in early_epochs(num_epochs) for w in LATE_WEIGHTS]
         log_p = np.concatenate(parts)[:, columns].reshape(len(names) * len(columns), -1).astype(np.float64)
@@ -247,6 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.task == "math":
         task = MathAnswers(args.model, args.dataset, args.num_train, args.num_test)
     num_epochs = args.epochs or task.num_epochs
+    if args.families and OURS not in args.families:
+        parser.error(f"--families: {OURS!r} must be among them: the others are compared with it")
     runs = STUDY
     if args.families:
         wanted = sum((FAMILIES[name] for name in args.families), [])
@@ -287,7 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         **summarise(each, KS),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("dco-trl", "torch", "transformers", "trl")},
+            "dco-trl": __version__,
+            **{name: version(name) for name in ("torch", "transformers", "trl")},
         },
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)

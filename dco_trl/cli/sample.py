@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ._common import DatasetConfig, ModelConfig, json_object, load_problems, naming, parse, status, unescape
 
 if TYPE_CHECKING:
+    from ..runs.schedule_file import ArmSchedule
     from ..sampling import Sampler, SamplingParams
 
 
@@ -27,6 +28,13 @@ class SamplerConfig:
     max_tokens: int = field(default=512, metadata={"help": "Longest completion, in tokens."})
     stop: list[str] | None = field(
         default=None, metadata={"help": r"Strings that end a completion. \n is a line break."}
+    )
+    schedule: str | None = field(
+        default=None,
+        metadata={
+            "help": "A schedule of `dco-trl schedule`, upon the same --model: which adapter and temperature to sample "
+            "for attempt 1, 2, 3, …"
+        },
     )
     seed: int = field(default=0, metadata={"help": "Seed of the draws."})
     chunk_size: int | None = field(
@@ -81,9 +89,10 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, pr
 
     check_run_size(sampling.num_samples, sampling.chunk_size)
     params = sampling_params(sampling)
+    schedule = load_schedule(model, sampling, params)
     problems = load_problems(data) if problems is None else problems
     print(f"{len(problems):,} problems × {sampling.num_samples:,} samples", file=sys.stderr)
-    sampler = load_sampler(model, sampling, progress=True)
+    sampler = load_sampler(model, sampling, progress=True, schedule=schedule)
     try:
         return sample_run(
             sampling.output,
@@ -91,6 +100,7 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, pr
             sampler,
             sampling.num_samples,
             params,
+            schedule=schedule,
             chunk_size=sampling.chunk_size,
             dataset=asdict(data),
         )
@@ -112,8 +122,26 @@ def sampling_params(sampling: SamplerConfig) -> "SamplingParams":
     )
 
 
-def load_sampler(model: ModelConfig, sampling: SamplerConfig, progress: bool) -> "Sampler":
-    """The sampler that a command line names."""
+def load_schedule(model: ModelConfig, sampling: SamplerConfig, params: "SamplingParams") -> "ArmSchedule | None":
+    """The schedule that a command line names, checked before minutes are spent on loading the model."""
+    if sampling.schedule is None:
+        return None
+    from ..runs.attempts import check_schedule
+    from ..runs.schedule_file import read_schedule
+    from ..sampling.fingerprint import describe
+
+    schedule = read_schedule(sampling.schedule)
+    known = {"sampler": sampling.sampler, "adapter": model.adapter}
+    is_served = sampling.sampler == "server"
+    known |= {"model": model.model} if is_served else describe("model", model.model)
+    check_schedule(schedule, known, params)
+    return schedule
+
+
+def load_sampler(
+    model: ModelConfig, sampling: SamplerConfig, progress: bool, schedule: "ArmSchedule | None" = None
+) -> "Sampler":
+    """The sampler that a command line names; with room for the adapters of a schedule."""
     from ..sampling import make_sampler
 
     sampler_kwargs = json_object(sampling.sampler_kwargs, "sampler_kwargs")
@@ -126,6 +154,8 @@ def load_sampler(model: ModelConfig, sampling: SamplerConfig, progress: bool) ->
         sampler_kwargs["dtype"] = model.dtype
     if sampling.sampler == "transformers":
         sampler_kwargs.setdefault("batch_size", model.batch_size)
+    if sampling.sampler == "vllm" and schedule is not None:
+        sampler_kwargs["adapters"] = sorted({arm.adapter for arm in schedule.arms} - {""})
     with naming(model.model):
         return make_sampler(
             sampling.sampler,

@@ -5,18 +5,14 @@ from dataclasses import asdict, dataclass, field
 
 from ._common import DatasetConfig, ModelConfig, load_problems, parse, status
 from .grade import GradingConfig, grading_limits
-from .sample import SamplerConfig, load_sampler, sampling_params
+from .sample import SamplerConfig, load_sampler, load_schedule, sampling_params
 
 
 @dataclass
 class SolveConfig:
-    """What to spend, and on which arms."""
+    """What to spend."""
 
     num_attempts: int = field(metadata={"help": "Budget per problem. Raised later, it goes on with the unsolved."})
-    schedule: str | None = field(
-        default=None,
-        metadata={"help": "A schedule of `dco-trl schedule`, upon the same --model; for --sampler transformers."},
-    )
 
 
 def main(argv: list[str]) -> int:
@@ -46,11 +42,10 @@ def solve(
         model: The model.
         sampling: How to sample, and where to.
         grading: How to verify.
-        config: What to spend, and on which arms.
+        config: What to spend.
     """
     from ..checks import check_integer
     from ..grading import load_grader
-    from ..runs.schedule_file import read_schedule
     from ..runs.solve import ANSWERS_NAME
     from ..runs.solve import solve as solve_problems
 
@@ -58,19 +53,10 @@ def solve(
     check_integer("num_attempts", config.num_attempts)
     params = sampling_params(sampling)
     load_grader(grading.grader)
-    schedule = None
-    if config.schedule is not None:
-        schedule = read_schedule(config.schedule)
-        if model.adapter is not None:
-            raise ValueError(
-                f"`adapter` {model.adapter} cannot be combined with a schedule: its arms have their own. "
-                "Leave one of them out."
-            )
-        if sampling.sampler != "transformers":
-            raise ValueError(f"`schedule` needs --sampler transformers, got {sampling.sampler}")
+    schedule = load_schedule(model, sampling, params)
     problems = _problems(data, grading)
     print(f"{len(problems):,} problems, at most {config.num_attempts:,} attempts each", file=sys.stderr)
-    sampler = load_sampler(model, sampling, progress=False)
+    sampler = load_sampler(model, sampling, progress=False, schedule=schedule)
     try:
         summary = solve_problems(
             problems,

@@ -12,6 +12,7 @@ from .sample import sample_run
 
 if TYPE_CHECKING:
     from ..sampling.protocol import Sampler
+    from .schedule_file import ArmSchedule
 
 
 def evaluate(
@@ -22,6 +23,7 @@ def evaluate(
     num_samples: int,
     params: SamplingParams | None = None,
     *,
+    schedule: "ArmSchedule | str | os.PathLike[str] | None" = None,
     chunk_size: int | None = None,
     progress: bool = True,
 ) -> RunResult:
@@ -34,6 +36,7 @@ def evaluate(
         grader: As for [`grade_run`][dco_trl.runs.grade_run].
         num_samples: Samples wanted per problem.
         params: How to sample.
+        schedule: Which arm each sample is drawn from; see [`sample_run`][dco_trl.runs.sample_run].
         chunk_size: Sequences per chunk.
         progress: Show progress on standard error.
 
@@ -54,5 +57,7 @@ def evaluate(
 
         ```
     """
-    sample_run(run_dir, problems, sampler, num_samples, params, chunk_size=chunk_size, progress=progress)
+    sample_run(
+        run_dir, problems, sampler, num_samples, params, schedule=schedule, chunk_size=chunk_size, progress=progress
+    )
     return load_results(run_dir, grade_run(run_dir, grader, progress=progress).grader)

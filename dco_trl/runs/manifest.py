@@ -22,6 +22,8 @@ FORMAT = 2
 
 # Recorded, and not compared: they do not say what the samples are draws of.
 _FREE = frozenset({"versions", "num_samples", "dataset", "created", "sessions", "problems_sha256"})
+# Characters of a value in a message.
+_LONGEST = 200
 _NONE = type(None)
 _TYPES: dict[str, tuple[type, ...]] = {
     "format": (int,),
@@ -30,6 +32,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "num_problems": (int,),
     "num_samples": (int, _NONE),
     "sampling": (dict,),
+    "schedule": (dict,),
     "dataset": (dict,),
     "versions": (dict, _NONE),
     "created": (str, _NONE),
@@ -162,7 +165,7 @@ def _refuse_changes(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]
         _flat({key: value for key, value in manifest.items() if key not in _FREE}) for manifest in (old, new)
     )
     changes = [
-        f"  {key}: the run has {before.get(key, '(nothing)')!r}, now {after.get(key, '(nothing)')!r}"
+        f"  {key}: the run has {_shown(before.get(key, '(nothing)'))}, now {_shown(after.get(key, '(nothing)'))}"
         for key in sorted(before | after)
         if before.get(key) != after.get(key)
     ]
@@ -177,8 +180,15 @@ def _refuse_changes(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in mapping.items():
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            value = {str(position): item for position, item in enumerate(value)}
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _without_passwords(value: Any) -> Any:

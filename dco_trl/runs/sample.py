@@ -12,12 +12,14 @@ from tqdm.auto import tqdm
 
 from ..checks import check_integer
 from ..problem import Problem
-from ..sampling.protocol import SampleRequest, SamplingParams
+from ..sampling.protocol import SamplingParams
+from .attempts import Attempts
 from .manifest import run_manifest
 from .store import RunStore
 
 if TYPE_CHECKING:
     from ..sampling.protocol import Sampler
+    from .schedule_file import ArmSchedule
 
 # A part holds at most this many sequences, and fewer if they may be long: all of them are in memory at a time, where
 # a token takes about 40 bytes.
@@ -68,6 +70,7 @@ def sample_run(
     num_samples: int,
     params: SamplingParams | None = None,
     *,
+    schedule: "ArmSchedule | str | os.PathLike[str] | None" = None,
     chunk_size: int | None = None,
     dataset: Mapping[str, Any] | None = None,
     progress: bool = True,
@@ -80,9 +83,12 @@ def sample_run(
     Args:
         run_dir: The run's folder, made if there is none.
         problems: What to sample.
-        sampler: Any sampler; it is not closed.
+        sampler: Any sampler; it is not closed. With a schedule it has the arms' model and no adapter of its own.
         num_samples: Samples wanted per problem, at least 1.
-        params: How to sample; the defaults if not given.
+        params: How to sample; the defaults if not given. With a schedule `temperature` stays 1: its arms have their
+            own.
+        schedule: Which arm each sample is drawn from, or the file that says so; the store then keeps it. Beyond what
+            is planned, the last arm goes on. None: the sampler's own.
         chunk_size: Sequences per chunk. None: up to 16,384, and about five minutes of work.
         dataset: Where the problems come from, for the record.
         progress: Show a bar on standard error.
@@ -91,8 +97,9 @@ def sample_run(
         A summary.
 
     Raises:
-        ValueError: `num_samples` or `chunk_size` is no integer or below 1.
-        StoreError: The folder is in use, holds another run, or cannot be written.
+        ValueError: `num_samples` or `chunk_size` is no integer or below 1, or a temperature beside a schedule.
+        StoreError: The folder is in use, holds another run, or cannot be written; the schedule cannot be read, is for
+            another model, or one of its adapters is gone.
 
     Examples:
         ```python
@@ -108,7 +115,9 @@ def sample_run(
     """
     num_samples, chunk_size = check_run_size(num_samples, chunk_size)
     params = params or SamplingParams()
-    with RunStore.writing(run_dir, run_manifest(sampler, params, num_samples, dataset), problems) as store:
+    attempts = Attempts(problems, sampler, params, schedule)
+    manifest = {**run_manifest(sampler, params, num_samples, dataset), **attempts.manifest()}
+    with RunStore.writing(run_dir, manifest, problems) as store:
         present = store.present()
         before = sum(len(indices) for indices in present.values())
         ids = [problem.problem_id for problem in problems]
@@ -116,6 +125,8 @@ def sample_run(
         missing = sum(count for _, _, count in gaps)
         if progress and before and missing:
             print(f"{store.path}: {before:,} samples are there, {missing:,} are to be drawn", file=sys.stderr)
+        if progress and (note := attempts.note(num_samples)):
+            print(note, file=sys.stderr)
         drawn = tokens = truncated = 0
         seconds = 0.0
         chunks = Chunks(gaps)
@@ -128,12 +139,8 @@ def sample_run(
         ) as bar:
             while chunks:
                 pieces = chunks.take(chunk_size or next_chunk_size(params.max_tokens, drawn, seconds))
-                requests = [
-                    SampleRequest(problems[position].prompt, count, first_index=first, stream=position)
-                    for position, first, count in pieces
-                ]
                 began = time.perf_counter()
-                rows = draw_rows(sampler, requests, params, [ids[position] for position, _, _ in pieces])
+                rows = attempts.draw(pieces)
                 seconds += time.perf_counter() - began
                 store.write_samples(rows)
                 drawn += len(rows)
@@ -207,22 +214,6 @@ def next_chunk_size(max_tokens: int, drawn: int, seconds: float) -> int:
     if not drawn:
         return min(_FIRST_CHUNK, largest)
     return max(1, min(largest, int(drawn / max(seconds, 1e-9) * _SECONDS)))
-
-
-def draw_rows(
-    sampler: "Sampler", requests: list[SampleRequest], params: SamplingParams, problem_ids: list[str]
-) -> list[tuple[str, int, str, int, str]]:
-    drawn = sampler.sample(requests, params)
-    if [len(samples) for samples in drawn] != [request.num_samples for request in requests]:
-        raise ValueError(
-            f"sampler {type(sampler).__name__} was asked for {[request.num_samples for request in requests]} samples "
-            f"and returned {[len(samples) for samples in drawn]}; it must return as many as asked for, in order"
-        )
-    return [
-        (problem_id, request.first_index + i, sample.text, sample.num_tokens, sample.finish_reason)
-        for problem_id, request, samples in zip(problem_ids, requests, drawn, strict=True)
-        for i, sample in enumerate(samples)
-    ]
 
 
 def _duration(seconds: float) -> str:

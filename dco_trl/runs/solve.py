@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +15,18 @@ from tqdm.auto import tqdm
 
 from ..checks import check_integer
 from ..problem import Problem
-from ..sampling.fingerprint import describe
-from ..sampling.protocol import SampleRequest, SamplingParams
-from ..statistics.schedule import AttemptSchedule
-from .arms import Arm
-from .files import StoreError, write_atomically
+from ..sampling.protocol import SamplingParams
+from .attempts import Attempts
+from .files import write_atomically
 from .grade import PartGrader, grader_source, is_correct
 from .manifest import run_manifest
-from .sample import Chunks, check_run_size, draw_rows, next_chunk_size
-from .schedule_file import ArmSchedule, read_schedule
+from .sample import Chunks, check_run_size, next_chunk_size
 from .store import RunStore, rows_by_problem
 
 if TYPE_CHECKING:
     from ..grading import BulkGrader
     from ..sampling.protocol import Sampler
+    from .schedule_file import ArmSchedule
 
 ANSWERS_NAME = "answers.jsonl"
 # A round adds half of the attempts before it: what is drawn after the accepted one stays below that.
@@ -93,7 +91,7 @@ def solve(
     *,
     run_dir: str | os.PathLike[str],
     num_attempts: int,
-    schedule: ArmSchedule | str | os.PathLike[str] | None = None,
+    schedule: "ArmSchedule | str | os.PathLike[str] | None" = None,
     params: SamplingParams | None = None,
     chunk_size: int | None = None,
     dataset: Mapping[str, Any] | None = None,
@@ -109,7 +107,7 @@ def solve(
 
     Args:
         problems: What to solve. `answer` may be "" where the verifier needs no reference.
-        sampler: Any sampler; it is not closed. With a schedule over adapters, one that can load them in turn.
+        sampler: Any sampler; it is not closed. With a schedule it has the arms' model and no adapter of its own.
         verifier: Any grader, as for [`grade_run`][dco_trl.runs.grade_run]: "math", "exact", "code", an import path, or
             a function. Only what it scores above 0.5 is accepted.
         run_dir: The folder for samples, verdicts and answers.
@@ -125,7 +123,7 @@ def solve(
         The answers, and what they took.
 
     Raises:
-        ValueError: The verifier needs a reference and a problem has none, or the sampler cannot follow the schedule.
+        ValueError: The verifier needs a reference and a problem has none, or a temperature beside a schedule.
         GraderError: The verifier raises. The samples are kept: the same call verifies them again.
         StoreError: The folder is in use, holds another run, or cannot be written; the schedule is of another model,
             or one of its adapters is gone.
@@ -152,22 +150,17 @@ def solve(
     params = params or SamplingParams()
     name, source = grader_name(verifier), grader_source(load_grader(verifier))
     _check_references(problems, name)
-    if schedule is not None and not isinstance(schedule, ArmSchedule):
-        schedule = read_schedule(schedule)
-    arms = _Arms(sampler, schedule, params)
-    manifest = run_manifest(sampler, params, num_attempts, dataset)
-    manifest["solve"] = {"verifier": name, "schedule": arms.identity()}
-    if progress and schedule is not None and num_attempts > schedule.schedule.num_attempts:
-        print(
-            f"the schedule plans {schedule.schedule.num_attempts:,} attempts: beyond them its last arm goes on",
-            file=sys.stderr,
-        )
+    attempts = Attempts(problems, sampler, params, schedule)
+    manifest = {**run_manifest(sampler, params, num_attempts, dataset), **attempts.manifest()}
+    manifest["solve"] = {"verifier": name}
+    if progress and (note := attempts.note(num_attempts)):
+        print(note, file=sys.stderr)
     with (
         BulkGrader(verifier, **(grading or {})) as bulk,
         RunStore.writing(run_dir, manifest, problems) as store,
         store.grading(name, source),
     ):
-        work = _Solving(store, bulk, arms, chunk_size, progress)
+        work = _Solving(store, bulk, attempts, chunk_size, progress)
         return work.run(num_attempts)
 
 
@@ -184,84 +177,14 @@ def round_ends(num_attempts: int) -> list[int]:
     return ends
 
 
-class _Arms:
-    """The sampler, switched from arm to arm."""
-
-    def __init__(self, sampler: "Sampler", schedule: ArmSchedule | None, params: SamplingParams) -> None:
-        self.sampler, self.params = sampler, params
-        own = sampler.identity()
-        self.schedule: AttemptSchedule | None = None
-        self.arms = [Arm(own.get("model", ""), own.get("adapter", ""), params.temperature)]
-        self._adapter = self.arms[0].adapter
-        if schedule is None:
-            return
-        self.schedule, self.arms = schedule.schedule, list(schedule.arms)
-        if params.temperature != 1:
-            raise ValueError(
-                f"temperature={params.temperature:g} cannot be combined with a schedule, whose arms have their own. "
-                "Leave it out."
-            )
-        for arm in self.arms:
-            self._check(arm, own)
-        if {arm.adapter for arm in self.arms} != {self._adapter} and not hasattr(sampler, "load_adapter"):
-            raise ValueError(
-                f"sampler {type(sampler).__name__} cannot load one adapter after another, which the schedule needs: "
-                "sample it with TransformersSampler (--sampler transformers)."
-            )
-        self._switch("")  # so that the manifest describes the model alone, and the arms each adapter
-
-    def _check(self, arm: Arm, own: Mapping[str, Any]) -> None:
-        fingerprint = own.get("model_fingerprint", "")
-        is_other = arm.model != own.get("model", "")
-        if arm.model_fingerprint and fingerprint:
-            is_other = arm.model_fingerprint != fingerprint
-        if is_other:
-            raise StoreError(
-                f"arm {arm.name!r} of the schedule is for model {arm.model!r} "
-                f"({arm.model_fingerprint or 'no fingerprint'}), and the sampler has {own.get('model')!r} "
-                f"({fingerprint or 'no fingerprint'}). Load that model, or plan a schedule for this one."
-            )
-        if arm.adapter and not (Path(arm.adapter) / "adapter_config.json").is_file():
-            raise StoreError(
-                f"the adapter of arm {arm.name!r} is gone: {arm.adapter} has no adapter_config.json. Restore it, or "
-                "plan a schedule without it."
-            )
-
-    def identity(self) -> list[dict[str, Any]] | None:
-        """The arms and blocks, with hashes of the adapters."""
-        if self.schedule is None:
-            return None
-        arms = [{**asdict(arm), **describe("adapter", arm.adapter)} for arm in self.arms]
-        return [*arms, {"blocks": self.schedule.to_dict()["blocks"]}]
-
-    def of(self, attempts: NDArray) -> NDArray[np.int64]:
-        """The arm of each attempt, counted from 0."""
-        if self.schedule is None:
-            return np.zeros(attempts.size, dtype=np.int64)
-        block = np.searchsorted(np.cumsum(self.schedule.attempts), attempts, side="right")
-        return self.schedule.arm[np.minimum(block, self.schedule.arm.size - 1)]
-
-    def draw(self, arm: int, requests: list[SampleRequest], ids: list[str]) -> list[tuple[str, int, str, int, str]]:
-        """Samples of one arm, as rows of the store."""
-        params = self.params
-        if self.schedule is not None:
-            self._switch(self.arms[arm].adapter)
-            params = replace(params, temperature=self.arms[arm].temperature)
-        return draw_rows(self.sampler, requests, params, ids)
-
-    def _switch(self, adapter: str) -> None:
-        if adapter != self._adapter:
-            self.sampler.load_adapter(adapter or None)  # type: ignore[attr-defined]
-            self._adapter = adapter
-
-
 class _Solving:
     """One call's work: what is on disk first, then round by round."""
 
     def __init__(
-        self, store: RunStore, bulk: "BulkGrader", arms: _Arms, chunk_size: int | None, progress: bool
+        self, store: RunStore, bulk: "BulkGrader", attempts: Attempts, chunk_size: int | None, progress: bool
     ) -> None:
-        self.store, self.bulk, self.arms, self.chunk_size, self.progress = store, bulk, arms, chunk_size, progress
+        self.store, self.bulk, self.attempts, self.progress = store, bulk, attempts, progress
+        self.chunk_size = chunk_size
         self.drawn, self.seconds = 0, 0.0
         self.grade = PartGrader(store.problems, bulk)
         self.ids = [problem.problem_id for problem in store.problems]
@@ -285,26 +208,19 @@ class _Solving:
         return SolveSummary(tuple(self._answers()), num_attempts, tuple(map(self._within, budgets)))
 
     def _round(self, start: int, end: int) -> None:
-        arm_of = self.arms.of(np.arange(start, end))
-        for arm in dict.fromkeys(arm_of.tolist()):
-            attempts = start + np.flatnonzero(arm_of == arm)
-            chunks = Chunks(self._missing(attempts))
-            while chunks:
-                size = self.chunk_size or next_chunk_size(self.arms.params.max_tokens, self.drawn, self.seconds)
-                pieces = chunks.take(size)
-                requests = [
-                    SampleRequest(self.store.problems[i].prompt, count, first_index=first, stream=i)
-                    for i, first, count in pieces
-                ]
-                began = time.perf_counter()
-                rows = self.arms.draw(arm, requests, [self.ids[i] for i, _, _ in pieces])
-                self.seconds += time.perf_counter() - began
-                self.drawn += len(rows)
-                part = self.store.write_samples(rows)
-                for i, first, count in pieces:
-                    self.present[self.ids[i]] = np.union1d(self.present[self.ids[i]], np.arange(first, first + count))
-                self._verify(part)
-                self._show()
+        chunks = Chunks(self._missing(np.arange(start, end)))
+        while chunks:
+            size = self.chunk_size or next_chunk_size(self.attempts.params.max_tokens, self.drawn, self.seconds)
+            pieces = chunks.take(size)
+            began = time.perf_counter()
+            rows = self.attempts.draw(pieces)
+            self.seconds += time.perf_counter() - began
+            self.drawn += len(rows)
+            part = self.store.write_samples(rows)
+            for i, first, count in pieces:
+                self.present[self.ids[i]] = np.union1d(self.present[self.ids[i]], np.arange(first, first + count))
+            self._verify(part)
+            self._show()
 
     def _missing(self, attempts: NDArray) -> list[tuple[int, int, int]]:
         """Gaps of the open problems: (position, first index, number). Only what comes before an accepted attempt."""
@@ -349,7 +265,7 @@ class _Solving:
                 answers.append(Answer(problem_id, False, spent))
                 continue
             index, answer, text = self.accepted[problem_id]
-            arm = self.arms.arms[int(self.arms.of(np.array([index]))[0])]
+            arm = self.attempts.arms[int(self.attempts.arm_of(np.array([index]))[0])]
             answers.append(Answer(problem_id, True, spent, answer, text, index + 1, arm.name))
         return answers
 

@@ -2,7 +2,8 @@
 
     manifest.json                             what the samples are draws of, and with which software
     problems.parquet                          problem_id, prompt, conversational, answer, columns
-    samples/part-000000-HASH.parquet          problem_id, sample_index, text, num_tokens, finish_reason
+    samples/part-000000-HASH.parquet          problem_id, sample_index, text, num_tokens, finish_reason, and with a
+                                              schedule arm, the name of what was sampled
     grades/GRADER/grader.json                 the grader, and what its verdicts depend on
     grades/GRADER/part-000000-SAMPLES-HASH.parquet
                                               problem_id, sample_index, score, answer, status
@@ -50,6 +51,8 @@ SAMPLE_SCHEMA = pa.schema(
         ("finish_reason", pa.string()),
     ]
 )
+# Of a run along a schedule.
+SCHEDULED_SCHEMA = SAMPLE_SCHEMA.append(pa.field("arm", pa.string()))
 GRADE_SCHEMA = pa.schema(
     [
         ("problem_id", pa.string()),
@@ -137,11 +140,12 @@ class RunStore:
             remove_unfinished(store.samples_dir)
             yield store
 
-    def write_samples(self, rows: Sequence[tuple[str, int, str, int, str]]) -> Path:
+    def write_samples(self, rows: Sequence[tuple[Any, ...]]) -> Path:
         """Add one part of samples; when this returns, it is on disk.
 
         Args:
-            rows: (problem_id, sample_index, text, num_tokens, finish_reason) each.
+            rows: (problem_id, sample_index, text, num_tokens, finish_reason) each, and the arm in a run along a
+                schedule.
 
         Returns:
             The part's file.
@@ -153,7 +157,8 @@ class RunStore:
         require_lock(self.path)
         columns: list[Sequence[Any]] = [list(column) for column in zip(*rows, strict=True)]
         columns[2] = [storable(text) for text in columns[2]]
-        table = pa.table(dict(zip(SAMPLE_SCHEMA.names, columns, strict=True)), schema=SAMPLE_SCHEMA)
+        schema = self.sample_schema
+        table = pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
         parts = self.sample_parts()
         number = int(parts[-1].name.split("-")[1]) + 1 if parts else 0
         return write_part(self.samples_dir, f"part-{number:06d}", table)
@@ -213,6 +218,11 @@ class RunStore:
     # -- reading ---------------------------------------------------------------------------------------------------
 
     @property
+    def sample_schema(self) -> pa.Schema:
+        """The columns of the samples."""
+        return SCHEDULED_SCHEMA if "schedule" in self.manifest else SAMPLE_SCHEMA
+
+    @property
     def samples_dir(self) -> Path:
         return self.path / "samples"
 
@@ -251,7 +261,7 @@ class RunStore:
         Raises:
             StoreError: The file is damaged; the message names it and says what to do.
         """
-        return read_part(part, _some_of(SAMPLE_SCHEMA, columns), "its samples are then drawn")
+        return read_part(part, _some_of(self.sample_schema, columns), "its samples are then drawn")
 
     def read_grades(self, part: Path, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one part of verdicts, as [`read_samples`][dco_trl.runs.RunStore.read_samples] reads samples."""

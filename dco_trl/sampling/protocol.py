@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,10 +56,7 @@ class SamplingParams:
                 raise TypeError(f"{name}={getattr(self, name)!r} must be a number, such as 1.0.") from None
         for name, minimum in (("top_k", 0), ("max_tokens", 1), ("seed", 0)):
             object.__setattr__(self, name, check_integer(name, getattr(self, name), minimum))
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(
-                f"temperature={self.temperature} must be a finite number, at least 0 (0 is greedy decoding)."
-            )
+        _check_temperature(self.temperature)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be in (0, 1]; 1 keeps every token.")
         if self.seed >= 2**63:
@@ -81,9 +78,12 @@ class SampleRequest:
         first_index: Index of the first of them among the problem's samples. Draws depend on the index, so a run that
             is cut in chunks, resumed or extended never repeats a draw.
         stream: Which problem this is. Draws depend on it too, so problems do not share them.
+        adapter: Folder of the LoRA adapter to sample with, or its name at a server; "" for the model alone. None: the
+            sampler's own.
+        temperature: In place of that of `SamplingParams`; None: that one.
 
     Raises:
-        ValueError: A count or an index outside its range, or an empty prompt.
+        ValueError: A count, an index or a temperature outside its range, or an empty prompt.
 
     Examples:
         >>> request = SampleRequest("2 + 2 =", num_samples=64, first_index=64, stream=3)  # the second 64 of problem 3
@@ -93,12 +93,24 @@ class SampleRequest:
     num_samples: int
     first_index: int = 0
     stream: int = 0
+    adapter: str | None = None
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         for name, minimum in (("num_samples", 1), ("first_index", 0), ("stream", 0)):
             object.__setattr__(self, name, check_integer(name, getattr(self, name), minimum))
         if not self.prompt:
             raise ValueError(f"prompt={self.prompt!r} is empty: there is nothing to continue.")
+        if self.temperature is not None:
+            _check_temperature(self.temperature)
+
+    def params(self, params: SamplingParams) -> SamplingParams:
+        """How this request is drawn: with its own temperature, if it has one."""
+        return params if self.temperature is None else replace(params, temperature=self.temperature)
+
+    def num_distinct(self, params: SamplingParams) -> int:
+        """Samples to generate: greedy ones are all the same, so one of them."""
+        return self.num_samples if self.params(params).temperature > 0 else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +136,7 @@ class Sampler(Protocol):
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
         """Draw `num_samples` completions for each request, in the order of the requests and of the indices.
 
+        A request that names an adapter or a temperature is drawn with those; a sampler that cannot must refuse it.
         All of them are held in memory until the last is done: cut large runs into calls of 10 to 50 thousand samples.
         No two calls of a run may begin with the same problem and index: draws may depend on them alone.
         """
@@ -137,6 +150,21 @@ class Sampler(Protocol):
     def close(self) -> None:
         """Free what the sampler holds. It cannot be used afterwards; closing twice is harmless."""
         ...
+
+
+def copy_greedy(
+    drawn: list[list[Sample]], requests: Sequence[SampleRequest], params: SamplingParams
+) -> list[list[Sample]]:
+    """The samples that were asked for, where of greedy ones a single one was generated."""
+    return [
+        samples * request.num_samples if request.num_distinct(params) < request.num_samples else samples
+        for samples, request in zip(drawn, requests, strict=True)
+    ]
+
+
+def _check_temperature(temperature: float) -> None:
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature={temperature} must be a finite number, at least 0 (0 is greedy decoding).")
 
 
 def request_seed(seed: int, stream: int, index: int) -> int:

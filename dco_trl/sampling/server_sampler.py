@@ -16,7 +16,7 @@ from ..checks import check_integer
 from .completions import ONE_EACH, Choice, read_choices, read_json, read_models
 from .endpoint import Endpoint, EndpointError, wait_for
 from .fingerprint import describe, describe_options
-from .protocol import Prompt, Sample, SampleRequest, SamplingParams, request_seed
+from .protocol import Prompt, Sample, SampleRequest, SamplingParams, copy_greedy, request_seed
 from .tokens import encode_prompts, end_token_ids, is_token_ids, make_samples
 
 if TYPE_CHECKING:
@@ -69,9 +69,10 @@ class ServerSampler:
         base_url: Its address with the version, `http://127.0.0.1:8000/v1`. A user and password in it are sent, and
             written nowhere.
         tokenizer: Folder or hub name of the tokenizer, to render prompts as training does; see above.
-        adapter: LoRA adapter. A folder (as the server's file system sees it) is loaded into a vLLM server under a
-            name of its own and unloaded by `close`; the server must have been started with `--enable-lora` and
-            `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`. Otherwise the name of one that is served already.
+        adapter: LoRA adapter: the name of one that is served already, or a folder (as the server's file system sees
+            it), which is loaded into a vLLM server under a name of its own and unloaded by `close`; the server must
+            have been started with `--enable-lora` and `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`. Adapters that requests
+            name are found or loaded the same way; `--max-loras` of the server is how many it samples at a time.
         api_key: None takes `OPENAI_API_KEY` from the environment, or none.
         concurrency: HTTP requests in flight.
         samples_per_request: Samples asked for in one request of a vLLM server.
@@ -129,8 +130,8 @@ class ServerSampler:
         self.base_url = self._endpoint.url
         self._closed = False
         self._adapter: str | None = None
-        self._loaded_name: str | None = None
-        self._request_model = model
+        self._names: dict[str, str] = {}  # of adapters at the server
+        self._loaded: list[str] = []  # those of them that this sampler brought there
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._tokenizer_name = tokenizer
         self._end_ids: tuple[int, ...] = ()
@@ -163,13 +164,20 @@ class ServerSampler:
         Raises:
             EndpointError: The server does not know the adapter, or does not load adapters.
         """
-        self._unload()
-        self._adapter, self._request_model = None, self.model
-        if adapter is None:
-            return
-        if not Path(adapter).exists() and adapter in self._get("/models", read_models, "list its models"):
-            self._adapter = self._request_model = adapter
-            return
+        if self._adapter is not None:
+            self._unload(self._names.pop(self._adapter))
+            self._adapter = None
+        if adapter is not None:
+            self._name_of(adapter)
+            self._adapter = adapter
+
+    def _name_of(self, adapter: str) -> str:
+        """The name under which the server has an adapter; one that it does not have is loaded."""
+        if adapter in self._names:
+            return self._names[adapter]
+        if adapter in self._get("/models", read_models, "list its models"):
+            self._names[adapter] = adapter
+            return adapter
         if not self.is_vllm:
             raise EndpointError(
                 f"adapter={adapter!r} is not among the models that {self.base_url} serves, and adapters can be loaded "
@@ -178,7 +186,9 @@ class ServerSampler:
         path = str(Path(adapter).resolve()) if Path(adapter).exists() else adapter
         name = f"dco-{uuid.uuid4().hex[:12]}"
         self._post("/load_lora_adapter", {"lora_name": name, "lora_path": path}, f"load adapter={adapter!r}")
-        self._adapter, self._request_model, self._loaded_name = adapter, name, name
+        self._loaded.append(name)
+        self._names[adapter] = name
+        return name
 
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
         """Draw the samples of all requests; see `Sampler.sample`.
@@ -204,8 +214,8 @@ class ServerSampler:
         if self._tokenizer is not None:
             how = "Start the server with a larger --max-model-len or lower max_tokens."
             prompts = encode_prompts(self._tokenizer, requests, params.max_tokens, self._context, how)
-        # Greedy completions are all the same: one is generated, and copied below.
-        counts = [request.num_samples if params.temperature > 0 else 1 for request in requests]
+        models = [self._model_of(request) for request in requests]
+        counts = [request.num_distinct(params) for request in requests]
         calls = [
             _Call(number, first, min(self.samples_per_request, count - first))
             for number, count in enumerate(counts)
@@ -216,11 +226,11 @@ class ServerSampler:
 
         async def work(client: "httpx.AsyncClient", bar: Any) -> None:
             for call in todo:  # shared by all workers: each call is taken once
-                prompt = prompts[call.request]
+                request, prompt = requests[call.request], prompts[call.request]
                 is_chat = not isinstance(prompt, str) and not is_token_ids(prompt)
-                body = {**fields, "messages" if is_chat else "prompt": prompt, "n": call.n}
+                body = {"model": models[call.request], "temperature": request.params(params).temperature, **fields}
+                body |= {"messages" if is_chat else "prompt": prompt, "n": call.n}
                 if self.seed_each_request:
-                    request = requests[call.request]
                     body["seed"] = request_seed(params.seed, request.stream, request.first_index + call.first)
                 path = "/chat/completions" if is_chat else "/completions"
                 read = partial(read_choices, n=call.n, vocabulary=vocabulary)
@@ -243,9 +253,7 @@ class ServerSampler:
                         await asyncio.gather(*workers, return_exceptions=True)
 
         wait_for(work_together)
-        if params.temperature == 0:
-            return [samples * request.num_samples for samples, request in zip(results, requests, strict=True)]
-        return results
+        return copy_greedy(results, requests, params)
 
     def identity(self) -> dict[str, Any]:
         """Who samples; see `Sampler.identity`. What the endpoint runs inside is known only if it is vLLM."""
@@ -266,18 +274,17 @@ class ServerSampler:
         }
 
     def close(self) -> None:
-        """Unload the adapter that this sampler loaded; see `Sampler.close`."""
+        """Unload the adapters that this sampler loaded; see `Sampler.close`."""
         self._closed = True
         try:
-            self._unload()
+            for name in list(self._loaded):
+                self._unload(name)
         except EndpointError:
-            pass  # the endpoint is gone, and the adapter with it
+            pass  # the endpoint is gone, and the adapters with it
 
     def _fields(self, params: SamplingParams) -> dict[str, Any]:
-        """What every sampling request of a call sends."""
+        """What every sampling request of a call sends, whatever its model and temperature."""
         fields: dict[str, Any] = {
-            "model": self._request_model,
-            "temperature": params.temperature,
             "top_p": params.top_p,
             "max_tokens": params.max_tokens,
             "presence_penalty": 0.0,
@@ -315,10 +322,15 @@ class ServerSampler:
             )
         return Sample(choice.text or "", choice.token_ids, choice.num_tokens, reason)
 
-    def _unload(self) -> None:
-        if self._loaded_name is not None:
-            name, self._loaded_name = self._loaded_name, None
-            self._post("/unload_lora_adapter", {"lora_name": name}, f"unload adapter={self._adapter!r}")
+    def _model_of(self, request: SampleRequest) -> str:
+        """The name to ask for: an adapter's, or the model's."""
+        adapter = self._adapter if request.adapter is None else request.adapter
+        return self._name_of(adapter) if adapter else self.model
+
+    def _unload(self, name: str) -> None:
+        if name in self._loaded:
+            self._loaded.remove(name)
+            self._post("/unload_lora_adapter", {"lora_name": name}, f"unload adapter={name!r}")
 
     def _post(self, path: str, body: dict[str, Any], what: str) -> None:
         # Not repeated: a second attempt at what succeeded unnoticed would be refused.

@@ -1,7 +1,7 @@
 """Sampling with Transformers' `generate`: the default, which needs nothing more than training does."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +11,7 @@ from tqdm.auto import tqdm
 from transformers import (
     DynamicCache,
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
-    StoppingCriteria,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -22,8 +20,9 @@ from transformers import (
 
 from ..checks import check_integer
 from .fingerprint import describe, describe_options
-from .protocol import Sample, SampleRequest, SamplingParams
-from .tokens import cut_at_stop, encode_prompts, end_token_ids, make_samples
+from .generation import InverseCDF, StopStrings
+from .protocol import Sample, SampleRequest, SamplingParams, copy_greedy
+from .tokens import encode_prompts, end_token_ids, make_samples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,6 +93,7 @@ class TransformersSampler:
         self.progress = progress
         self._options = describe_options("model_kwargs", model_kwargs, _HARMLESS)
         self._adapter = adapter
+        self._peft_names: dict[str, str] = {}  # of the adapters that are loaded, by folder
         self._revision = revision
         self._name: str
         if isinstance(model, str):
@@ -121,17 +121,16 @@ class TransformersSampler:
         self.end_ids = end_token_ids(self.tokenizer, self._base_model().generation_config)
 
     def load_adapter(self, adapter: str | None) -> None:
-        """Sample with this PEFT adapter from now on, in place of the one before it; None goes back to the model alone.
+        """Sample with this PEFT adapter from now on, in place of all before it; None goes back to the model alone.
 
         Args:
             adapter: Folder that `PeftModel.save_pretrained` wrote.
         """
-        from peft import PeftModel
-
-        if isinstance(self.model, PeftModel):
+        if _is_peft(self.model):
             self.model = self.model.unload()
+        self._peft_names.clear()
         if adapter is not None:
-            self.model = PeftModel.from_pretrained(self.model, adapter)
+            self._load_beside(adapter)
         self._adapter = adapter
 
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
@@ -152,27 +151,33 @@ class TransformersSampler:
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         how = "Lower max_tokens or drop the prompt."
         prompts = encode_prompts(self.tokenizer, requests, params.max_tokens, context, how)
-        # Longest first: if the memory does not suffice, it shows at once.
-        order = sorted(range(len(requests)), key=lambda r: len(prompts[r]), reverse=True)
-        # Greedy completions are all the same: one is generated, and copied below.
-        counts = [request.num_samples if params.temperature > 0 else 1 for request in requests]
-        rows = [(r, i) for r in order for i in range(counts[r])]
+        for request in requests:
+            if request.adapter:
+                self._load_beside(request.adapter)
+        counts = [request.num_distinct(params) for request in requests]
+        # A batch has one adapter and one temperature.
+        groups: dict[Any, list[int]] = {}
+        for r, request in enumerate(requests):
+            groups.setdefault((request.adapter, request.params(params)), []).append(r)
         results: list[list[Any]] = [[None] * count for count in counts]
         with (
             _ready_to_generate(self.model, self._base_model()),
-            tqdm(total=len(rows), desc="sampling", unit="sample", disable=not self.progress) as bar,
+            tqdm(total=sum(counts), desc="sampling", unit="sample", disable=not self.progress) as bar,
         ):
-            for start in range(0, len(rows), self.batch_size):
-                batch = rows[start : start + self.batch_size]
-                uniforms = np.stack([_uniforms(requests[r], i, params) for r, i in batch])
-                completions = self._generate([r for r, _ in batch], prompts, uniforms, params)
-                samples = make_samples(self.tokenizer, completions, self.end_ids, params.stop)
-                for (r, i), sample in zip(batch, samples, strict=True):
-                    results[r][i] = sample
-                bar.update(len(batch))
-        if params.temperature == 0:
-            return [samples * request.num_samples for samples, request in zip(results, requests, strict=True)]
-        return results
+            for (adapter, how_drawn), members in groups.items():
+                # Longest first: if the memory does not suffice, it shows at once.
+                order = sorted(members, key=lambda r: len(prompts[r]), reverse=True)
+                rows = [(r, i) for r in order for i in range(counts[r])]
+                for start in range(0, len(rows), self.batch_size):
+                    batch = rows[start : start + self.batch_size]
+                    uniforms = np.stack([_uniforms(requests[r], i, how_drawn) for r, i in batch])
+                    with self._with_adapter(adapter):
+                        completions = self._generate([r for r, _ in batch], prompts, uniforms, how_drawn)
+                    samples = make_samples(self.tokenizer, completions, self.end_ids, params.stop)
+                    for (r, i), sample in zip(batch, samples, strict=True):
+                        results[r][i] = sample
+                    bar.update(len(batch))
+        return copy_greedy(results, requests, params)
 
     def identity(self) -> dict[str, Any]:
         """Who samples; see `Sampler.identity`."""
@@ -197,6 +202,33 @@ class TransformersSampler:
     def _base_model(self) -> Any:
         """The Transformers model: inside a PEFT model, it holds the LoRA layers too."""
         return self.model.get_base_model() if _is_peft(self.model) else self.model
+
+    def _load_beside(self, adapter: str) -> None:
+        """Load an adapter beside those that are loaded, unless it is one of them."""
+        if adapter in self._peft_names:
+            return
+        if self._where == "in memory":
+            raise ValueError(
+                f"adapter={adapter!r} cannot be loaded into a model in memory, which is sampled as it is. Pass the "
+                "model by name."
+            )
+        from peft import PeftModel
+
+        name = f"adapter-{len(self._peft_names)}"
+        if _is_peft(self.model):
+            self.model.load_adapter(adapter, name)
+        else:
+            self.model = PeftModel.from_pretrained(self.model, adapter, name)
+        self._peft_names[adapter] = name
+
+    def _with_adapter(self, adapter: str | None) -> AbstractContextManager:
+        """Whatever else is loaded, this adapter alone works inside; "" is the model alone, None the sampler's own."""
+        if adapter is None and self._where == "in memory":
+            return nullcontext()
+        if wanted := (self._adapter if adapter is None else adapter):
+            self.model.set_adapter(self._peft_names[wanted])
+            return nullcontext()
+        return self.model.disable_adapter() if _is_peft(self.model) else nullcontext()
 
     @torch.no_grad()
     def _generate(
@@ -223,8 +255,8 @@ class TransformersSampler:
                 processors.append(TopKLogitsWarper(params.top_k))
             if params.top_p < 1:
                 processors.append(TopPLogitsWarper(params.top_p))
-            processors.append(_InverseCDF(uniforms, width, device))
-        stops = _StopStrings(self.tokenizer, params.stop, self.end_ids, width, len(request_of_row), device)
+            processors.append(InverseCDF(uniforms, width, device))
+        stops = StopStrings(self.tokenizer, params.stop, self.end_ids, width, len(request_of_row), device)
 
         generator = self._base_model()
         cache: dict[str, DynamicCache] = {}
@@ -235,7 +267,7 @@ class TransformersSampler:
         output = generator.generate(
             input_ids=input_ids[which],
             attention_mask=attention_mask[which],
-            # Greedy on what _InverseCDF leaves, which is the token it drew.
+            # Greedy on what InverseCDF leaves, which is the token it drew.
             generation_config=GenerationConfig(
                 max_new_tokens=params.max_tokens,
                 do_sample=False,
@@ -333,67 +365,3 @@ def _prompt_cache(
         return {}
     cache.batch_select_indices(which)
     return {name: cache}
-
-
-class _InverseCDF(LogitsProcessor):
-    """Draws the token where the cumulative distribution passes the row's next uniform number, and rules out the rest.
-
-    Args:
-        uniforms: (rows, max_tokens), float64.
-        prompt_width: Tokens before the completion.
-        device: Where the scores are.
-    """
-
-    def __init__(self, uniforms: np.ndarray, prompt_width: int, device: torch.device):
-        # Double precision: a cumulative sum over 150,000 tokens in single precision would round rare ones away.
-        self.dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.uniforms = torch.from_numpy(uniforms).to(device=device, dtype=self.dtype)
-        self.prompt_width = prompt_width
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        cdf = scores.to(self.dtype).softmax(-1).cumsum(-1)
-        total = cdf[:, -1:]
-        drawn = self.uniforms[:, input_ids.shape[1] - self.prompt_width, None] * total
-        # Strictly below the total, and to the right of equal entries: a token of probability 0 is never drawn.
-        drawn = torch.minimum(drawn, torch.nextafter(total, torch.zeros_like(total)))
-        tokens = torch.searchsorted(cdf, drawn, right=True)
-        return torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)
-
-
-class _StopStrings(StoppingCriteria):
-    """Ends a row when its completion holds a stop string, and remembers after how many tokens.
-
-    Transformers' own `StopStringCriteria` also matches strings that begin in the prompt, which neither vLLM nor the
-    OpenAI interface does.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        stop: Sequence[str],
-        end_ids: Sequence[int],
-        prompt_width: int,
-        rows: int,
-        device: torch.device,
-    ):
-        self.tokenizer, self.stop, self.prompt_width = tokenizer, stop, prompt_width
-        self.end_ids = torch.tensor(end_ids, device=device)
-        # A token holds at least one byte of text, so a match that ends in the last token begins within this many; a
-        # few more keep it clear of the first, which some tokenizers decode without its space.
-        self.tail = max((len(s.encode()) for s in stop), default=0) + 4
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.done = torch.zeros(rows, dtype=torch.bool, device=device)
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        length = input_ids.shape[1] - self.prompt_width
-        self.done |= torch.isin(input_ids[:, -1], self.end_ids)
-        open_rows = (~self.done).nonzero().flatten().tolist()
-        if not open_rows:
-            return self.lengths > 0
-        tails = input_ids[open_rows, max(self.prompt_width, input_ids.shape[1] - self.tail) :].tolist()
-        texts = self.tokenizer.batch_decode(tails, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        for row, text in zip(open_rows, texts, strict=True):
-            if cut_at_stop(text, self.stop)[1]:
-                self.lengths[row] = length
-                self.done[row] = True
-        return self.lengths > 0

@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from .eval_log_p import EVAL_ROW
+from .references import REFERENCE_STARTS, prompts_of_sequences, sequence_lengths
+from .segments import PROMPT_OF_SEQUENCE
 from .trl_contract import DataCollatorForLanguageModeling
 
 DOCUMENTS_PER_EXAMPLE = "documents_per_example"
@@ -19,15 +22,34 @@ class DCOCollator(DataCollatorForLanguageModeling):
 
     Packing merges documents into examples and padding-free batches merge examples into one row. Distributed evaluation
     repeats *examples* to even out the last batch, so an exact mean over documents must know which belong to a repeat.
+
+    Examples that hold all references of a prompt become sequences, and the batch has the prompt of each.
     """
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = super().torch_call(examples)
-        if self.padding_free:
-            batch[DOCUMENTS_PER_EXAMPLE] = torch.tensor(
-                [len(example["seq_lengths"]) if "seq_lengths" in example else 1 for example in examples]
-            )
+        starts = [example[REFERENCE_STARTS] for example in examples if REFERENCE_STARTS in example]
+        lengths = [example["seq_lengths"] if "seq_lengths" in example else [0] for example in examples]
+        sequences = examples
+        if starts:
+            lengths = [sequence_lengths(of_example) for of_example in starts]
+            if self.padding_free:
+                sequences = [{**e, "seq_lengths": some} for e, some in zip(examples, lengths, strict=True)]
+            else:
+                sequences = [part for e, some in zip(examples, lengths, strict=True) for part in _parts(e, some)]
+        batch = super().torch_call(sequences)
+        if self.padding_free or starts:
+            batch[DOCUMENTS_PER_EXAMPLE] = torch.tensor([len(some) for some in lengths])
+        if starts:
+            batch[PROMPT_OF_SEQUENCE] = torch.tensor(prompts_of_sequences(starts))
         for number in (EXAMPLE_ID, EVAL_ROW):
             if all(number in example for example in examples):
                 batch[number] = torch.tensor([example[number] for example in examples])
         return batch
+
+
+def _parts(example: dict[str, Any], lengths: list[int]) -> list[dict[str, Any]]:
+    ends = np.cumsum(lengths).tolist()
+    return [
+        {name: example[name][end - length : end] for name in ("input_ids", "labels")}
+        for end, length in zip(ends, lengths, strict=True)
+    ]

@@ -185,6 +185,12 @@ class CoTDCOConfig(DCOConfig):
                 f"`num_required={self.num_required}` has no weight from counts of sampled rationales yet. Leave it "
                 "at 1, or train short answers with `DCOConfig`."
             )
+        for name, default in (("references", "separate"), ("unit", "sequence")):
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"`{name}={getattr(self, name)!r}` is for probabilities that are computed, and here p is that of "
+                    f"whatever the grader takes as right, estimated from samples. Leave it at {default!r}."
+                )
         if self.auto_find_batch_size:
             raise ValueError(
                 "`auto_find_batch_size` would change the size of micro-batches whose rationales are sampled already. "

@@ -13,6 +13,7 @@ from datasets import Dataset, IterableDataset
 
 from .collator import EXAMPLE_ID
 from .dco_config import DCOConfig
+from .references import PROMPT_NUMBER
 
 logger = get_logger(__name__)
 
@@ -116,14 +117,15 @@ def warn_about_completions(dataset: Dataset | IterableDataset, args: DCOConfig, 
         if not isinstance(completion, str) and sum(message["role"] == "assistant" for message in completion) > 1:
             several_turns.append(i)
     shared = [i for i, prompt in enumerate(prompts) if len(completions_of[prompt]) > 1]
-    if shared:
+    if shared and PROMPT_NUMBER not in dataset.column_names:
         logger.warning(
             f"{len(shared)} of {len(prompts)} rows of the {name} dataset have a prompt that also comes with another "
             f"completion (first: row {shared[0]}). p is the probability of a row's own completion: where several "
-            "completions are right, it is less than that of a right answer, and the weight is too large."
+            "completions are right, it is less than that of a right answer, and the weight is too large: set "
+            "`references='grouped'` to add them up."
         )
     if not args.assistant_only_loss:  # otherwise the labels tell
-        _warn_about_turns(len(several_turns), len(prompts), name)
+        _warn_about_turns(len(several_turns), len(prompts), name, args)
 
 
 def warn_about_labels(tokenized: Dataset, args: DCOConfig, packing: bool, name: str) -> None:
@@ -155,7 +157,7 @@ def warn_about_labels(tokenized: Dataset, args: DCOConfig, packing: bool, name: 
         )
     # Not if packed already, many answers to a row; nor if p is estimated, or not needed.
     if not {"seq_lengths", EXAMPLE_ID} & set(tokenized.column_names) and args.num_attempts > 1:
-        _warn_about_turns(num_several, len(tokenized), name)
+        _warn_about_turns(num_several, len(tokenized), name, args)
 
 
 def _count_rows(labels: pa.Array, max_length: int | None, keeps_end: bool) -> np.ndarray:
@@ -186,11 +188,11 @@ def _count_rows(labels: pa.Array, max_length: int | None, keeps_end: bool) -> np
     )
 
 
-def _warn_about_turns(num_several: int, num_rows: int, name: str) -> None:
-    if num_several:
+def _warn_about_turns(num_several: int, num_rows: int, name: str, args: DCOConfig) -> None:
+    if num_several and args.unit == "sequence":
         logger.warning(
             f"{num_several} of {num_rows} rows of the {name} dataset have several answers, usually turns of a "
             "conversation. Each such row has one p, that of all its answers together, which is so small that DCO is "
-            "cross-entropy there. Make one row of each turn, with the messages before it as `prompt` and the turn as "
-            "`completion`; or keep the last turn alone."
+            "cross-entropy there. Set `unit='turn'`, which gives each its own; or make one row of each turn, with the "
+            "messages before it as `prompt` and the turn as `completion`; or keep the last turn alone."
         )

@@ -8,15 +8,19 @@ from trl import SFTConfig
 
 from ..checks import check_integer, check_num_attempts, check_num_required
 
-_REDUCTIONS = ("token", "sequence", "sequence_mean")
+_CHOICES = {
+    "loss_reduction": ("token", "sequence", "sequence_mean"),
+    "references": ("separate", "grouped"),
+    "unit": ("sequence", "turn"),
+}
 
 
 @dataclass
 class DCOConfig(SFTConfig):
-    r"""Arguments of [`DCOTrainer`][dco_trl.trainer.DCOTrainer]: those of TRL's `SFTConfig`, and three more.
+    r"""Arguments of [`DCOTrainer`][dco_trl.trainer.DCOTrainer]: those of TRL's `SFTConfig`, and some more.
 
-    With \(u\) running over the units (sequences) of an optimizer step, \(T_u\) their number of labelled tokens and
-    \(F_u\) their weight, `loss_reduction` chooses
+    With \(u\) running over the units (sequences, or turns) of an optimizer step, \(T_u\) their number of labelled
+    tokens and \(F_u\) their weight, `loss_reduction` chooses
 
     $$\texttt{token}: \frac{\sum_u F_u \text{NLL}_u}{\sum_u T_u} \qquad
       \texttt{sequence}: \frac{\sum_u F_u \text{NLL}_u}{\sum_u 1} \qquad
@@ -32,6 +36,11 @@ class DCOConfig(SFTConfig):
         loss_reduction: `"token"` is TRL's normaliser, so that `num_attempts=1` is `SFTTrainer`; `"sequence"` is the
             paper's formula, summed over an answer and averaged over answers; `"sequence_mean"` is the authors'
             released code, averaged over an answer's tokens first.
+        references: What rows with the same prompt are: `"separate"` problems, or `"grouped"`, several right answers to
+            one, any of which counts: p is the sum of their probabilities. A column `completions` (a list) says the
+            same within a row.
+        unit: What has a probability of its own: the `"sequence"`, all labelled tokens of a row together, or each
+            `"turn"`, a contiguous run of labelled tokens, sampled `num_attempts` times by itself.
         coverage_at: The k's for which evaluation logs `eval_coverage@k`, and `eval_at_least_m@k` where m are required.
 
     Raises:
@@ -70,6 +79,20 @@ class DCOConfig(SFTConfig):
             "answers.",
         },
     )
+    references: Literal["separate", "grouped"] = field(
+        default="separate",
+        metadata={
+            "help": "'grouped': rows with the same prompt are right answers to one problem, and p is the sum of their "
+            "probabilities. 'separate': each row is a problem."
+        },
+    )
+    unit: Literal["sequence", "turn"] = field(
+        default="sequence",
+        metadata={
+            "help": "'sequence': the labelled tokens of a row have one p. 'turn': each contiguous run of them has its "
+            "own, as a turn of a conversation or a step of a search that is sampled num_attempts times."
+        },
+    )
     coverage_at: list[int] = field(
         default_factory=lambda: [1, 16, 256, 4096],
         metadata={"help": "The k's for which evaluation logs eval_coverage@k, exactly and without sampling."},
@@ -78,8 +101,14 @@ class DCOConfig(SFTConfig):
     def __post_init__(self) -> None:
         self.num_attempts = check_num_attempts(self.num_attempts)
         self.num_required = check_num_required(self.num_required, self.num_attempts)
-        if self.loss_reduction not in _REDUCTIONS:
-            raise ValueError(f"`loss_reduction` must be one of {_REDUCTIONS}, got {self.loss_reduction!r}.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
+        if self.unit == "turn" and self.references == "grouped":
+            raise ValueError(
+                "`unit='turn'` gives each turn a probability of its own, and `references='grouped'` adds those of "
+                "whole answers. Choose one of the two."
+            )
         if not isinstance(self.coverage_at, Sequence) or isinstance(self.coverage_at, str):
             raise ValueError(f"`coverage_at` must be a list of integers, such as [1, 16], got {self.coverage_at!r}.")
         self.coverage_at = [check_integer(f"coverage_at[{i}]", k) for i, k in enumerate(self.coverage_at)]

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..coverage import coverage_loss, coverage_weight, log_coverage
+from ..coverage import coverage_weight
 from .checkpoints import CompleteCheckpoints
 from .collator import DOCUMENTS_PER_EXAMPLE, DCOCollator
 from .conversations import split_conversations, unmarkable_conversations
@@ -22,13 +21,14 @@ from .data_checks import check_no_empty_completion, warn_about_completions, warn
 from .dco_config import DCOConfig
 from .eval_log_p import EVAL_ROW, EvalLogP
 from .model_card import CITATION, complete_model_card
+from .references import REFERENCE_STARTS, has_references, join_references, one_row_per_reference
 from .refusals import (
     CUTTING_STRATEGIES,
     check_loss_is_trls,
     check_sequences_stay_whole,
     why_sequences_are_sharded,
 )
-from .segments import Segments, one_label_per_sequence, sum_by_example
+from .segments import PROMPT_OF_SEQUENCE, Segments, one_label_per_unit, sum_by_example
 from .trl_contract import (
     DataCollatorForLanguageModeling,
     check_attributes,
@@ -36,14 +36,7 @@ from .trl_contract import (
     check_methods,
     get_config_model_id,
 )
-
-logger = get_logger(__name__)
-
-# DCO is cross-entropy while all weights are 1; reported once, after this many optimizer steps.
-_IDLE_AFTER_STEPS = 20
-_IDLE_WEIGHT = 0.99
-# The metrics of a unit, in the order in which they are summed.
-_METRICS = ("coverage_loss", "coverage_weight", "weight_below_0.1", "log_p")
+from .unit_metrics import IDLE_AFTER_STEPS, METRICS, metrics_of_units, warn_if_idle
 
 
 class DCOTrainer(CompleteCheckpoints):
@@ -137,8 +130,10 @@ class DCOTrainer(CompleteCheckpoints):
                 f"`args` must be a `DCOConfig`, got `{type(args).__name__}`: without `num_attempts` there is no "
                 "coverage to optimise. Replace it by `DCOConfig`, which takes the same arguments."
             )
+        evaluation = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
         # Then nothing needs p, and everything that `SFTTrainer` takes is TRL's own affair.
         self._is_sft = args.num_attempts == 1 and args.loss_reduction == "token"
+        self._is_sft &= not any(has_references(dataset, args) for dataset in (train_dataset, *evaluation.values()))
         # With it, whether of "train" and "eval" p is not that of an answer: coverage metrics are left out.
         self._has_no_p: set[str] = set()
         if not self._is_sft:
@@ -146,6 +141,7 @@ class DCOTrainer(CompleteCheckpoints):
             check_sequences_stay_whole(args, kwargs.get("formatting_func"))
             args = unmarkable_conversations(train_dataset, args, model, processing_class)
             train_dataset = split_conversations(train_dataset, args, "train")
+            train_dataset = one_row_per_reference(train_dataset, args, "train")
 
         super().__init__(
             model=model,
@@ -158,7 +154,6 @@ class DCOTrainer(CompleteCheckpoints):
         )
         check_attributes(self)
         if self._skip_prepare_dataset:
-            evaluation = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
             for split, dataset in {"train": train_dataset, **evaluation}.items():
                 if dataset is not None:
                     self._refuse(why_not_an_answer(dataset, args, split), _mode_of(split))
@@ -191,19 +186,31 @@ class DCOTrainer(CompleteCheckpoints):
             is_cut = packing and args.packing_strategy in CUTTING_STRATEGIES
             if is_cut or formatting_func is not None:
                 self._has_no_p.add(_mode_of(dataset_name))
-        else:
+        if isinstance(dataset, Dataset) and REFERENCE_STARTS in dataset.column_names:
+            return dataset  # prepared already
+        joins = has_references(dataset, args)
+        if isinstance(dataset, Dataset) and _mode_of(dataset_name) == "eval" and not packing:
+            if EVAL_ROW not in dataset.column_names:
+                dataset = dataset.add_column(EVAL_ROW, np.arange(len(dataset)))
+        if not self._is_sft:
             dataset = split_conversations(dataset, args, dataset_name)
+            dataset = one_row_per_reference(dataset, args, dataset_name)
             check_no_empty_completion(dataset, dataset_name)
             warn_about_completions(dataset, args, dataset_name)
         self._refuse(why_not_an_answer(dataset, args, dataset_name), _mode_of(dataset_name))
         if isinstance(dataset, Dataset) and _mode_of(dataset_name) not in self._has_no_p:
-            if _mode_of(dataset_name) == "eval" and not packing and EVAL_ROW not in dataset.column_names:
-                dataset = dataset.add_column(EVAL_ROW, np.arange(len(dataset)))
             # Tokenise first and cut afterwards, with TRL's own code both times, to see what the cut costs.
             whole = copy.copy(args)
             whole.max_length, whole.shuffle_dataset = None, False
             dataset = super()._prepare_dataset(dataset, processing_class, whole, False, formatting_func, dataset_name)
             warn_about_labels(dataset, args, packing, dataset_name)
+            if joins:
+                if not packing:
+                    whole.max_length = args.max_length
+                    dataset = super()._prepare_dataset(
+                        dataset, processing_class, whole, False, formatting_func, dataset_name
+                    )
+                return join_references(dataset, args, packing, dataset_name)
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
     def _refuse(self, reason: str | None, *modes: str) -> None:
@@ -216,8 +223,7 @@ class DCOTrainer(CompleteCheckpoints):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        if EVAL_ROW not in columns:
-            columns.append(EVAL_ROW)
+        columns += [name for name in (EVAL_ROW, REFERENCE_STARTS) if name not in columns]
 
     # ---------------------------------------------------------------- loss
 
@@ -228,7 +234,8 @@ class DCOTrainer(CompleteCheckpoints):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        documents_per_example, rows = inputs.pop(DOCUMENTS_PER_EXAMPLE, None), inputs.pop(EVAL_ROW, None)
+        ours = {name: inputs.pop(name, None) for name in (DOCUMENTS_PER_EXAMPLE, EVAL_ROW, PROMPT_OF_SEQUENCE)}
+        units = {name: value for name, value in ours.items() if value is not None}
 
         def weighted_model(*args: Any, **kwargs: Any) -> Any:
             outputs = model(*args, **kwargs)
@@ -236,10 +243,12 @@ class DCOTrainer(CompleteCheckpoints):
                 return outputs  # TRL wants the logits, for metrics
             if self._is_sft and not self._knows_p(inputs):
                 return outputs
-            segments = self._segments(inputs, outputs.label_mask)
+            segments = self._segments({**inputs, **units}, outputs.label_mask)
             log_p = self._log_p(segments, outputs.log_probs.detach())
             weights = self._weights(log_p)
-            self._record(log_p, weights, segments, documents_per_example, rows)
+            self._record(log_p, weights, segments, ours[DOCUMENTS_PER_EXAMPLE], ours[EVAL_ROW])
+            if segments.prompt_of is not None:
+                weights = weights * segments.share(segments.sum(outputs.log_probs.detach()))
             scale = self._reduction_scale(segments, num_items_in_batch)
             per_token = segments.expand(weights if scale is None else weights * scale)
             return dataclasses.replace(outputs, log_probs=outputs.log_probs * per_token.to(outputs.log_probs.dtype))
@@ -255,11 +264,12 @@ class DCOTrainer(CompleteCheckpoints):
 
     def _segments(self, inputs: dict[str, Any], label_mask: torch.Tensor) -> Segments:
         """Which tokens are one unit."""
-        return Segments.of_batch(inputs, label_mask)
+        segments = Segments.of_batch(inputs, label_mask)
+        return segments.turns() if self.args.unit == "turn" else segments
 
     def _log_p(self, segments: Segments, log_probs: torch.Tensor) -> torch.Tensor:
-        """Log-probability of a right answer to each unit's prompt: here, of the unit itself."""
-        return segments.sum(log_probs)
+        """Log-probability of a right answer to each unit's prompt: here, of the unit itself or another reference."""
+        return segments.log_sum_exp(segments.sum(log_probs))
 
     def _weights(self, log_p: torch.Tensor) -> torch.Tensor:
         """What each unit's gradient is multiplied by, detached."""
@@ -272,7 +282,7 @@ class DCOTrainer(CompleteCheckpoints):
         if self.args.loss_reduction == "token":
             return None
         if num_items_in_batch is None:  # evaluation: this batch alone
-            num_tokens, num_sequences = segments.label_mask.sum(), segments.valid.sum()
+            num_tokens, num_sequences = segments.label_mask.sum(), segments.counted.sum()
         else:
             num_tokens, num_sequences = map(torch.as_tensor, (num_items_in_batch, self._num_sequences_in_batch))
         scale = num_tokens / num_sequences.clamp(min=1).double()
@@ -282,9 +292,10 @@ class DCOTrainer(CompleteCheckpoints):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         if self.args.loss_reduction != "token":
-            # One label per sequence, and the count of labels is that of sequences: the parent knows how to add it up
-            # over processes, and where not to.
-            markers = [{"labels": one_label_per_sequence(batch)} for batch in batch_samples]
+            # One label per unit, and the count of labels is that of units: the parent knows how to add it up over
+            # processes, and where not to.
+            batches = [self._segments(batch, batch["labels"][:, 1:] != -100) for batch in batch_samples]
+            markers = [{"labels": one_label_per_unit(segments)} for segments in batches]
             self._num_sequences_in_batch = super()._get_num_items_in_batch(markers, device)
         return super()._get_num_items_in_batch(batch_samples, device)
 
@@ -300,22 +311,14 @@ class DCOTrainer(CompleteCheckpoints):
         rows: torch.Tensor | None = None,
     ) -> None:
         mode = "train" if self.model.training else "eval"
-        m = self.args.num_required
-        loss = coverage_loss(log_p, self.args.num_attempts, num_required=m, validate=False)
-        columns = [torch.ones_like(log_p), loss, weights, (weights < 0.1 * m).to(log_p.dtype), log_p]
-        if mode == "eval":
-            columns += [
-                log_coverage(log_p, k, num_required=required, validate=False).exp()
-                for k, required in self.args.coverage_metrics.values()
-            ]
-        table = torch.where(segments.valid[:, None], torch.stack(columns, dim=1), 0.0)
+        table = metrics_of_units(log_p, weights, segments, self.args, mode)
         if mode == "train":
             sums = self.accelerator.reduce(table.sum(0), "sum")
             self._train_sums = sums if self._train_sums is None else self._train_sums + sums
             return
         # Evaluation on several processes repeats examples to even out the last batch; `gather_for_metrics` drops the
         # repeats, by example.
-        by_example = sum_by_example(table, documents_per_example)
+        by_example = sum_by_example(segments.by_sequence(table), documents_per_example)
         if rows is not None:
             by_example = torch.cat([by_example, rows[:, None].to(by_example)], dim=1)
         gathered = self.accelerator.gather_for_metrics(by_example)
@@ -338,7 +341,7 @@ class DCOTrainer(CompleteCheckpoints):
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         if self._eval_sums is not None:
             means = self._means(self._eval_sums)
-            names = [*_METRICS, *self.args.coverage_metrics]
+            names = [*METRICS, *self.args.coverage_metrics]
             for name, value in zip(names, means, strict=True):
                 output.metrics[f"{metric_key_prefix}_{name}"] = value
         if self._eval_rows and metric_key_prefix.startswith("eval"):
@@ -349,7 +352,7 @@ class DCOTrainer(CompleteCheckpoints):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         sums = self._train_sums
         if self.model.training and sums is not None:
-            for name, value in zip(_METRICS, self._means(sums), strict=True):
+            for name, value in zip(METRICS, self._means(sums), strict=True):
                 self._metrics["train"][name].append(value)
             self._train_sums = None
             self._warn_when_idle(sums)
@@ -369,21 +372,11 @@ class DCOTrainer(CompleteCheckpoints):
         if self._idle_sums is None or self.args.num_attempts == 1:
             return
         self._idle_sums = self._idle_sums + sums[[0, 2, 4]].double().cpu()
-        if self.state.global_step < min(_IDLE_AFTER_STEPS, self.state.max_steps):
+        if self.state.global_step < min(IDLE_AFTER_STEPS, self.state.max_steps):
             return
         count, weight, log_p = self._idle_sums.tolist()
         self._idle_sums = None
-        if count and weight / count > _IDLE_WEIGHT * self.args.num_required:
-            # Of weights relative to their largest, m: 1 - W / m is N p / (m + 1) for small p.
-            threshold = math.log(0.1 * (self.args.num_required + 1) / self.args.num_attempts)
-            logger.warning(
-                f"DCO is cross-entropy so far: over the first {self.state.global_step} steps the mean weight is "
-                f"{weight / count:.3f}. The mean log p of an answer is {log_p / count:.1f} nats, and with "
-                f"`num_attempts={self.args.num_attempts}` weights only fall by a tenth where log p is above "
-                f"{threshold:.1f}. On short answers this passes as the model learns. On long completions, a chain of "
-                "thought for example, it does not: use `CoTDCOTrainer`, which estimates p from sampled rationales, or "
-                "train the final answer alone."
-            )
+        warn_if_idle(count, weight, log_p, self.state.global_step, self.args)
 
     # ---------------------------------------------------------- model card
 

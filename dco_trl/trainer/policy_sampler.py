@@ -194,7 +194,7 @@ def _known_options(sampler: str) -> set[str]:
         return set()  # the sampler tells what to install
     names = {*inspect.signature(LLM).parameters, *(field.name for field in dataclasses.fields(EngineArgs))}
     names |= set(inspect.signature(sampling.VLLMSampler).parameters)
-    return names - {"model", "revision", "adapter", "progress", "kwargs", "engine_kwargs"}
+    return names - {"model", "revision", "adapter", "adapters", "progress", "kwargs", "engine_kwargs"}
 
 
 def _can_sleep() -> bool:

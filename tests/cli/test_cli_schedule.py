@@ -214,7 +214,7 @@ def test_solve_draws_each_attempt_from_its_arm(here, tmp_path, capsys):
         assert main([*command, "never:accepts", "--schedule", str(tmp_path / "schedule.yaml")]) == 0
     printed = capsys.readouterr()
     assert "0 of 8 problems solved with 56 attempts" in printed.out and "written: " in printed.out
-    assert "the schedule plans 6 attempts: beyond them its last arm goes on" in printed.err
+    assert "the schedule plans 6 attempts: beyond them its last arm, runs/ce, goes on" in printed.err
     assert "8 open, 56 attempts" in printed.err
     store = RunStore(tmp_path / "run")
     rows = [row for part in store.sample_parts() for row in store.read_samples(part).to_pylist()]
@@ -236,7 +236,10 @@ def test_solve_draws_each_attempt_from_its_arm(here, tmp_path, capsys):
             ["--schedule", "SCHEDULE", "--adapter", "runs/ce"],
             "--adapter runs/ce cannot be combined with a schedule: its arms have their own. Leave one of them out.",
         ),
-        (["--schedule", "SCHEDULE", "--sampler", "vllm"], "--schedule needs --sampler transformers, got vllm"),
+        (
+            ["--schedule", "SCHEDULE", "--temperature", "1.5"],
+            "--temperature 1.5 cannot be combined with a schedule, whose arms have their own. Leave it out.",
+        ),
         (["--schedule", "SCHEDULE", "--model", "OTHER"], "Load that model, or plan a schedule for this one."),
         (["--answer-column", "absent", "--grader", "json:loads"], "no column 'absent' to grade against"),
     ],

@@ -13,7 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from dco_trl.runs import Problem, grade_run, load_results, sample_run
+from dco_trl.runs.arms import Arm
+from dco_trl.runs.schedule_file import ArmSchedule
 from dco_trl.sampling.protocol import Sample, SamplingParams
+from dco_trl.statistics import plan_attempts
 
 
 class KnownSampler:
@@ -24,7 +27,9 @@ class KnownSampler:
 
     def sample(self, requests, params):
         time.sleep(self.seconds)
-        return [[self.draw(r.stream, r.first_index + i, params) for i in range(r.num_samples)] for r in requests]
+        return [
+            [self.draw(r.stream, r.first_index + i, r.params(params)) for i in range(r.num_samples)] for r in requests
+        ]
 
     def draw(self, stream, index, params):
         answer = np.random.default_rng([params.seed, stream, index]).integers(stream % 50 + 2)
@@ -36,6 +41,36 @@ class KnownSampler:
 
     def close(self):
         pass
+
+
+class ArmSampler(KnownSampler):
+    """Right only under the adapter of the problem's parity, or at temperature 2: what a schedule is for."""
+
+    def sample(self, requests, params):
+        drawn = super().sample(requests, params)
+        return [
+            [self.under(r.adapter, r.stream, r.params(params), sample) for sample in samples]
+            for r, samples in zip(requests, drawn, strict=True)
+        ]
+
+    def under(self, adapter, stream, params, sample):
+        is_right = (adapter or "").endswith(("even", "odd")[stream % 2]) or params.temperature == 2
+        return sample if is_right else Sample("The answer is 99.", (1, 2), 2, "stop")
+
+    def draw_arm(self, arm, stream, index, seed=0):
+        """The draw of one attempt, alone."""
+        params = SamplingParams(temperature=arm.temperature, seed=seed)
+        return self.under(arm.adapter, stream, params, self.draw(stream, index, params))
+
+
+def make_schedule(folder):
+    """Three arms for `ArmSampler`, 32 attempts."""
+    for name in ("even", "odd"):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "adapter_config.json").write_text("{}")
+    arms = (Arm("known", str(folder / "even")), Arm("known", str(folder / "odd")), Arm("known", temperature=2.0))
+    log_p = np.log(np.tile([[0.3, 1e-9, 1e-9], [1e-9, 0.3, 1e-9], [0.02, 0.02, 0.2]], 5))
+    return ArmSchedule(plan_attempts(32, log_p=log_p), arms)
 
 
 def make_problems(count):

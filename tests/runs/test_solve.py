@@ -9,16 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from known_sampler import KnownSampler, environment, make_problems
+from known_sampler import ArmSampler, KnownSampler, environment, make_problems, make_schedule
 
 from dco_trl.grading import GraderError
 from dco_trl.runs import DataError, Problem, RunStore, load_results, problems_from_rows
-from dco_trl.runs.arms import Arm
 from dco_trl.runs.files import StoreError
-from dco_trl.runs.schedule_file import ArmSchedule, write_schedule
+from dco_trl.runs.schedule_file import write_schedule
 from dco_trl.runs.solve import round_ends, solve
 from dco_trl.sampling import Sample, SamplingParams
-from dco_trl.statistics import plan_attempts
 
 PROBLEMS = make_problems(30)
 REJECTS_AFTER = {"calls": None}
@@ -182,32 +180,6 @@ def test_another_verifier_is_refused(tmp_path):
         solved(tmp_path / "run", verifier="math")
 
 
-class ArmSampler(KnownSampler):
-    """Right only under the adapter of the problem's parity, or at temperature 2: what a schedule is for."""
-
-    adapter = ""
-
-    def load_adapter(self, adapter):
-        self.adapter = adapter or ""
-
-    def draw(self, stream, index, params):
-        sample = super().draw(stream, index, params)
-        is_right = self.adapter.endswith(("even", "odd")[stream % 2]) or params.temperature == 2
-        return sample if is_right else type(sample)("The answer is 99.", (1, 2), 2, "stop")
-
-    def identity(self):
-        return {**super().identity(), "adapter": self.adapter}
-
-
-def make_schedule(folder):
-    for name in ("even", "odd"):
-        (folder / name).mkdir(exist_ok=True)
-        (folder / name / "adapter_config.json").write_text("{}")
-    arms = (Arm("known", str(folder / "even")), Arm("known", str(folder / "odd")), Arm("known", temperature=2.0))
-    log_p = np.log(np.tile([[0.3, 1e-9], [1e-9, 0.3], [0.02, 0.02]], 5))
-    return ArmSchedule(plan_attempts(32, log_p=log_p), arms)
-
-
 def test_attempts_follow_the_schedule(tmp_path):
     schedule = make_schedule(tmp_path)
     assert np.unique(schedule.schedule.arm).size >= 2
@@ -216,12 +188,7 @@ def test_attempts_follow_the_schedule(tmp_path):
     ks = np.arange(33)
     arm_of = np.diff(schedule.schedule.counts(ks), axis=0).argmax(axis=1)
     for s, answer in enumerate(answers):
-        draws = []
-        for i, arm in enumerate(arm_of):
-            sampler = ArmSampler()
-            sampler.load_adapter(schedule.arms[arm].adapter)
-            params = SamplingParams(temperature=schedule.arms[arm].temperature)
-            draws.append(sampler.draw(s, i, params).text.endswith(" 0."))
+        draws = [ArmSampler().draw_arm(schedule.arms[arm], s, i).text.endswith(" 0.") for i, arm in enumerate(arm_of)]
         first = draws.index(True) if True in draws else None
         assert answer.solved == (first is not None)
         if answer.solved:
@@ -232,14 +199,16 @@ def test_attempts_follow_the_schedule(tmp_path):
 def test_beyond_the_plan_the_last_arm_goes_on(tmp_path, capsys):
     schedule = make_schedule(tmp_path)
     solved(tmp_path / "run", 40, sampler=ArmSampler(), schedule=schedule, progress=True)
-    assert "the schedule plans 32 attempts: beyond them its last arm goes on" in capsys.readouterr().err
+    last = schedule.arms[schedule.schedule.arm[-1]].name
+    told = f"the schedule plans 32 attempts: beyond them its last arm, {last}, goes on"
+    assert told in capsys.readouterr().err
 
 
 def test_a_changed_adapter_is_noticed(tmp_path):
     schedule = make_schedule(tmp_path)
     solved(tmp_path / "run", 8, sampler=ArmSampler(), schedule=schedule)
     (tmp_path / "even" / "adapter_config.json").write_text('{"r": 2}')
-    with pytest.raises(StoreError, match="solve.schedule: the run has"):
+    with pytest.raises(StoreError, match=r"schedule.arms.\d.adapter_fingerprint: the run has"):
         solved(tmp_path / "run", 8, sampler=ArmSampler(), schedule=schedule)
 
 
@@ -248,8 +217,10 @@ def test_what_cannot_follow_a_schedule_is_refused(tmp_path):
     other = r"arm '.*even' of the schedule is for model 'known' \(no fingerprint\), and the sampler has 'other'"
     with pytest.raises(StoreError, match=other):
         solved(tmp_path / "run", sampler=ArmSampler(name="other"), schedule=schedule)
-    with pytest.raises(ValueError, match="sampler KnownSampler cannot load one adapter after another"):
-        solved(tmp_path / "run", schedule=schedule)
+    sampler = ArmSampler()
+    sampler.identity = lambda: {"model": "known", "adapter": "mine"}
+    with pytest.raises(ValueError, match="`adapter` mine cannot be combined with a schedule: its arms have their own"):
+        solved(tmp_path / "run", sampler=sampler, schedule=schedule)
     with pytest.raises(ValueError, match="temperature=0.5 cannot be combined with a schedule"):
         solved(tmp_path / "run", sampler=ArmSampler(), schedule=schedule, params=SamplingParams(temperature=0.5))
     (tmp_path / "odd" / "adapter_config.json").unlink()

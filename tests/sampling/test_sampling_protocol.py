@@ -77,11 +77,20 @@ class TestSampleRequest:
             ({"num_samples": 1, "stream": -2}, "`stream` must be an integer of at least 0, got -2"),
             ({"num_samples": 1, "prompt": ""}, "prompt='' is empty: there is nothing to continue"),
             ({"num_samples": 1, "prompt": []}, r"prompt=\[\] is empty"),
+            ({"num_samples": 1, "temperature": -1.0}, "temperature=-1.0 must be a finite number, at least 0"),
+            ({"num_samples": 1, "temperature": float("nan")}, "temperature=nan must be a finite number"),
         ],
     )
     def test_values_out_of_range_are_refused(self, values, message):
         with pytest.raises(ValueError, match=message):
             SampleRequest(**{"prompt": "a", **values})
+
+    def test_its_temperature_stands_for_the_common_one(self):
+        params = SamplingParams(temperature=0.5, top_k=3)
+        assert SampleRequest("a", 1).params(params) is params
+        assert SampleRequest("a", 1, temperature=1.5).params(params) == SamplingParams(temperature=1.5, top_k=3)
+        assert SampleRequest("a", 7, temperature=0).num_distinct(params) == 1
+        assert SampleRequest("a", 7).num_distinct(params) == 7
 
 
 class TestRequestSeed:

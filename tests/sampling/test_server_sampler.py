@@ -244,6 +244,24 @@ class TestRequests:
         draw(endpoint.sampler(concurrency=4), 40)
         assert 2 <= endpoint.most_in_flight <= 4
 
+    def test_each_request_asks_for_its_adapter_by_name_at_its_temperature(self, endpoint):
+        requests = [
+            SampleRequest("a", 1, stream=0, adapter="other", temperature=1.5),
+            SampleRequest("a", 1, stream=1, adapter=""),
+            SampleRequest("a", 1, stream=2, temperature=0.0),
+        ]
+        endpoint.sampler(concurrency=1, adapter="other").sample(requests, SamplingParams(temperature=0.7))
+        sent = [(body["model"], body["temperature"]) for body in endpoint.bodies]
+        assert sent == [("other", 1.5), ("small", 0.7), ("other", 0.0)]
+
+    def test_a_folder_that_is_served_under_its_name_is_not_loaded(self, endpoint, adapters):
+        endpoint.served.append(str(adapters[0]))
+        requests = [SampleRequest("a", 1, adapter=str(adapters[0]))]
+        endpoint.sampler().sample(requests, SamplingParams())
+        assert endpoint.bodies[0]["model"] == str(adapters[0])
+        with pytest.raises(EndpointError, match="is not among the models that .* adapters can be loaded into vLLM"):
+            endpoint.sampler().sample([SampleRequest("a", 1, adapter=str(adapters[1]))], SamplingParams())
+
     def test_the_order_is_that_of_the_requests(self, endpoint):
         requests = [SampleRequest("a", 3, stream=s, first_index=s) for s in range(5)]
         groups = endpoint.sampler().sample(requests, SamplingParams())
@@ -637,6 +655,21 @@ class TestWithVLLM:
         sampler.load_adapter(str(adapters[1]))
         assert len(self.served(vllm_server)) == 2
         assert chi_squared(ids_of(draw(sampler, 2000)), exact[1]) > 1e-3
+        sampler.close()
+        assert self.served(vllm_server) == {"tiny"}
+
+    def test_requests_for_several_adapters_and_the_model_alone(self, vllm_server, checkpoint, adapters):
+        sampler = ServerSampler("tiny", base_url=vllm_server, progress=False)
+        own = [("", 1.0), (str(adapters[0]), 1.0), (str(adapters[1]), 1.7)]
+        requests = [SampleRequest(PROMPT, 1500, 0, s, adapter, t) for s, (adapter, t) in enumerate(own)]
+        groups = sampler.sample(requests, SamplingParams(max_tokens=2))
+        exact = [
+            answer_probabilities(load_reference(checkpoint, a or None), PROMPT_IDS, END_IDS, 2, temperature=t)
+            for a, t in own
+        ]
+        for i, samples in enumerate(groups):
+            assert all((chi_squared(ids_of(samples), exact[j]) > 1e-3) == (i == j) for j in range(3)), i
+        assert len(self.served(vllm_server)) == 3
         sampler.close()
         assert self.served(vllm_server) == {"tiny"}
 

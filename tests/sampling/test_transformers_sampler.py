@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +71,32 @@ class TestDistribution:
         assert draw(sampler, 50) == draw(alone, 50)
         assert sampler.identity() == alone.identity()
 
+    def test_each_request_has_its_adapter_and_its_temperature(self, checkpoint, adapters):
+        sampler = TransformersSampler(str(checkpoint), batch_size=3000, progress=False)
+        own = [("", 1.0), (str(adapters[0]), 1.0), (str(adapters[1]), 1.7), (str(adapters[0]), 1.7), (None, None)]
+        requests = [SampleRequest(PROMPT, 3000, 0, s, adapter, t) for s, (adapter, t) in enumerate(own)]
+        groups = sampler.sample(requests, SamplingParams(max_tokens=3, temperature=1.0))
+        exact = [
+            answer_probabilities(load_reference(checkpoint, a or None), PROMPT_IDS, END_IDS, 3, temperature=t or 1.0)
+            for a, t in own
+        ]
+        for i, samples in enumerate(groups):
+            assert chi_squared(ids_of(samples), exact[i]) > 1e-3
+            assert all(chi_squared(ids_of(samples), exact[j]) < 1e-6 for j in range(4) if j != i % 4)
+        # What else is loaded, and in which order, changes no draw.
+        assert sampler.sample(requests[::-1], SamplingParams(max_tokens=3)) == groups[::-1]
+        alone = TransformersSampler(str(checkpoint), adapter=str(adapters[1]), batch_size=3000, progress=False)
+        assert alone.sample([replace(requests[2], adapter=None)], SamplingParams(max_tokens=3)) == [groups[2]]
+        assert alone.sample(requests[:2], SamplingParams(max_tokens=3)) == groups[:2]
+        assert alone.identity()["adapter"] == str(adapters[1]) and sampler.identity()["adapter"] == ""
+
+    def test_greedy_requests_beside_others(self, checkpoint, adapters):
+        sampler = TransformersSampler(str(checkpoint), progress=False)
+        requests = [SampleRequest(PROMPT, 3, 0, 0, str(adapters[0]), 0.0), SampleRequest(PROMPT, 30)]
+        greedy, drawn = sampler.sample(requests, SamplingParams(max_tokens=3))
+        assert len(set(ids_of(greedy))) == 1 and len(greedy) == 3
+        assert len(set(ids_of(drawn))) > 1 and len(drawn) == 30
+
     def test_token_ids_are_continued_as_they_are(self, sampler):
         assert draw(sampler, 50, prompt=PROMPT_IDS) == draw(sampler, 50)
         assert draw(sampler, 50, prompt=PROMPT_IDS[:1]) == draw(sampler, 50, prompt="a") != draw(sampler, 50)
@@ -81,11 +108,11 @@ class TestDistribution:
         assert chi_squared(ids, exact) > 1e-3
 
     def test_no_token_of_probability_zero_is_drawn_at_the_ends_of_the_interval(self):
-        from dco_trl.sampling.transformers_sampler import _InverseCDF
+        from dco_trl.sampling.generation import InverseCDF
 
         scores = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(4, -1).clone()
         uniforms = np.array([[0.0], [0.49999], [0.5], [np.nextafter(1.0, 0.0)]])
-        picked = _InverseCDF(uniforms, 2, torch.device("cpu"))(torch.zeros(4, 2, dtype=torch.long), scores)
+        picked = InverseCDF(uniforms, 2, torch.device("cpu"))(torch.zeros(4, 2, dtype=torch.long), scores)
         assert picked.argmax(-1).tolist() == [1, 1, 3, 3]
 
 
@@ -335,6 +362,9 @@ class TestModelInMemory:
         assert model.training and all(p.requires_grad for n, p in model.named_parameters() if "lora_" in n)
 
     def test_arguments_for_a_named_model_are_refused(self, model):
+        sampler = TransformersSampler(make_word_model(), tokenizer=make_word_tokenizer(), progress=False)
+        with pytest.raises(ValueError, match="adapter='runs/a' cannot be loaded into a model in memory, which is"):
+            sampler.sample([SampleRequest(PROMPT, 1, adapter="runs/a")], SamplingParams(max_tokens=1))
         with pytest.raises(ValueError, match="adapter, dtype cannot be combined with a model in memory"):
             TransformersSampler(model, tokenizer=make_word_tokenizer(), adapter="folder", dtype="auto")
 

@@ -18,10 +18,9 @@ PROMPT, PROMPT_IDS = "a b c", [5, 6, 7]
 
 
 @pytest.fixture(scope="module")
-def sampler(vllm_environment, checkpoint):
-    engine = dict(enable_lora=True, max_lora_rank=8, max_model_len=CONTEXT, enforce_eager=True, dtype="float32")
-    engine["generation_config"] = "auto"
-    sampler = VLLMSampler(str(checkpoint), progress=False, **engine)
+def sampler(vllm_environment, checkpoint, adapters):
+    engine = dict(max_model_len=CONTEXT, enforce_eager=True, dtype="float32", generation_config="auto")
+    sampler = VLLMSampler(str(checkpoint), adapters=[str(a) for a in adapters], progress=False, **engine)
     yield sampler
     sampler.close()
 
@@ -175,6 +174,34 @@ class TestWithEngine:
             ids = ids_of(draw(base_sampler, 2000))
             assert chi_squared(ids, exact[mine]) > 1e-3
             assert chi_squared(ids, exact[1 - mine]) < 1e-6
+
+    def test_each_request_has_its_adapter_and_its_temperature(self, base_sampler, checkpoint, adapters):
+        own = [("", 1.0), (str(adapters[0]), 1.0), (str(adapters[1]), 1.7), (None, None), (str(adapters[0]), 1.7)]
+        requests = [SampleRequest(PROMPT, 2000, 0, s, adapter, t) for s, (adapter, t) in enumerate(own)]
+        groups = base_sampler.sample(requests, SamplingParams(max_tokens=2))
+        exact = [
+            answer_probabilities(load_reference(checkpoint, a or None), PROMPT_IDS, END_IDS, 2, temperature=t or 1.0)
+            for a, t in own
+        ]
+        kind = [0, 1, 2, 0, 4]
+        for i, samples in enumerate(groups):
+            assert len(samples) == 2000
+            for j in range(5):
+                assert (chi_squared(ids_of(samples), exact[j]) > 1e-3) == (kind[i] == kind[j]), (i, j)
+        assert base_sampler.identity()["adapter"] == ""
+
+    def test_the_model_alone_still_needs_a_call_of_its_own(self, base_sampler, adapters):
+        """A greedy request without an adapter, alone and in one call of vLLM with one that has an adapter."""
+        from vllm import SamplingParams as VLLMSamplingParams
+
+        greedy = VLLMSamplingParams(temperature=0, max_tokens=12)
+        prompts = [{"prompt_token_ids": PROMPT_IDS}] * 3
+        loras = [None, *(base_sampler._load(str(adapter)) for adapter in adapters)]
+        texts = [
+            [output.outputs[0].token_ids for output in base_sampler.llm.generate(prompts[:n], greedy, **kwargs)]
+            for n, kwargs in ((1, {"use_tqdm": False}), (3, {"use_tqdm": False, "lora_request": loras}))
+        ]
+        assert texts[0][0] != texts[1][0], "let VLLMSampler.sample draw everything in one call"
 
     def test_an_adapter_overwritten_in_place_is_read_anew(self, base_sampler, checkpoint, adapters, tmp_path):
         folder = tmp_path / "moving"

@@ -15,7 +15,14 @@ for number, settings in enumerate(json.loads(sys.argv[1])):
     # Evaluated and saved at the last step, so that each row's log p is written.
     each = {"eval_strategy": "steps", "eval_steps": 0.99, "save_strategy": "steps", "save_steps": 0.99}
     settings = {**settings, **each, "output_dir": f"{folder}/{number}"}
-    trainer = make_trainer(num_attempts=MANY, trainer_kwargs={"eval_dataset": dataset(11)}, **settings)
+    rows = dataset()
+    if settings.pop("several_references", False):
+        rows = rows.map(
+            lambda row: {"completions": [row["completion"] * n for n in range(1, 2 + len(row["prompt"]) % 3)]}
+        )
+        rows = rows.remove_columns("completion")
+    kwargs = {"train_dataset": rows, "eval_dataset": rows.select(range(11))}
+    trainer = make_trainer(num_attempts=MANY, trainer_kwargs=kwargs, **settings)
     trainer.train()
     metrics = trainer.evaluate()
     steps = [entry for entry in trainer.state.log_history if "grad_norm" in entry]

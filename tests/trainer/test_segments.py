@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dco_trl.trainer.segments import Segments, one_label_per_sequence
+from dco_trl.trainer.segments import Segments, one_label_per_unit
 
 
 @settings(deadline=None, max_examples=50)
@@ -46,7 +46,9 @@ def test_a_sequence_is_counted_if_a_label_is_predicted():
     # The second token is the first that is predicted; a label of the very first is of no use.
     labels = torch.tensor([[-100, 5, -100], [-100, -100, -100], [7, -100, -100], [-100, -100, 9]])
     padded = {"labels": labels, "attention_mask": torch.ones_like(labels)}
-    assert one_label_per_sequence(padded).tolist() == [[-100, 0, -100, -100, 0]]
+    assert one_label_per_unit(Segments.of_batch(padded, padded["labels"][:, 1:] != -100)).tolist() == [
+        [-100, 0, -100, -100, 0]
+    ]
     documents = torch.arange(4).repeat_interleave(3)[None]
     flattened = {
         "labels": labels.reshape(1, -1),
@@ -54,4 +56,6 @@ def test_a_sequence_is_counted_if_a_label_is_predicted():
         "cu_seq_lens_q": torch.tensor([0, 3, 6, 9, 12]),
     }
     flattened["labels"][0, 6] = -100  # as TRL's collator does with the first token of a document
-    assert one_label_per_sequence(flattened).tolist() == [[-100, 0, -100, -100, 0]]
+    assert one_label_per_unit(Segments.of_batch(flattened, flattened["labels"][:, 1:] != -100)).tolist() == [
+        [-100, 0, -100, -100, 0]
+    ]

@@ -199,7 +199,7 @@ def test_several_answers_in_a_row_are_counted(caplog):
         make_trainer(trainer_kwargs={"train_dataset": Dataset.from_list([one, two, one, two, one])})
     said = [record.getMessage() for record in caplog.records if "several answers" in record.getMessage()]
     assert len(said) == 1 and "2 of 5 rows of the train dataset have several answers" in said[0]
-    assert "Make one row of each turn, with the messages before it as `prompt`" in said[0]
+    assert "Set `unit='turn'`, which gives each its own; or make one row of each turn, with the messages" in said[0]
     caplog.clear()
     make_trainer(num_attempts=1, trainer_kwargs={"train_dataset": Dataset.from_list([two])})
     assert "several answers" not in caplog.text

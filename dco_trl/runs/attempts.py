@@ -1,0 +1,169 @@
+"""Attempts of problems, each on the arm that a schedule gives it, or all on the one that a sampler has."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..problem import Problem
+from ..sampling.fingerprint import describe
+from ..sampling.protocol import SampleRequest, SamplingParams
+from .arms import Arm
+from .files import StoreError
+
+if TYPE_CHECKING:
+    from ..sampling.protocol import Sampler
+    from .schedule_file import ArmSchedule
+
+# Of each sample: its problem, its index, its text, its number of tokens, why it ended; with a schedule also its arm.
+Row = tuple[Any, ...]
+
+
+class Attempts:
+    """Draws attempts.
+
+    Args:
+        problems: What is attempted.
+        sampler: Any sampler. With a schedule it has the arms' model and no adapter of its own.
+        params: How to sample. With a schedule `temperature` stays 1.
+        schedule: Which arm each attempt samples, or the file that says so; None: the sampler's own.
+
+    Raises:
+        ValueError: A temperature or an adapter that a schedule leaves no room for.
+        StoreError: The schedule cannot be read, is for another model, or one of its adapters is gone.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        sampler: "Sampler",
+        params: SamplingParams,
+        schedule: "ArmSchedule | str | os.PathLike[str] | None" = None,
+    ) -> None:
+        self.problems, self.sampler, self.params = problems, sampler, params
+        own = sampler.identity()
+        self.arms: tuple[Arm, ...] = (Arm(own.get("model", ""), own.get("adapter", ""), params.temperature),)
+        self.schedule: ArmSchedule | None = None
+        if schedule is not None:
+            self.schedule = loaded_schedule(schedule)
+            self.arms = self.schedule.arms
+            check_schedule(self.schedule, own, params)
+
+    def manifest(self) -> dict[str, Any]:
+        """What a run's manifest says of the schedule: arms, with hashes of their adapters, and blocks."""
+        if self.schedule is None:
+            return {}
+        arms = [{**asdict(arm), **describe("adapter", arm.adapter)} for arm in self.arms]
+        return {"schedule": {"arms": arms, "blocks": self.schedule.schedule.to_dict()["blocks"]}}
+
+    def note(self, num_attempts: int) -> str | None:
+        """What to tell of so many attempts per problem; None: nothing."""
+        if self.schedule is None or num_attempts <= self.schedule.schedule.num_attempts:
+            return None
+        return (
+            f"the schedule plans {self.schedule.schedule.num_attempts:,} attempts: beyond them its last arm, "
+            f"{self.arms[int(self.schedule.schedule.arm[-1])].name}, goes on"
+        )
+
+    def arm_of(self, attempts: NDArray) -> NDArray[np.int64]:
+        """The arm of each attempt, both counted from 0."""
+        if self.schedule is None:
+            return np.zeros(attempts.size, dtype=np.int64)
+        order = self.schedule.schedule
+        block = np.searchsorted(np.cumsum(order.attempts), attempts, side="right")
+        return order.arm[np.minimum(block, order.arm.size - 1)]
+
+    def draw(self, pieces: Sequence[tuple[int, int, int]]) -> list[Row]:
+        """Draw some attempts.
+
+        Args:
+            pieces: (position of the problem, first index, number) each.
+
+        Returns:
+            A row of the store for each attempt, in order.
+        """
+        requests = [request for piece in pieces for request in self._requests(*piece)]
+        drawn = self.sampler.sample(requests, self.params)
+        if [len(samples) for samples in drawn] != [request.num_samples for request in requests]:
+            raise ValueError(
+                f"sampler {type(self.sampler).__name__} was asked for {[r.num_samples for r in requests]} samples "
+                f"and returned {[len(samples) for samples in drawn]}; it must return as many as asked for, in order"
+            )
+        rows: list[Row] = []
+        for request, samples in zip(requests, drawn, strict=True):
+            problem_id = self.problems[request.stream].problem_id
+            arm: Row = ()
+            if self.schedule is not None:
+                arm = (self.arms[int(self.arm_of(np.array([request.first_index]))[0])].name,)
+            rows += [
+                (problem_id, request.first_index + i, sample.text, sample.num_tokens, sample.finish_reason, *arm)
+                for i, sample in enumerate(samples)
+            ]
+        return rows
+
+    def _requests(self, position: int, first: int, count: int) -> Iterator[SampleRequest]:
+        """One request, or as many as there are changes of the arm and one more."""
+        arms = self.arm_of(np.arange(first, first + count))
+        starts = [0, *(np.flatnonzero(np.diff(arms)) + 1).tolist()]
+        for start, end in zip(starts, [*starts[1:], count], strict=True):
+            arm = self.arms[int(arms[start])]
+            request = SampleRequest(self.problems[position].prompt, end - start, first + start, stream=position)
+            if self.schedule is not None:
+                request = replace(request, adapter=arm.adapter, temperature=arm.temperature)
+            yield request
+
+
+def loaded_schedule(schedule: "ArmSchedule | str | os.PathLike[str]") -> "ArmSchedule":
+    """The schedule, read if it is a file."""
+    from .schedule_file import ArmSchedule, read_schedule
+
+    return schedule if isinstance(schedule, ArmSchedule) else read_schedule(schedule)
+
+
+def check_schedule(schedule: "ArmSchedule", sampler: Mapping[str, Any], params: SamplingParams) -> None:
+    """Refuse a schedule that cannot be followed.
+
+    Args:
+        schedule: The schedule.
+        sampler: What its `identity` says, or as much of it as is known before it is loaded.
+        params: How to sample.
+
+    Raises:
+        ValueError: A temperature or an adapter beside the arms' own.
+        StoreError: Another model, or an adapter that is gone.
+    """
+    if params.temperature != 1:
+        raise ValueError(
+            f"temperature={params.temperature:g} cannot be combined with a schedule, whose arms have their own. "
+            "Leave it out."
+        )
+    if sampler.get("adapter"):
+        raise ValueError(
+            f"`adapter` {sampler['adapter']} cannot be combined with a schedule: its arms have their own. "
+            "Leave one of them out."
+        )
+    is_served = sampler.get("sampler") == "server"
+    fingerprint = sampler.get("model_fingerprint", "")
+    for arm in schedule.arms:
+        is_other = arm.model != sampler.get("model", "")
+        if arm.model_fingerprint and fingerprint:
+            is_other = arm.model_fingerprint != fingerprint
+        if is_other:
+            remedy = "Load that model, or plan a schedule for this one."
+            if is_served:
+                remedy = f"If it is the same model, serve it under that name too (--served-model-name {arm.model})."
+            raise StoreError(
+                f"arm {arm.name!r} of the schedule is for model {arm.model!r} "
+                f"({arm.model_fingerprint or 'no fingerprint'}), and the sampler has {sampler.get('model')!r} "
+                f"({fingerprint or 'no fingerprint'}). {remedy}"
+            )
+        # A server may know the adapter by name, or have it on its own disk.
+        if arm.adapter and not is_served and not (Path(arm.adapter) / "adapter_config.json").is_file():
+            raise StoreError(
+                f"the adapter of arm {arm.name!r} is gone: {arm.adapter} has no adapter_config.json. Restore it, or "
+                "plan a schedule without it."
+            )

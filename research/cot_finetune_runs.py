@@ -1,0 +1,170 @@
+"""One fine-tuning run of `cot_finetune.py`: a method with one setting and one seed, sampled at some epochs.
+
+All methods start from the seed's pre-trained model, and have its problems, optimizer and order of batches.
+"""
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from cot_finetune_task import MAX_TOKENS, make_problems, pretrained, without_sampling
+from cot_tiny import last_number, make_tokenizer
+from datasets import Dataset
+from fast_sampler import FastSampler
+from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
+
+from dco_trl import CoTDCOConfig, CoTDCOTrainer
+from dco_trl.demo.training import be_quiet
+
+SPLITS = ("validation", "test")
+# For all runs. Found on seeds that are not reported.
+SETTINGS: dict[str, Any] = dict(
+    per_device_train_batch_size=32,
+    learning_rate=1e-3,
+    lr_scheduler_type="constant",
+    adam_beta2=0.99,
+    weight_decay=0.0,
+)
+SAMPLING: dict[str, Any] = dict(
+    sampling_interval="epoch", num_rationales=16, rationale_batch=4, max_rationale_tokens=MAX_TOKENS
+)
+EPOCHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+TEMPERATURES = (1.25, 1.5, 2.0)
+DCO_ATTEMPTS = (4, 16, 64)
+_OWN, _OWN_4 = {"targets": "sampled"}, {"targets": "sampled", "num_targets": 4}
+# Method: its settings, a run each. "floor" is the least weight: 1 is rejection-sampling fine-tuning, which draws as
+# many rationales as DCO with N = 64 and gives each prompt the weight 1.
+METHODS: dict[str, list[dict[str, Any]]] = {
+    "cross-entropy": [{"num_attempts": 1, "sampler": "none"}],
+    "DCO, reference": [{"num_attempts": n} for n in DCO_ATTEMPTS],
+    "DCO, own": [{"num_attempts": n, **_OWN} for n in DCO_ATTEMPTS],
+    "DCO, 4 own": [{"num_attempts": n, **_OWN_4} for n in DCO_ATTEMPTS],
+    "weight 1, own": [{"num_attempts": 64, **_OWN, "floor": 1.0}],
+    "weight 1, 4 own": [{"num_attempts": 64, **_OWN_4, "floor": 1.0}],
+    "DCO, reference, floor": [{"num_attempts": 64, "floor": 0.1}],
+    "DCO, 4 own, floor": [{"num_attempts": 64, **_OWN_4, "floor": 0.1}],
+}
+# Averages of cross-entropy's weights: an early epoch, and the share of the last epoch's weights.
+AVERAGES = [(early, late_weight) for early in (1, 2, 4, 8) for late_weight in (0.25, 0.5, 0.75)]
+
+
+class FlooredTrainer(CoTDCOTrainer):
+    """`CoTDCOTrainer` with no weight below `floor`."""
+
+    floor = 0.0
+
+    def _weights(self, log_p: torch.Tensor) -> torch.Tensor:
+        return super()._weights(log_p).clamp_min(self.floor)
+
+
+class Recorder(TrainerCallback):
+    """Counts right answers of held-out problems at some epochs, and keeps the weights."""
+
+    def __init__(self, sampler: FastSampler, problems: dict[str, list[dict]], num_samples: int, epochs: list[int]):
+        self.sampler, self.problems, self.num_samples, self.epochs = sampler, problems, num_samples, epochs
+        self.correct: dict[str, dict[str, list[int]]] = {}
+        self.weights: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        epoch = round(state.epoch)
+        if epoch in self.epochs:
+            self.weights[epoch] = {name: value.clone() for name, value in model.state_dict().items()}
+            self.correct[str(epoch)] = self.measure(1.0)
+
+    def measure(self, temperature: float) -> dict[str, list[int]]:
+        """Right answers per problem, of each split."""
+        both = [row for split in SPLITS for row in self.problems[split]]
+        # Draws of other epochs and runs are others: a schedule takes its arms for independent.
+        self._seed = getattr(self, "_seed", self.first_seed) + 1
+        counts = self.sampler.count_correct(both, self.num_samples, MAX_TOKENS, self._seed, temperature).tolist()
+        cut = len(self.problems[SPLITS[0]])
+        return {SPLITS[0]: counts[:cut], SPLITS[1]: counts[cut:]}
+
+    first_seed = 0
+
+
+def train(
+    method: str,
+    setting: dict[str, Any],
+    seed: int,
+    work_dir: Path,
+    *,
+    epochs: list[int],
+    num_samples: int,
+    pretraining_steps: int,
+    device: str,
+    rivals: bool = True,
+) -> dict[str, Any]:
+    """Fine-tune and measure.
+
+    Returns:
+        A record for JSON. `correct` has right answers per problem: by epoch, then by split; `temperatures` and
+        `averages`, of cross-entropy alone, have lists of such tables with their settings.
+    """
+    be_quiet()
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    problems, tokenizer = make_problems(seed), make_tokenizer()
+    model = AutoModelForCausalLM.from_pretrained(
+        pretrained(seed, work_dir, device, pretraining_steps), dtype=torch.float32
+    )
+    setting = dict(setting)
+    floor, is_plain = setting.pop("floor", 0.0), setting.get("sampler") == "none"
+    recorder = Recorder(FastSampler(model, tokenizer, device), problems, num_samples, epochs)
+    recorder.first_seed = 1000 * (1 + list(METHODS).index(method)) + 100_000 * setting["num_attempts"]
+    rows = problems["train"]
+    steps_per_epoch = -(-len(rows) // SETTINGS["per_device_train_batch_size"])
+    with TemporaryDirectory(prefix="cot-finetune-") as folder:
+        args = CoTDCOConfig(
+            output_dir=folder,
+            num_train_epochs=max(epochs),
+            seed=seed,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+            logging_steps=steps_per_epoch,
+            save_strategy="no",
+            disable_tqdm=True,
+            ce_warmup_steps=steps_per_epoch,
+            **SETTINGS,
+            **SAMPLING,
+            **setting,
+        )
+        trainer = FlooredTrainer(
+            model,
+            args=args,
+            train_dataset=without_sampling(rows) if is_plain else Dataset.from_list(rows),
+            grader=last_number,
+            processing_class=tokenizer,
+            callbacks=[recorder],
+        )
+        trainer.floor = floor
+        if not is_plain:  # the same samples as `TransformersSampler`, sooner
+            trainer._windows._policy._in_memory = FastSampler(model, tokenizer)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    seconds = {"training": time.perf_counter() - started}
+    record: dict[str, Any] = {"method": method, "setting": {**setting, "floor": floor}, "seed": seed}
+    record |= {"num_samples": num_samples, "correct": recorder.correct}
+    names = ("success_rate", "rationales", "reference_targets", "coverage_weight", "loss")
+    logged = trainer.state.log_history
+    record["log"] = {name: [entry[name] for entry in logged if name in entry] for name in names}
+    if is_plain and rivals:
+        record["temperatures"], record["averages"] = [], []
+        for epoch, weights in recorder.weights.items():
+            model.load_state_dict(weights)
+            for temperature in TEMPERATURES:
+                correct = recorder.measure(temperature)
+                record["temperatures"].append({"epoch": epoch, "temperature": temperature, "correct": correct})
+        late = recorder.weights[max(epochs)]
+        for early, share in AVERAGES:
+            if early in recorder.weights and early < max(epochs):
+                first = recorder.weights[early]
+                model.load_state_dict({name: first[name].lerp(late[name], share) for name in late})
+                correct = recorder.measure(1.0)
+                record["averages"].append({"early": early, "late_weight": share, "correct": correct})
+    seconds["all"] = time.perf_counter() - started
+    return {**record, "seconds": {name: round(value, 1) for name, value in seconds.items()}}

@@ -1,0 +1,161 @@
+"""The fine-tuning comparison on chains of thought: its problems, its sampler, its runs and what is made of them."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.image import imread
+
+# The scripts import each other by name, as they do when one of them is run.
+sys.path.insert(0, str(Path(__file__).parents[2] / "research"))
+
+import cot_finetune
+import cot_finetune_report as report
+import cot_finetune_runs
+import cot_finetune_task as task
+from cot_tiny import make_tokenizer
+from fast_sampler import FastSampler
+
+from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler
+
+factors = st.integers(10, 99)
+
+
+@given(factors, factors, st.integers(0, task.NUM_FORMS - 1))
+def test_every_step_of_a_rationale_is_right(a, b, form):
+    steps = task.rationale(a, b, form).split("=")
+    assert [eval(step.lstrip("0") or "0") for step in steps] == [a * b] * 3
+    assert len(task.rationale(a, b, form)) < task.MAX_TOKENS
+
+
+def test_the_forms_differ():
+    assert len({task.rationale(47, 86, form) for form in range(task.NUM_FORMS)}) == task.NUM_FORMS
+
+
+def test_problems_are_disjoint_and_not_in_the_pretraining():
+    splits = task.make_problems(0)
+    products = [frozenset(row["prompt"][:-1].split("*")) for rows in splits.values() for row in rows]
+    assert len(set(products)) == len(products) == task.NUM_TRAIN + task.NUM_VALIDATION + task.NUM_TEST
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        prompt, completion = task.pretraining_row(rng)
+        value = eval(prompt[:-1])
+        assert [eval(step) for step in completion.split("=")] == [value] * (1 + completion.count("="))
+        assert "+" in prompt or min(map(int, prompt[:-1].split("*"))) < 10
+
+
+def model_that_ends_sometimes():
+    """A random model with clear preferences."""
+    model = task.make_model(3).eval()
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.mul_(3.0) if weights.dim() > 1 else None
+    return model
+
+
+def test_the_fast_sampler_draws_what_transformers_draws():
+    model, tokenizer = model_that_ends_sometimes(), make_tokenizer()
+    rows = task.make_problems(0)["test"][:8]
+    requests = [SampleRequest(row["prompt"], 8, first_index=5, stream=i) for i, row in enumerate(rows)]
+    params = SamplingParams(max_tokens=task.MAX_TOKENS, seed=1)
+    ours = FastSampler(model, tokenizer, batch_size=24).sample(requests, params)
+    theirs = TransformersSampler(model, tokenizer=tokenizer, progress=False).sample(requests, params)
+    assert ours == theirs
+    assert {sample.finish_reason for samples in ours for sample in samples} == {"stop", "length"}
+
+
+def test_right_answers_are_counted_at_the_end_alone(monkeypatch):
+    tokenizer = make_tokenizer()
+    sampler = FastSampler(task.make_model(0), tokenizer)
+    rows = [{"prompt": "12*12=", "answer": "144"}, {"prompt": "10*10=", "answer": "100"}]
+    end, pad = tokenizer.eos_token_id, 0
+    texts = ["1+1=144", "=1440", "144", "=144=1", "=100", "2=100", "00=10", "=144"]
+    completions = [[*tokenizer.convert_tokens_to_ids(list(text)), end] for text in texts]
+    completions[5] = completions[5][:-1]  # cut off
+    drawn = torch.tensor([ids + [pad] * (12 - len(ids)) for ids in completions])
+    monkeypatch.setattr(sampler, "_sample", lambda *args: drawn)
+    assert sampler.count_correct(rows, 4, 12, seed=0).tolist() == [1, 1]
+
+
+def test_no_weight_is_below_the_floor():
+    trainer = cot_finetune_runs.FlooredTrainer.__new__(cot_finetune_runs.FlooredTrainer)
+    trainer._of_batch = {"row_weight": torch.tensor([0.0, 0.05, 0.7])}
+    log_p = torch.zeros(3)
+    assert trainer._weights(log_p).tolist() == pytest.approx([0.0, 0.05, 0.7])
+    trainer.floor = 0.1
+    assert trainer._weights(log_p).tolist() == pytest.approx([0.1, 0.1, 0.7])
+    trainer.floor = 1.0
+    assert trainer._weights(log_p).tolist() == [1.0, 1.0, 1.0]
+
+
+def record(method, seed, rates, num_samples=64, **more):
+    rng = np.random.default_rng([seed, len(method)])
+    draw = lambda rate: {split: rng.binomial(num_samples, rate, 40).tolist() for split in ("validation", "test")}  # noqa: E731
+    return {
+        "method": method,
+        "setting": {"num_attempts": 1 if method == "cross-entropy" else 64, "floor": 0.0},
+        "seed": seed,
+        "num_samples": num_samples,
+        "correct": {str(epoch): draw(rate) for epoch, rate in enumerate(rates, start=1)},
+        "log": {"loss": [1.0] * len(rates)},
+        "seconds": {"all": 1.0},
+        "settings_of_all_runs": {},
+        "versions": {},
+        **more,
+    }
+
+
+def test_choices_are_made_on_validation_and_differences_are_paired():
+    runs = [record("cross-entropy", seed, [0.02, 0.3, 0.1]) for seed in (0, 1)]
+    runs += [record("DCO, 4 own", seed, [0.05, 0.5]) for seed in (0, 1)]
+    runs.append(record("DCO, own", 0, [0.9]))  # of one seed alone: left out
+    summary = report.summarise(report.complete(runs), ks=[1, 4])
+    assert "DCO, own" not in summary["rows"]
+    best, last = summary["rows"]["cross-entropy, best epoch"], summary["rows"]["cross-entropy, last epoch"]
+    assert best["chosen"] == [["cross-entropy, N = 1, epoch 2"] * 2] * 2
+    assert best["mean"][0] == pytest.approx(0.3, abs=0.03) and last["mean"][0] == pytest.approx(0.1, abs=0.03)
+    [against] = [
+        row
+        for row in summary["differences"]
+        if (row["of"], row["from"]) == ("DCO, 4 own", "cross-entropy, best epoch")
+    ]
+    by_seed = np.subtract(summary["rows"]["DCO, 4 own"]["by_seed"], best["by_seed"])
+    assert np.allclose(against["by_seed"], by_seed, atol=2e-5) and np.allclose(
+        against["mean"], by_seed.mean(0), atol=2e-5
+    )
+    assert against["low_resampled"][0] < against["mean"][0] < against["high_resampled"][0]
+    schedule = summary["rows"]["schedule, cross-entropy and DCO"]
+    assert schedule["chosen"][0][0][0] == "DCO, 4 own, N = 64, epoch 2"
+    assert schedule["mean"][1] == pytest.approx(summary["rows"]["DCO, 4 own"]["mean"][1], abs=0.05)
+
+
+@pytest.mark.slow
+def test_command_keeps_finished_runs_and_the_report_reads_them(tmp_path, capsys):
+    command = ["--work_dir", str(tmp_path / "runs"), "--seeds", "7", "--num_attempts", "64", "--epochs", "1", "2"]
+    command += ["--num_samples", "2", "--pretraining_steps", "2", "--workers", "1"]
+    methods = ["--methods", "cross-entropy", "weight 1, 4 own"]
+    assert cot_finetune.main([*command, *methods]) == 0
+    files = sorted((tmp_path / "runs").glob("*_seed-7.json"))
+    before = [path.read_bytes() for path in files]
+    first = json.loads(before[0])
+    assert len(files) == 2 and first["method"] == "cross-entropy" and list(first["correct"]) == ["1", "2"]
+    assert len(first["temperatures"]) == 6 and len(first["averages"]) == 3
+    assert cot_finetune.main([*command, *methods]) == 0
+    assert [path.read_bytes() for path in files] == before
+    assert "2 runs, 2 of them finished before" in capsys.readouterr().out
+    figure = tmp_path / "cot.png"
+    report.main(
+        ["--work_dir", str(tmp_path / "runs"), "--output", str(tmp_path / "cot.json"), "--figure", str(figure)]
+    )
+    assert "| schedule, cross-entropy |" in capsys.readouterr().out and imread(figure).shape[2] == 4
+
+
+def test_the_report_asks_for_runs(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        report.main(["--work_dir", str(tmp_path)])
+    assert "holds no finished run" in capsys.readouterr().err

@@ -1,0 +1,165 @@
+"""Sampling along a schedule: the store keeps each sample's arm, and a run goes on, or refuses, as with one arm."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from known_sampler import ArmSampler, KnownSampler, make_problems, make_schedule
+
+from dco_trl.runs import RunStore, StoreError, evaluate, sample_run
+from dco_trl.runs.schedule_file import ArmSchedule, write_schedule
+from dco_trl.sampling import SamplingParams
+from dco_trl.statistics import AttemptSchedule
+
+PROBLEMS = make_problems(9)
+
+
+@pytest.fixture
+def schedule(tmp_path):
+    return make_schedule(tmp_path)
+
+
+def run(folder, num_samples, schedule, **arguments):
+    arguments = {"progress": False, "sampler": ArmSampler(), **arguments}
+    return sample_run(folder, PROBLEMS, arguments.pop("sampler"), num_samples, schedule=schedule, **arguments)
+
+
+def rows_of(folder):
+    store = RunStore(folder)
+    rows = [row for part in store.sample_parts() for row in store.read_samples(part).to_pylist()]
+    found = {(row["problem_id"], row["sample_index"]): (row["text"], row["arm"]) for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def expected_rows(schedule, num_samples, seed=0):
+    """Every attempt alone, its arm from the counts."""
+    arm_of = np.diff(schedule.schedule.counts(np.arange(num_samples + 1)), axis=0).argmax(axis=1)
+    return {
+        (f"p{s}", i): (ArmSampler().draw_arm(arm, s, i, seed).text, arm.name)
+        for s in range(len(PROBLEMS))
+        for i, arm in enumerate(schedule.arms[j] for j in arm_of)
+    }
+
+
+def test_each_sample_is_of_its_arm_and_the_store_says_which(tmp_path, schedule):
+    write_schedule(tmp_path / "schedule.yaml", schedule.schedule, schedule.arms)
+    summary = run(tmp_path / "run", 32, tmp_path / "schedule.yaml", params=SamplingParams(seed=3))
+    assert (summary.num_drawn, summary.num_present) == (288, 288)
+    rows = rows_of(tmp_path / "run")
+    assert rows == expected_rows(schedule, 32, seed=3)
+    assert len({arm for _, arm in rows.values()}) == 3
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 100])
+def test_stopped_and_extended_it_goes_on_with_the_same_draws(tmp_path, schedule, chunk_size):
+    class Stops(ArmSampler):
+        def sample(self, requests, params):
+            if len(list((tmp_path / "run").rglob("part-*"))) == 3:
+                raise KeyboardInterrupt
+            return super().sample(requests, params)
+
+    if chunk_size < 100:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", 10, schedule, sampler=Stops(), chunk_size=chunk_size)
+        assert len(rows_of(tmp_path / "run")) == 3 * chunk_size
+    run(tmp_path / "run", 10, schedule, chunk_size=chunk_size)
+    assert rows_of(tmp_path / "run") == expected_rows(schedule, 10)
+    run(tmp_path / "run", 20, schedule, chunk_size=chunk_size)
+    assert rows_of(tmp_path / "run") == expected_rows(schedule, 20)
+
+
+def test_more_attempts_than_planned_go_to_the_last_arm_with_a_note(tmp_path, schedule, capsys):
+    run(tmp_path / "run", 40, schedule, progress=True)
+    last = schedule.arms[schedule.schedule.arm[-1]].name
+    told = f"the schedule plans 32 attempts: beyond them its last arm, {last}, goes on"
+    assert told in capsys.readouterr().err
+    rows = rows_of(tmp_path / "run")
+    assert rows == expected_rows(schedule, 40)
+    assert {rows[f"p{s}", i][1] for s in range(9) for i in range(32, 40)} == {last}
+    run(tmp_path / "run", 40, schedule, progress=True)  # nothing is drawn, and nothing told
+    assert "beyond them" in capsys.readouterr().err
+
+
+def changed(schedule, **changes):
+    return ArmSchedule(replace(schedule.schedule, **changes), schedule.arms)
+
+
+def test_another_schedule_is_refused(tmp_path, schedule):
+    run(tmp_path / "run", 10, schedule)
+    before = rows_of(tmp_path / "run")
+    other = changed(schedule, arm=schedule.schedule.arm[::-1], attempts=schedule.schedule.attempts[::-1])
+    with pytest.raises(StoreError, match=r"schedule.blocks: the run has \[\[\d, .*, now \[\["):
+        run(tmp_path / "run", 12, other)
+    warmer = ArmSchedule(schedule.schedule, (*schedule.arms[:2], replace(schedule.arms[2], temperature=2.5)))
+    with pytest.raises(StoreError, match=r"schedule.arms.2.temperature: the run has 2.0, now 2.5"):
+        run(tmp_path / "run", 12, warmer)
+    with pytest.raises(StoreError, match=r"schedule.arms.0.adapter: the run has '.*even', now '\(nothing\)'"):
+        run(tmp_path / "run", 12, None)
+    (tmp_path / "even" / "adapter_config.json").write_text('{"r": 2}')
+    with pytest.raises(StoreError, match=r"schedule.arms.0.adapter_fingerprint: the run has"):
+        run(tmp_path / "run", 12, schedule)
+    assert rows_of(tmp_path / "run") == before
+
+
+def test_a_run_of_one_arm_takes_no_schedule(tmp_path, schedule):
+    run(tmp_path / "run", 4, None)
+    store = RunStore(tmp_path / "run")
+    assert "arm" not in store.read_samples(store.sample_parts()[0]).column_names
+    with pytest.raises(StoreError, match=r"schedule.arms.1.adapter: the run has '\(nothing\)', now '.*odd'"):
+        run(tmp_path / "run", 8, schedule)
+
+
+def test_a_long_schedule_is_told_in_few_words(tmp_path, schedule):
+    blocks = np.tile([0, 1], 300)
+    ks = np.array([600])
+    long = ArmSchedule(AttemptSchedule(blocks, np.ones(600, np.int64), 3, ks, ks / 600, ks / 600), schedule.arms)
+    run(tmp_path / "run", 2, long)
+    with pytest.raises(StoreError, match=r"schedule.blocks: the run has .{200}…, now") as caught:
+        run(tmp_path / "run", 2, schedule)
+    assert len(str(caught.value)) < 1500
+
+
+def test_what_cannot_follow_a_schedule_is_refused_before_a_folder_is_made(tmp_path, schedule):
+    refused = [
+        (StoreError, "the sampler has 'other'", {"sampler": ArmSampler(name="other")}),
+        (
+            ValueError,
+            "temperature=0.5 cannot be combined with a schedule",
+            {"params": SamplingParams(temperature=0.5)},
+        ),
+    ]
+    for kind, told, arguments in refused:
+        with pytest.raises(kind, match=told):
+            run(tmp_path / "run", 4, schedule, **arguments)
+    with pytest.raises(StoreError, match="absent.yaml holds no schedule"):
+        run(tmp_path / "run", 4, tmp_path / "absent.yaml")
+    (tmp_path / "odd" / "adapter_config.json").unlink()
+    with pytest.raises(StoreError, match="the adapter of arm '.*odd' is gone"):
+        run(tmp_path / "run", 4, schedule)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_server_is_told_how_to_serve_the_model(tmp_path, schedule):
+    sampler = ArmSampler(name="served")
+    sampler.identity = lambda: {"sampler": "server", "model": "served", "adapter": ""}
+    with pytest.raises(StoreError, match=r"serve it under that name too \(--served-model-name known\)"):
+        run(tmp_path / "run", 4, schedule, sampler=sampler)
+    # Its adapters may lie on its own disk, or have names there.
+    (tmp_path / "odd" / "adapter_config.json").unlink()
+    sampler.identity = lambda: {"sampler": "server", "model": "known", "adapter": ""}
+    assert run(tmp_path / "run", 4, schedule, sampler=sampler).num_drawn == 36
+
+
+def test_a_sampler_that_loses_samples_is_found_out(tmp_path):
+    sampler = KnownSampler()
+    sampler.sample = lambda requests, params: [[] for _ in requests]
+    with pytest.raises(ValueError, match="it must return as many as asked for, in order"):
+        run(tmp_path / "run", 4, None, sampler=sampler)
+
+
+def test_evaluating_along_a_schedule(tmp_path, schedule):
+    result = evaluate(tmp_path / "run", PROBLEMS, ArmSampler(), "exact", 16, schedule=schedule, progress=False)
+    rows = expected_rows(schedule, 16)
+    for s, problem in enumerate(result.problems):
+        assert problem.num_correct == sum(rows[f"p{s}", i][0].endswith(" 0.") for i in range(16))
