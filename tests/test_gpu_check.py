@@ -102,3 +102,12 @@ def test_page():
 )
 def test_waits_are_counted(function, expected):
     assert count_synchronisations(lambda: function(torch.arange(4.0))) == expected
+
+
+def test_what_was_found_is_kept_when_a_missing_package_comes():
+    versions = {"torch": "2.11.0", "bitsandbytes": None, "vllm": None}
+    before = {"device": None, "cpu_cores": 2, "versions": versions}
+    assert gpu_check.continues(before, {**before, "versions": {**versions, "bitsandbytes": "0.50.2"}})
+    assert not gpu_check.continues(before, {**before, "versions": {**versions, "torch": "2.13.0"}})
+    assert not gpu_check.continues(before, {**before, "cpu_cores": 16})
+    assert not gpu_check.continues({**before, "versions": {**versions, "vllm": "0.31.0"}}, before)

@@ -4,15 +4,19 @@ import hashlib
 import heapq
 import os
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from .files import StoreError
 from .grade import is_correct
 from .store import RunStore, rows_by_problem
+
+if TYPE_CHECKING:
+    from .schedule_file import ArmSchedule
 
 # Raw samples kept for each problem: this many right and this many wrong ones.
 EXAMPLES = 3
@@ -52,6 +56,7 @@ class ProblemResult:
         examples: (sample_index, raw text, correct) of a few samples, right and wrong.
         num_ungraded: Samples, not cut off, that the grader could not judge.
         num_truncated_correct: Samples accepted although they were cut off.
+        by_arm: In a run along a schedule, (samples, accepted ones) of each of its arms.
     """
 
     problem_id: str
@@ -64,6 +69,7 @@ class ProblemResult:
     examples: tuple[tuple[int, str, bool], ...]
     num_ungraded: int = 0
     num_truncated_correct: int = 0
+    by_arm: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,12 +81,15 @@ class RunResult:
         manifest: What was sampled, and how.
         grader: The grader's name.
         problems: In the order of the data set.
+        schedule: Which arm each sample was drawn from; None for a run of one arm. pass@k is then that of the first k
+            attempts along it.
     """
 
     name: str
     manifest: dict[str, Any]
     grader: str
     problems: tuple[ProblemResult, ...]
+    schedule: "ArmSchedule | None" = None
 
 
 def load_results(run_dir: str | os.PathLike[str], grader: str | None = None) -> RunResult:
@@ -122,7 +131,13 @@ def load_results(run_dir: str | os.PathLike[str], grader: str | None = None) -> 
         )
     grader = _chosen_grader(store, grader)
     present = store.present()
-    tallies: dict[str, _Tally] = {problem.problem_id: _Tally() for problem in store.problems}
+    schedule = None
+    if "schedule" in store.manifest:
+        from .schedule_file import schedule_of_run
+
+        schedule = schedule_of_run(store.path, store.manifest)
+    arms = [] if schedule is None else [arm.name for arm in schedule.arms]
+    tallies: dict[str, _Tally] = {problem.problem_id: _Tally(arms) for problem in store.problems}
     graded = store.grade_parts(grader)
     for part in store.sample_parts():
         if part.stem in graded:
@@ -144,13 +159,14 @@ def load_results(run_dir: str | os.PathLike[str], grader: str | None = None) -> 
         tallies[problem.problem_id].result(problem.problem_id, problem.prompt, problem.answer)
         for problem in store.problems
     )
-    return RunResult(Path(store.path).resolve().name, store.manifest, grader, problems)
+    return RunResult(Path(store.path).resolve().name, store.manifest, grader, problems, schedule)
 
 
 class _Tally:
     """Running counts of one problem."""
 
-    def __init__(self) -> None:
+    def __init__(self, arms: Sequence[str]) -> None:
+        self.by_arm: dict[str, list[int]] = {arm: [0, 0] for arm in arms}
         self.num_samples = self.num_correct = self.num_truncated = 0
         self.num_ungraded = self.num_truncated_correct = 0
         self.answers: Counter[tuple[str, bool, str]] = Counter()
@@ -169,6 +185,7 @@ class _Tally:
             tuple(sorted(self.examples[True] + self.examples[False])),
             self.num_ungraded,
             self.num_truncated_correct,
+            tuple((n, c) for n, c in self.by_arm.values()),
         )
 
 
@@ -188,6 +205,11 @@ def _count_part(store: RunStore, part: Path, graded: Path, tallies: dict[str, _T
     texts, finish = samples.column("text"), samples.column("finish_reason").to_pylist()
     scores, answers = grades.column("score").to_pylist(), grades.column("answer").to_pylist()
     statuses = grades.column("status").to_pylist()
+    arms = samples.column("arm").to_pylist() if "arm" in samples.column_names else None
+    if arms and (unknown := set(arms) - next(iter(tallies.values())).by_arm.keys()):
+        raise StoreError(
+            f"{part} has samples of arm {unknown.pop()!r}, which is not in the schedule of manifest.json."
+        )
     seen: dict[str, str] = {}  # one string for equal answers: two million of them would not be small
     for problem_id, columns in rows_by_problem(rows):
         tally = tallies[problem_id]
@@ -197,6 +219,9 @@ def _count_part(store: RunStore, part: Path, graded: Path, tallies: dict[str, _T
             answer = _shortened(answers[row] or "")
             tally.num_samples += 1
             tally.num_correct += correct
+            if arms:
+                counts = tally.by_arm[arms[row]]
+                counts[0], counts[1] = counts[0] + 1, counts[1] + correct
             is_truncated = finish[row] == "length"
             tally.num_truncated += is_truncated
             tally.num_ungraded += scores[row] is None and not is_truncated

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dco_trl.runs import Problem, grade_run, load_results, sample_run
-from dco_trl.runs.arms import Arm
+from dco_trl.runs.arm import Arm
 from dco_trl.runs.schedule_file import ArmSchedule
 from dco_trl.sampling.protocol import Sample, SamplingParams
 from dco_trl.statistics import plan_attempts
