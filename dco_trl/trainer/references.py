@@ -181,8 +181,7 @@ def _check_fits(num_tokens: np.ndarray, num_references: np.ndarray, args: DCOCon
         raise ValueError(
             f"{too_long.size} of {len(num_tokens)} prompts of the {name} dataset have references of more than "
             f"`max_length={args.max_length}` tokens together, prompts included (at most {num_tokens.max()}), and a "
-            "pack must hold all references of a prompt. Raise `max_length`, or use `padding_free=True` in place of "
-            "packing."
+            "pack must hold all references of a prompt. Raise `max_length`, or leave packing for `padding_free=True`."
         )
 
 

@@ -36,6 +36,7 @@ _ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "_signature_columns": (list, type(None)),
     "_skip_prepare_dataset": bool,
     "_tokenizer": object,
+    "padding_free": bool,
     "_name": str,
     "_paper": dict,
     "_tag_names": list,
