@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import transformers
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
@@ -44,6 +45,7 @@ def let_accelerate_shard_on_a_cpu() -> None:
     """Make accelerate do with a CPU's processes what it does with GPUs': it shards over those only."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         PartialState._prepare_backend = lambda self, *args: ("gloo", DistributedType.MULTI_CPU)
+        transformers.training_args.is_torch_bf16_gpu_available = lambda: True
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         init = AcceleratorState.__init__
 
