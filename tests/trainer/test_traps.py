@@ -44,7 +44,7 @@ def train_on(rows: list[dict], **overrides) -> DCOTrainer:
         ({"num_attempts": 2.0}, "`num_attempts` must be an integer of at least 1.*got 2.0"),
         (
             {"loss_reduction": "mean"},
-            r"`loss_reduction` must be one of .*'sequence_mean'.., got 'mean'. Leave it out for the first",
+            r"`loss_reduction` must be one of .*'sequence_mean'., got 'mean'. Leave it out for the first",
         ),
         ({"coverage_at": [1, 0]}, r"`coverage_at\[1\]` must be an integer of at least 1, got 0"),
         ({"coverage_at": [1, 2.0]}, r"`coverage_at\[1\]` must be an integer of at least 1, got 2.0"),
