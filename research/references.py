@@ -1,12 +1,11 @@
 """Several right answers to a problem: their summed probability against rows of one reference each.
 
 The task is to factorise: `1001=` has the answers `11*91`, `91*11`, `13*77` and `77*13`, all pairs of two-digit
-factors. The model and the settings are those of the demonstration. Each N is trained
-in three ways:
+factors. The model and the settings are those of the demonstration. Each N is trained in three ways:
 
 - `one`: rows of one reference, drawn from each number's;
-- `rows`: rows of one reference, every one, with their share of weight: batches have as many more rows as there are
-  references, so that the steps are as many;
+- `rows`: rows of one reference, every one; batches have as many more rows as there are references, so that the steps
+  are as many;
 - `union`: all references of a number at once (`completions`), the loss of their summed probability.
 
 Coverage is exact: of any right answer, 1 - (1 - sum of p)^k, after each epoch. For each k the epoch is chosen on

@@ -51,8 +51,8 @@ def one_row_per_reference(dataset: Any, args: DCOConfig, name: str) -> Any:
         )
     if args.unit == "turn":
         raise ValueError(
-            f"`unit='turn'` gives each turn a probability of its own, and {given} of the {name} dataset adds those of "
-            "whole answers. Choose one of the two."
+            f"The {name} dataset has several references for a prompt ({given}), of which p is the sum, and "
+            "`unit='turn'` asks for the p of each turn. Leave `unit` at 'sequence', or give one `completion` a row."
         )
     kwargs: Any = args.dataset_kwargs or {}
     if kwargs.get("skip_prepare_dataset", False):
