@@ -27,20 +27,13 @@ import sys
 import time
 import traceback
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from gpu_page import page, summary
+
 HERE = Path(__file__).resolve().parent
-# The package need not be installed; the steps' processes look for it in the same places.
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], *filter(None, [os.environ.get("PYTHONPATH")])])
-# Asking whether there is a GPU must not start CUDA, which would not survive the fork into a step's process.
-os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-from gpu_page import page, summary  # noqa: E402
-
 # Seconds after which a step is killed.
 LIMITS = {
     "equivalence": 120,
@@ -54,8 +47,8 @@ LIMITS = {
     "table-1": 24 * 3600,
 }
 DEFAULT_STEPS = [name for name in LIMITS if name != "table-1"]
-# Those that import what cannot be forked are started from nothing.
-NOT_FORKED = ("qlora", "vllm")
+# What a step needs beyond the package. It starts CUDA as it is imported, so these steps are not forked.
+NEEDS = {"qlora": "bitsandbytes", "vllm": "vllm"}
 PACKAGES = ("torch", "triton", "transformers", "trl", "accelerate", "peft", "bitsandbytes", "vllm", "numpy")
 TABLE_1 = "The paper's Table 1 on MATH with direct answers (research/rivals.py --task math)."
 
@@ -79,8 +72,6 @@ def in_step(name: str, tiny: bool, log: Path, result: Path) -> None:
     torch.set_num_threads(max(1, min(8, (os.cpu_count() or 2) // 2)))
     try:
         found = {"status": "done", **gpu_steps.STEPS[name](tiny)}
-    except gpu_steps.Skipped as reason:
-        found = {"status": "skipped", "reason": str(reason)}
     except Exception:
         traceback.print_exc()
         found = {"status": "failed", "reason": traceback.format_exc()}
@@ -93,9 +84,9 @@ def run_step(name: str, tiny: bool, folder: Path, limit: float, fork: bool = Tru
     result.unlink(missing_ok=True)
     context: Any = multiprocessing.get_context("forkserver" if fork else "spawn")
     context.set_forkserver_preload(["gpu_preload"])
-    started = time.perf_counter()
     process = context.Process(target=in_step, args=(name, tiny, log, result))
     process.start()
+    started = time.perf_counter()
     process.join(limit)
     timed_out = process.is_alive()
     end(process)
@@ -144,6 +135,17 @@ def run_table_1(arguments: str, folder: Path, limit: float) -> dict[str, Any]:
     return {"status": "done", "tables": [], "checks": [], "headline": headline, "seconds": seconds}
 
 
+def prepare() -> None:
+    """Settings of this process that the steps' processes inherit."""
+    # The package need not be installed.
+    sys.path[:0] = [str(HERE), str(HERE.parent)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], *filter(None, [os.environ.get("PYTHONPATH")])])
+    # Asking whether there is a GPU must not start CUDA, which would not survive the fork into a step's process.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
 def environment() -> dict[str, Any]:
     """Device, driver and versions, without starting CUDA in this process."""
     import dco_trl
@@ -190,13 +192,13 @@ def main(arguments: list[str] | None = None) -> int:
     record: dict[str, Any] = {"tiny": args.tiny, "environment": environment(), "steps": {}}
     try:
         before = json.loads((folder / "gpu.json").read_text())
-        if all(before[key] == record[key] for key in ("tiny", "environment")):
-            record = before
+        if before["tiny"] == args.tiny and continues(before["environment"], record["environment"]):
+            record = {**before, "environment": record["environment"]}
         else:
             print("What was found here before is of another size, device or version: every step is run again.")
     except FileNotFoundError:
         pass
-    command = f"python benchmarks/gpu_check.py --output_dir {args.output_dir}{' --tiny' if args.tiny else ''}"
+    command = "python benchmarks/gpu_check.py --tiny" if args.tiny else "make gpu-check"
     descriptions = step_descriptions()
     for name in names:
         if record["steps"].get(name, {}).get("status") == "done" and not args.again:
@@ -204,10 +206,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name} …", flush=True)
         if name == "table-1":
             found = run_table_1(args.table_1, folder, args.limit or LIMITS[name])
+        elif name in NEEDS and find_spec(NEEDS[name]) is None:
+            found = {"status": "skipped", "reason": f"{NEEDS[name]} is not installed", "seconds": 0.0}
         elif name == "vllm" and args.tiny and not args.steps:
             found = {"status": "skipped", "reason": "not part of --tiny unless named by --steps", "seconds": 0.0}
         else:
-            found = run_step(name, args.tiny, folder, args.limit or LIMITS[name], fork=name not in NOT_FORKED)
+            found = run_step(name, args.tiny, folder, args.limit or LIMITS[name], fork=name not in NEEDS)
         record["steps"][name] = found
         record["steps"] = {step: record["steps"][step] for step in LIMITS if step in record["steps"]}
         write(folder, record, descriptions, command)
@@ -218,6 +222,17 @@ def main(arguments: list[str] | None = None) -> int:
         if step["status"] == "failed" or not all(check["passed"] for check in step.get("checks", []))
     ]
     return 1 if failed else 0
+
+
+def continues(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether what was found before holds now: a package that one step waited for may have come since."""
+    come = {name for name in NEEDS.values() if before["versions"][name] is None}
+
+    def without(environment: dict[str, Any]) -> dict[str, Any]:
+        kept = {name: version for name, version in environment["versions"].items() if name not in come}
+        return {**environment, "versions": kept}
+
+    return without(before) == without(now)
 
 
 def step_descriptions() -> dict[str, str]:
@@ -234,4 +249,5 @@ def step_descriptions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    prepare()
     sys.exit(main())

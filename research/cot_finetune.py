@@ -31,6 +31,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from cot_finetune_runs import EPOCHS, METHODS, SAMPLING, SETTINGS, train
 from cot_finetune_task import PRETRAINING, pretrained
 
+import dco_trl
+
 Job = tuple[str, dict[str, Any], int]
 
 
@@ -51,12 +53,18 @@ def path_of(work_dir: Path, job: Job) -> Path:
     return work_dir / f"{method.replace(', ', '-').replace(' ', '-')}_N-{setting['num_attempts']}_seed-{seed}.json"
 
 
-def run_and_keep(job: Job, work_dir: Path, settings: dict[str, Any]) -> float:
-    """One run; its file appears whole or not at all."""
+def run_and_keep(job: Job, work_dir: Path, settings: dict[str, Any], deadline: float) -> float | None:
+    """One run, unless it would start after the deadline; its file appears whole or not at all."""
+    if time.time() > deadline:
+        return None
     record = train(*job, work_dir, **settings)
-    packages = ("dco-trl", "torch", "transformers", "trl")
+    packages = ("torch", "transformers", "trl")
     record["settings_of_all_runs"] = {**settings, **SETTINGS, **SAMPLING, "pretraining": PRETRAINING}
-    record["versions"] = {name: version(name) for name in packages} | {"python": platform.python_version()}
+    record["versions"] = {
+        "python": platform.python_version(),
+        "dco-trl": dco_trl.__version__,  # it need not be installed
+        **{name: version(name) for name in packages},
+    }
     path = path_of(work_dir, job)
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(record, separators=(",", ":")))
@@ -66,7 +74,7 @@ def run_and_keep(job: Job, work_dir: Path, settings: dict[str, Any]) -> float:
 
 def run_all(jobs: Sequence[Job], work_dir: Path, settings: dict[str, Any], workers: int, time_limit: float) -> int:
     """Run what is not finished, and return the number of failures. After `time_limit` seconds no run is started."""
-    started = time.perf_counter()
+    started = time.time()
     waiting = [job for job in jobs if not path_of(work_dir, job).exists()]
     print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished before", flush=True)
     failures = 0
@@ -79,21 +87,21 @@ def run_all(jobs: Sequence[Job], work_dir: Path, settings: dict[str, Any], worke
             pool.submit(len, ())  # so that all processes import while some pre-train
         for base in bases:
             base.result()
-        print(f"pre-trained models are there after {time.perf_counter() - started:.0f} s", flush=True)
-        futures = {pool.submit(run_and_keep, job, work_dir, settings): job for job in waiting}
+        print(f"pre-trained models are there after {time.time() - started:.0f} s", flush=True)
+        futures = {pool.submit(run_and_keep, job, work_dir, settings, started + time_limit): job for job in waiting}
+        not_started = 0
         for future in as_completed(futures):
-            if future.cancelled():
-                continue
             method, setting, seed = futures[future]
             error = future.exception()
+            if error is None and future.result() is None:
+                not_started += 1
+                continue
             failures += error is not None
             took = f"{future.result():.0f} s" if error is None else f"failed: {type(error).__name__}: {error}"
-            now = time.perf_counter() - started
+            now = time.time() - started
             print(f"{now:4.0f} s: {method}, N = {setting['num_attempts']}, seed {seed}: {took}", flush=True)
-            if now > time_limit:
-                left = [other.cancel() for other in futures]
-                if any(left):
-                    print(f"time limit: {sum(left)} runs are not started; repeat the command to go on", flush=True)
+        if not_started:
+            print(f"time limit: {not_started} runs were not started; repeat the command to go on", flush=True)
     return failures
 
 

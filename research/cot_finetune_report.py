@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cot_finetune_runs import METHODS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from scipy import stats
 
 from dco_trl.report.styles import PALETTE, attempts_axis, percent_axis, plain_axes
@@ -25,24 +27,31 @@ from dco_trl.statistics import pass_at_k, plan_attempts, scheduled_pass_at_k
 KS = (1, 4, 16, 64, 256)
 LEVEL, NUM_RESAMPLES = 0.95, 5000
 RIVAL, RIVAL_SCHEDULE = "cross-entropy, best epoch", "schedule, cross-entropy"
-# What the page decides on: a name, and what it is compared with.
-COMPARISONS = (
+# What the protocol decides on: a row, and what it is compared with.
+DECIDED = (
     ("DCO, reference", RIVAL),
     ("DCO, own", RIVAL),
     ("DCO, 4 own", RIVAL),
-    ("weight 1, own", RIVAL),
-    ("weight 1, 4 own", RIVAL),
-    ("DCO, own", "weight 1, own"),
     ("DCO, 4 own", "weight 1, 4 own"),
     ("DCO, 4 own", "DCO, own"),
-    ("DCO, reference, floor", RIVAL),
-    ("DCO, 4 own, floor", RIVAL),
+    ("schedule, cross-entropy and DCO", RIVAL_SCHEDULE),
+    ("schedule, cross-entropy and DCO", "schedule, cross-entropy and weight 1"),
+)
+CONTEXT = (
+    ("weight 1, own", RIVAL),
+    ("weight 1, 4 own", RIVAL),
     ("cross-entropy, temperature", RIVAL),
     ("cross-entropy, averages", RIVAL),
     (RIVAL_SCHEDULE, RIVAL),
-    ("schedule, cross-entropy and weight 1", RIVAL_SCHEDULE),
-    ("schedule, cross-entropy and DCO", RIVAL_SCHEDULE),
-    ("schedule, cross-entropy and DCO", "schedule, cross-entropy and weight 1"),
+    ("DCO, 4 own", "cross-entropy, averages"),
+    ("DCO, own", "weight 1, own"),
+    ("DCO, own", "DCO, reference"),
+    ("DCO, reference, floor", "DCO, reference"),
+    ("DCO, 4 own, floor", "DCO, 4 own"),
+    ("DCO, 4 own, floor", "weight 1, 4 own"),
+    ("schedule, weight 1", "DCO, 4 own"),
+    ("schedule, weight 1", "schedule, DCO"),
+    ("schedule, weight 1 and DCO", "schedule, weight 1"),
 )
 
 
@@ -73,45 +82,30 @@ def arms_of(runs: Iterable[dict[str, Any]], kind: str = "correct") -> list[Arm]:
     return arms
 
 
-def rows_of_table(runs: list[dict[str, Any]]) -> dict[str, list[Arm]]:
-    """The candidates of each row, from the runs of one seed; rows whose methods were not run are left out."""
-
-    def of(*methods: str) -> list[Arm]:
-        return arms_of(run for run in runs if run["method"] in methods)
-
-    plain = [run for run in runs if run["method"] == "cross-entropy"]
-    rows = {
-        "cross-entropy, last epoch": of("cross-entropy")[-1:],
-        RIVAL: of("cross-entropy"),
-        "cross-entropy, temperature": of("cross-entropy") + arms_of(plain, "temperatures"),
-        "cross-entropy, averages": of("cross-entropy") + arms_of(plain, "averages"),
-    }
-    for method in ("weight 1, own", "weight 1, 4 own"):
-        rows[method] = of(method)
-    for method in ("DCO, reference", "DCO, own", "DCO, 4 own"):
-        rows[method] = of(method)
-        rows[f"{method}, N = 64"] = arms_of(
-            run for run in runs if run["method"] == method and run["setting"]["num_attempts"] == 64
-        )
-    for method in ("DCO, reference, floor", "DCO, 4 own, floor"):
-        rows[method] = of(method)
-    return {name: arms for name, arms in rows.items() if arms}
+# Rows of the table: whose runs are candidates, and where else than in their epochs.
+ROWS: dict[str, tuple[str, str | None]] = {
+    "cross-entropy, last epoch": ("cross-entropy", None),
+    RIVAL: ("cross-entropy", None),
+    "cross-entropy, temperature": ("cross-entropy", "temperatures"),
+    "cross-entropy, averages": ("cross-entropy", "averages"),
+    **{method: (method, None) for method in METHODS if method != "cross-entropy"},
+}
+# Whose runs are the arms of a schedule.
+_DCO, _WEIGHT_1 = ("DCO, reference", "DCO, own", "DCO, 4 own"), ("weight 1, own", "weight 1, 4 own")
+SCHEDULES: dict[str, tuple[str, ...]] = {
+    RIVAL_SCHEDULE: ("cross-entropy",),
+    "schedule, weight 1": _WEIGHT_1,
+    "schedule, DCO": _DCO,
+    "schedule, weight 1 and DCO": (*_WEIGHT_1, *_DCO),
+    "schedule, cross-entropy and weight 1": ("cross-entropy", *_WEIGHT_1),
+    "schedule, cross-entropy and DCO": ("cross-entropy", *_DCO),
+}
 
 
-def schedules_of_table(runs: list[dict[str, Any]]) -> dict[str, list[Arm]]:
-    """The arms of each schedule."""
-
-    def of(start: str) -> list[Arm]:
-        return arms_of(run for run in runs if run["method"].startswith(start))
-
-    rows = {
-        RIVAL_SCHEDULE: of("cross-entropy"),
-        "schedule, weight 1": of("weight 1"),
-        "schedule, DCO": of("DCO"),
-        "schedule, cross-entropy and weight 1": of("cross-entropy") + of("weight 1"),
-        "schedule, cross-entropy and DCO": of("cross-entropy") + of("DCO"),
-    }
-    return {name: arms for name, arms in rows.items() if arms}
+def settings_of(runs: list[dict[str, Any]], methods: Iterable[str]) -> list[tuple[str, int]]:
+    """The methods and settings among the runs, each once."""
+    keys = ((run["method"], run["setting"]["num_attempts"]) for run in runs if run["method"] in methods)
+    return list(dict.fromkeys(keys))
 
 
 def chosen(arms: list[Arm], k: int) -> Arm:
@@ -134,56 +128,61 @@ def scheduled(arms: list[Arm], ks: Iterable[int]) -> tuple[np.ndarray, list[list
     return scheduled_pass_at_k(plan, ks, **counts("test")), split
 
 
-def complete(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs whose method and setting was run with all seeds, so that each seed has the same candidates."""
-    seeds_of: dict[tuple[str, str], set[int]] = {}
-    for run in runs:
-        seeds_of.setdefault((run["method"], str(run["setting"])), set()).add(run["seed"])
-    seeds = set().union(*seeds_of.values())
-    return [run for run in runs if seeds_of[run["method"], str(run["setting"])] == seeds]
-
-
 def summarise(runs: list[dict[str, Any]], ks: Iterable[int] = KS) -> dict[str, Any]:
     """The table, the differences and the course over epochs, from the runs of some seeds.
 
+    A row has the seeds for which all its runs are there. The table has the seeds of cross-entropy, and the rows that
+    have all of these; a difference has those that both of its rows have.
+
     Returns:
         `rows`: for each name, `mean`, `low`, `high` over seeds and `by_seed`, shape (seeds, K), and what was `chosen`.
-        `differences`: for each comparison, the same of the paired difference, and `low_resampled` and
+        `differences`: for each comparison, its `seeds`, the same of the paired difference, and `low_resampled` and
         `high_resampled`, a bootstrap interval over seeds and their problems. `epochs`: for each method and N, mean
         test pass@k by epoch.
     """
     ks = [k for k in ks if k <= min(run["num_samples"] for run in runs)]
-    seeds = sorted({run["seed"] for run in runs})
-    values: dict[str, list[np.ndarray]] = {}
-    choices: dict[str, list[Any]] = {}
-    for seed in seeds:
+    tests: dict[str, dict[int, np.ndarray]] = {name: {} for name in (*ROWS, *SCHEDULES)}
+    choices: dict[str, dict[int, Any]] = {name: {} for name in tests}
+    for seed in sorted({run["seed"] for run in runs}):
         of_seed = [run for run in runs if run["seed"] == seed]
-        for name, arms in rows_of_table(of_seed).items():
+        for name, (method, further) in ROWS.items():
+            same = [run for run in of_seed if run["method"] == method]
+            if not same or set(settings_of(same, [method])) != set(settings_of(runs, [method])):
+                continue
+            arms = arms_of(same)[-1:] if name.endswith("last epoch") else arms_of(same)
+            arms += arms_of(same, further) if further else []
             best = [chosen(arms, k) for k in ks]
-            test = np.stack([arm.pass_at("test", k) for arm, k in zip(best, ks, strict=True)], axis=1)
-            values.setdefault(name, []).append(test)
-            choices.setdefault(name, []).append([arm.name for arm in best])
-        for name, arms in schedules_of_table(of_seed).items():
-            test, split = scheduled(arms, ks)
-            values.setdefault(name, []).append(test)
-            choices.setdefault(name, []).append(split)
-    tests = {name: np.stack(of_seeds) for name, of_seeds in values.items()}
+            tests[name][seed] = np.stack([arm.pass_at("test", k) for arm, k in zip(best, ks, strict=True)], axis=1)
+            choices[name][seed] = [arm.name for arm in best]
+        for name, methods in SCHEDULES.items():
+            same = [run for run in of_seed if run["method"] in methods]
+            if {run["method"] for run in same} == set(methods) and set(settings_of(same, methods)) == set(
+                settings_of(runs, methods)
+            ):
+                tests[name][seed], choices[name][seed] = scheduled(arms_of(same), ks)
+    seeds = list(tests[RIVAL])
+
+    def stack(name: str, some: list[int]) -> np.ndarray:
+        return np.stack([tests[name][seed] for seed in some])
+
+    differences = []
+    for name, rival in (*DECIDED, *CONTEXT):
+        both = [seed for seed in tests[name] if seed in tests[rival]]
+        if both:
+            values = stack(name, both) - stack(rival, both)
+            about = {"of": name, "from": rival, "seeds": both}
+            differences.append({**about, **_interval(values.mean(1)), **_resampled(values)})
     return {
         "seeds": seeds,
         "k": ks,
         "level": LEVEL,
-        "rows": {name: {**_interval(test.mean(1)), "chosen": choices[name]} for name, test in tests.items()},
-        "differences": [
-            {
-                "of": name,
-                "from": rival,
-                **_interval((tests[name] - tests[rival]).mean(1)),
-                **_resampled(tests[name] - tests[rival]),
-            }
-            for name, rival in COMPARISONS
-            if name in tests and rival in tests
-        ],
-        "epochs": _by_epoch(runs, ks),
+        "rows": {
+            name: {**_interval(stack(name, seeds).mean(1)), "chosen": [choices[name][seed] for seed in seeds]}
+            for name in tests
+            if seeds and set(seeds) <= set(tests[name])
+        },
+        "differences": differences,
+        "epochs": _by_epoch([run for run in runs if run["seed"] in seeds], ks),
         "seconds_of_runs": round(sum(run["seconds"]["all"] for run in runs)),
         "num_runs": len(runs),
         "settings_of_all_runs": runs[0]["settings_of_all_runs"],
@@ -245,57 +244,83 @@ def _by_epoch(runs: list[dict[str, Any]], ks: list[int]) -> list[dict[str, Any]]
 
 # -------------------------------------------------------------------- figure
 
-_CURVES = {
+_STYLES: dict[str, dict[str, Any]] = {
     "cross-entropy, last epoch": dict(color=PALETTE[0], linestyle=":", marker="o"),
     RIVAL: dict(color=PALETTE[0], marker="o"),
     "weight 1, 4 own": dict(color=PALETTE[2], marker="X"),
     "DCO, reference": dict(color=PALETTE[4], marker="s"),
     "DCO, 4 own": dict(color=PALETTE[1], marker="P"),
     RIVAL_SCHEDULE: dict(color=PALETTE[0], linestyle="--", marker="^"),
-    "schedule, cross-entropy and DCO": dict(color=PALETTE[1], linestyle="--", marker="^"),
+    "schedule, weight 1": dict(color=PALETTE[2], linestyle="--", marker="^"),
 }
 
 
 def plot(summary: dict[str, Any]) -> Figure:
-    """Coverage against k, and the paired differences seed by seed at the two largest k."""
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for name, style in _CURVES.items():
+    """The course over epochs, coverage against k, and what the protocol decides on, seed by seed."""
+    figure = Figure(figsize=(16, 5), layout="constrained")
+    course, curves, differences = figure.subplots(1, 3, width_ratios=(3, 3, 3.4))
+    _course(course, summary)
+    for name, style in _STYLES.items():
         if name in summary["rows"]:
-            left.plot(summary["k"], summary["rows"][name]["mean"], label=name, markersize=6, linewidth=2, **style)
-    attempts_axis(left, summary["k"])
-    percent_axis(left)
-    _finish(left, f"Solved within k attempts, mean of {len(summary['seeds'])} seeds")
-    left.set_xlabel("k, attempts per problem", fontsize=12)
-    left.legend(frameon=False, fontsize=10, loc="lower right")
-    _differences(right, summary)
+            curves.plot(summary["k"], summary["rows"][name]["mean"], label=name, markersize=6, linewidth=2, **style)
+    attempts_axis(curves, summary["k"])
+    percent_axis(curves)
+    _finish(curves, "Solved within k attempts")
+    curves.set_xlabel("k, attempts per problem", fontsize=11)
+    curves.legend(frameon=False, fontsize=9.5, loc="lower right")
+    _differences(differences, summary)
     return figure
 
 
+def _course(axes: Axes, summary: dict[str, Any]) -> None:
+    largest = max((k for k in summary["k"] if k <= 64), default=1)
+    styles = {**_STYLES, "cross-entropy": _STYLES[RIVAL]}
+    for course in summary["epochs"]:
+        style = styles.get(course["method"])
+        if style is None or course["num_attempts"] not in (1, 64):
+            continue
+        values = np.array(course["mean"])
+        for k, dashes in ((largest, "-"), (1, "--")):
+            label = course["method"] if k == largest else None
+            axes.plot(
+                course["epochs"],
+                values[:, summary["k"].index(k)],
+                label=label,
+                markersize=5,
+                linewidth=2,
+                **{**style, "linestyle": dashes},
+            )
+    percent_axis(axes)
+    axes.set_xlabel("epoch", fontsize=11)
+    _finish(axes, f"pass@{largest} (solid) and pass@1 (dashed) by epoch")
+    axes.legend(frameon=False, fontsize=9.5, loc="center right")
+
+
 def _differences(axes: Axes, summary: dict[str, Any]) -> None:
-    rows = list(reversed(summary["differences"]))
-    at = [i for i, k in enumerate(summary["k"]) if k >= 64] or [len(summary["k"]) - 1]
+    rows = [row for row in reversed(summary["differences"]) if (row["of"], row["from"]) in DECIDED]
+    at = [i for i, k in enumerate(summary["k"]) if k >= 64][-2:] or [len(summary["k"]) - 1]
     for y, row in enumerate(rows):
         for shift, i in zip((0.15, -0.15), at, strict=False):
             colour = PALETTE[6] if i == at[-1] else "0.55"
             by_seed = [100 * seed[i] for seed in row["by_seed"]]
             axes.plot(by_seed, [y + shift] * len(by_seed), "o", color=colour, markersize=3.5, alpha=0.6)
             if row["low"][i] is not None:
-                axes.plot([100 * row["low"][i], 100 * row["high"][i]], [y + shift] * 2, color=colour, linewidth=1.2)
-            axes.plot(100 * row["mean"][i], y + shift, "|", color=colour, markersize=11, markeredgewidth=2)
+                axes.plot([100 * row["low"][i], 100 * row["high"][i]], [y + shift] * 2, color=colour, linewidth=1.4)
+            axes.plot(100 * row["mean"][i], y + shift, "|", color=colour, markersize=12, markeredgewidth=2.2)
     for i in at:
         label = f"pass@{summary['k'][i]}"
         axes.plot([], [], "o-", color=PALETTE[6] if i == at[-1] else "0.55", markersize=4, label=label)
     axes.axvline(0, color="0.3", linewidth=1)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
     axes.set_yticks(range(len(rows)), [f"{row['of']}\nless {row['from']}" for row in rows])
-    _finish(axes, f"Differences in points, seed by seed, {summary['level']:.0%} interval")
-    axes.tick_params(axis="y", labelsize=7.5)
-    axes.legend(frameon=False, fontsize=10, loc="best")
+    _finish(axes, f"Differences in points, {summary['level']:.0%} interval")
+    axes.tick_params(axis="y", labelsize=8)
+    axes.legend(frameon=False, fontsize=9.5, loc="best")
 
 
 def _finish(axes: Axes, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=12)
-    axes.tick_params(labelsize=11)
+    axes.tick_params(labelsize=10)
     plain_axes(axes)
 
 
@@ -309,13 +334,13 @@ def print_tables(summary: dict[str, Any]) -> None:
     print(f"| | {head} |\n|---|" + "---|" * len(ks))
     for name, row in summary["rows"].items():
         print(f"| {name} | " + " | ".join(f"{100 * value:.1f}" for value in row["mean"]) + " |")
-    print(f"\n| | against | {head} |\n|---|---|" + "---|" * len(ks))
+    print(f"\n| | against | seeds | {head} |\n|---|---|---|" + "---|" * len(ks))
     for row in summary["differences"]:
         cells = [
             f"{100 * mean:+.1f}" + (f" [{100 * low:+.1f}, {100 * high:+.1f}]" if low is not None else "")
             for mean, low, high in zip(row["mean"], row["low"], row["high"], strict=True)
         ]
-        print(f"| {row['of']} | {row['from']} | " + " | ".join(cells) + " |")
+        print(f"| {row['of']} | {row['from']} | {len(row['seeds'])} | " + " | ".join(cells) + " |")
     for course in summary["epochs"]:
         print(f"\n{course['method']}, N = {course['num_attempts']}, {course['seeds']} seeds: pass@{ks} by epoch")
         for epoch, values in zip(course["epochs"], course["mean"], strict=True):
@@ -334,12 +359,12 @@ def main(argv: list[str] | None = None) -> None:
     runs = [json.loads(path.read_text()) for path in sorted(args.work_dir.glob("*_seed-*.json"))]
     if not runs:
         parser.error(f"--work_dir {args.work_dir} holds no finished run: run cot_finetune.py first")
-    summary = summarise(complete(runs))
+    summary = summarise(runs)
     print_tables(summary)
     if args.output:
         args.output.write_text(json.dumps(summary, separators=(",", ":")) + "\n")
     if args.figure:
-        plot(summary).savefig(args.figure, dpi=160)
+        plot(summary).savefig(args.figure, dpi=120)
 
 
 if __name__ == "__main__":

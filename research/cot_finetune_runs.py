@@ -122,6 +122,7 @@ def train(
             num_train_epochs=max(epochs),
             seed=seed,
             use_cpu=True,
+            dataloader_pin_memory=False,
             bf16=False,
             gradient_checkpointing=False,
             report_to="none",

@@ -27,7 +27,7 @@ class FastSampler:
 
     def __init__(self, model: Any, tokenizer: Any, device: str = "cpu", batch_size: int | None = None):
         self.model, self.tokenizer, self.device = model, tokenizer, device
-        self.batch_size = batch_size or (1024 if device == "cpu" else 32768)
+        self.batch_size = batch_size or (1024 if device == "cpu" else 16384)
         self.end_id = tokenizer.eos_token_id
 
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:

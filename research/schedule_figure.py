@@ -42,7 +42,7 @@ def plot_schedules(results: dict[str, Any], ours: str, plain: str) -> Figure:
     left.set_ylim(0, 1.01)
     left.set_title("Solved within k attempts", loc="left", fontsize=12)
     percent_axis(left)
-    left.legend(frameon=False, fontsize=9, loc="upper left")
+    left.legend(frameon=False, fontsize=9, loc="lower right")
     leads = [
         (results["ours_less_any_arm"], "the best single arm of all", "0.2", "o"),
         (families[rival]["ours_ahead"], f"schedule, {rival}", "0.45", "v"),
@@ -56,9 +56,10 @@ def plot_schedules(results: dict[str, Any], ours: str, plain: str) -> Figure:
         shifted = np.array(k) * 2.0 ** (0.16 * (i - 1))
         middle.errorbar(shifted, mean, yerr=error, color=colour, marker=marker, capsize=3, linewidth=1.6, label=label)
     middle.axhline(0, color="0.3", linewidth=1)
-    middle.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f}" if value else "0"))
+    middle.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
     middle.set_title(f"Lead of the schedule ({ours})\nover …, points", loc="left", fontsize=12)
-    middle.legend(frameon=False, fontsize=9, loc="upper left")
+    middle.margins(y=0.3)
+    middle.legend(frameon=False, fontsize=9, loc="lower left")
     _shares(right, results, ours)
     for axes in (left, middle, right):
         attempts_axis(axes, k)

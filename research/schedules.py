@@ -288,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "level": LEVEL,
         "seeds": each,
         **summarise(each, KS),
-        "versions": {
+        "read_with": {
             "python": platform.python_version(),
             "dco-trl": __version__,
             **{name: version(name) for name in ("torch", "transformers", "trl")},

@@ -8,6 +8,7 @@ are checked.
 
 import contextlib
 import functools
+import importlib.util
 import io
 import json
 import re
@@ -144,9 +145,9 @@ def test_commands_name_what_exists(path, monkeypatch):
 def test_make_targets_that_are_named_exist():
     places = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / ".github").rglob("*.*")]
     named = {
-        name for path in places for name in re.findall(r"(?:`|: |^)make ([a-z]+)", path.read_text(), re.MULTILINE)
+        name for path in places for name in re.findall(r"(?:`|: |^)make ([a-z-]+)", path.read_text(), re.MULTILINE)
     }
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"check", "test", "coverage", "wheel", "fuzz"} <= named
     assert not named - targets
 
@@ -154,11 +155,12 @@ def test_make_targets_that_are_named_exist():
 def check_arguments(words: list[str]) -> None:
     """The command exists and takes these arguments; training recipes are parsed as a run would."""
     if words[0] == "accelerate":
+        assert all((ROOT / word).is_file() for word in words if word.endswith(".yaml")), words
         words = ["dco-trl", *words[words.index("dco_trl") + 1 :]]
     if words[0] == "pip":
-        assert words[1] == "install" and re.fullmatch(r"(\.|dco-trl)(\[(code|eval|server|vllm|,)+\])?", words[2]), (
-            words
-        )
+        assert words[1] == "install" and re.fullmatch(
+            r"bitsandbytes|(\.|dco-trl)(\[(code|eval|server|vllm|,)+\])?", words[2]
+        ), words
     elif words[0] == "make":
         subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
     elif words[0] == "dco-trl" and words[1] in ("train", "train-cot"):
@@ -166,6 +168,8 @@ def check_arguments(words: list[str]) -> None:
         parse([str(ROOT / word) if word.endswith(".yaml") else word for word in words[2:]] + ON_CPU, config_class)
     elif words[0] == "dco-trl":
         check_flags(words, help_of("dco-trl", words[1]))
+    elif words[0] == "vllm":
+        check_flags(words, flags_of_vllm())
     else:
         assert words[0] == "python", words
         assert (ROOT / words[1]).is_file(), words
@@ -181,6 +185,14 @@ def help_of(program: str, command: str) -> str:
         return printed.getvalue()
     run = [sys.executable, str(ROOT / command), "--help"]
     return subprocess.run(run, capture_output=True, text=True, check=True).stdout
+
+
+def flags_of_vllm() -> str:
+    """What names the arguments of vLLM's engine, without importing it; where it is missing, all that are there."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None:
+        return "\n".join(word for path in GUIDE for words in commands(path) for word in words)
+    return (Path(spec.origin).parent / "engine/arg_utils.py").read_text()
 
 
 def check_flags(words: list[str], help: str) -> None:

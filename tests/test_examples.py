@@ -12,13 +12,15 @@ import torch
 from tiny_models import save_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dco_trl import CoTDCOConfig
+from dco_trl import CoTDCOConfig, DCOConfig
 from dco_trl.cli import main as dco_trl
 from dco_trl.cli.train import parse
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RECIPES = sorted(path for path in (EXAMPLES / "recipes").glob("*.yaml") if "cot" not in path.stem)
 COT_RECIPES = sorted(path for path in (EXAMPLES / "recipes").glob("*.yaml") if "cot" in path.stem)
+# Recipes with four-bit weights train here with ordinary ones where bitsandbytes is not installed.
+WHOLE_WEIGHTS = [] if find_spec("bitsandbytes") else ["--load_in_4bit", "false"]
 PROBLEMS = [
     {"id": "a", "problem": " What is 2+2? ", "answer": "4", "solution": "count"},
     {"id": "b", "problem": "What is 20+22?", "answer": " 42 ", "solution": "count"},
@@ -140,7 +142,8 @@ def test_smollm2_from_the_package(here, monkeypatch):
 
 
 def test_there_are_recipes():
-    assert [path.name for path in RECIPES] == ["llama3-8b-math-lora.yaml", "smollm2-135m-math-smoke.yaml"]
+    names = ["llama3-8b-math-lora", "llama3-8b-math-qlora-24gb", "qwen2.5-1.5b-math-qlora-24gb"]
+    assert [path.stem for path in RECIPES] == [*names, "smollm2-135m-math-arms", "smollm2-135m-math-smoke"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -158,11 +161,34 @@ def test_recipe_trains(here, monkeypatch, recipe):
         run("prepare_math", monkeypatch, "--dataset", "problems.jsonl", "--output", output)
 
     arguments = ["--model_name_or_path", "MODEL", "--use_cpu", "true", "--max_steps", "2", "--eval_steps", "2"]
+    arguments += WHOLE_WEIGHTS
     with pytest.raises(SystemExit) as exit:
         monkeypatch.setattr(sys, "argv", ["dco.py", "--config", str(recipe), *arguments, "--output_dir", "out"])
         raise SystemExit(main_of("dco")(sys.argv[1:]))
     assert exit.value.code == 0
     assert Path("out/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "recipe", [path for path in RECIPES + COT_RECIPES if "qlora" in path.stem], ids=lambda path: path.stem
+)
+def test_qlora_recipes_quantise(recipe):
+    config_class = CoTDCOConfig if "cot" in recipe.stem else DCOConfig
+    _, args, model_args, _ = parse(["--config", str(recipe), "--use_cpu", "true"], config_class)
+    assert model_args.load_in_4bit and model_args.use_bnb_nested_quant and model_args.bnb_4bit_quant_type == "nf4"
+    assert model_args.dtype == "bfloat16" and model_args.use_peft and args.gradient_checkpointing
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 128
+    if config_class is CoTDCOConfig:  # otherwise another model would be sampled than is trained
+        assert args.sampler_kwargs["quantization"] == "bitsandbytes"
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_qlora_without_bitsandbytes_is_one_message(here, capsys):
+    save_checkpoint("MODEL")
+    Path("rows.jsonl").write_text(json.dumps({"prompt": "2+2=", "completion": "4"}) + "\n")
+    arguments = ["--model_name_or_path", "MODEL", "--dataset_name", "rows.jsonl", "--use_cpu", "--load_in_4bit"]
+    assert dco_trl(["train", *arguments, "--bf16", "false", "--output_dir", "out"]) == 2
+    assert "requires bitsandbytes: `pip install" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -194,8 +220,8 @@ def test_gsm8k_rows(here, monkeypatch, capsys):
 
 
 def test_there_are_cot_recipes():
-    names = ["qwen2.5-1.5b-gsm8k-cot-lora.yaml", "smollm2-135m-gsm8k-cot-smoke.yaml"]
-    assert [path.name for path in COT_RECIPES] == names
+    names = ["llama3-8b-gsm8k-cot-qlora-24gb", "qwen2.5-1.5b-gsm8k-cot-lora", "qwen2.5-1.5b-gsm8k-cot-qlora-24gb"]
+    assert [path.stem for path in COT_RECIPES] == [*names, "smollm2-135m-gsm8k-cot-smoke"]
 
 
 @pytest.mark.parametrize("recipe", COT_RECIPES, ids=lambda path: path.stem)
@@ -208,7 +234,7 @@ def test_cot_recipe_trains(here, monkeypatch, recipe):
     run("prepare_gsm8k", monkeypatch, "--dataset", "words.jsonl", "--output", script_args.dataset_name)
     arguments = ["--model_name_or_path", "MODEL", "--use_cpu", "true", "--max_steps", "2", "--output_dir", "out"]
     arguments += ["--sampler", "transformers", "--sampler_kwargs", '{"batch_size": 16}', "--ce_warmup_steps", "1"]
-    arguments += ["--max_rationale_tokens", "8", "--num_rationales", "8", "--max_length", "128"]
+    arguments += ["--max_rationale_tokens", "8", "--num_rationales", "8", "--max_length", "128", *WHOLE_WEIGHTS]
     assert dco_trl(["train-cot", "--config", str(recipe), *arguments]) == 0
     assert Path("out/adapter_model.safetensors").is_file()
     assert not Path("out/sampler").exists()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ._common import DatasetConfig, ModelConfig, parse, status
+from ._common import DatasetConfig, ModelConfig, ShardConfig, parse, status
 from .grade import GradingConfig, grade
 from .report import ReportConfig
 from .sample import SamplingConfig, sample
@@ -31,13 +31,20 @@ def main(argv: list[str]) -> int:
         SamplingConfig,
         GradingConfig,
         EvalConfig,
-        description="Sample, grade and report. Stopped at any moment, the same command goes on from there.",
+        ShardConfig,
+        description="Sample, grade and report. Stopped at any moment, the same command goes on from there. A --shard "
+        "samples and grades its part; `dco-trl report` then reports on all of them.",
     )
     return status("eval", lambda: evaluate(*configs), *configs)
 
 
 def evaluate(
-    data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, grading: GradingConfig, report: EvalConfig
+    data: DatasetConfig,
+    model: ModelConfig,
+    sampling: SamplingConfig,
+    grading: GradingConfig,
+    report: EvalConfig,
+    shard: ShardConfig,
 ) -> None:
     """Do what the command does.
 
@@ -47,15 +54,19 @@ def evaluate(
         sampling: How to sample.
         grading: How to grade.
         report: What to report, and where.
+        shard: Which part of the work.
     """
     from ..grading import load_grader
     from ..report import DEFAULT_K, print_report, write_report
     from ..runs import load_results
 
     load_grader(grading.grader)  # a grader that is not there is better found before sampling than after
-    print(sample(data, model, sampling))
-    summary = grade(sampling.output, grading)
+    print(sample(data, model, sampling, shard=shard.shard))
+    summary = grade(sampling.output, grading, shard.shard)
     print(summary)
+    if shard.shard is not None:
+        print(f"shard {shard.shard} is done; when all are: dco-trl report {sampling.output}")
+        return
     results = load_results(sampling.output, summary.grader)
     folder = report.report or str(Path(sampling.output) / "report")
     written = write_report([results], folder, report.k or DEFAULT_K, report.extrapolate)

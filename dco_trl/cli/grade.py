@@ -1,11 +1,10 @@
 """`dco-trl grade`: grade a run's samples, again and again, with one grader after another."""
 
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from ._common import parse, status
+from ._common import ShardConfig, parse, status
+from .cache import cache_folder
 
 
 @dataclass
@@ -33,37 +32,38 @@ class GradingConfig:
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    grading, run = parse(
+    grading, shard, run = parse(
         "grade",
         argv,
         GradingConfig,
+        ShardConfig,
         run="the run's folder",
         description="Grade the samples of a run that this grader has not graded yet.",
     )
-    return status("grade", lambda: print(grade(run, grading)), grading)
+    return status("grade", lambda: print(grade(run, grading, shard.shard)), grading, shard)
 
 
-def grade(run: str, grading: GradingConfig) -> Any:
+def grade(run: str, grading: GradingConfig, shard: str | None = None) -> Any:
     """Do what the command does.
 
     Args:
         run: The run's folder.
         grading: How to grade.
+        shard: Which part of the work, as `i/n`; None does all of it.
 
     Returns:
         A `GradingSummary`.
     """
     from ..runs import grade_run
 
-    return grade_run(run, grading.grader, **grading_limits(grading))
+    return grade_run(run, grading.grader, shard=shard, **grading_limits(grading))
 
 
 def grading_limits(grading: GradingConfig) -> dict[str, Any]:
     """The arguments of `BulkGrader` beside the grader."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dco-trl"
     return {
         "num_workers": grading.num_workers,
         "timeout": grading.timeout,
         "in_process": grading.grader_in_process,
-        "cache_dir": None if grading.verdict_cache == "none" else grading.verdict_cache or cache,
+        "cache_dir": None if grading.verdict_cache == "none" else grading.verdict_cache or cache_folder(),
     }

@@ -4,7 +4,17 @@ import sys
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._common import DatasetConfig, ModelConfig, json_object, load_problems, naming, parse, status, unescape
+from ._common import (
+    DatasetConfig,
+    ModelConfig,
+    ShardConfig,
+    json_object,
+    load_problems,
+    naming,
+    parse,
+    status,
+    unescape,
+)
 
 if TYPE_CHECKING:
     from ..runs.schedule_file import ArmSchedule
@@ -60,18 +70,27 @@ class SamplingConfig(SamplerConfig):
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    data, model, sampling = parse(
+    data, model, sampling, shard = parse(
         "sample",
         argv,
         DatasetConfig,
         ModelConfig,
         SamplingConfig,
+        ShardConfig,
         description="Draw samples into a run folder. Stopped at any moment, the same command goes on from there.",
     )
-    return status("sample", lambda: print(sample(data, model, sampling)), data, model, sampling)
+    return status(
+        "sample", lambda: print(sample(data, model, sampling, shard=shard.shard)), data, model, sampling, shard
+    )
 
 
-def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, problems: list | None = None) -> Any:
+def sample(
+    data: DatasetConfig,
+    model: ModelConfig,
+    sampling: SamplingConfig,
+    problems: list | None = None,
+    shard: str | None = None,
+) -> Any:
     """Do what the command does.
 
     Args:
@@ -79,6 +98,7 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, pr
         model: The model.
         sampling: How to sample.
         problems: Those of `data`, if they have been read before.
+        shard: Which part of the work, as `i/n`; None does all of it.
 
     Returns:
         A `SamplingSummary`.
@@ -86,12 +106,15 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, pr
     # What can be wrong without the model is found out before minutes are spent on loading it.
     from ..runs import sample_run
     from ..runs.sample import check_run_size
+    from ..runs.shards import Shard
 
     check_run_size(sampling.num_samples, sampling.chunk_size)
+    Shard.parse(shard)
     params = sampling_params(sampling)
     schedule = load_schedule(model, sampling, params)
     problems = load_problems(data) if problems is None else problems
-    print(f"{len(problems):,} problems × {sampling.num_samples:,} samples", file=sys.stderr)
+    of_it = f", of these shard {shard}" if shard else ""
+    print(f"{len(problems):,} problems × {sampling.num_samples:,} samples{of_it}", file=sys.stderr)
     sampler = load_sampler(model, sampling, progress=True, schedule=schedule)
     try:
         return sample_run(
@@ -103,6 +126,7 @@ def sample(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, pr
             schedule=schedule,
             chunk_size=sampling.chunk_size,
             dataset=asdict(data),
+            shard=shard,
         )
     finally:
         sampler.close()

@@ -17,6 +17,13 @@ class ScheduleConfig:
     max_arms: int = field(
         default=8, metadata={"help": "Sample at most this many arms: an adapter takes memory while it is served."}
     )
+    given_arms: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Also compare with these arms, each alone, such as the last checkpoint of each run: the folder of "
+            "an adapter or model, with ', T=1.5' for a temperature other than 1."
+        },
+    )
     figure: str | None = field(default=None, metadata={"help": "A picture: .png, .svg or .pdf."})
     grader: str | None = field(
         default=None, metadata={"help": "Whose verdicts to read, where a run was graded by more than one."}
@@ -46,6 +53,7 @@ def schedule(paths: list[str], config: ScheduleConfig) -> None:
     """
     require("dco-trl schedule", "eval", "matplotlib", "rich", "scipy")
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from ..report.schedule_plot import plot_schedule
@@ -60,16 +68,17 @@ def schedule(paths: list[str], config: ScheduleConfig) -> None:
         "num_correct": measured.num_correct,
     }
     names = [arm.name for arm in measured.arms]
+    given = [_position(name, names) for name in config.given_arms or []]
     planned = plan_attempts(config.num_attempts, **data, max_arms=config.max_arms)
     ks = _measurable(measured, config.num_attempts)
-    expected = cross_fit_schedule(ks, **data, max_arms=config.max_arms)
+    expected = cross_fit_schedule(ks, **data, given_arms=given, max_arms=config.max_arms)
     best = _best_arms(measured, ks)
 
     table = Table()
     for title in ("k", "schedule", "best single arm", "which", "difference"):
         table.add_column(title, justify="left" if title == "which" else "right", overflow="fold")
     curve, against = expected.curve, expected.best_arm
-    rows = []
+    rows: list[dict[str, Any]] = []
     for i, k in enumerate(ks):
         rows.append(
             {
@@ -88,12 +97,30 @@ def schedule(paths: list[str], config: ScheduleConfig) -> None:
             f"{k:,}",
             f"{curve.estimate[i]:.1%} [{curve.low[i]:.1%}, {curve.high[i]:.1%}]",
             f"{against.first[i]:.1%}",
-            names[best[i]],
+            escape(names[best[i]]),
             f"{against.difference[i]:+.1%} [{against.low[i]:+.1%}, {against.high[i]:+.1%}]",
         )
+    alone = Table(title="The schedule against given arms, each alone", title_justify="left")
+    alone.add_column("k", justify="right")
+    for arm in given:
+        alone.add_column(escape(names[arm]), justify="right", overflow="fold")
+    for i, k in enumerate(ks):
+        alone.add_row(f"{k:,}", *(_against(rival, i) for rival in expected.given_arms))
+        rows[i]["given_arms"] = [
+            {
+                "arm": names[arm],
+                "coverage": float(rival.first[i]),
+                "difference": float(rival.difference[i]),
+                "low": float(rival.low[i]),
+                "high": float(rival.high[i]),
+            }
+            for arm, rival in zip(given, expected.given_arms, strict=True)
+        ]
     console = Console(highlight=False, emoji=False)
     console.print(f"{len(names):,} arms measured on {len(measured.problem_ids):,} problems", soft_wrap=True)
     console.print(table)
+    if given:
+        console.print(alone)
     for note in _notes(measured, planned, data, ks, config):
         console.print(note, soft_wrap=True)
     written = write_schedule(config.output, planned, measured.arms, rows)
@@ -103,8 +130,20 @@ def schedule(paths: list[str], config: ScheduleConfig) -> None:
     console.print(f"written: {config.output}", soft_wrap=True, markup=False)
     if config.figure:
         Path(config.figure).parent.mkdir(parents=True, exist_ok=True)
-        plot_schedule(planned, names, expected).savefig(config.figure, dpi=150)
+        plot_schedule(planned, names, expected, given).savefig(config.figure, dpi=150)
         console.print(f"written: {config.figure}", soft_wrap=True, markup=False)
+
+
+def _position(name: str, names: list[str]) -> int:
+    """The arm of that name, with or without a slash at its end."""
+    if name.rstrip("/") not in names:
+        raise ValueError(f"`given_arms` names {name!r}, which is none of the arms: {', '.join(map(repr, names))}")
+    return names.index(name.rstrip("/"))
+
+
+def _against(rival: Any, i: int) -> str:
+    difference = f"{rival.difference[i]:+.1%} [{rival.low[i]:+.1%}, {rival.high[i]:+.1%}]"
+    return f"{rival.first[i]:.1%}, schedule {difference}"
 
 
 def _measurable(measured: Any, num_attempts: int) -> list[int]:
@@ -137,6 +176,10 @@ def _notes(measured: Any, planned: Any, data: dict[str, Any], ks: list[int], con
     hopeless = ((measured.log_p == -float("inf")) | ((data["num_sampled"] > 0) & (data["num_correct"] == 0))).all(0)
     if hopeless.any():
         notes.append(f"{hopeless.sum():,} of {hopeless.size:,} problems were solved by no arm; no order helps there.")
+    if len({(arm.model, arm.model_fingerprint) for arm in measured.arms}) > 1:
+        notes.append(
+            "The arms are of several models: `sample`, `eval` and `solve` follow schedules of one model with adapters."
+        )
     if ks[-1] < config.num_attempts:
         notes.append(f"Some arm has {ks[-1]:,} samples of a problem: larger k are planned, and not measured.")
     if config.max_arms < len(measured.arms):

@@ -32,6 +32,8 @@ class BulkGrader:
 
     "code" runs each program in a confined process of its own, under the same limits; see `code_grader`.
 
+    "choice", "json" and "regex" run in workers under the same limits, one row at a time.
+
     An import path "package.module:function" runs in such workers too, under the same limits, but it is trusted: it
     may read, write and use the network. It is called with one row at a time, and sees the whole completion and every
     column. With `in_process=True`, and always for a callable, it runs in this process as TRL would run it: in batches
@@ -39,7 +41,8 @@ class BulkGrader:
     cache on disk.
 
     Args:
-        grader: "math", "exact", "code", an import path "package.module:function", or a callable.
+        grader: "math", "exact", "choice", "json", "regex", "code", an import path "package.module:function", or a
+            callable.
         num_workers: Processes; None: the CPUs that this process may use, divided by the processes that `torchrun`
             or `accelerate` started on this machine (`LOCAL_WORLD_SIZE`).
         timeout: Seconds that one verdict may take. math-verify's own limits are 5 s for each of its steps.

@@ -1,34 +1,42 @@
-"""Graders with the signature of TRL's reward functions: two built in, and the loader for others."""
+"""Graders with the signature of TRL's reward functions: "math" and "exact", and the loader for all."""
 
 import importlib
 import operator
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..extras import require
 from .call import Grader
 from .errors import GraderError
-from .extract import completion_text, extract_answer, extract_reference
+from .extract import completion_text, extract_answer, extract_reference, normalize_answer
 from .pairs import exact_score, grade_pairs
 from .pool import WorkerPool, check_limits
+from .simple import choice_grader, json_grader, regex_grader
 from .verdict import GradingStats
 
 _math_pools: dict[int, WorkerPool] = {}
 
 
 def exact_grader(
-    completions: Sequence, answer: Sequence | None = None, solution: Sequence | None = None, **kwargs: Any
+    completions: Sequence,
+    answer: Sequence | None = None,
+    solution: Sequence | None = None,
+    *,
+    normalize: Callable[[str], str] = normalize_answer,
+    **kwargs: Any,
 ) -> list[float | None]:
     r"""Score 1 where the extracted answer equals the reference as a normalised string.
 
-    `normalize_answer(extract_answer(completion)) == normalize_answer(extract_reference(reference))`, not empty.
+    `normalize(extract_answer(completion)) == normalize(extract_reference(reference))`, not empty.
 
     Args:
         completions: Strings, or lists of messages.
         answer: The references, one per completion.
         solution: The same, where the data set calls them so; used if `answer` is absent.
+        normalize: What makes two answers the same: by default `normalize_answer`, for mathematics. `str.casefold`
+            ignores case, `str.strip` hardly anything. `functools.partial(exact_grader, normalize=...)` is a grader.
         kwargs: Further columns; not used.
 
     Returns:
@@ -40,13 +48,15 @@ def exact_grader(
     Examples:
         >>> exact_grader(["so it is \\boxed{1{,}000}", "999"], answer=["1000", "1000"])
         [1.0, 0.0]
+        >>> exact_grader(["The answer is Paris."], answer=["PARIS"], normalize=str.casefold)
+        [1.0]
 
     Relations:
         `math_grader` also accepts equal values written differently.
     """
     references = _references("exact", completions, answer, solution)
     return [
-        exact_score(extract_reference(reference), extract_answer(completion_text(completion)))
+        exact_score(extract_reference(reference), extract_answer(completion_text(completion)), normalize)
         for completion, reference in zip(completions, references, strict=True)
     ]
 
@@ -90,12 +100,21 @@ def math_grader(
     return [verdicts[slot].score for slot in slots.tolist()]
 
 
+_BY_NAME: dict[str, Grader] = {
+    "exact": exact_grader,
+    "choice": choice_grader,
+    "json": json_grader,
+    "regex": regex_grader,
+}
+
+
 def load_grader(name: str | Grader) -> Grader:
     """The grader of this name.
 
     Args:
-        name: "math", "exact", or an import path "package.module:function" of a function with the signature of TRL's
-            reward functions; the current folder is searched too. A callable is returned as it is.
+        name: "math", "exact", "choice", "json", "regex", "code", or an import path "package.module:function" of a
+            function with the signature of TRL's reward functions; the current folder is searched too. A callable is
+            returned as it is.
 
     Returns:
         The function.
@@ -111,8 +130,8 @@ def load_grader(name: str | Grader) -> Grader:
     """
     if callable(name):
         return name
-    if name == "exact":
-        return exact_grader
+    if name in _BY_NAME:
+        return _BY_NAME[name]
     if name == "math":
         require("grader='math'", "eval", "math_verify")
         return math_grader
@@ -123,8 +142,8 @@ def load_grader(name: str | Grader) -> Grader:
     module_name, colon, attribute = name.partition(":")
     if not (colon and module_name and attribute):
         raise GraderError(
-            f"grader {name!r} is not known: give 'math', 'exact', or 'package.module:function' (a colon before the "
-            "function's name)"
+            f"grader {name!r} is not known: give 'math', 'exact', 'choice', 'json', 'regex', 'code', or "
+            "'package.module:function' (a colon before the function's name)"
         )
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
@@ -150,7 +169,7 @@ def grader_name(grader: str | Grader) -> str:
     """What to call a grader in messages and folder names: the name it was loaded by, or its module and name.
 
     Args:
-        grader: "math", "exact", an import path, or a function.
+        grader: A built-in one's name, an import path, or a function.
 
     Returns:
         The name.
@@ -163,8 +182,9 @@ def grader_name(grader: str | Grader) -> str:
         return grader
     if grader is math_grader:
         return "math"
-    if grader is exact_grader:
-        return "exact"
+    for name, function in _BY_NAME.items():
+        if grader is function:
+            return name
     qualified = getattr(grader, "__qualname__", None) or type(grader).__qualname__
     return f"{getattr(grader, '__module__', None) or type(grader).__module__}:{qualified}"
 

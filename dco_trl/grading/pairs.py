@@ -1,6 +1,6 @@
 """Grade by reference and extracted answer alone, as "math" and "exact" do: each distinct pair is judged once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,10 +69,10 @@ def _judge(
         cache.flush()
 
 
-def exact_score(reference: str, answer: str) -> float:
+def exact_score(reference: str, answer: str, normalize: Callable[[str], str] = normalize_answer) -> float:
     """1.0 if an extracted answer and an extracted reference are equal once normalised, and not empty; else 0.0."""
-    normalized = normalize_answer(answer)
-    return float(bool(normalized) and normalized == normalize_answer(reference))
+    normalized = normalize(answer)
+    return float(bool(normalized) and normalized == normalize(reference))
 
 
 def progress_bar(grader: str, total: int, enabled: bool) -> tqdm:

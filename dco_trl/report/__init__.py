@@ -54,6 +54,7 @@ def write_report(
       every group of runs, where the runs are not all on the same problems).
 
     pass@k is the unbiased estimate, averaged over problems, and given only where every problem has at least k samples.
+    Of a run along a schedule it is that of the first k attempts; the curves of its arms, alone, are drawn thinly.
     Runs on the same problems are compared pair by pair with the first of them.
 
     The keys of `report.json`:
@@ -62,8 +63,10 @@ def write_report(
     - `groups`: runs on the same problems: `runs` (indices), `num_problems`, `k`, `majority_k`, `comparisons` (each
       with `baseline`, `run` and `pass_at_k`: `k`, `difference`, `low`, `high`);
     - `runs`: `name`, `grader`, `manifest`, `num_problems`, `num_samples`, `samples` (counts), `pass_at_k` and
-      `curve` (`k`, `estimate`, `low`, `high`, `reliable`), `left_out`, `majority_at_k`, `never_solved`,
-      `extrapolation` (empty unless asked for), and `problems` (counts, and the most frequent answer of each).
+      `curve` (`k`, `estimate`, `low`, `high`, `reliable`), `left_out`, `majority_at_k`, `at_least_m_of_k` (with
+      `num_required`), `never_solved`, `extrapolation` (empty unless asked for), `problems` (counts, and the most
+      frequent answer of each), and `arms` (of a run along a schedule: `name`, `num_samples` and the `curve` of each
+      arm alone). Along a schedule there is no majority vote and no `at_least_m_of_k`.
 
     Args:
         results: The runs, as `load_results` reads them, with different names.

@@ -89,9 +89,11 @@ function coverageChart(node, group) {
   chart(node, {
     xTicks: ticks, xLabel: "k, attempts per problem",
     yTicks: [0, 0.2, 0.4, 0.6, 0.8, 1].map((share) => [share, `${100 * share} %`]), yLabel: "pass@k",
-    legend: group.runs.map((run, r) => ({ name: run.name, swatch: [
+    legend: group.runs.flatMap((run, r) => [{ name: run.name, swatch: [
       shape("path", { class: "line", d: "M0 6H30", stroke: ink(r), "stroke-dasharray": DASHES[r % 4] }),
-      shape("path", { class: "mark", d: MARKS[r % 7], transform: "translate(15 6)", fill: ink(r), stroke: ink(r) })] })),
+      shape("path", { class: "mark", d: MARKS[r % 7], transform: "translate(15 6)", fill: ink(r), stroke: ink(r) })] },
+      ...(run.arms.length ? [{ name: `${run.name}: an arm of the schedule, alone`,
+        swatch: [shape("path", { class: "arm", d: "M0 6H30", stroke: ink(r) })] }] : [])]),
     points: all.map((k) => ({ at: at(k), lines: [`pass@${count(k)}, 95 % interval`, ...group.runs.flatMap((run) => line(run, k))] })),
     draw: (x, y) => group.runs.flatMap((run, r) => {
       const points = (curve, name) => curve.k.map((k, i) => [x(at(k)), y(curve[name][i])]);
@@ -101,7 +103,8 @@ function coverageChart(node, group) {
         d: `${path([...of("low"), ...of("high").reverse()])}Z` });
       const beyond = run.extrapolated.k.length ? [band(guessed, 0.07),
         shape("path", { class: "guess", stroke: ink(r), d: path(guessed("estimate")) })] : [];
-      return [band(measured, 0.18), ...beyond,
+      const arms = run.arms.map((arm) => shape("path", { class: "arm", stroke: ink(r), d: path(points(arm, "estimate")) }));
+      return [band(measured, 0.18), ...arms, ...beyond,
         shape("path", { class: "line", d: path(measured("estimate")), stroke: ink(r), "stroke-dasharray": DASHES[r % 4] }),
         ...measured("estimate").filter((_, i) => group.k.includes(run.curve.k[i])).map(([px, py]) =>
           shape("path", { class: "mark", d: MARKS[r % 7], transform: `translate(${px} ${py})`, fill: ink(r), stroke: ink(r) }))];

@@ -8,11 +8,15 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..runs.results import ProblemResult, RunResult
+from ..statistics.at_least_m import at_least_m_of_k
 from ..statistics.extrapolation import check_extrapolation, extrapolate_pass_at_k
-from ..statistics.intervals import PassAtKCurve, mean_curve, paired_difference, pass_at_k_curve
+from ..statistics.intervals import PassAtKCurve, difference_of_means, mean_curve, pass_at_k_curve
 from ..statistics.majority_vote import majority_at_k
 from ..statistics.never_solved import never_solved
+from .counts import Counts
 from .summary import (
+    ArmSummary,
+    AtLeast,
     Comparison,
     Difference,
     Estimate,
@@ -180,18 +184,18 @@ def _comparison(baseline: RunResult, run: RunResult, baseline_summary: RunSummar
     ks = sorted({entry.k for entry in baseline_summary.pass_at_k} & {entry.k for entry in summary.pass_at_k})
     if not ks:  # no k was asked for that both have the samples for
         return Comparison(baseline.name, run.name, [])
-    counts = [{p.problem_id: (p.num_samples, p.num_correct) for p in result.problems} for result in (baseline, run)]
-    found = paired_difference(counts[0], counts[1], ks, confidence=CONFIDENCE)
+    first, second = Counts(baseline), Counts(run)
+    order = [second.ids.index(problem_id) for problem_id in first.ids]
+    values = first.pass_at_k(ks), second.pass_at_k(ks)[order]
+    found = difference_of_means(*values, np.array(ks), CONFIDENCE, num_resamples=5000, seed=0)
     rows = zip(ks, found.difference, found.low, found.high, strict=True)
     return Comparison(baseline.name, run.name, [Difference(k, *map(float, row)) for k, *row in rows])
 
 
 def _run(result: RunResult, ks: list[int], extrapolate: bool) -> RunSummary:
     problems = result.problems
-    n = np.array([problem.num_samples for problem in problems])
-    c = np.array([problem.num_correct for problem in problems])
-    ids = [problem.problem_id for problem in problems]
-    fewest = int(n.min())
+    counts = Counts(result)
+    n, c, ids, fewest = counts.num_samples, counts.num_correct, counts.ids, int(counts.reach.min())
     reported = [k for k in ks if k <= fewest]
     never = never_solved(n, c, CONFIDENCE)
     statuses = dict.fromkeys(("unparsed", "timeout", "error"), 0)
@@ -203,20 +207,26 @@ def _run(result: RunResult, ks: list[int], extrapolate: bool) -> RunSummary:
         grader=result.grader,
         manifest=result.manifest,
         num_problems=len(problems),
-        num_samples=NumSamples(fewest, int(n.max())),
+        num_samples=NumSamples(int(n.min()), int(n.max())),
         samples=SampleCounts(
             total=int(n.sum()),
             correct=int(c.sum()),
             truncated=sum(problem.num_truncated for problem in problems),
             **statuses,
         ),
-        pass_at_k=_curve(n, c, ids, reported),
-        left_out=[LeftOut(k, int(np.count_nonzero(n < k)), fewest, ids[int(n.argmin())]) for k in ks if k > fewest],
-        majority_at_k=_majority(problems, reported),
+        pass_at_k=_curve(counts, reported),
+        left_out=[
+            LeftOut(k, int(np.count_nonzero(counts.reach < k)), fewest, ids[int(counts.reach.argmin())])
+            for k in ks
+            if k > fewest
+        ],
+        majority_at_k=[] if result.schedule else _majority(problems, reported),
+        at_least_m_of_k=[] if result.schedule else _at_least(n, c, reported),
         never_solved=NeverSolved(never.count, never.share, never.low, never.high),
-        extrapolation=_extrapolation(n, c, ks) if extrapolate else Extrapolation(),
-        curve=_curve(n, c, ids, sorted({*reported, *curve_points(fewest)})),
+        extrapolation=_extrapolation(counts, ks) if extrapolate else Extrapolation(),
+        curve=_curve(counts, sorted({*reported, *curve_points(fewest)})),
         problems=[_problem(problem) for problem in problems],
+        arms=_arms(counts, ks),
     )
 
 
@@ -225,8 +235,19 @@ def curve_points(largest: int, per_doubling: int = 4) -> list[int]:
     return sorted({round(2**step) for step in np.arange(0, np.log2(largest), 1 / per_doubling)} | {largest})
 
 
-def _curve(n: NDArray, c: NDArray, ids: list[str], ks: list[int]) -> list[Estimate]:
-    return _entries(pass_at_k_curve(n, c, ks, problem_ids=ids, confidence=CONFIDENCE)) if ks else []
+def _curve(counts: Counts, ks: list[int]) -> list[Estimate]:
+    return _entries(mean_curve(counts.pass_at_k(ks), ks, confidence=CONFIDENCE)) if ks else []
+
+
+def _arms(counts: Counts, ks: list[int]) -> list[ArmSummary]:
+    """Each arm alone, as far as every problem has samples of it."""
+    found = []
+    for arm, (n, c) in zip(counts.arms, counts.by_arm, strict=True):
+        fewest = int(n.min())
+        points = sorted({*curve_points(fewest), *(k for k in ks if k <= fewest)}) if fewest else []
+        curve = _entries(pass_at_k_curve(n, c, points, confidence=CONFIDENCE)) if points else []
+        found.append(ArmSummary(arm.name, NumSamples(fewest, int(n.max())), curve))
+    return found
 
 
 def _majority(problems: Sequence[ProblemResult], ks: list[int]) -> list[Estimate]:
@@ -240,6 +261,16 @@ def _majority(problems: Sequence[ProblemResult], ks: list[int]) -> list[Estimate
     return _entries(mean_curve(values, ks, confidence=CONFIDENCE))
 
 
+def _at_least(n: NDArray, c: NDArray, ks: list[int]) -> list[AtLeast]:
+    """More than half of k, for each k of which that is not all."""
+    pairs = [(k // 2 + 1, k) for k in ks if k // 2 + 1 < k]
+    if not pairs:
+        return []
+    ms, of = np.array(pairs).T
+    found = mean_curve(at_least_m_of_k(n[:, None], c[:, None], of, ms), of.tolist(), confidence=CONFIDENCE)
+    return [AtLeast(**vars(entry), num_required=m) for entry, (m, _) in zip(_entries(found), pairs, strict=True)]
+
+
 def _entries(curve: PassAtKCurve) -> list[Estimate]:
     columns = zip(curve.k, curve.estimate, curve.low, curve.high, curve.reliable, strict=True)
     return [
@@ -248,8 +279,11 @@ def _entries(curve: PassAtKCurve) -> list[Estimate]:
     ]
 
 
-def _extrapolation(n: NDArray, c: NDArray, ks: list[int]) -> Extrapolation:
+def _extrapolation(counts: Counts, ks: list[int]) -> Extrapolation:
     """Guess the k that were asked for and have too few samples, up to FARTHEST times as many; where none, 4 n."""
+    if counts.schedule is not None:
+        return Extrapolation(note="pass@k is not extrapolated along a schedule, whose arms differ.")
+    n, c = counts.num_samples, counts.num_correct
     fewest = int(n.min())
     beyond = [k for k in ks if fewest < k <= FARTHEST * fewest] or [4 * fewest]
     points = [k for k in curve_points(beyond[-1]) if k > fewest]

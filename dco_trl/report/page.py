@@ -69,7 +69,7 @@ def _group_section(summary: Summary, group: Group, index: int) -> str:
     ]
     for part in others:
         paired = part.title == PAIRED_TITLE
-        parts.append(f"<div><h3>{part.title}</h3>{_table(part, _clear_cells(group) if paired else ())}")
+        parts.append(f"<div><h3>{escape(part.title)}</h3>{_table(part, _clear_cells(group) if paired else ())}")
         if paired:
             parts.append(
                 '<p class="note">What makes a problem hard for both runs cancels, so this is sharper than comparing '

@@ -79,6 +79,7 @@ def group_data(summary: Summary, results: Sequence[RunResult], group: Group) -> 
                 "name": run.name,
                 "curve": _columns(run.curve),
                 "extrapolated": _columns(run.extrapolation.curve),
+                "arms": [_columns(arm.curve) for arm in run.arms],
                 "confidence": {"right": right, "wrong": wrong},
                 "success": counts.tolist(),
             }

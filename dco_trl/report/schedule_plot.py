@@ -9,13 +9,16 @@ from ..statistics import AttemptSchedule, CrossFittedSchedule, default_ks
 from .styles import PALETTE, attempts_axis, percent_axis, plain_axes, plain_text
 
 
-def plot_schedule(schedule: AttemptSchedule, names: Sequence[str], expected: CrossFittedSchedule) -> Figure:
+def plot_schedule(
+    schedule: AttemptSchedule, names: Sequence[str], expected: CrossFittedSchedule, given_arms: Sequence[int] = ()
+) -> Figure:
     """Plot coverage against k, beside the best single arm and an equal split, and each arm's share of k attempts.
 
     Args:
         schedule: The schedule planned on all problems.
         names: What to call its arms.
         expected: What such a schedule gives on problems that it was not planned on.
+        given_arms: The arms that `expected` compares with, each alone; counted from 0.
     """
     figure = Figure(figsize=(10.5, 4.3), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -28,6 +31,9 @@ def plot_schedule(schedule: AttemptSchedule, names: Sequence[str], expected: Cro
     )
     for label, values, colour, line in curves:
         left.plot(ks, values, color=colour, linestyle=line, linewidth=1.8, label=label)
+    for index, (arm, rival) in enumerate(zip(given_arms, expected.given_arms, strict=True)):
+        style = {"color": PALETTE[(index + 2) % len(PALETTE)], "linewidth": 0.9, "label": plain_text(names[arm])}
+        left.plot(ks, rival.first, **style)
     left.set_ylim(0, 1)
     left.set_ylabel("coverage of held-out problems")
     left.legend(frameon=False, loc="best")

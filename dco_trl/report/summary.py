@@ -1,6 +1,6 @@
 """Everything that a report shows, as plain dataclasses: `report.json` is `dataclasses.asdict` of a `Summary`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -19,6 +19,13 @@ class Estimate(Guess):
     """A measured mean over problems with its interval; `reliable` is False where the interval is too short."""
 
     reliable: bool
+
+
+@dataclass(frozen=True)
+class AtLeast(Estimate):
+    """The mean probability that at least `num_required` of k samples are correct."""
+
+    num_required: int
 
 
 @dataclass(frozen=True)
@@ -124,8 +131,17 @@ class ProblemSummary:
 
 
 @dataclass(frozen=True)
+class ArmSummary:
+    """An arm of a run along a schedule, alone: its samples of a problem, and its own pass@k as far as they reach."""
+
+    name: str
+    num_samples: NumSamples
+    curve: list[Estimate]
+
+
+@dataclass(frozen=True)
 class RunSummary:
-    """One run: `pass_at_k` at the k's asked for, `curve` at enough k's to draw it."""
+    """One run: `pass_at_k` at the k's asked for, `curve` at enough k's to draw it; `arms` if it has a schedule."""
 
     name: str
     grader: str
@@ -136,10 +152,12 @@ class RunSummary:
     pass_at_k: list[Estimate]
     left_out: list[LeftOut]
     majority_at_k: list[Estimate]
+    at_least_m_of_k: list[AtLeast]
     never_solved: NeverSolved
     extrapolation: Extrapolation
     curve: list[Estimate]
     problems: list[ProblemSummary]
+    arms: list[ArmSummary] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .summary import Difference, Group, Guess, RunSummary, Summary
+from .summary import ArmSummary, Difference, Group, Guess, RunSummary, Summary
 
 Rows = list[list[str]]
 
@@ -45,11 +45,14 @@ def difference(entry: Difference) -> str:
 
 
 def tables(summary: Summary, group: Group) -> list[TextTable]:
-    """Return the tables of a group: the main one, the paired differences, and what was extrapolated if it was."""
+    """Return the tables of a group: the main one, paired differences, arms of schedules, and what was extrapolated."""
     runs = summary.runs_of(group)
     found = [TextTable(group_title(summary, group), *_pass_at_k(group, runs))]
     if group.comparisons:
         found.append(TextTable(PAIRED_TITLE, *_comparisons(group)))
+    found += [
+        TextTable(f"{run.name}: each arm of the schedule, alone", *_arms(group, run)) for run in runs if run.arms
+    ]
     ks = sorted({entry.k for run in runs for entry in run.extrapolation.pass_at_k})
     if ks:
         rows = [[f"pass@{k}", *(_cell(run.extrapolation.pass_at_k, k, with_interval) for run in runs)] for k in ks]
@@ -61,6 +64,8 @@ def _pass_at_k(group: Group, runs: list[RunSummary]) -> tuple[list[str], Rows]:
     rows: Rows = [[f"pass@{k}", *(_cell(run.pass_at_k, k, with_interval) for run in runs)] for k in group.k]
     for k in group.majority_k:
         rows.append([f"majority@{k}", *(_cell(run.majority_at_k, k, with_interval) for run in runs)])
+    for m, k in sorted({(entry.num_required, entry.k) for run in runs for entry in run.at_least_m_of_k}):
+        rows.append([f"at least {m} of {k}", *(_cell(run.at_least_m_of_k, k, with_interval) for run in runs)])
     rows.append(["never solved", *(never_solved_text(run) for run in runs)])
     rows.append(["problems", *(f"{run.num_problems:,}" for run in runs)])
     rows.append(["samples per problem", *(_samples(run) for run in runs)])
@@ -77,6 +82,15 @@ def _pass_at_k(group: Group, runs: list[RunSummary]) -> tuple[list[str], Rows]:
             )
             rows.append([name, *cells])
     return ["", *(run.name for run in runs)], rows
+
+
+def _arms(group: Group, run: RunSummary) -> tuple[list[str], Rows]:
+    ks = [k for k in group.k if any(entry.k == k for arm in run.arms for entry in arm.curve)]
+    rows = [
+        [arm.name, _samples(arm), *(_cell(arm.curve, k, lambda entry: percent(entry.estimate)) for k in ks)]
+        for arm in run.arms
+    ]
+    return ["", "samples per problem", *(f"pass@{k}" for k in ks)], rows
 
 
 def _comparisons(group: Group) -> tuple[list[str], Rows]:
@@ -122,7 +136,7 @@ def markdown(summary: Summary) -> str:
         lines += [f"## {_markdown_text(main.title)}", "", *_markdown_table(main)]
         lines += [f"![Coverage against k](coverage{suffix}.svg)", ""]
         for part in others:
-            lines += [f"### {part.title}", "", *_markdown_table(part)]
+            lines += [f"### {_markdown_text(part.title)}", "", *_markdown_table(part)]
         lines += [f"![Share of the most frequent answer](confidence{suffix}.svg)", ""]
         lines += [f"![Success rates of the problems](success{suffix}.svg)", ""]
     lines += [
@@ -156,6 +170,11 @@ def notes(summary: Summary, runs: list[RunSummary]) -> list[str]:
     """Return how to read the numbers of these runs, and what was left out and why."""
     lines = [summary.interval_method] if runs else []
     for run in runs:
+        if run.arms:
+            lines.append(
+                f"{run.name}: pass@k of the first k attempts along its schedule of {len(run.arms)} arms. There is no "
+                "majority@k, because the arms' answers differ."
+            )
         if run.left_out:
             first = run.left_out[0]
             names = ", ".join(f"pass@{entry.k}" for entry in run.left_out)
@@ -188,7 +207,7 @@ def _cell(entries: Sequence[Any], k: int, text: Callable[[Any], str]) -> str:
     return next((text(entry) for entry in entries if entry.k == k), "–")
 
 
-def _samples(run: RunSummary) -> str:
+def _samples(run: RunSummary | ArmSummary) -> str:
     low, high = run.num_samples.min, run.num_samples.max
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 

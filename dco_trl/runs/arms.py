@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from ..sampling.fingerprint import folder_fingerprint
+from .arm import Arm
 from .files import StoreError, make_folder, parquet, write_atomically
 from .results import load_results
 
@@ -34,32 +35,6 @@ _SCHEMA = pa.schema(
     ]
 )
 _LOG_P = "eval_log_p.parquet"
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What an attempt may sample.
-
-    Args:
-        model: Folder or hub name of the model.
-        adapter: Folder of an adapter upon it; "" for the model alone.
-        temperature: Divides the logits.
-        model_fingerprint: Hash of the model's files; "" where it is no local folder.
-
-    Examples:
-        >>> Arm("MODEL", "runs/dco/checkpoint-64", 1.25).name
-        'runs/dco/checkpoint-64, T=1.25'
-    """
-
-    model: str
-    adapter: str = ""
-    temperature: float = 1.0
-    model_fingerprint: str = ""
-
-    @property
-    def name(self) -> str:
-        """The adapter, or the model, and a temperature other than 1."""
-        return (self.adapter or self.model) + (f", T={self.temperature:g}" if self.temperature != 1 else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +102,8 @@ def read_arms(paths: Sequence[str | os.PathLike[str]], grader: str | None = None
     Examples:
         ```python
         >>> import tempfile, numpy as np
-        >>> from dco_trl.runs.arms import Arm, read_arms, write_arms
+        >>> from dco_trl.runs.arm import Arm
+        >>> from dco_trl.runs.arms import read_arms, write_arms
         >>> file = tempfile.mkdtemp() + "/arms.parquet"
         >>> write_arms(file, [Arm("MODEL"), Arm("MODEL", temperature=1.5)], ["a"], np.log([[0.5], [0.4]]))
         >>> [arm.name for arm in read_arms([file]).arms]
@@ -223,6 +199,14 @@ def _read_run(path: Path, grader: str | None) -> dict[Arm, _Measured]:
             f"{path} was sampled with top_p {sampling['top_p']:g} and top_k {sampling['top_k']}. An arm is a model, "
             "an adapter and a temperature: sample with --top-p 1 and --top-k 0."
         )
+    if results.schedule is not None:  # where an arm was not reached yet, it was not measured
+        counts = zip(results.schedule.arms, zip(*(p.by_arm for p in results.problems), strict=True), strict=True)
+        ids = [p.problem_id for p in results.problems]
+        return {
+            arm: {problem_id: (float("nan"), n, c) for problem_id, (n, c) in zip(ids, each, strict=True) if n}
+            for arm, each in counts
+            if any(n for n, _ in each)
+        }
     arm = Arm(
         manifest.get("model", ""),
         manifest.get("adapter", ""),

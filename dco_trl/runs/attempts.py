@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..problem import Problem
 from ..sampling.fingerprint import describe
 from ..sampling.protocol import SampleRequest, SamplingParams
-from .arms import Arm
+from .arm import Arm
 from .files import StoreError
 
 if TYPE_CHECKING:

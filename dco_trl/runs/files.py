@@ -1,65 +1,22 @@
-"""Files that are there whole and unchanged or not at all, and folders that one process has to itself."""
+"""Files that are there whole and unchanged or not at all."""
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# part-000003-<hash of its content>.parquet; for verdicts, the hash of the samples stands before their own.
-PART_NAME = re.compile(r"part-(\d{6,})((?:-[0-9a-f]{16})+)\.parquet")
-
-# Two stores of one process cannot tell each other apart by a lock that belongs to the process.
-_held_here: set[Path] = set()
-_held_here_lock = threading.Lock()
+# part-000003-<hash of its content>.parquet, of shard 1 of 4 part-1of4-000003-<hash>.parquet; for verdicts, the hash of
+# the samples stands before their own.
+PART_NAME = re.compile(r"part-(?:(\d+)of(\d+)-)?(\d{6,})((?:-[0-9a-f]{16})+)\.parquet")
 
 
 class StoreError(ValueError):
     """A run folder that cannot be used as asked; nothing in it has been changed."""
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder alone. The operating system drops the lock when the process ends, however it ends.
-
-    Args:
-        folder: The folder; it gets a file `.lock`.
-
-    Raises:
-        StoreError: Another process, named in the message, holds it.
-    """
-    path = folder.resolve() / ".lock"
-    with _held_here_lock:
-        if path in _held_here:
-            # Opening the file once more and closing it would drop this process's own lock.
-            raise StoreError(
-                f"{folder} is in use by this process (pid {os.getpid()}) already: leave the other `with` first"
-            )
-        _held_here.add(path)
-    try:
-        handle = _take_lock(folder, path)
-        try:
-            yield
-        finally:
-            os.close(handle)
-    finally:
-        _held_here.discard(path)
-
-
-def require_lock(folder: Path) -> None:
-    """Refuse to write into a folder that this process does not hold."""
-    if folder.resolve() / ".lock" not in _held_here:
-        raise StoreError(
-            f"{folder} is open for reading only; write inside `with RunStore.writing(…)` or `.grading(…)`"
-        )
 
 
 def write_atomically(path: Path, data: bytes | pa.Buffer) -> None:
@@ -94,10 +51,23 @@ def write_atomically(path: Path, data: bytes | pa.Buffer) -> None:
         ) from error
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed process left half-written in a folder that this process holds now."""
-    for stale in folder.glob(".tmp-*"):
+def remove_unfinished(folder: Path, stem: str = "") -> None:
+    """Remove what a killed process left half-written in a folder that this process holds now.
+
+    Args:
+        folder: The folder.
+        stem: What the names of the files begin with that are this process's: others may be at work on theirs.
+    """
+    for stale in folder.glob(f".tmp-*-{stem}*"):
         stale.unlink()
+
+
+def look_anew(folder: Path, stem: str = "") -> None:
+    """See what other machines wrote: a client of NFS may list a folder from its memory until it changes the folder."""
+    with suppress(OSError):  # what is written next gives the reason
+        probe = folder / f".tmp-{os.getpid()}-{stem}probe"
+        probe.touch()
+        probe.unlink()
 
 
 def make_folder(folder: Path) -> None:
@@ -134,7 +104,8 @@ def list_parts(folder: Path) -> list[Path]:
     Raises:
         StoreError: A Parquet file has a name that this package gives to none.
     """
-    parts = sorted(folder.glob("*.parquet"))
+    # A part that another process is about to write is none yet.
+    parts = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith(".tmp-"))
     for path in parts:
         if not PART_NAME.fullmatch(path.name):
             raise StoreError(
@@ -173,28 +144,3 @@ def read_part(path: Path, schema: pa.Schema, remedy: str) -> pa.Table:
             f"out of the folder and run the same command again: {remedy} anew."
         ) from error
     return table
-
-
-def _take_lock(folder: Path, path: Path) -> int:
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise StoreError(
-            f"{path} cannot be opened for writing: {error.strerror}. Check the folder's permissions, or name another."
-        ) from error
-    try:
-        # A record lock, not flock(): children that outlive a killed parent, such as engine workers, do not keep it.
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    except OSError as error:
-        holder = os.read(handle, 200).decode(errors="replace").strip() or "unknown"
-        os.close(handle)
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise StoreError(
-                f"{folder} cannot be locked on this file system: {error}. Name a folder on another one."
-            ) from error
-        raise StoreError(
-            f"{folder} is in use by another process ({holder}). Wait until it has ended, or name another folder."
-        ) from error
-    return handle

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..problem import Problem
 from .files import StoreError
+from .shards import Shard
 from .store import GRADE_SCHEMA, RunStore, storable
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def grade_run(
     memory_limit: int = 1 << 30,
     cache_dir: str | os.PathLike[str] | None = None,
     in_process: bool = False,
+    shard: str | None = None,
     progress: bool = True,
 ) -> GradingSummary:
     """Grade the samples that this grader has not graded yet, one part at a time.
@@ -68,10 +70,12 @@ def grade_run(
         memory_limit: Bytes of address space of a worker.
         cache_dir: Folder for verdicts to remember, shared between runs; None remembers none.
         in_process: Run an import path in this process, without limits, because it holds a model.
+        shard: `i/n`: grade only part i of n, i from 0: what shard i of n drew, or an equal share of the parts where
+            the run was drawn by another number of processes.
         progress: Show progress on standard error.
 
     Returns:
-        Counts over the whole run.
+        Counts over the whole run, or over what is the shard's.
 
     Raises:
         StoreError: There is no run or it has no samples; the folder is in use; the grader's code has changed.
@@ -87,47 +91,46 @@ def grade_run(
     """
     from ..grading import BulkGrader, load_grader
 
-    grader_function = load_grader(grader)
+    grader_function, part_of_run = load_grader(grader), Shard.parse(shard)
     store = RunStore(run_dir)
-    total = sum(len(indices) for indices in store.present().values())
-    if not total:
+    parts = store.sample_parts()
+    own = [part for part in parts if part_of_run.has_part(part)]
+    total = sum(len(indices) for indices in store.present(own).values())
+    if not parts:
         raise StoreError(f"{store.path} has no samples to grade; `dco-trl sample` draws them")
-    with BulkGrader(
-        grader,
-        num_workers=num_workers,
-        timeout=timeout,
-        memory_limit=memory_limit,
-        cache_dir=cache_dir,
-        in_process=in_process,
-    ) as bulk:
-        return _grade_parts(store, total, bulk, grader_source(grader_function), progress)
+    with (
+        BulkGrader(
+            grader,
+            num_workers=num_workers,
+            timeout=timeout,
+            memory_limit=memory_limit,
+            cache_dir=cache_dir,
+            in_process=in_process,
+        ) as bulk,
+        store.grading(bulk.name, grader_source(grader_function), part_of_run),
+    ):
+        return _grade_parts(store, own, total, bulk, progress)
 
 
-def _grade_parts(
-    store: RunStore, total: int, bulk: "BulkGrader", source: str | None, progress: bool
-) -> GradingSummary:
+def _grade_parts(store: RunStore, parts: list[Path], total: int, bulk: "BulkGrader", progress: bool) -> GradingSummary:
     summary = GradingSummary(bulk.name, 0, 0, dict.fromkeys(("graded", "unparsed", "timeout", "error"), 0), 0)
-    grade = PartGrader(store.problems, bulk)
-    with store.grading(bulk.name, source):
-        ungraded = []
-        for part in store.sample_parts():
-            verdicts = store.grade_part(bulk.name, part)
-            if verdicts is None:
-                ungraded.append(part)
-            else:
-                summary = _added(summary, store.read_grades(verdicts, ["score", "status"]), is_new=False)
-        with tqdm(
-            desc=f"{store.path.name}: {bulk.name}",
-            total=total,
-            initial=summary.num_samples,
-            unit="sample",
-            disable=not progress or not ungraded,
-        ) as bar:
-            for part in ungraded:
-                grades = grade(store.read_samples(part, ["problem_id", "sample_index", "text"]), progress)
-                store.write_grades(bulk.name, part, grades)
-                summary = _added(summary, grades, is_new=True)
-                bar.update(grades.num_rows)
+    grade, graded = PartGrader(store.problems, bulk), store.grade_parts(bulk.name)
+    ungraded = [part for part in parts if part.stem not in graded]
+    for part in parts:
+        if part.stem in graded:
+            summary = _added(summary, store.read_grades(graded[part.stem], ["score", "status"]), is_new=False)
+    with tqdm(
+        desc=f"{store.path.name}: {bulk.name}",
+        total=total,
+        initial=summary.num_samples,
+        unit="sample",
+        disable=not progress or not ungraded,
+    ) as bar:
+        for part in ungraded:
+            grades = grade(store.read_samples(part, ["problem_id", "sample_index", "text"]), progress)
+            store.write_grades(bulk.name, part, grades)
+            summary = _added(summary, grades, is_new=True)
+            bar.update(grades.num_rows)
     return summary
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ..sampling.protocol import SamplingParams
 from .files import StoreError
+from .shards import WHOLE, Shard
 
 if TYPE_CHECKING:
     from ..sampling.protocol import Sampler
@@ -105,13 +106,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def continued(folder: Path, found: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> dict[str, Any]:
+def continued(
+    folder: Path, found: Mapping[str, Any] | None, asked: Mapping[str, Any], shard: Shard = WHOLE
+) -> dict[str, Any]:
     """The manifest after a start: a new run's, or that of a run that goes on, with one more session.
 
     Args:
         folder: The run's folder, for the message.
         found: The manifest there; None for a new run.
         asked: What is to be drawn now.
+        shard: By whom.
 
     Returns:
         The manifest to write.
@@ -121,6 +125,8 @@ def continued(folder: Path, found: Mapping[str, Any] | None, asked: Mapping[str,
     """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     session = {"started": now, "versions": asked.get("versions"), "num_samples": asked.get("num_samples")}
+    if shard != WHOLE:
+        session["shard"] = str(shard)
     if found is None:
         return {**asked, "created": now, "sessions": [session]}
     _refuse_changes(folder, found, asked)

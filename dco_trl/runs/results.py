@@ -1,17 +1,22 @@
 """The results of a graded run, problem by problem: the counts behind pass@k, and samples to look at."""
 
 import hashlib
+import heapq
 import os
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from .files import StoreError
 from .grade import is_correct
 from .store import RunStore, rows_by_problem
+
+if TYPE_CHECKING:
+    from .schedule_file import ArmSchedule
 
 # Raw samples kept for each problem: this many right and this many wrong ones.
 EXAMPLES = 3
@@ -51,6 +56,7 @@ class ProblemResult:
         examples: (sample_index, raw text, correct) of a few samples, right and wrong.
         num_ungraded: Samples, not cut off, that the grader could not judge.
         num_truncated_correct: Samples accepted although they were cut off.
+        by_arm: In a run along a schedule, (samples, accepted ones) of each of its arms.
     """
 
     problem_id: str
@@ -63,6 +69,7 @@ class ProblemResult:
     examples: tuple[tuple[int, str, bool], ...]
     num_ungraded: int = 0
     num_truncated_correct: int = 0
+    by_arm: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,12 +81,15 @@ class RunResult:
         manifest: What was sampled, and how.
         grader: The grader's name.
         problems: In the order of the data set.
+        schedule: Which arm each sample was drawn from; None for a run of one arm. pass@k is then that of the first k
+            attempts along it.
     """
 
     name: str
     manifest: dict[str, Any]
     grader: str
     problems: tuple[ProblemResult, ...]
+    schedule: "ArmSchedule | None" = None
 
 
 def load_results(run_dir: str | os.PathLike[str], grader: str | None = None) -> RunResult:
@@ -121,11 +131,17 @@ def load_results(run_dir: str | os.PathLike[str], grader: str | None = None) -> 
         )
     grader = _chosen_grader(store, grader)
     present = store.present()
-    tallies: dict[str, _Tally] = {problem.problem_id: _Tally() for problem in store.problems}
+    schedule = None
+    if "schedule" in store.manifest:
+        from .schedule_file import schedule_of_run
+
+        schedule = schedule_of_run(store.path, store.manifest)
+    arms = [] if schedule is None else [arm.name for arm in schedule.arms]
+    tallies: dict[str, _Tally] = {problem.problem_id: _Tally(arms) for problem in store.problems}
+    graded = store.grade_parts(grader)
     for part in store.sample_parts():
-        graded = store.grade_part(grader, part)
-        if graded is not None:
-            _count_part(store, part, graded, tallies)
+        if part.stem in graded:
+            _count_part(store, part, graded[part.stem], tallies)
     ungraded = sum(map(len, present.values())) - sum(tally.num_samples for tally in tallies.values())
     if ungraded > 0:
         raise StoreError(
@@ -143,13 +159,14 @@ def load_results(run_dir: str | os.PathLike[str], grader: str | None = None) -> 
         tallies[problem.problem_id].result(problem.problem_id, problem.prompt, problem.answer)
         for problem in store.problems
     )
-    return RunResult(Path(store.path).resolve().name, store.manifest, grader, problems)
+    return RunResult(Path(store.path).resolve().name, store.manifest, grader, problems, schedule)
 
 
 class _Tally:
     """Running counts of one problem."""
 
-    def __init__(self) -> None:
+    def __init__(self, arms: Sequence[str]) -> None:
+        self.by_arm: dict[str, list[int]] = {arm: [0, 0] for arm in arms}
         self.num_samples = self.num_correct = self.num_truncated = 0
         self.num_ungraded = self.num_truncated_correct = 0
         self.answers: Counter[tuple[str, bool, str]] = Counter()
@@ -168,6 +185,7 @@ class _Tally:
             tuple(sorted(self.examples[True] + self.examples[False])),
             self.num_ungraded,
             self.num_truncated_correct,
+            tuple((n, c) for n, c in self.by_arm.values()),
         )
 
 
@@ -187,6 +205,11 @@ def _count_part(store: RunStore, part: Path, graded: Path, tallies: dict[str, _T
     texts, finish = samples.column("text"), samples.column("finish_reason").to_pylist()
     scores, answers = grades.column("score").to_pylist(), grades.column("answer").to_pylist()
     statuses = grades.column("status").to_pylist()
+    arms = samples.column("arm").to_pylist() if "arm" in samples.column_names else None
+    if arms and (unknown := set(arms) - next(iter(tallies.values())).by_arm.keys()):
+        raise StoreError(
+            f"{part} has samples of arm {unknown.pop()!r}, which is not in the schedule of manifest.json."
+        )
     seen: dict[str, str] = {}  # one string for equal answers: two million of them would not be small
     for problem_id, columns in rows_by_problem(rows):
         tally = tallies[problem_id]
@@ -196,15 +219,19 @@ def _count_part(store: RunStore, part: Path, graded: Path, tallies: dict[str, _T
             answer = _shortened(answers[row] or "")
             tally.num_samples += 1
             tally.num_correct += correct
+            if arms:
+                counts = tally.by_arm[arms[row]]
+                counts[0], counts[1] = counts[0] + 1, counts[1] + correct
             is_truncated = finish[row] == "length"
             tally.num_truncated += is_truncated
             tally.num_ungraded += scores[row] is None and not is_truncated
             tally.num_truncated_correct += correct and is_truncated
             tally.answers[seen.setdefault(answer, answer), correct, statuses[row]] += 1
-            if len(wanted[correct]) + len(tally.examples[correct]) < EXAMPLES:
-                wanted[correct].append((index, row))
+            wanted[correct].append((index, row))
         for correct, chosen in wanted.items():
-            tally.examples[correct] += [(index, texts[row].as_py(), correct) for index, row in chosen]
+            # Those with the lowest indices, whichever part they are in: so shards and one process show the same.
+            found = [(index, texts[row].as_py(), correct) for index, row in heapq.nsmallest(EXAMPLES, chosen)]
+            tally.examples[correct] = sorted(tally.examples[correct] + found)[:EXAMPLES]
 
 
 def _shortened(answer: str) -> str:

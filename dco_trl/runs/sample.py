@@ -15,6 +15,7 @@ from ..problem import Problem
 from ..sampling.protocol import SamplingParams
 from .attempts import Attempts
 from .manifest import run_manifest
+from .shards import WHOLE, Shard
 from .store import RunStore
 
 if TYPE_CHECKING:
@@ -36,10 +37,11 @@ class SamplingSummary:
 
     Args:
         num_drawn: Samples drawn by this call.
-        num_present: Samples the run has now.
+        num_present: Samples the run, or the shard, has now.
         num_tokens: Tokens of the samples drawn.
         num_truncated: Samples drawn that were cut off at the token limit.
         seconds: Time spent in the sampler.
+        where: Whose samples were drawn: "the run", or "shard 0/4".
     """
 
     num_drawn: int
@@ -47,13 +49,14 @@ class SamplingSummary:
     num_tokens: int
     num_truncated: int
     seconds: float
+    where: str = "the run"
 
     def __str__(self) -> str:
         if not self.num_drawn:
-            return f"nothing to draw: the run has all of its {self.num_present:,} samples"
+            return f"nothing to draw: {self.where} has all of its {self.num_present:,} samples"
         text = (
             f"{self.num_drawn:,} samples drawn in {_duration(self.seconds)} "
-            f"({self.num_tokens / max(self.seconds, 1e-9):,.0f} tokens/s), {self.num_present:,} in the run"
+            f"({self.num_tokens / max(self.seconds, 1e-9):,.0f} tokens/s), {self.num_present:,} in {self.where}"
         )
         if self.num_truncated:
             text += (
@@ -73,6 +76,7 @@ def sample_run(
     schedule: "ArmSchedule | str | os.PathLike[str] | None" = None,
     chunk_size: int | None = None,
     dataset: Mapping[str, Any] | None = None,
+    shard: str | None = None,
     progress: bool = True,
 ) -> SamplingSummary:
     """Draw what is missing of `num_samples` samples per problem, chunk by chunk.
@@ -91,13 +95,16 @@ def sample_run(
             is planned, the last arm goes on. None: the sampler's own.
         chunk_size: Sequences per chunk. None: up to 16,384, and about five minutes of work.
         dataset: Where the problems come from, for the record.
+        shard: `i/n`: draw only part i of n, i from 0. The n processes, on any number of machines that share the
+            folder, need nothing else of each other, and together they draw what one process draws.
         progress: Show a bar on standard error.
 
     Returns:
-        A summary.
+        A summary; of the shard, where there is one.
 
     Raises:
-        ValueError: `num_samples` or `chunk_size` is no integer or below 1, or a temperature beside a schedule.
+        ValueError: `num_samples` or `chunk_size` is no integer or below 1, `shard` no `i/n`, or a temperature beside a
+            schedule.
         StoreError: The folder is in use, holds another run, or cannot be written; the schedule cannot be read, is for
             another model, or one of its adapters is gone.
 
@@ -114,14 +121,18 @@ def sample_run(
         [`evaluate`][dco_trl.runs.evaluate] samples, grades and reads the results.
     """
     num_samples, chunk_size = check_run_size(num_samples, chunk_size)
-    params = params or SamplingParams()
+    params, part_of_run = params or SamplingParams(), Shard.parse(shard)
     attempts = Attempts(problems, sampler, params, schedule)
     manifest = {**run_manifest(sampler, params, num_samples, dataset), **attempts.manifest()}
-    with RunStore.writing(run_dir, manifest, problems) as store:
-        present = store.present()
-        before = sum(len(indices) for indices in present.values())
+    with RunStore.writing(run_dir, manifest, problems, part_of_run) as store:
+        present = store.present([part for part in store.sample_parts() if not part_of_run.is_done_by_sibling(part)])
         ids = [problem.problem_id for problem in problems]
-        gaps = list(plan(present, ids, num_samples))
+        before = sum(
+            int(part_of_run.has_samples(position, len(ids), present[problem_id]).sum())
+            for position, problem_id in enumerate(ids)
+            if problem_id in present
+        )
+        gaps = list(plan(present, ids, num_samples, part_of_run))
         missing = sum(count for _, _, count in gaps)
         if progress and before and missing:
             print(f"{store.path}: {before:,} samples are there, {missing:,} are to be drawn", file=sys.stderr)
@@ -149,7 +160,8 @@ def sample_run(
                 bar.set_postfix_str(f"{tokens / max(seconds, 1e-9):,.0f} tokens/s", refresh=False)
                 bar.update(len(rows))
                 rows.clear()  # before the next chunk's are drawn: one chunk in memory, not two
-    return SamplingSummary(drawn, before + drawn, tokens, truncated, seconds)
+    where = "the run" if part_of_run == WHOLE else f"shard {part_of_run}"
+    return SamplingSummary(drawn, before + drawn, tokens, truncated, seconds, where)
 
 
 def check_run_size(num_samples: int, chunk_size: int | None) -> tuple[int, int | None]:
@@ -159,7 +171,7 @@ def check_run_size(num_samples: int, chunk_size: int | None) -> tuple[int, int |
 
 
 def plan(
-    present: Mapping[str, np.ndarray], problem_ids: Sequence[str], num_samples: int
+    present: Mapping[str, np.ndarray], problem_ids: Sequence[str], num_samples: int, shard: Shard = WHOLE
 ) -> Iterator[tuple[int, int, int]]:
     """List what is still to be drawn, problem by problem.
 
@@ -167,6 +179,7 @@ def plan(
         present: The sample indices there are, by problem.
         problem_ids: All problems, in order.
         num_samples: Samples wanted per problem.
+        shard: Whose samples to list.
 
     Yields:
         (position of the problem, first index, number of samples) for each gap.
@@ -180,9 +193,10 @@ def plan(
 
         ```
     """
-    nothing = np.empty(0, np.int32)
+    nothing, wanted = np.empty(0, np.int32), np.arange(num_samples)
     for position, problem_id in enumerate(problem_ids):
-        missing = np.setdiff1d(np.arange(num_samples), present.get(problem_id, nothing), assume_unique=True)
+        own = wanted[shard.has_samples(position, len(problem_ids), wanted)]
+        missing = np.setdiff1d(own, present.get(problem_id, nothing), assume_unique=True)
         if missing.size:
             for gap in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1):
                 yield position, int(gap[0]), len(gap)

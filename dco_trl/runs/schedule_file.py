@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ..statistics.schedule import AttemptSchedule
-from .arms import Arm
+from .arm import Arm
 from .files import StoreError, make_folder, write_atomically
 
 _FORMAT = 1
@@ -80,7 +80,7 @@ def read_schedule(path: str | os.PathLike[str]) -> ArmSchedule:
     Examples:
         ```python
         >>> import tempfile
-        >>> from dco_trl.runs.arms import Arm
+        >>> from dco_trl.runs.arm import Arm
         >>> from dco_trl.runs.schedule_file import read_schedule, write_schedule
         >>> from dco_trl.statistics import plan_attempts
         >>> file = tempfile.mkdtemp() + "/schedule.yaml"
@@ -97,18 +97,48 @@ def read_schedule(path: str | os.PathLike[str]) -> ArmSchedule:
             found = content.get("format") if isinstance(content, dict) else None
             raise ValueError(f"its format is {found!r}, and this version of dco-trl reads {_FORMAT}")
         schedule = AttemptSchedule.from_dict(content)
-        arms = tuple(_arm(entry) for entry in content.get("arms") or ())
+        arms = _arms(content.get("arms"))
         if len(arms) != schedule.num_arms:
             raise ValueError(f"it has {len(arms)} arms, and its blocks are for {schedule.num_arms}")
+        if (told := content.get("num_attempts", schedule.num_attempts)) != schedule.num_attempts:
+            raise ValueError(f"its num_attempts is {told}, and its blocks add up to {schedule.num_attempts}")
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise StoreError(f"{path} holds no schedule: {error}. `dco-trl schedule` writes one.") from error
     return ArmSchedule(schedule, arms)
 
 
-def _arm(entry: Any) -> Arm:
-    arm = Arm(**entry)
-    if not all(isinstance(text, str) for text in (arm.model, arm.adapter, arm.model_fingerprint)):
-        raise ValueError(f"the arm {entry} must name its model and its adapter as text")
-    if isinstance(arm.temperature, bool) or not arm.temperature > 0:
-        raise ValueError(f"the arm {entry} must have a temperature above 0")
-    return arm
+def schedule_of_run(folder: Path, manifest: Mapping[str, Any]) -> ArmSchedule | None:
+    """The schedule along which a run was sampled, without what it was expected to give; None for a run of one arm.
+
+    Raises:
+        StoreError: The manifest holds it damaged.
+    """
+    if "schedule" not in manifest:
+        return None
+    try:
+        entries = dict(manifest["schedule"])
+        arms = _arms([{k: v for k, v in entry.items() if k != "adapter_fingerprint"} for entry in entries["arms"]])
+        nothing = {"num_arms": len(arms), "k": [], "coverage": [], "optimum": []}
+        return ArmSchedule(AttemptSchedule.from_dict({**entries, **nothing}), arms)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"the schedule in {folder / 'manifest.json'} is damaged: {error}. Put the file back as it was, or begin "
+            "another run."
+        ) from error
+
+
+def _arms(entries: Any) -> tuple[Arm, ...]:
+    arms: list[Arm] = []
+    for entry in entries if isinstance(entries, list) else []:
+        names = set(Arm.__dataclass_fields__)
+        if not isinstance(entry, dict) or not {"model"} <= entry.keys() <= names:
+            raise ValueError(f"the arm {entry} must be a mapping with model and, as it needs them, {sorted(names)}")
+        arm = Arm(**entry)
+        if not all(isinstance(text, str) for text in (arm.model, arm.adapter, arm.model_fingerprint)):
+            raise ValueError(f"the arm {entry} must name its model and its adapter as text")
+        if type(arm.temperature) not in (int, float) or not 0 < arm.temperature < float("inf"):
+            raise ValueError(f"the arm {entry} must have a temperature above 0")
+        if arm in arms:
+            raise ValueError(f"the arm {entry} is there twice: give its blocks one number")
+        arms.append(arm)
+    return tuple(arms)

@@ -21,6 +21,7 @@ from .files import write_atomically
 from .grade import PartGrader, grader_source, is_correct
 from .manifest import run_manifest
 from .sample import Chunks, check_run_size, next_chunk_size
+from .shards import WHOLE, Shard
 from .store import RunStore, rows_by_problem
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from ..sampling.protocol import Sampler
     from .schedule_file import ArmSchedule
 
-ANSWERS_NAME = "answers.jsonl"
 # A round adds half of the attempts before it: what is drawn after the accepted one stays below that.
 _GROWTH = 1.5
 
@@ -96,6 +96,7 @@ def solve(
     chunk_size: int | None = None,
     dataset: Mapping[str, Any] | None = None,
     grading: Mapping[str, Any] | None = None,
+    shard: str | None = None,
     progress: bool = True,
 ) -> SolveSummary:
     """Sample until the verifier accepts an answer, up to a budget per problem.
@@ -117,13 +118,15 @@ def solve(
         chunk_size: Sequences per chunk.
         dataset: Where the problems come from, for the record.
         grading: Further arguments of `BulkGrader`, such as `{"timeout": 5.0}`.
+        shard: `i/n`: solve only part i of n, i from 0. It has every n-th problem, and writes `answers-iofn.jsonl`.
         progress: Show problems solved, open ones and attempts spent, on standard error.
 
     Returns:
         The answers, and what they took.
 
     Raises:
-        ValueError: The verifier needs a reference and a problem has none, or a temperature beside a schedule.
+        ValueError: The verifier needs a reference and a problem has none, a temperature beside a schedule, or a shard
+            that has no problem.
         GraderError: The verifier raises. The samples are kept: the same call verifies them again.
         StoreError: The folder is in use, holds another run, or cannot be written; the schedule is of another model,
             or one of its adapters is gone.
@@ -147,7 +150,11 @@ def solve(
     from ..grading.graders import grader_name
 
     num_attempts, chunk_size = check_run_size(check_integer("num_attempts", num_attempts), chunk_size)
-    params = params or SamplingParams()
+    params, part_of_run = params or SamplingParams(), Shard.parse(shard)
+    if part_of_run.index >= len(problems) > 0:
+        raise ValueError(
+            f"shard={shard!r} has none of the {len(problems)} problems. Use {len(problems)} shards at most."
+        )
     name, source = grader_name(verifier), grader_source(load_grader(verifier))
     _check_references(problems, name)
     attempts = Attempts(problems, sampler, params, schedule)
@@ -157,11 +164,16 @@ def solve(
         print(note, file=sys.stderr)
     with (
         BulkGrader(verifier, **(grading or {})) as bulk,
-        RunStore.writing(run_dir, manifest, problems) as store,
-        store.grading(name, source),
+        RunStore.writing(run_dir, manifest, problems, part_of_run) as store,
+        store.grading(name, source, part_of_run),
     ):
-        work = _Solving(store, bulk, attempts, chunk_size, progress)
+        work = _Solving(store, bulk, attempts, part_of_run, chunk_size, progress)
         return work.run(num_attempts)
+
+
+def answers_name(shard: Shard) -> str:
+    """The file with the answers, in the run's folder."""
+    return "answers.jsonl" if shard == WHOLE else f"answers-{shard.index}of{shard.count}.jsonl"
 
 
 def round_ends(num_attempts: int) -> list[int]:
@@ -181,17 +193,27 @@ class _Solving:
     """One call's work: what is on disk first, then round by round."""
 
     def __init__(
-        self, store: RunStore, bulk: "BulkGrader", attempts: Attempts, chunk_size: int | None, progress: bool
+        self,
+        store: RunStore,
+        bulk: "BulkGrader",
+        attempts: Attempts,
+        shard: Shard,
+        chunk_size: int | None,
+        progress: bool,
     ) -> None:
         self.store, self.bulk, self.attempts, self.progress = store, bulk, attempts, progress
-        self.chunk_size = chunk_size
+        self.shard, self.chunk_size = shard, chunk_size
         self.drawn, self.seconds = 0, 0.0
         self.grade = PartGrader(store.problems, bulk)
-        self.ids = [problem.problem_id for problem in store.problems]
-        self.present: dict[str, NDArray[Any]] = dict.fromkeys(self.ids, np.empty(0, np.int32)) | store.present()
+        self.position = {p.problem_id: i for i, p in enumerate(store.problems) if shard.has_problem(i)}
+        self.ids = list(self.position)
+        parts = [part for part in store.sample_parts() if not shard.is_done_by_sibling(part)]
+        present = store.present(parts)
+        self.present: dict[str, NDArray[Any]] = {i: present.get(i, np.empty(0, np.int32)) for i in self.ids}
         self.accepted: dict[str, tuple[int, str, str]] = {}  # sample index, answer, completion
-        for part in store.sample_parts():
-            self._verify(part)
+        graded = store.grade_parts(bulk.name)
+        for part in parts:
+            self._verify(part, graded.get(part.stem))
 
     def run(self, num_attempts: int) -> SolveSummary:
         ends = round_ends(num_attempts)
@@ -218,14 +240,15 @@ class _Solving:
             self.drawn += len(rows)
             part = self.store.write_samples(rows)
             for i, first, count in pieces:
-                self.present[self.ids[i]] = np.union1d(self.present[self.ids[i]], np.arange(first, first + count))
+                problem_id = self.store.problems[i].problem_id
+                self.present[problem_id] = np.union1d(self.present[problem_id], np.arange(first, first + count))
             self._verify(part)
             self._show()
 
     def _missing(self, attempts: NDArray) -> list[tuple[int, int, int]]:
         """Gaps of the open problems: (position, first index, number). Only what comes before an accepted attempt."""
         gaps = []
-        for position, problem_id in enumerate(self.ids):
+        for problem_id, position in self.position.items():
             wanted = attempts
             if problem_id in self.accepted:
                 wanted = attempts[attempts < self.accepted[problem_id][0]]
@@ -235,19 +258,22 @@ class _Solving:
                     gaps.append((position, int(gap[0]), len(gap)))
         return gaps
 
-    def _verify(self, part: Path) -> None:
+    def _verify(self, part: Path, graded: Path | None = None) -> None:
         """Grade a part unless it is graded, and remember each problem's first accepted attempt."""
-        graded = self.store.grade_part(self.bulk.name, part)
         if graded is None:
-            samples = self.store.read_samples(part, ["problem_id", "sample_index", "text"])
-            graded = self.store.write_grades(self.bulk.name, part, self.grade(samples, False))
-        grades = self.store.read_grades(graded, ["problem_id", "sample_index", "score", "answer"])
+            grades = self.grade(self.store.read_samples(part, ["problem_id", "sample_index", "text"]), False)
+            if self.shard.has_part(part):  # of another division's part, the other shards need the verdicts too
+                self.store.write_grades(self.bulk.name, part, grades)
+        else:
+            grades = self.store.read_grades(graded, ["problem_id", "sample_index", "score", "answer"])
         right = np.flatnonzero([is_correct(score) for score in grades["score"].to_pylist()])
         if not right.size:
             return
         texts = self.store.read_samples(part, ["text"])["text"].take(right).to_pylist()
         rows = grades.take(right).append_column("text", [texts])
         for problem_id, columns in rows_by_problem(rows):
+            if problem_id not in self.position:
+                continue
             first = int(np.argmin(columns["sample_index"]))
             found = (int(columns["sample_index"][first]), columns["answer"][first], columns["text"][first])
             self.accepted[problem_id] = min(self.accepted.get(problem_id, found), found)
@@ -276,7 +302,7 @@ class _Solving:
 
     def _write(self) -> None:
         lines = [json.dumps(asdict(answer), ensure_ascii=False) for answer in self._answers()]
-        write_atomically(self.store.path / ANSWERS_NAME, ("\n".join(lines) + "\n").encode())
+        write_atomically(self.store.path / answers_name(self.shard), ("\n".join(lines) + "\n").encode())
 
 
 def _check_references(problems: Sequence[Problem], verifier: str) -> None:

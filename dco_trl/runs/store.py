@@ -8,6 +8,8 @@
     grades/GRADER/part-000000-SAMPLES-HASH.parquet
                                               problem_id, sample_index, score, answer, status
 
+A shard's parts have its own names, part-1of4-000000-… for shard 1/4, and numbers of their own.
+
 The key of a sample is (problem_id, sample_index). A file is written under a temporary name, forced to disk and
 renamed, so a process killed at any moment leaves only whole parts; what is missing is found again from the parts' key
 columns. The last HASH in a name is the beginning of the file's SHA-256, so any damage is noticed. Verdicts have the
@@ -29,18 +31,19 @@ from ..problem import Problem
 from .files import (
     StoreError,
     list_parts,
-    locked,
+    look_anew,
     make_folder,
     read_part,
     remove_unfinished,
-    require_lock,
     sha256,
     write_atomically,
     write_part,
 )
+from .locks import alone_for_a_moment, is_lock, locked, require_lock
 from .manifest import FORMAT, continued, jsonable, read_manifest, to_json
 from .problem_table import problem_table, read_problem_table
 from .problems import fingerprint
+from .shards import WHOLE, Shard, part_origin
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -93,21 +96,29 @@ class RunStore:
             raise StoreError(f"{self.path} holds no run: it has no manifest.json. `dco-trl sample` makes one.")
         self.manifest: dict[str, Any] = read_manifest(manifest)
         self.problems = read_problem_table(self.path / "problems.parquet", self.manifest)
+        self._shard, self._next_number = WHOLE, 0
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
     @classmethod
     @contextmanager
     def writing(
-        cls, path: str | os.PathLike[str], manifest: Mapping[str, Any], problems: Sequence[Problem]
+        cls,
+        path: str | os.PathLike[str],
+        manifest: Mapping[str, Any],
+        problems: Sequence[Problem],
+        shard: Shard = WHOLE,
     ) -> Iterator["RunStore"]:
         """Make the folder, or go on with the run in it, alone: the folder is locked until the block ends.
+
+        A shard is alone with its own parts, beside other shards of the same number.
 
         Args:
             path: The folder.
             manifest: What the samples are draws of. A run in the folder must have the same, key by key and down into
                 nested mappings; the keys `versions`, `num_samples` and `dataset` are recorded but may differ.
             problems: The problems. A run in the folder must have the same ids, prompts and answers.
+            shard: Which shard writes; unless given, the whole run.
 
         Yields:
             The store.
@@ -123,21 +134,27 @@ class RunStore:
             raise StoreError(f"{folder} is a file; name a folder for the run")
         make_folder(folder)
         _refuse_other_files(folder)
-        with locked(folder):
-            asked = jsonable({"format": FORMAT, **manifest, "dataset_fingerprint": fingerprint(problems)})
-            asked["num_problems"] = len(problems)
-            if (folder / "manifest.json").exists():
-                asked = continued(folder, cls(folder).manifest, asked)
-            else:
-                table = problem_table(problems)
-                asked = continued(folder, None, {**asked, "problems_sha256": sha256(table)})
-                write_atomically(folder / "problems.parquet", table)
-            # The manifest comes last: a folder with a manifest is a run.
-            write_atomically(folder / "manifest.json", (to_json(asked, indent=2) + "\n").encode())
+        with locked(folder, shard):
+            with alone_for_a_moment(folder):
+                asked = jsonable({"format": FORMAT, **manifest, "dataset_fingerprint": fingerprint(problems)})
+                asked["num_problems"] = len(problems)
+                if (folder / "manifest.json").exists():
+                    asked = continued(folder, cls(folder).manifest, asked, shard)
+                else:
+                    table = problem_table(problems)
+                    asked = continued(folder, None, {**asked, "problems_sha256": sha256(table)}, shard)
+                    write_atomically(folder / "problems.parquet", table)
+                # The manifest comes last: a folder with a manifest is a run.
+                write_atomically(folder / "manifest.json", (to_json(asked, indent=2) + "\n").encode())
             store = cls(folder)
             make_folder(store.samples_dir)
-            remove_unfinished(folder)
-            remove_unfinished(store.samples_dir)
+            look_anew(store.samples_dir, shard.stem)
+            if shard == WHOLE:
+                remove_unfinished(folder)
+            remove_unfinished(store.samples_dir, shard.stem)
+            origins = [part_origin(part) for part in store.sample_parts()]
+            store._shard = shard
+            store._next_number = max((number + 1 for by, number in origins if by == shard), default=0)
             yield store
 
     def write_samples(self, rows: Sequence[tuple[Any, ...]]) -> Path:
@@ -159,43 +176,48 @@ class RunStore:
         columns[2] = [storable(text) for text in columns[2]]
         schema = self.sample_schema
         table = pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
-        parts = self.sample_parts()
-        number = int(parts[-1].name.split("-")[1]) + 1 if parts else 0
-        return write_part(self.samples_dir, f"part-{number:06d}", table)
+        part = write_part(self.samples_dir, f"{self._shard.stem}{self._next_number:06d}", table)
+        self._next_number += 1
+        return part
 
     @contextmanager
-    def grading(self, grader: str, source: str | None) -> Iterator[None]:
+    def grading(self, grader: str, source: str | None, shard: Shard = WHOLE) -> Iterator[None]:
         """Make or enter the folder of one grader's verdicts, alone: it is locked until the block ends.
 
         Args:
             grader: The grader's name.
             source: What its verdicts depend on: the versions of the libraries, or a hash of its code.
+            shard: Which shard grades; unless given, the whole run.
 
         Raises:
             StoreError: Another process grades there, or there are verdicts of another grader, or of another version.
         """
         folder = self.grades_dir(grader)
         make_folder(folder)
-        with locked(folder):
-            header = folder / "grader.json"
-            asked = {"grader": grader, "source": source}
-            if header.exists():
-                found = _read_header(header)
-                if found != asked:
-                    raise StoreError(
-                        f"{folder} holds verdicts of grader {found['grader']!r} with {_source(found['source'])}, "
-                        f"and {grader!r} now has {_source(source)}. Verdicts of the two must not be mixed: move "
-                        "the folder away and grade anew. Nothing was changed."
-                    )
-            elif list_parts(folder):
-                raise StoreError(
-                    f"{folder} has verdicts and no grader.json that tells whose: restore it, or move the folder away "
-                    "and grade anew."
-                )
-            else:
-                write_atomically(header, (json.dumps(asked, indent=2) + "\n").encode())
-            remove_unfinished(folder)
+        with locked(folder, shard):
+            with alone_for_a_moment(folder):
+                self._check_header(folder, {"grader": grader, "source": source})
+            look_anew(folder, shard.stem)
+            remove_unfinished(folder, shard.stem)
             yield
+
+    def _check_header(self, folder: Path, asked: dict[str, str | None]) -> None:
+        header = folder / "grader.json"
+        if header.exists():
+            found = _read_header(header)
+            if found != asked:
+                raise StoreError(
+                    f"{folder} holds verdicts of grader {found['grader']!r} with {_source(found['source'])}, "
+                    f"and {asked['grader']!r} now has {_source(asked['source'])}. Verdicts of the two must not be "
+                    "mixed: move the folder away and grade anew. Nothing was changed."
+                )
+        elif list_parts(folder):
+            raise StoreError(
+                f"{folder} has verdicts and no grader.json that tells whose: restore it, or move the folder away "
+                "and grade anew."
+            )
+        else:
+            write_atomically(header, (json.dumps(asked, indent=2) + "\n").encode())
 
     def write_grades(self, grader: str, samples: Path, table: pa.Table) -> Path:
         """Add the grades of one part of samples, whole.
@@ -227,7 +249,7 @@ class RunStore:
         return self.path / "samples"
 
     def sample_parts(self) -> list[Path]:
-        """The files with samples, oldest first."""
+        """The files with samples: those of each shard together, oldest first."""
         return list_parts(self.samples_dir)
 
     def graders(self) -> list[str]:
@@ -238,15 +260,22 @@ class RunStore:
         """The folder for one grader's verdicts."""
         return self.path / "grades" / grader_slug(grader)
 
-    def grade_part(self, grader: str, samples: Path) -> Path | None:
-        """The file with the verdicts on exactly these samples; None where they have not been graded."""
-        found = [path for path in list_parts(self.grades_dir(grader)) if path.stem.startswith(f"{samples.stem}-")]
-        if len(found) > 1:
-            raise StoreError(
-                f"{found[0].parent} has {len(found)} files with verdicts on {samples.name}: "
-                f"{', '.join(path.name for path in found)}. Move them out of the folder and grade again."
-            )
-        return found[0] if found else None
+    def grade_parts(self, grader: str) -> dict[str, Path]:
+        """The files with a grader's verdicts, by the stem of the file with the samples that they judge.
+
+        Raises:
+            StoreError: There are two files for the same samples.
+        """
+        found: dict[str, Path] = {}
+        for path in list_parts(self.grades_dir(grader)):
+            samples = path.stem.rpartition("-")[0]
+            if samples in found:
+                raise StoreError(
+                    f"{path.parent} has 2 files with verdicts on {samples}: {found[samples].name}, {path.name}. Move "
+                    "them out of the folder and grade again."
+                )
+            found[samples] = path
+        return found
 
     def read_samples(self, part: Path, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one part of samples, or some of its columns.
@@ -267,8 +296,11 @@ class RunStore:
         """Read one part of verdicts, as [`read_samples`][dco_trl.runs.RunStore.read_samples] reads samples."""
         return read_part(part, _some_of(GRADE_SCHEMA, columns), "its samples are then graded")
 
-    def present(self) -> dict[str, np.ndarray]:
+    def present(self, parts: Sequence[Path] | None = None) -> dict[str, np.ndarray]:
         """Which samples there are, from the key columns alone: what sampling, grading and the report ask first.
+
+        Args:
+            parts: Parts of samples to look into; unless given, all.
 
         Returns:
             For each problem with samples, their indices in increasing order, int32.
@@ -277,7 +309,7 @@ class RunStore:
             StoreError: A part is damaged, has a problem that is not the run's, or a sample that another part has too.
         """
         found: dict[str, list[np.ndarray]] = {problem.problem_id: [] for problem in self.problems}
-        for part in self.sample_parts():
+        for part in self.sample_parts() if parts is None else parts:
             for problem_id, rows in rows_by_problem(self.read_samples(part, ["problem_id", "sample_index"])):
                 if problem_id not in found:
                     raise StoreError(
@@ -342,8 +374,8 @@ def _some_of(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
 def _refuse_other_files(folder: Path) -> None:
     if (folder / "manifest.json").exists():
         return
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in (".lock", "problems.parquet"))
-    foreign = [name for name in foreign if not name.startswith(".tmp-")]
+    names = sorted(path.name for path in folder.iterdir())
+    foreign = [n for n in names if n != "problems.parquet" and not is_lock(n) and not n.startswith(".tmp-")]
     if foreign:
         raise StoreError(
             f"{folder} holds other files ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}) and no run. "

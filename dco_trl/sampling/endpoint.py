@@ -229,6 +229,16 @@ def _hint(status: int, path: str) -> str:
         return " Set OPENAI_API_KEY, or the sampler's option api_key (sampler_kwargs)."
     if status == 404 and path == "/models":
         return " Is base_url right (most endpoints need /v1 at its end)?"
+    if status == 404 and path in ("../collective_rpc", "../reset_prefix_cache"):
+        return (
+            " Start the vLLM server with VLLM_SERVER_DEV_MODE=1 in its environment, which lets it take weights (and "
+            "lets whoever reaches it do more: keep it off open networks)."
+        )
+    if path == "../collective_rpc":
+        return (
+            " Does it see that folder, with weights of the model that it serves? Start it anew: what it has now may "
+            "be incomplete."
+        )
     if status == 404 and "lora_adapter" in path:
         return (
             " Start the server with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and check that it can "

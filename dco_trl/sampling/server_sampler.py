@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..checks import check_integer
 from .completions import ONE_EACH, Choice, read_choices, read_json, read_models
-from .endpoint import Endpoint, EndpointError, wait_for
+from .endpoint import Endpoint, EndpointError, UnusableAnswer, wait_for
 from .fingerprint import describe, describe_options
 from .protocol import Prompt, Sample, SampleRequest, SamplingParams, copy_greedy, request_seed
 from .tokens import encode_prompts, end_token_ids, is_token_ids, make_samples
@@ -130,6 +130,7 @@ class ServerSampler:
         self.base_url = self._endpoint.url
         self._closed = False
         self._adapter: str | None = None
+        self._weights: str | None = None
         self._names: dict[str, str] = {}  # of adapters at the server
         self._loaded: list[str] = []  # those of them that this sampler brought there
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -189,6 +190,34 @@ class ServerSampler:
         self._loaded.append(name)
         self._names[adapter] = name
         return name
+
+    @property
+    def adapter_name(self) -> str | None:
+        """Under which name the server has the adapter; another sampler's `load_adapter` takes it. None without one."""
+        return None if self._adapter is None else self._names[self._adapter]
+
+    def reload_weights(self, folder: str) -> None:
+        """Replace the server's own weights by those of another checkpoint of the same architecture.
+
+        All who ask the server get them, and it keeps them when this sampler is closed. Adapters stay as they are.
+
+        Args:
+            folder: Checkpoint folder in Transformers' format, as the server's file system sees it.
+
+        Raises:
+            EndpointError: The server is not vLLM, or was not started with `VLLM_SERVER_DEV_MODE=1`; it cannot load
+                the folder; or it keeps prompts of the weights before in its cache.
+        """
+        if not self.is_vllm:
+            raise EndpointError(
+                f"{self.base_url} is not a vLLM server, and only those can be given the weights of a whole model. "
+                "Serve the model with vLLM, or train with LoRA and sample in process."
+            )
+        path = str(Path(folder).resolve()) if Path(folder).exists() else folder
+        rpc = {"method": "reload_weights", "kwargs": {"weights_path": path}}
+        self._post("../collective_rpc", rpc, f"load weights from {folder!r}")
+        self._endpoint.ask_alone("empty its cache of prompts", "../reset_prefix_cache", _check_emptied, {})
+        self._weights = folder
 
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
         """Draw the samples of all requests; see `Sampler.sample`.
@@ -267,6 +296,7 @@ class ServerSampler:
             "revision": "",
             "base_url": self.base_url,
             **describe("adapter", self._adapter),
+            **({} if self._weights is None else describe("weights", self._weights)),
             **describe("tokenizer", self._tokenizer_name),
             **describe_options("extra_body", self._extra_body),
             "vllm_version": vllm_version,
@@ -339,6 +369,12 @@ class ServerSampler:
     def _get(self, path: str, read: Callable[[bytes], Result], what: str) -> Result:
         retries = min(self._endpoint.max_retries, 1)
         return self._endpoint.ask_alone(what, path, read, max_retries=retries, timeout=_FIRST_ANSWER)
+
+
+def _check_emptied(content: bytes) -> None:
+    # Before vLLM 0.26 the answer is empty, and nothing is known.
+    if content and read_json(content) != {"success": True}:
+        raise UnusableAnswer("it still holds prompts of the weights before", " Does another program use it?")
 
 
 def _load_tokenizer(name: str) -> "tuple[PreTrainedTokenizerBase, tuple[int, ...]]":

@@ -4,6 +4,7 @@ from ..extras import require
 
 require("dco_trl.statistics", "eval", "scipy")
 
+from .at_least_m import at_least_m_of_k
 from .beta_binomial import fit_beta_binomial, fit_prior
 from .expected_schedule import CrossFittedSchedule, cross_fit_schedule, scheduled_pass_at_k
 from .extrapolation import ExtrapolatedPassAtK, ExtrapolationCheck, check_extrapolation, extrapolate_pass_at_k
@@ -22,6 +23,7 @@ __all__ = [
     "NeverSolved",
     "PairedDifference",
     "PassAtKCurve",
+    "at_least_m_of_k",
     "check_extrapolation",
     "cross_fit_schedule",
     "default_ks",

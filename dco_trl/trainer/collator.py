@@ -24,20 +24,26 @@ class DCOCollator(DataCollatorForLanguageModeling):
     repeats *examples* to even out the last batch, so an exact mean over documents must know which belong to a repeat.
 
     Examples that hold all references of a prompt become sequences, and the batch has the prompt of each.
+
+    Args:
+        splits_packs: Whether documents that were packed become rows of their own where batches are padded, as with
+            `eval_packing` alone. TRL leaves such a pack one sequence, of which p would be that of all its documents.
     """
+
+    splits_packs: bool = False
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         starts = [example[REFERENCE_STARTS] for example in examples if REFERENCE_STARTS in example]
         lengths = [example["seq_lengths"] if "seq_lengths" in example else [0] for example in examples]
+        splits = not self.padding_free and (bool(starts) or (self.splits_packs and "seq_lengths" in examples[0]))
         sequences = examples
         if starts:
             lengths = [sequence_lengths(of_example) for of_example in starts]
-            if self.padding_free:
-                sequences = [{**e, "seq_lengths": some} for e, some in zip(examples, lengths, strict=True)]
-            else:
-                sequences = [part for e, some in zip(examples, lengths, strict=True) for part in _parts(e, some)]
+            sequences = [{**e, "seq_lengths": some} for e, some in zip(examples, lengths, strict=True)]
+        if splits:
+            sequences = [part for e, some in zip(examples, lengths, strict=True) for part in _parts(e, some)]
         batch = super().torch_call(sequences)
-        if self.padding_free or starts:
+        if self.padding_free or splits:
             batch[DOCUMENTS_PER_EXAMPLE] = torch.tensor([len(some) for some in lengths])
         if starts:
             batch[PROMPT_OF_SEQUENCE] = torch.tensor(prompts_of_sequences(starts))

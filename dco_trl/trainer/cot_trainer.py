@@ -313,12 +313,15 @@ class CoTDCOTrainer(DCOTrainer):
         if self.args.should_save:
             write_state(folder / STATE_NAME, {**self._windows.state_dict(), "processes": processes})
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        state = read_state(Path(resume_from_checkpoint, STATE_NAME))
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        # Weights are loaded elsewhere under DeepSpeed; this comes after them in every case.
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        state = read_state(Path(checkpoint, STATE_NAME))
         if len(state["processes"]) != self.accelerator.num_processes:
             raise ValueError(
-                f"The checkpoint {resume_from_checkpoint} was made by {len(state['processes'])} processes, and there "
+                f"The checkpoint {checkpoint} was made by {len(state['processes'])} processes, and there "
                 f"are {self.accelerator.num_processes}: their windows cannot be divided anew. Resume with as many."
             )
         self._windows.load_state_dict(state)

@@ -103,7 +103,9 @@ class DCOConfig(SFTConfig):
         self.num_required = check_num_required(self.num_required, self.num_attempts)
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"`{name}` must be one of {choices}, got {getattr(self, name)!r}. Leave it out for the first."
+                )
         if self.unit == "turn" and self.references == "grouped":
             raise ValueError(
                 "`unit='turn'` gives each turn a probability of its own, and `references='grouped'` adds those of "

@@ -161,7 +161,7 @@ class DCOTrainer(CompleteCheckpoints):
         if not self._is_sft:
             check_loss_uses_log_probs(self)
         if type(self.data_collator) is DataCollatorForLanguageModeling:
-            self.data_collator = DCOCollator(**vars(self.data_collator))
+            self.data_collator = DCOCollator(**vars(self.data_collator), splits_packs=not self._is_sft)
 
         self._num_sequences_in_batch: torch.Tensor | int | None = None
         self._train_sums: torch.Tensor | None = None
@@ -184,7 +184,8 @@ class DCOTrainer(CompleteCheckpoints):
     ) -> Dataset | IterableDataset:
         if self._is_sft:
             is_cut = packing and args.packing_strategy in CUTTING_STRATEGIES
-            if is_cut or formatting_func is not None:
+            is_one = packing and not self.padding_free  # TRL's packs are then one sequence each
+            if is_cut or is_one or formatting_func is not None:
                 self._has_no_p.add(_mode_of(dataset_name))
         if isinstance(dataset, Dataset) and REFERENCE_STARTS in dataset.column_names:
             return dataset  # prepared already
@@ -324,8 +325,8 @@ class DCOTrainer(CompleteCheckpoints):
         gathered = self.accelerator.gather_for_metrics(by_example)
         if rows is not None:
             gathered, numbers = gathered[:, :-1], gathered[:, -1]
-            is_answer = gathered[:, 0] > 0
-            self._eval_rows.append(torch.stack([numbers, gathered[:, 4]], dim=1)[is_answer].cpu())
+            # Rows without an answer have count 0. They are left out at the end: here that would wait for the device.
+            self._eval_rows.append(torch.stack([numbers, gathered[:, 4], gathered[:, 0]], dim=1))
         sums = gathered.sum(0)
         self._eval_sums = sums if self._eval_sums is None else self._eval_sums + sums
 
@@ -346,7 +347,8 @@ class DCOTrainer(CompleteCheckpoints):
                 output.metrics[f"{metric_key_prefix}_{name}"] = value
         if self._eval_rows and metric_key_prefix.startswith("eval"):
             name = metric_key_prefix.removeprefix("eval").removeprefix("_")
-            self._eval_log_p.keep(self.state.global_step, name, torch.cat(self._eval_rows))
+            found = torch.cat(self._eval_rows).cpu()
+            self._eval_log_p.keep(self.state.global_step, name, found[found[:, 2] > 0, :2])
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -5,7 +5,7 @@ import inspect
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..sampling import Sampler, TransformersSampler, make_sampler
 from ..sampling.arguments import check_names
 from .cot_config import CoTDCOConfig
 from .failures import failing_together
+from .sharded_weights import Replica, gather_weights, is_sharded
 
 logger = get_logger(__name__)
 
@@ -29,9 +30,11 @@ _GPU_SHARE = 0.3
 class PolicySampler:
     """Samples the model in training, through one of the three samplers.
 
-    "transformers" samples the model itself, as it is. For the others the weights are saved to a folder of this run in
-    `output_dir` and loaded from there: a LoRA adapter as an adapter, with the base weights staying where they are (so
-    it is right for quantised ones too), a whole model by reloading its weights in place.
+    "transformers" samples the model itself, as it is; of a sharded one, a copy that is whole on each process for as
+    long as it is sampled. For the others the weights are saved to a folder of this run in `output_dir` and loaded from
+    there: a LoRA adapter as an adapter, with the base weights staying where they are (so it is right for quantised
+    ones too), a whole model by reloading its weights in place. A server gets them from the main process alone, and
+    the other processes sample what it loaded.
 
     Args:
         accelerator: The trainer's.
@@ -67,28 +70,36 @@ class PolicySampler:
                 f"{args.max_rationale_tokens}` are more than the {context} of the context. Lower "
                 "`max_rationale_tokens`, or drop the row."
             )
+        self._is_sharded = is_sharded(accelerator)
+        self._replica = Replica(model, accelerator) if self._is_sharded and args.sampler == "transformers" else None
         if args.sampler == "transformers":
-            self._in_memory = TransformersSampler(model, tokenizer=tokenizer, progress=False, **self._options)
-        elif self._is_lora and "model" not in self._options:
+            sampled = model if self._replica is None else self._replica.model
+            self._in_memory = TransformersSampler(sampled, tokenizer=tokenizer, progress=False, **self._options)
+        elif (self._is_lora or args.sampler == "server") and "model" not in self._options:
             self._options["model"] = self._base_model()
 
     @contextmanager
     def synchronised(self) -> Iterator[Sampler]:
         """The sampler, with the weights as they are now, while the context lasts. Enter it on every process."""
         if self._args.sampler == "transformers":
-            with self._accelerator.autocast():
+            whole = nullcontext() if self._replica is None else self._replica.filled()
+            with whole, self._accelerator.autocast():
                 yield self._in_memory
             return
         if self._folder is None:
             [name] = broadcast_object_list([f".dco-sampler-{uuid.uuid4().hex}"])
             self._folder = Path(self._args.output_dir or ".", name)
+        state = self._gather() if self._is_sharded else None
         with failing_together(self._accelerator, "saving the weights for the sampler"):
             if self._accelerator.is_main_process:
-                self._save(self._folder)
+                self._save(self._folder, state)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         with failing_together(self._accelerator, "loading the weights into the sampler"):
-            self._load(str(self._folder))
+            if self._accelerator.is_main_process:
+                self._load(str(self._folder))
+        if self._args.sampler == "server" and self._accelerator.num_processes > 1:
+            self._follow(str(self._folder))
         try:
             yield self._sampler
         finally:
@@ -108,16 +119,12 @@ class PolicySampler:
 
     def _check_way_of_training(self) -> None:
         sampler, accelerator = self._args.sampler, self._accelerator
-        if accelerator.distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        is_fsdp = accelerator.distributed_type == "FSDP"
+        if accelerator.distributed_type == "MEGATRON_LM" or (is_fsdp and not accelerator.is_fsdp2):
             raise ValueError(
-                f"Rationales cannot be sampled while {accelerator.distributed_type} shards the model. Train with data "
-                "parallelism (LoRA makes room), or write the counts beforehand with `dco-trl estimate` and use "
-                "`sampler='none'`."
-            )
-        if sampler == "server" and not self._is_lora:
-            raise ValueError(
-                "`sampler='server'` can be given LoRA adapters, not the weights of a whole model. Train with LoRA "
-                "(`peft_config`; in the shell `--use_peft`), or use `sampler='vllm'` or `sampler='transformers'`."
+                f"Rationales cannot be sampled while {'FSDP 1' if is_fsdp else 'Megatron-LM'} shards the model. Use "
+                "FSDP 2 (`fsdp_version: 2` in accelerate's configuration) or DeepSpeed ZeRO, or write the counts "
+                "beforehand with `dco-trl estimate` and use `sampler='none'`."
             )
         if sampler == "vllm" and accelerator.num_processes > 1:
             raise ValueError(
@@ -125,49 +132,73 @@ class PolicySampler:
                 "Start one or more vLLM servers and use `sampler='server'`."
             )
 
-    def _save(self, folder: Path) -> None:
-        self._model.save_pretrained(folder)
+    def _gather(self) -> dict[str, torch.Tensor]:
+        """On the main process, what is to be saved of a sharded model: an adapter's own weights, or all."""
+        is_main = self._accelerator.is_main_process
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor | None:
+            return tensor.to("cpu", copy=True) if is_main else None
+
+        def is_wanted(tensor: torch.Tensor) -> bool:
+            return tensor.requires_grad or not self._is_lora
+
+        return gather_weights(self._model, self._accelerator, keep, is_wanted)
+
+    def _save(self, folder: Path, state: dict[str, torch.Tensor] | None) -> None:
+        self._model.save_pretrained(folder, state_dict=state)
         # Beside an adapter too: vLLM reads the model's kind where the tokenizer is, and complains twice without.
         self._model.config.save_pretrained(folder)
         if self._sampler is None:
             self._tokenizer.save_pretrained(folder)
 
     def _load(self, weights: str) -> None:
-        if self._sampler is None:
-            self._sampler = self._start(weights)
+        if self._sampler is None and self._args.sampler == "vllm":
+            self._sampler = self._start_engine(weights)
             return
-        if self._args.sampler == "vllm":
+        if self._sampler is None:
+            self._sampler = self._start_server(weights)
+        elif self._args.sampler == "vllm":
             self._sampler.wake_up()
         if self._is_lora:
             self._sampler.load_adapter(weights)
         else:
             self._sampler.reload_weights(weights)
 
-    def _start(self, weights: str) -> Any:
-        """The sampler, with the first weights loaded."""
-        options = {"tokenizer": weights, **self._options}
-        if self._args.sampler == "server":
-            model, base_url = options.pop("model"), options.pop("base_url")
-            return make_sampler(
-                "server", model, adapter=weights, base_url=base_url, progress=False, sampler_kwargs=options
-            )
+    def _follow(self, weights: str) -> None:
+        """Let the other processes sample what the main one has loaded into the server."""
+        is_main = self._accelerator.is_main_process
+        [adapter] = broadcast_object_list([self._sampler.adapter_name if is_main else None])
+        with failing_together(self._accelerator, "reaching the server"):
+            if not is_main and self._sampler is None:
+                self._sampler = self._start_server(weights)
+            if not is_main and adapter is not None:
+                self._sampler.load_adapter(adapter)
+
+    def _start_server(self, tokenizer: str) -> Any:
+        options = {"tokenizer": tokenizer, **self._options}
+        model, base_url = options.pop("model"), options.pop("base_url")
+        return make_sampler("server", model, base_url=base_url, progress=False, sampler_kwargs=options)
+
+    def _start_engine(self, weights: str) -> Any:
+        """vLLM in this process, with the first weights loaded."""
         options = {
+            "tokenizer": weights,
             "max_model_len": self._max_prompt_tokens + self._args.max_rationale_tokens,
             "gpu_memory_utilization": _GPU_SHARE,
             "enable_sleep_mode": _can_sleep(),
             "seed": self._args.seed,
-            **options,
+            **self._options,
         }
         model, adapter = (options.pop("model"), weights) if self._is_lora else (weights, None)
         return make_sampler("vllm", model, adapter=adapter, progress=False, sampler_kwargs=options)
 
     def _base_model(self) -> str:
-        """Name or folder of the model under the adapter."""
-        name = self._model.get_base_model().config.name_or_path
+        """Name or folder of the model, of the one under an adapter."""
+        name = self._model.config.name_or_path
         if not name:
             raise ValueError(
-                "The base model has no name or folder that a sampler could load it from: it was made in memory. Save "
-                "it and its tokenizer with `save_pretrained`, and pass the folder as `model`."
+                f"The {'base ' * self._is_lora}model has no name or folder that a sampler could load it from: it was "
+                "made in memory. Save it and its tokenizer with `save_pretrained`, and pass the folder as `model`."
             )
         return name
 

@@ -51,8 +51,8 @@ def one_row_per_reference(dataset: Any, args: DCOConfig, name: str) -> Any:
         )
     if args.unit == "turn":
         raise ValueError(
-            f"`unit='turn'` gives each turn a probability of its own, and {given} of the {name} dataset adds those of "
-            "whole answers. Choose one of the two."
+            f"The {name} dataset has several references for a prompt ({given}), of which p is the sum, and "
+            "`unit='turn'` asks for the p of each turn. Leave `unit` at 'sequence', or give one `completion` a row."
         )
     kwargs: Any = args.dataset_kwargs or {}
     if kwargs.get("skip_prepare_dataset", False):
@@ -181,8 +181,7 @@ def _check_fits(num_tokens: np.ndarray, num_references: np.ndarray, args: DCOCon
         raise ValueError(
             f"{too_long.size} of {len(num_tokens)} prompts of the {name} dataset have references of more than "
             f"`max_length={args.max_length}` tokens together, prompts included (at most {num_tokens.max()}), and a "
-            "pack must hold all references of a prompt. Raise `max_length`, or use `padding_free=True` in place of "
-            "packing."
+            "pack must hold all references of a prompt. Raise `max_length`, or leave packing for `padding_free=True`."
         )
 
 

@@ -31,6 +31,7 @@ class Segments:
             each has its own.
         sequence_of: Sequence of each unit, int64, `(unit,)`, where units are less than sequences; None: they are the
             sequences.
+        num_sequences: Number of sequences, where units are less.
 
     Examples:
         ```python
@@ -55,6 +56,7 @@ class Segments:
     num_segments: int
     prompt_of: Int[Tensor, " unit"] | None = None
     sequence_of: Int[Tensor, " unit"] | None = None
+    num_sequences: int | None = None
 
     @classmethod
     def rows(cls, label_mask: Bool[Tensor, "batch seq"]) -> "Segments":
@@ -111,7 +113,9 @@ class Segments:
         num_turns = (labelled.numel() + self.num_segments) // 2
         sequence_of = torch.zeros(num_turns, dtype=torch.long, device=ids.device)
         sequence_of = sequence_of.scatter_reduce(0, ids, torch.where(labelled, sequence, 0), "amax")
-        return Segments(ids.view_as(self.ids), self.label_mask, num_turns, sequence_of=sequence_of)
+        return Segments(
+            ids.view_as(self.ids), self.label_mask, num_turns, sequence_of=sequence_of, num_sequences=self.num_segments
+        )
 
     def sum(self, values: Float[Tensor, "batch seq"]) -> Float[Tensor, " unit"]:
         """Sum `values` over the labelled positions of each unit, in float64 where the device has it."""
@@ -163,9 +167,9 @@ class Segments:
 
     def by_sequence(self, table: Float[Tensor, "unit column"]) -> Float[Tensor, "sequence column"]:
         """Sum a table of units over the units of each sequence."""
-        if self.sequence_of is None:
+        if self.sequence_of is None or self.num_sequences is None:
             return table
-        return torch.zeros_like(table).index_add(0, self.sequence_of, table)
+        return table.new_zeros(self.num_sequences, table.size(1)).index_add(0, self.sequence_of, table)
 
     def expand(self, per_unit: Float[Tensor, " unit"]) -> Float[Tensor, "batch seq"]:
         """Give every position its unit's value."""
@@ -184,8 +188,8 @@ def sum_by_example(
     """Sum a table of units over the units of each example; without a count, each unit is one."""
     if documents_per_example is None:
         return table
-    num_examples = documents_per_example.numel()
-    example = torch.repeat_interleave(torch.arange(num_examples, device=table.device), documents_per_example)
-    # Units beyond the documents are padding, all zero.
-    sums = torch.zeros((num_examples, table.size(1)), dtype=table.dtype, device=table.device)
-    return sums.index_add(0, example, table[: example.numel()])
+    # Where each unit is among the examples' ends. Units beyond the documents are padding: one example more, left out.
+    units = torch.arange(table.size(0), device=table.device)
+    example = torch.searchsorted(documents_per_example.cumsum(0), units, right=True)
+    sums = torch.zeros((documents_per_example.numel() + 1, table.size(1)), dtype=table.dtype, device=table.device)
+    return sums.index_add(0, example, table)[:-1]

@@ -23,7 +23,7 @@ _METHODS = {
     "log": ("logs", "start_time"),
     "_get_num_items_in_batch": ("batch_samples", "device"),
     "_get_output_dir": ("trial",),
-    "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
+    "_load_optimizer_and_scheduler": ("checkpoint",),
     "_prepare_dataset": ("dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"),
     "_save_checkpoint": ("model", "trial"),
     "_save_rng_state": ("output_dir",),
@@ -36,6 +36,7 @@ _ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "_signature_columns": (list, type(None)),
     "_skip_prepare_dataset": bool,
     "_tokenizer": object,
+    "padding_free": bool,
     "_name": str,
     "_paper": dict,
     "_tag_names": list,
@@ -52,6 +53,7 @@ def _refuse(changes: list[str]) -> str:
 
 try:
     from trl.chat_template_utils import get_training_chat_template as get_training_chat_template
+    from trl.distributed import DistributedBackend as DistributedBackend
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as DataCollatorForLanguageModeling
     from trl.trainer.utils import get_config_model_id as get_config_model_id
 except ImportError as error:

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from dco_trl.cli import main
 from dco_trl.runs import RunStore, read_problems
-from dco_trl.runs.arms import Arm, read_arms, write_arms
+from dco_trl.runs.arm import Arm
+from dco_trl.runs.arms import read_arms, write_arms
 from dco_trl.runs.schedule_file import read_schedule, write_schedule
 from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler, exact_coverage
 from dco_trl.statistics import AttemptSchedule, cross_fit_schedule, exact_pass_at_k
@@ -157,6 +158,30 @@ def test_a_schedule_of_files(arms_file, tmp_path, capsys):
     assert f"{rows[16]['schedule']:.1%} [" in out and f"{rows[16]['difference']:+.1%} [" in out
 
 
+def test_a_schedule_against_given_arms(arms_file, tmp_path, capsys):
+    output, figure = tmp_path / "schedule.yaml", tmp_path / "schedule.svg"
+    arguments = [str(arms_file), "--num-attempts", "64", "--output", str(output), "--figure", str(figure)]
+    assert main(["schedule", *arguments, "--given-arms", "runs/worse-a", "runs/c/"]) == 0
+    out = capsys.readouterr().out
+    assert "The schedule against given arms, each alone" in out
+    measured = read_arms([arms_file])
+    ks = [1, 4, 16, 64]
+    expected = cross_fit_schedule(ks, log_p=measured.log_p, max_arms=8, given_arms=[3, 2])
+    for row, i in zip(yaml.safe_load(output.read_text())["expected"], range(4), strict=True):
+        for told, arm, rival in zip(row["given_arms"], ("runs/worse-a", "runs/c"), expected.given_arms, strict=True):
+            assert told["arm"] == arm and told["coverage"] == pytest.approx(rival.first[i])
+            assert told["difference"] == pytest.approx(rival.difference[i])
+            assert f"{rival.first[i]:.1%}, schedule {rival.difference[i]:+.1%}" in " ".join(out.split())
+    assert "runs/worse-a" in figure.read_text() or figure.stat().st_size > 10_000
+
+
+def test_arms_of_several_models_cannot_be_sampled_by_one_engine(tmp_path, capsys):
+    write_arms(tmp_path / "a.parquet", [Arm("ONE"), Arm("TWO")], ["x", "y"], np.log([[0.5, 0.1], [0.1, 0.5]]))
+    arguments = ["schedule", str(tmp_path / "a.parquet"), "--num-attempts", "8", "--output", str(tmp_path / "s.yaml")]
+    assert main(arguments) == 0
+    assert "The arms are of several models: `sample`, `eval` and `solve` follow schedules" in capsys.readouterr().out
+
+
 def test_few_arms_and_what_they_lose(arms_file, tmp_path, capsys):
     arguments = ["schedule", str(arms_file), "--num-attempts", "64", "--output"]
     assert main([*arguments, str(tmp_path / "all.yaml")]) == 0 and "--max-arms" not in capsys.readouterr().out
@@ -190,6 +215,10 @@ def test_a_schedule_of_graded_runs(here, tmp_path, capsys):
     [
         (["absent"], "absent holds no arms"),
         ([], "there are no arms: name files of `dco-trl coverage`"),
+        (
+            ["ARMS", "--given-arms", "runs/d"],
+            "--given-arms names 'runs/d', which is none of the arms: 'runs/a', 'runs/b'",
+        ),
         (["ARMS", "--max-arms", "0"], "--max-arms must be an integer of at least 1, got 0"),
         (["ARMS", "--num-attempts", "0"], "--num-attempts must be an integer of at least 1, got 0"),
     ],
@@ -225,6 +254,32 @@ def test_solve_draws_each_attempt_from_its_arm(here, tmp_path, capsys):
         requests = [SampleRequest(p.prompt, 1, first_index=index, stream=i) for i, p in enumerate(store.problems)]
         for problem, [sample] in zip(store.problems, sampler.sample(requests, params), strict=True):
             assert drawn[problem.problem_id, index] == sample.text
+
+
+def test_eval_along_a_schedule_reports_it_and_goes_on(here, tmp_path, capsys):
+    arms = [Arm("MODEL", "runs/ce", 1.0), Arm("MODEL", "runs/dco", 1.5), Arm("MODEL")]
+    schedule = AttemptSchedule(*map(np.array, ([0, 1, 2, 0], [1, 2, 1, 2])), 3, *[np.array([6])] * 3)
+    write_schedule(tmp_path / "schedule.yaml", schedule, arms)
+    arguments = ["--max-tokens", "3", "--output", str(tmp_path / "run"), "--schedule", str(tmp_path / "schedule.yaml")]
+    command = ["--model", "MODEL", *TEMPLATE, *arguments, "--num-samples"]
+    assert main(["sample", *command, "3"]) == 0
+    assert "24 samples drawn" in capsys.readouterr().out
+    assert main(["eval", *command, "8", "--grader", "exact", "--verdict-cache", "none", "--k", "1", "4", "8"]) == 0
+    printed = capsys.readouterr()
+    assert "40 samples drawn" in printed.out and "run: each arm of the schedule, alone" in printed.out
+    assert "the schedule plans 6 attempts: beyond them its last arm, runs/ce, goes on" in printed.err
+    store = RunStore(tmp_path / "run")
+    rows = [row for part in store.sample_parts() for row in store.read_samples(part).to_pylist()]
+    drawn = {(row["problem_id"], row["sample_index"]): (row["text"], row["arm"]) for row in rows}
+    for index, arm in enumerate([0, 1, 1, 2, 0, 0, 0, 0]):
+        sampler = TransformersSampler("MODEL", adapter=arms[arm].adapter or None, progress=False)
+        params = SamplingParams(temperature=arms[arm].temperature, max_tokens=3)
+        requests = [SampleRequest(p.prompt, 1, first_index=index, stream=i) for i, p in enumerate(store.problems)]
+        for problem, [sample] in zip(store.problems, sampler.sample(requests, params), strict=True):
+            assert drawn[problem.problem_id, index] == (sample.text, arms[arm].name)
+    run = ["coverage", "--model", "MODEL", *TEMPLATE, "--run", str(tmp_path / "run")]
+    assert main(run) == 2
+    assert "was sampled along a schedule of several arms, and is shown beside one model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,8 @@ def test_command_line_wins_over_the_file_and_either_spelling_works(here):
 
 
 @pytest.mark.parametrize("command", ["train", "train-cot"])
-def test_the_cot_command_takes_and_names_more(capsys, command):
+def test_the_cot_command_takes_and_names_more(capsys, command, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(SystemExit):
         main([command, "--help"])
     printed = capsys.readouterr().out
@@ -193,7 +194,8 @@ def test_the_cot_command_takes_and_names_more(capsys, command):
         assert (argument in printed) == (command == "train-cot")
 
 
-def test_help_names_what_dco_adds_first(capsys):
+def test_help_names_what_dco_adds_first(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(SystemExit) as exit:
         main(["train", "--help"])
     assert exit.value.code == 0

@@ -35,7 +35,11 @@ def _make(run: Path) -> dict[Path, bytes]:
                 ]
             )
     grade_run(run, "exact", progress=False)
-    return {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file() and path.name != ".lock"}
+    return {
+        path: path.read_bytes()
+        for path in sorted(run.rglob("*"))
+        if path.is_file() and not path.name.startswith(".lock")
+    }
 
 
 def fuzz_run_folders(examples: int) -> int:
@@ -48,7 +52,7 @@ def fuzz_run_folders(examples: int) -> int:
 
         def check(changes: list[tuple[int, tuple[str, int, int]]]) -> None:
             for path in run.rglob("*"):
-                if path.is_file() and path not in files and path.name != ".lock":
+                if path.is_file() and path not in files and not path.name.startswith(".lock"):
                     path.unlink()
             for path, data in files.items():
                 if not path.exists() or path.read_bytes() != data:

@@ -60,7 +60,7 @@ def test_load_grader(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert load_grader("my_reward_of_test:A.f")(["a"]) == [0.0]
     for name, text in {
-        "maths": "'maths' is not known: give 'math', 'exact', or 'package.module:function'",
+        "maths": "'maths' is not known: give 'math', 'exact', 'choice', 'json', 'regex', 'code', or 'package.module:",
         "trl.rewards.accuracy_reward": "a colon before the function's name",
         "no_such_module_here:f": "importing 'no_such_module_here' failed: ModuleNotFoundError",
         "my_broken_of_test:f": "division by zero. Check the name, and that the module lies in the current folder or",

@@ -16,7 +16,7 @@ from dco_trl.report.plots import count_success_rates, plot_confidence, plot_cove
 from dco_trl.report.styles import PALETTE, method_style
 from dco_trl.report.summary import Difference, Estimate, Extrapolation, LeftOut, NumSamples, SampleCounts
 from dco_trl.runs.results import AnswerCount, ProblemResult, RunResult
-from dco_trl.statistics import majority_at_k, pass_at_k
+from dco_trl.statistics import at_least_m_of_k, majority_at_k, pass_at_k
 
 
 def problem(name, num_correct, num_samples=16, wrong="7", **changes):
@@ -53,6 +53,10 @@ def test_numbers_are_the_estimators():
         assert entry.low <= entry.estimate <= entry.high
     votes = [majority_at_k([c, 16 - c], [True, False], [4])[0] for c in (0, 3, 8, 16, 1)]
     assert got.majority_at_k[1].estimate == pytest.approx(np.mean(votes))
+    halves = {(entry.num_required, entry.k): entry.estimate for entry in got.at_least_m_of_k}
+    assert halves.keys() == {(3, 4), (9, 16)} and halves[9, 16] == pytest.approx(1 / 5)
+    assert halves[3, 4] == pytest.approx(at_least_m_of_k(16, [0, 3, 8, 16, 1], 4, 3).mean())
+    assert "at least 3 of 4" in tables.markdown(summarise([run()], k=(1, 4, 16)))
     assert got.never_solved.count == 1
     assert got.samples == SampleCounts(total=80, correct=28, truncated=5, unparsed=0, timeout=0, error=0)
     assert got.num_samples == NumSamples(16, 16)

@@ -136,18 +136,21 @@ def test_choices_are_made_on_validation_and_differences_are_paired():
 
 @pytest.mark.slow
 def test_command_keeps_finished_runs_and_the_report_reads_them(tmp_path, capsys):
-    command = ["--work_dir", str(tmp_path / "runs"), "--seeds", "7", "--num_attempts", "64", "--epochs", "1", "2"]
+    command = ["--work_dir", str(tmp_path / "runs"), "--seeds", "7", "--num_attempts", "64", "--epochs", "4", "5"]
     command += ["--num_samples", "2", "--pretraining_steps", "2", "--workers", "1"]
     methods = ["--methods", "cross-entropy", "weight 1, 4 own"]
     assert cot_finetune.main([*command, *methods]) == 0
     files = sorted((tmp_path / "runs").glob("*_seed-7.json"))
     before = [path.read_bytes() for path in files]
     first = json.loads(before[0])
-    assert len(files) == 2 and first["method"] == "cross-entropy" and list(first["correct"]) == ["1", "2"]
+    assert len(files) == 2 and first["method"] == "cross-entropy" and list(first["correct"]) == ["4", "5"]
     assert len(first["temperatures"]) == 6 and len(first["averages"]) == 3
     assert cot_finetune.main([*command, *methods]) == 0
     assert [path.read_bytes() for path in files] == before
     assert "2 runs, 2 of them finished before" in capsys.readouterr().out
+    late = [*command, "--time_limit", "-1", "--methods", "DCO, own"]
+    assert cot_finetune.main(late) == 0
+    assert "1 runs were not started" in capsys.readouterr().out
     figure = tmp_path / "cot.png"
     report.main(
         ["--work_dir", str(tmp_path / "runs"), "--output", str(tmp_path / "cot.json"), "--figure", str(figure)]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dco_trl.runs import Problem, grade_run, load_results, sample_run
-from dco_trl.runs.arms import Arm
+from dco_trl.runs.arm import Arm
 from dco_trl.runs.schedule_file import ArmSchedule
 from dco_trl.sampling.protocol import Sample, SamplingParams
 from dco_trl.statistics import plan_attempts
@@ -81,6 +81,22 @@ def slow_grader(completions, **kwargs):
     """Takes as long for a part as a kill needs to come in between."""
     time.sleep(0.01)
     return [float(text.endswith(" 0.")) for text in completions]
+
+
+def digit_grader(completions, **kwargs):
+    """Right where a text has a digit."""
+    return [float(any(character.isdecimal() for character in text)) for text in completions]
+
+
+def sample_and_grade(num_problems, num_samples, checkpoint, run, shard=None):
+    """A run, or a shard of it, of a real model whose draws are seeded one by one, as a process of its own."""
+    from dco_trl.sampling import TransformersSampler
+
+    # In float64 a sample does not depend on the rounding of its batch, which a kill changes.
+    sampler = TransformersSampler(checkpoint, batch_size=32, progress=False, dtype="float64")
+    params, problems = SamplingParams(max_tokens=3), make_problems(num_problems)
+    sample_run(run, problems, sampler, num_samples, params, chunk_size=32, shard=shard, progress=False)
+    grade_run(run, "known_sampler:digit_grader", in_process=True, shard=shard, progress=False)
 
 
 def environment():

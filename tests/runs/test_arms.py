@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dco_trl.runs import Problem, RunStore, grade_run
-from dco_trl.runs.arms import Arm, read_arms, write_arms
+from dco_trl.runs.arm import Arm
+from dco_trl.runs.arms import read_arms, write_arms
 from dco_trl.runs.files import StoreError
 
 ARMS = [Arm("MODEL", "runs/a", 1.0, "f" * 16), Arm("MODEL", "runs/a", 1.5, "f" * 16), Arm("other")]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
-from dco_trl.runs.arms import Arm
+from dco_trl.runs.arm import Arm
 from dco_trl.runs.files import StoreError
 from dco_trl.runs.schedule_file import read_schedule, write_schedule
 from dco_trl.statistics import plan_attempts
@@ -36,15 +36,45 @@ def test_what_is_written_is_read_without_the_arms_that_are_not_sampled(tmp_path)
     [
         ({"format": 2}, "its format is 2, and this version of dco-trl reads 1"),
         ({"arms": []}, "it has 0 arms, and its blocks are for 2"),
-        ({"arms": [{"model": "MODEL"}, {"modell": "MODEL"}]}, "unexpected keyword argument 'modell'"),
+        ({"arms": [{"model": "MODEL"}, {"modell": "MODEL"}]}, "must be a mapping with model and, as it needs"),
+        ({"arms": [{"model": "MODEL"}, {"adapter": "runs/dco"}]}, "must be a mapping with model and, as it needs"),
+        ({"arms": [{"model": "MODEL"}, "runs/dco"]}, "the arm runs/dco must be a mapping with model"),
+        ({"arms": "MODEL"}, "it has 0 arms, and its blocks are for 2"),
+        ({"arms": None}, "it has 0 arms, and its blocks are for 2"),
+        ({"arms": [{"model": "MODEL"}] * 2}, "is there twice: give its blocks one number"),
         ({"arms": [{"model": "MODEL"}, {"model": 3}]}, "must name its model and its adapter as text"),
         ({"arms": [{"model": "MODEL"}, {"model": "MODEL", "temperature": 0}]}, "must have a temperature above 0"),
+        *(
+            ({"arms": [{"model": "MODEL"}, {"model": "M", "temperature": bad}]}, "must have a temperature above 0")
+            for bad in (-1, float("nan"), float("inf"), "hot", True, None)
+        ),
+        ({"num_attempts": 65}, "its num_attempts is 65, and its blocks add up to 64"),
+        ({"blocks": []}, "blocks must be a list of pairs of an arm and its number of attempts"),
+        ({"blocks": None}, "blocks must be a list of pairs of an arm and its number of attempts"),
+        ({"blocks": [[0, -3]]}, "`attempts of a block` must be an integer of at least 1, got -3"),
+        ({"blocks": [[0, 0]]}, "`attempts of a block` must be an integer of at least 1, got 0"),
+        ({"blocks": [[0, 1.5]]}, "`attempts of a block` must be an integer of at least 1, got 1.5"),
+        ({"blocks": [[-1, 1]]}, "`arm of a block` must be an integer of at least 0, got -1"),
+        ({"num_arms": 0}, "`num_arms` must be an integer of at least 1, got 0"),
+        ({"k": [4, 0]}, "k must be"),
+        ({"coverage": [0.5]}, "k, coverage and optimum must be lists of one length"),
         ({"blocks": [[2, 1]]}, r"blocks name arm 2 of 2 arms \(counted from 0\)"),
     ],
 )
 def test_what_is_no_schedule_is_refused(tmp_path, changes, told):
     with pytest.raises(StoreError, match=f"schedule.yaml holds no schedule: .*{told}"):
         read_schedule(save(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("key", ["num_arms", "blocks", "k", "coverage", "optimum", "arms", "format"])
+def test_a_missing_key_is_named(tmp_path, key):
+    file = save(tmp_path)
+    content = yaml.safe_load(file.read_text())
+    del content[key]
+    file.write_text(yaml.safe_dump(content))
+    told = {"arms": "it has 0 arms", "format": "its format is None"}.get(key, f"the schedule has no {key}")
+    with pytest.raises(StoreError, match=f"schedule.yaml holds no schedule: {told}"):
+        read_schedule(file)
 
 
 @pytest.mark.parametrize("text", ["- a list", "key: [", "", "\udcff"])

@@ -1,12 +1,14 @@
 """Sampling along a schedule: the store keeps each sample's arm, and a run goes on, or refuses, as with one arm."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from known_sampler import ArmSampler, KnownSampler, make_problems, make_schedule
 
-from dco_trl.runs import RunStore, StoreError, evaluate, sample_run
+from dco_trl.runs import RunStore, StoreError, evaluate, load_results, sample_run
+from dco_trl.runs.arms import read_arms
 from dco_trl.runs.schedule_file import ArmSchedule, write_schedule
 from dco_trl.sampling import SamplingParams
 from dco_trl.statistics import AttemptSchedule
@@ -163,3 +165,44 @@ def test_evaluating_along_a_schedule(tmp_path, schedule):
     rows = expected_rows(schedule, 16)
     for s, problem in enumerate(result.problems):
         assert problem.num_correct == sum(rows[f"p{s}", i][0].endswith(" 0.") for i in range(16))
+
+
+def test_results_have_the_counts_of_each_arm(tmp_path, schedule):
+    result = evaluate(tmp_path / "run", PROBLEMS, ArmSampler(), "exact", 32, schedule=schedule, progress=False)
+    assert result.schedule.arms == schedule.arms
+    counts = schedule.schedule.counts(np.arange(33))
+    assert (result.schedule.schedule.counts(np.arange(33)) == counts).all()
+    rows = expected_rows(schedule, 32)
+    for s, problem in enumerate(result.problems):
+        for arm, (n, c) in zip(schedule.arms, problem.by_arm, strict=True):
+            texts = [rows[f"p{s}", i][0] for i in range(32) if rows[f"p{s}", i][1] == arm.name]
+            assert (n, c) == (len(texts), sum(text.endswith(" 0.") for text in texts))
+        assert [n for n, _ in problem.by_arm] == counts[-1].tolist()
+
+
+def test_a_graded_run_along_a_schedule_is_read_as_its_arms(tmp_path, schedule):
+    few = evaluate(tmp_path / "run", PROBLEMS, ArmSampler(), "exact", 2, schedule=schedule, progress=False)
+    measured = read_arms([tmp_path / "run"])
+    counts = schedule.schedule.counts(2)
+    assert measured.arms == tuple(arm for arm, n in zip(schedule.arms, counts, strict=True) if n)
+    assert len(measured.arms) < 3  # an arm without a sample was not measured
+    assert measured.num_sampled.tolist() == [[n] * 9 for n in counts if n]
+    assert measured.num_correct.sum() == sum(problem.num_correct for problem in few.problems)
+
+
+def test_a_damaged_schedule_is_reported(tmp_path, schedule):
+    evaluate(tmp_path / "run", PROBLEMS, ArmSampler(), "exact", 4, schedule=schedule, progress=False)
+    file = tmp_path / "run" / "manifest.json"
+    whole = json.loads(file.read_text())
+    for key, value in (("blocks", [[7, 1]]), ("arms", [{"adapter": "a"}]), ("arms", 3)):
+        file.write_text(json.dumps({**whole, "schedule": {**whole["schedule"], key: value}}))
+        with pytest.raises(
+            StoreError, match="the schedule in .*manifest.json is damaged: .*Put the file back as it was, or begin"
+        ):
+            load_results(tmp_path / "run")
+    file.write_text(json.dumps({**whole, "schedule": {**whole["schedule"], "arms": whole["schedule"]["arms"][::-1]}}))
+    assert load_results(tmp_path / "run").problems
+    whole["schedule"]["arms"] = [{**arm, "temperature": 3.0} for arm in whole["schedule"]["arms"]]
+    file.write_text(json.dumps(whole))
+    with pytest.raises(StoreError, match="has samples of arm .*, which is not in the schedule of manifest.json"):
+        load_results(tmp_path / "run")

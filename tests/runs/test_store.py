@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from known_sampler import KnownSampler, environment, make_problems
 
 from dco_trl.runs import Problem, RunStore, StoreError, grade_run, load_results, sample_run
-from dco_trl.runs.files import locked, parquet, write_atomically
+from dco_trl.runs.files import parquet, write_atomically
+from dco_trl.runs.locks import locked
 from dco_trl.runs.sample import plan
 from dco_trl.runs.store import grader_slug
 from dco_trl.sampling import SamplingParams
@@ -58,7 +59,9 @@ def exactly(problems, samples):
 
 def contents(folder):
     return {
-        p.relative_to(folder): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file() and p.name != ".lock"
+        p.relative_to(folder): p.read_bytes()
+        for p in Path(folder).rglob("*")
+        if p.is_file() and not p.name.startswith(".lock")
     }
 
 
@@ -89,7 +92,7 @@ def test_a_run_has_each_sample_once_in_parts_of_bounded_size(tmp_path):
 
 def test_the_folder_needs_no_library_of_ours_and_no_pickle(tmp_path):
     draw(tmp_path / "run")
-    assert {p.suffix for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"} == {
+    assert {p.suffix for p in (tmp_path / "run").rglob("*") if p.is_file() and not p.name.startswith(".lock")} == {
         ".json",
         ".parquet",
     }
@@ -388,7 +391,7 @@ def test_two_stores_of_one_process_cannot_write_one_folder(tmp_path):
             draw(tmp_path)
         # And the first still holds it.
         code = (
-            "from pathlib import Path; from dco_trl.runs.files import locked\n"
+            "from pathlib import Path; from dco_trl.runs.locks import locked\n"
             f"with locked(Path({str(tmp_path)!r})): pass"
         )
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -456,7 +459,7 @@ def test_what_is_not_held_is_not_written(tmp_path):
 
 def test_a_lock_ends_with_its_process_even_if_a_child_lives_on(tmp_path):
     code = (
-        "import os, time; from pathlib import Path; from dco_trl.runs.files import locked\n"
+        "import os, time; from pathlib import Path; from dco_trl.runs.locks import locked\n"
         f"with locked(Path({str(tmp_path)!r})):\n"
         "    child = os.fork()\n"
         "    if child == 0: os.close(1); os.close(2); time.sleep(30); os._exit(0)\n"

@@ -2,14 +2,10 @@
 
 import importlib.util
 import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+from vllm_servers import serve
 from word_llama import CONTEXT, make_word_model, make_word_tokenizer, save_adapter
 
 
@@ -52,34 +48,7 @@ def vllm_environment():
 @pytest.fixture(scope="module")
 def vllm_server(vllm_environment, checkpoint, tmp_path_factory):
     """Base URL of vLLM's own OpenAI-compatible server, serving the tiny model as "tiny" on the loopback address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     log_path = tmp_path_factory.mktemp("vllm-server") / "log.txt"
-    with log_path.open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
-            + ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
-            + ["--max-model-len", str(CONTEXT), "--enforce-eager", "--enable-lora", "--max-lora-rank", "8"],
-            env={**os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        deadline = time.monotonic() + 400
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"vLLM's server did not start:\n{log_path.read_text()[-6000:]}")
-                time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.terminate()
-        try:
-            server.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+    options = ["--served-model-name", "tiny", "--max-model-len", str(CONTEXT), "--max-lora-rank", "8"]
+    with serve(checkpoint, log_path, *options) as base_url:
+        yield base_url

@@ -18,6 +18,7 @@ from exact_answers import answer_probabilities, chi_squared
 from word_llama import CONTEXT, END_IDS, load_reference
 
 from dco_trl.sampling import EndpointError, SampleRequest, SamplingParams, ServerSampler, request_seed
+from dco_trl.sampling.fingerprint import folder_fingerprint
 
 PROMPT, PROMPT_IDS = "a b c", [5, 6, 7]
 MESSAGES = [{"role": "user", "content": "a b"}]
@@ -47,6 +48,7 @@ class Endpoint:
         self.script, self.bodies, self.gets, self.owned_by, self.lock = [], [], [], owned_by, threading.Lock()
         self.in_flight = self.most_in_flight = 0
         self.served = ["small", "other"]
+        self.development = {}  # answers to vLLM's development endpoints, by path
 
         class Handler(BaseHTTPRequestHandler):
             def log_message(self, *args):
@@ -83,8 +85,10 @@ class Endpoint:
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if "lora_adapter" in self.path:
-                    return self.reply(404, {"error": {"message": "Not Found"}})
+                if "/v1/completions" != self.path != "/v1/chat/completions":
+                    status, content = endpoint.development.get(self.path, (404, {"error": {"message": "Not Found"}}))
+                    endpoint.bodies.append({**body, "path": self.path})
+                    return self.reply(status, content)
                 with endpoint.lock:
                     endpoint.bodies.append({**body, "path": self.path})
                     what = endpoint.script.pop(0) if endpoint.script else "ok"
@@ -268,6 +272,62 @@ class TestRequests:
         assert [[int(s.text) for s in group] for group in groups] == [
             [request_seed(0, s, s + i) for i in range(3)] for s in range(5)
         ]
+
+
+class TestWeights:
+    """What becomes of the weights of a real server stands in `test_cot_server.py` of the trainer."""
+
+    def test_a_vllm_server_is_told_where_they_are_and_to_forget_its_prompts(self, vllm_like, checkpoint):
+        for emptied in ({"success": True}, b""):  # vLLM from 0.26 on, and before
+            vllm_like.development = {
+                "/collective_rpc": (200, {"results": [None]}),
+                "/reset_prefix_cache": (200, emptied),
+            }
+            sampler = vllm_like.sampler()
+            before = sampler.identity()
+            sampler.reload_weights(str(checkpoint))
+            reload, reset = vllm_like.bodies[-2:]
+            assert reload == {
+                "path": "/collective_rpc",
+                "method": "reload_weights",
+                "kwargs": {"weights_path": str(checkpoint)},
+            }
+            assert reset == {"path": "/reset_prefix_cache"}
+            weights = {"weights": str(checkpoint), "weights_fingerprint": folder_fingerprint(checkpoint)}
+            assert sampler.identity() == {**before, **weights}
+            assert sampler.adapter_name is None
+
+    @pytest.mark.parametrize(
+        "rpc, reset, message",
+        [
+            (None, None, "could not load weights from 'x': HTTP 404, .* Start the vLLM server with VLLM_SERVER_DEV_M"),
+            (
+                (500, {"error": {"message": "no such folder"}}),
+                None,
+                "'no such folder' .1 attempt.* Does it see that f",
+            ),
+            (
+                (200, {"results": [None]}),
+                {"success": False},
+                "could not empty its cache of prompts: it still holds prompts of the weights before, in .* .2 attempts"
+                ".. Does another program use it",
+            ),
+        ],
+    )
+    def test_a_server_that_does_not_take_them(self, vllm_like, rpc, reset, message):
+        vllm_like.development = {"/reset_prefix_cache": (200, reset)} | (
+            {} if rpc is None else {"/collective_rpc": rpc}
+        )
+        sampler = vllm_like.sampler(max_retries=1)
+        with pytest.raises(EndpointError, match=message):
+            sampler.reload_weights("x")
+        assert "weights" not in sampler.identity()
+
+    def test_only_vllm_takes_them(self, endpoint):
+        with pytest.raises(
+            EndpointError, match="is not a vLLM server, and only those can be given the weights of a w"
+        ):
+            endpoint.sampler().reload_weights("x")
 
 
 def garbage(**changes):

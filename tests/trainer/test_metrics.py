@@ -27,6 +27,7 @@ BATCHES = {
     "padded": {"per_device_eval_batch_size": 5},
     "padding-free": {"padding_free": True, "max_length": None, "per_device_eval_batch_size": 5},
     "packed": {"packing": True, "max_length": 24, "per_device_eval_batch_size": 2},
+    "packed for evaluation alone": {"eval_packing": True, "max_length": 24, "per_device_eval_batch_size": 2},
 }
 
 

@@ -14,6 +14,7 @@ from tiny_models import make_model, make_tokenizer, save_checkpoint
 from dco_trl import CoTDCOConfig, CoTDCOTrainer
 from dco_trl.sampling import EndpointError, TransformersSampler
 from dco_trl.trainer.policy_sampler import PolicySampler
+from dco_trl.trainer.sharded_weights import Replica
 
 LORA = {"peft_config": LoraConfig(r=4, target_modules=["q_proj"])}
 NOBODY = "http://127.0.0.1:9/v1"  # no endpoint
@@ -100,6 +101,10 @@ def test_rationales_are_sampled_from_the_prompt_that_is_trained_on(monkeypatch):
             {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY}, "trainer_kwargs": LORA},
             "base model has no name or folder.*pass the folder as `model`",
         ),
+        (
+            {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY}},
+            "The model has no name or folder that a sampler could load it from: it was made in memory",
+        ),
     ],
 )
 def test_refused_when_the_trainer_is_made(overrides, message):
@@ -113,15 +118,28 @@ def test_refused_when_the_trainer_is_made(overrides, message):
         (
             "FSDP",
             "transformers",
-            "Rationales cannot be sampled while FSDP shards the model. Train with data parallelis",
+            "Rationales cannot be sampled while FSDP 1 shards the model. Use FSDP 2 .`fsdp_versi",
+        ),
+        (
+            "MEGATRON_LM",
+            "server",
+            "Rationales cannot be sampled while Megatron-LM shards the model. .* DeepSpeed ZeRO",
         ),
         ("MULTI_GPU", "vllm", "`sampler='vllm'` shares one process's device, and there are 2 processes. Start one or"),
     ],
 )
 def test_ways_of_training_that_a_sampler_cannot_follow(distributed_type, sampler, message):
-    accelerator = SimpleNamespace(distributed_type=distributed_type, num_processes=2)
+    accelerator = SimpleNamespace(distributed_type=distributed_type, num_processes=2, is_fsdp2=False)
+    options = {"sampler": sampler, "sampler_kwargs": {"base_url": NOBODY} if sampler == "server" else None}
     with pytest.raises(ValueError, match=message):
-        PolicySampler(accelerator, make_model(), make_tokenizer(), CoTDCOConfig(**settings(sampler=sampler)), 4)
+        PolicySampler(accelerator, make_model(), make_tokenizer(), CoTDCOConfig(**settings(**options)), 4)
+
+
+def test_a_quantised_model_is_not_copied_to_every_process():
+    model = make_model()
+    model.is_quantized = True
+    with pytest.raises(ValueError, match="A quantised model that is sharded cannot be sampled .* Use `sampler='serve"):
+        Replica(model, accelerator=None)
 
 
 @pytest.mark.vllm
@@ -147,8 +165,8 @@ def test_what_was_saved_for_the_sampler_is_removed_and_nothing_else(tmp_path, mo
     saved = []
     save = PolicySampler._save
 
-    def watched(self, folder):
-        save(self, folder)
+    def watched(self, folder, state):
+        save(self, folder, state)
         saved.append((folder, {path.name for path in folder.iterdir()}))
 
     monkeypatch.setattr(PolicySampler, "_save", watched)

@@ -271,7 +271,7 @@ def test_what_cannot_keep_references_together_is_refused():
     with pytest.raises(ValueError, match="`skip_prepare_dataset=True` leaves rows as they are, so the references"):
         make_trainer(**lists(), dataset_kwargs={"skip_prepare_dataset": True})
     with pytest.raises(
-        ValueError, match="`unit='turn'` gives each turn .* and the column `completions` of the train d"
+        ValueError, match="of which p is the sum, and `unit='turn'` asks for the p of each turn. Leave `unit`"
     ):
         make_trainer(**lists(), unit="turn")
     with pytest.raises(ValueError, match="and `references='grouped'` adds those of whole answers. Choose one of the"):

@@ -42,7 +42,10 @@ def train_on(rows: list[dict], **overrides) -> DCOTrainer:
         ({"completion_only_loss": False}, "`completion_only_loss=False`.*prompt and completion together.*unset"),
         ({"num_attempts": 0}, "`num_attempts` must be an integer of at least 1.*got 0"),
         ({"num_attempts": 2.0}, "`num_attempts` must be an integer of at least 1.*got 2.0"),
-        ({"loss_reduction": "mean"}, r"`loss_reduction` must be one of \('token', 'sequence', 'sequence_mean'\)"),
+        (
+            {"loss_reduction": "mean"},
+            r"`loss_reduction` must be one of .*'sequence_mean'., got 'mean'. Leave it out for the first",
+        ),
         ({"coverage_at": [1, 0]}, r"`coverage_at\[1\]` must be an integer of at least 1, got 0"),
         ({"coverage_at": [1, 2.0]}, r"`coverage_at\[1\]` must be an integer of at least 1, got 2.0"),
         ({"coverage_at": 16}, r"`coverage_at` must be a list of integers, such as \[1, 16\], got 16"),

@@ -1,0 +1,29 @@
+"""What an attempt may sample: a model, an adapter, a temperature."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What an attempt may sample.
+
+    Args:
+        model: Folder or hub name of the model.
+        adapter: Folder of an adapter upon it; "" for the model alone.
+        temperature: Divides the logits.
+        model_fingerprint: Hash of the model's files; "" where it is no local folder.
+
+    Examples:
+        >>> Arm("MODEL", "runs/dco/checkpoint-64", 1.25).name
+        'runs/dco/checkpoint-64, T=1.25'
+    """
+
+    model: str
+    adapter: str = ""
+    temperature: float = 1.0
+    model_fingerprint: str = ""
+
+    @property
+    def name(self) -> str:
+        """The adapter, or the model, and a temperature other than 1."""
+        return (self.adapter or self.model) + (f", T={self.temperature:g}" if self.temperature != 1 else "")

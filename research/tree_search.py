@@ -1,0 +1,288 @@
+"""Tree search over steps with a real checker: `unit="turn"`, N_eff of 1, 4 and 16, and their budgets together.
+
+The puzzle is to get from one number to another by steps such as `*3` and `-2`: all of `+`, `-`, `*` with 2 to 5, and
+no number below 1 or above 999. A row is a shortest solution, `17>54:*3=51+3=54`, whose labels are the steps alone;
+what follows `=` is the checker's. With `unit="turn"` each step has its own p, weighed with N_eff attempts; N_eff = 1 is
+cross-entropy.
+
+At test time a best-first search expands the node with the largest product of probabilities. Expanding asks the model
+for the probabilities of all steps there; the checker applies them, drops impossible ones and numbers seen before, and
+ends the search at the target. Reported is the share of held-out puzzles that is solved, against nodes expanded, by the
+length of the shortest solution; `together` gives each of the three models a third of the nodes, `uniform` is a search
+without a model.
+
+    python research/tree_search.py --work_dir tree-runs --output docs/results/tree-search.json --workers 2
+
+3 runs per seed, of about 2 minutes on one core each.
+"""
+
+import argparse
+import heapq
+import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from in_processes import environment, run_all, write
+from transformers import AutoModelForCausalLM, LlamaConfig, PrinterCallback
+
+from dco_trl import DCOConfig, DCOTrainer
+from dco_trl.demo.task import make_tokenizer
+from dco_trl.demo.training import be_quiet
+
+N_EFF = [1, 4, 16]
+STEPS = [f"{operation}{a}" for operation in "+-*" for a in range(2, 6)]
+LARGEST, DEPTH, NODES = 999, 8, 48
+LENGTHS = [2, 3, 4, 5]
+NUM_TRAIN, NUM_TEST = 1000, 40  # of each length
+VOCABULARY = ["<pad>", *"+-*=>:0123456789"]
+SETTINGS: dict[str, Any] = dict(
+    per_device_train_batch_size=64, learning_rate=2e-3, lr_scheduler_type="cosine", adam_beta2=0.99, weight_decay=0.1
+)
+
+Puzzle = tuple[int, int]
+
+
+def apply(number: int, step: str) -> int | None:
+    """The checker: what a step makes of a number, None if it is not allowed."""
+    a = int(step[1:])
+    result = {"+": number + a, "-": number - a, "*": number * a}[step[0]]
+    return result if 1 <= result <= LARGEST else None
+
+
+def distances_from(start: int) -> dict[int, int]:
+    """Steps of the shortest solution to every number."""
+    found, frontier = {start: 0}, [start]
+    while frontier:
+        following = {apply(number, step) for number in frontier for step in STEPS}
+        frontier = [number for number in following if number is not None and number not in found]
+        found |= dict.fromkeys(frontier, found[start] + max(found.values()) + 1)
+    return found
+
+
+def shortest(puzzle: Puzzle, distance: dict[int, int], rng: np.random.Generator) -> list[str]:
+    """One of the shortest solutions, at random; `distance` is from the start."""
+    number, steps = puzzle[1], []
+    while number != puzzle[0]:
+        before = [
+            (n, step)
+            for step in STEPS
+            for n in _before(number, step)
+            if distance.get(n) == distance[number] - 1
+        ]  # fmt: skip
+        number, step = before[rng.integers(len(before))]
+        steps.append(step)
+    return steps[::-1]
+
+
+def _before(number: int, step: str) -> list[int]:
+    """The numbers that a step makes this one of."""
+    a = int(step[1:])
+    n = {"+": number - a, "-": number + a, "*": number // a}[step[0]]
+    return [n] if n >= 1 and apply(n, step) == number else []
+
+
+def make_puzzles(seed: int) -> tuple[list[tuple[Puzzle, list[str]]], dict[int, list[Puzzle]]]:
+    """Puzzles with a solution to train on, and others, by the length of their shortest solution."""
+    rng = np.random.default_rng(seed)
+    by_length: dict[int, list[Puzzle]] = {length: [] for length in LENGTHS}
+    distances = {start: distances_from(start) for start in range(1, 200)}
+    for start, distance in distances.items():
+        for target, length in distance.items():
+            if length in by_length:
+                by_length[length].append((start, target))
+    train, test = [], {}
+    for length, puzzles in by_length.items():
+        drawn = [puzzles[i] for i in rng.permutation(len(puzzles))[: NUM_TRAIN + NUM_TEST]]
+        test[length] = drawn[:NUM_TEST]
+        train += [(puzzle, shortest(puzzle, distances[puzzle[0]], rng)) for puzzle in drawn[NUM_TEST:]]
+    return [train[i] for i in rng.permutation(len(train))], test
+
+
+def encode(text: str) -> list[int]:
+    return [VOCABULARY.index(character) for character in text]
+
+
+def row_of(puzzle: Puzzle, steps: list[str]) -> dict[str, list[int]]:
+    """Tokens of a solution; its steps have labels, the rest has none."""
+    ids = encode(f"{puzzle[0]}>{puzzle[1]}:")
+    labels, number = [-100] * len(ids), puzzle[0]
+    for step in steps:
+        number = apply(number, step)
+        told = encode(f"={number}")
+        ids += encode(step) + told
+        labels += encode(step) + [-100] * len(told)
+    return {"input_ids": ids, "labels": labels}
+
+
+def make_model(seed: int) -> Any:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+@torch.no_grad()
+def next_log_p(model: Any, rows: list[list[int]]) -> np.ndarray:
+    """Log-probabilities of the token after each row, (rows, vocabulary)."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    found = np.empty((len(rows), len(VOCABULARY)))
+    for first in range(0, len(order), 256):
+        some = order[first : first + 256]
+        width = len(rows[some[-1]])
+        padded = torch.tensor([rows[i] + [0] * (width - len(rows[i])) for i in some])
+        mask = torch.tensor([[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in some])
+        last = torch.tensor([len(rows[i]) - 1 for i in some])
+        logits = model(input_ids=padded, attention_mask=mask).logits[torch.arange(len(some)), last]
+        found[some] = logits.double().log_softmax(-1).numpy()
+    return found
+
+
+def log_p_of_steps(model: Any, texts: list[str]) -> np.ndarray:
+    """Log-probabilities of `STEPS` after each text, (texts, steps)."""
+    rows = [encode(text) for text in texts]
+    signs = list(dict.fromkeys(step[0] for step in STEPS))
+    of_sign = next_log_p(model, rows)
+    of_digit = next_log_p(model, [row + encode(sign) for row in rows for sign in signs])
+    of_digit = of_digit.reshape(len(rows), len(signs), -1)
+    return np.stack(
+        [of_sign[:, encode(s[0])[0]] + of_digit[:, signs.index(s[0]), encode(s[1:])[0]] for s in STEPS], axis=1
+    )
+
+
+class Search:
+    """Best-first search of one puzzle."""
+
+    def __init__(self, puzzle: Puzzle):
+        self.target, self.num_expanded, self.solved_at = puzzle[1], 0, 0
+        self.seen = {puzzle[0]}
+        # Minus the log-probability, the order of arrival, the number, depth, and all that the model has seen.
+        self.open = [(0.0, 0, puzzle[0], 0, f"{puzzle[0]}>{puzzle[1]}:")]
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self.solved_at) or not self.open or self.num_expanded == NODES
+
+    def expand(self, log_p: np.ndarray) -> None:
+        """Expand the best open node, given the log-probabilities of the steps there."""
+        cost, _, number, depth, text = heapq.heappop(self.open)
+        self.num_expanded += 1
+        for step, x in zip(STEPS, log_p.tolist(), strict=True):
+            result = apply(number, step)
+            if result == self.target:
+                self.solved_at = self.num_expanded
+            if result is None or result in self.seen or depth + 1 == DEPTH:
+                continue
+            self.seen.add(result)
+            heapq.heappush(self.open, (cost - x, len(self.seen), result, depth + 1, f"{text}{step}={result}"))
+
+
+def solve(model: Any, puzzles: list[Puzzle]) -> list[int]:
+    """Nodes expanded until each puzzle was solved; 0 where it was not. Without a model, all steps are equal."""
+    searches = [Search(puzzle) for puzzle in puzzles]
+    while going := [search for search in searches if not search.is_over]:
+        if model is None:
+            log_p = np.full((len(going), len(STEPS)), -math.log(len(STEPS)))
+        else:
+            log_p = log_p_of_steps(model, [search.open[0][-1] for search in going])
+        for search, of_search in zip(going, log_p, strict=True):
+            search.expand(of_search)
+    return [search.solved_at for search in searches]
+
+
+def train(n_eff: int, seed: int, num_epochs: int) -> dict[str, Any]:
+    be_quiet()
+    solutions, test = make_puzzles(seed)
+    model = make_model(seed)
+    with TemporaryDirectory(prefix="tree-search-") as folder:
+        args = DCOConfig(
+            output_dir=folder,
+            num_attempts=n_eff,
+            unit="turn",
+            num_train_epochs=num_epochs,
+            seed=seed,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+            logging_strategy="epoch",
+            save_strategy="no",
+            disable_tqdm=True,
+            **SETTINGS,
+        )
+        trainer = DCOTrainer(
+            model,
+            args=args,
+            train_dataset=Dataset.from_list([row_of(*solution) for solution in solutions]),
+            processing_class=make_tokenizer(),  # for padding alone: rows are tokens already
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    model.eval()
+    logged = [entry for entry in trainer.state.log_history if "coverage_weight" in entry]
+    return {
+        "solved_at": {str(length): solve(model, puzzles) for length, puzzles in test.items()},
+        "coverage_weight": [round(entry["coverage_weight"], 4) for entry in logged],
+        "log_p": [round(entry["log_p"], 4) for entry in logged],
+    }
+
+
+def share(solved_at: list[int], nodes: int) -> float:
+    """Share of puzzles that were solved with so many nodes."""
+    return float(np.mean([0 < at <= nodes for at in solved_at]))
+
+
+def summarise(runs: list[dict[str, Any]], seeds: list[int], budgets: list[int]) -> list[dict[str, Any]]:
+    """Solved share for each length and budget of nodes, a value per seed."""
+    table = []
+    for length in map(str, LENGTHS):
+        of = {(run["n_eff"], run["seed"]): run["solved_at"][length] for run in runs}
+        shares = {f"N_eff={n}": [[share(of[n, seed], b) for b in budgets] for seed in seeds] for n in N_EFF}
+        # Each has a third of the nodes.
+        all_three = {seed: np.array([of[n, seed] for n in N_EFF]) for seed in seeds}
+        quickest = {seed: np.where(at > 0, at, NODES + 1).min(axis=0).tolist() for seed, at in all_three.items()}
+        shares["together"] = [[share(quickest[seed], b // len(N_EFF)) for b in budgets] for seed in seeds]
+        shares["uniform"] = [
+            [share(ats, b) for b in budgets]
+            for ats in (solve(None, make_puzzles(seed)[1][int(length)]) for seed in seeds)
+        ]
+        table.append({"length": int(length), "solved": shares})
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work_dir", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--num_epochs", type=int, default=10)
+    args = parser.parse_args()
+    seeds, budgets = list(range(args.seeds)), [3, 6, 12, 24, 48]
+    jobs = [{"n_eff": n, "seed": seed, "num_epochs": args.num_epochs} for seed in seeds for n in N_EFF]
+    runs = run_all(train, jobs, args.work_dir, args.workers)
+    results = {"settings": {**SETTINGS, "num_train_epochs": args.num_epochs}, "nodes": budgets}
+    results |= {**environment(args.workers), "seconds_of_runs": sum(run["seconds"] for run in runs)}
+    results |= {"summary": summarise(runs, seeds, budgets), "runs": runs}
+    write(results, args.output)
+    for entry in results["summary"]:
+        print(f"shortest solution of {entry['length']} steps; nodes {budgets}")
+        for name, values in entry["solved"].items():
+            print(f"  {name:>9}  " + "  ".join(f"{100 * value:5.1f}" for value in np.mean(values, axis=0)))
+
+
+if __name__ == "__main__":
+    main()

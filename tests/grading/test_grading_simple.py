@@ -1,0 +1,154 @@
+"""Multiple choice, JSON, regular expressions, and `exact` with another normalisation."""
+
+import functools
+
+import pytest
+
+from dco_trl.grading import (
+    BulkGrader,
+    GraderError,
+    choice_grader,
+    exact_grader,
+    json_grader,
+    load_grader,
+    regex_grader,
+)
+
+LONG = "Let us see what the options are and think about each of them in turn. " * 6
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "score"),
+    [
+        ("B", "B", 1.0),
+        ("(B)", "B", 1.0),
+        ("b)", "B", 1.0),
+        ("B. Paris", "B", 1.0),
+        ("**B**", "B", 1.0),
+        ("Option B", "(B)", 1.0),
+        ("The answer is (B) because it rains.", "B", 1.0),
+        ("Answer: B because it rains", "B", 1.0),
+        (LONG + "So the answer is B.", "B", 1.0),
+        (LONG + "\\boxed{B}", "\\boxed{B}", 1.0),
+        ([{"role": "assistant", "content": "B"}], "B", 1.0),
+        ("2", "2", 1.0),
+        ("(2) red", "2", 1.0),
+        ("Both", "B", 0.0),
+        ("A dog", "A", 0.0),
+        ("I think so", "I", 0.0),
+        ("A", "B", 0.0),
+        ("", "B", 0.0),
+        (LONG + " (B)", "B", 0.0),  # never says what its answer is
+        ("B", "", None),
+        ("B", "?", None),
+    ],
+)
+def test_choice(text, reference, score):
+    assert choice_grader([text], answer=[reference]) == [score]
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "choices", "score"),
+    [
+        ("B", 1, ["red", "blue"], 1.0),  # MMLU
+        ("B", "1", ["red", "blue"], 1.0),
+        ("A", "1", ["red", "blue"], 0.0),
+        ("The answer is Blue.", 1, ["red", "blue"], 1.0),
+        ("a dog", "A", ["A dog", "a cat"], 1.0),
+        ("C", "C", ["red", "blue"], None),
+        ("A", 7, ["red", "blue"], None),
+        ("B", "B", {"text": ["red", "blue"], "label": ["A", "B"]}, 1.0),  # ARC
+        ("2", "2", {"text": ["red", "blue"], "label": ["1", "2"]}, 1.0),
+        ("blue", "2", '{"text": ["red", "blue"], "label": ["1", "2"]}', 1.0),
+        ("B", "B", None, 1.0),
+        ("B", "B", [], 1.0),
+        ("B", "B", "red or blue", 1.0),
+    ],
+)
+def test_choice_of_options(text, reference, choices, score):
+    assert choice_grader([text], answer=[reference], choices=[choices]) == [score]
+
+
+def test_choice_reads_arcs_column():
+    assert choice_grader(["D"], answerKey=["D"]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "score"),
+    [
+        ('{"a": 1, "b": [2, {"c": null}]}', '{"b": [2.0, {"c": null}], "a": 1}', 1.0),
+        ('Here:\n```json\n{"a": 1}\n```\nDone.', {"a": 1}, 1.0),
+        ("```\n[1]\n```\n```JSON\n[2]\n```", "[2]", 1.0),
+        ('first [1], then {"a": [3]} it is', '{"a": [3]}', 1.0),
+        ('{"a": [3]} [', '{"a": [3]}', 1.0),
+        ("3", "3", 1.0),
+        ('"x"', '"x"', 1.0),
+        ("[1, 2]", "[2, 1]", 0.0),
+        ("[1]", "[1, 1]", 0.0),
+        ("true", "1", 0.0),
+        ("1", "true", 0.0),
+        ("false", "0", 0.0),
+        ('{"a": 1}', '{"a": 1, "b": 2}', 0.0),
+        ("NaN", "[1]", 0.0),
+        ("no", "[1]", 0.0),
+        ("", "[1]", 0.0),
+        ("[" * 100_000, "[1]", 0.0),
+        ("9" * 10_000, "[1]", 0.0),
+        ("[1]", "[1", None),
+        ("[NaN]", "[NaN]", None),
+    ],
+)
+def test_json(text, reference, score):
+    assert json_grader([text], answer=[reference]) == [score]
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern", "score"),
+    [
+        ("The answer is 12 cm", r"12(\.0)? ?(cm)?", 1.0),
+        ("12.0", r"12(\.0)? ?(cm)?", 1.0),
+        ("112", r"12", 0.0),
+        ("It was Paris or\nLondon", r"(?is).*paris.*", 1.0),
+        ("", "x", 0.0),
+        ("x", "(", None),
+        ("x", "(?P<a>x)(?P<a>y)", None),
+    ],
+)
+def test_regex(text, pattern, score):
+    assert regex_grader([text], pattern=[pattern]) == [score]
+
+
+@pytest.mark.parametrize("grader", [choice_grader, json_grader, regex_grader])
+def test_references_are_needed(grader):
+    name = grader.__name__.removesuffix("_grader")
+    with pytest.raises(GraderError, match=f"grader '{name}' needs a column named `answer` or `.*`, and there is nei"):
+        grader(["x"])
+    with pytest.raises(GraderError, match=f"grader '{name}' needs a reference for each completion, got 2 for 1"):
+        grader(["x"], answer=["x", "y"])
+    assert grader([], answer=[]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reference"), [("choice", "(B)", "B"), ("json", "[1.0]", "[1]"), ("regex", "12", r"\d+")]
+)
+def test_by_name_in_workers(name, text, reference):
+    assert load_grader(name).__name__ == f"{name}_grader"
+    with BulkGrader(name, num_workers=1) as grader:
+        assert grader.name == name
+        verdicts = grader.grade(None, [text, "wrong"], [reference] * 2, progress=False)
+    assert [verdict.score for verdict in verdicts] == [1.0, 0.0]
+
+
+def test_an_expression_without_end_is_stopped():
+    with BulkGrader("regex", num_workers=1, timeout=1.0) as grader:
+        verdicts = grader.grade(None, ["a" * 40 + "b", "a"], ["(a|a)*c"] * 2, progress=False)
+    assert [(verdict.score, verdict.status) for verdict in verdicts] == [(None, "timeout"), (0.0, "graded")]
+
+
+def test_exact_with_another_normalisation():
+    texts, references = ["The answer is Paris.", "paris", "1,000"], ["PARIS", "Rome", "1000"]
+    assert exact_grader(texts, answer=references) == [0.0, 0.0, 1.0]
+    assert exact_grader(texts, answer=references, normalize=str.casefold) == [1.0, 0.0, 0.0]
+    with BulkGrader(functools.partial(exact_grader, normalize=str.casefold)) as grader:
+        verdicts = grader.grade(None, texts, references, progress=False)
+    assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 0.0]

@@ -1,0 +1,77 @@
+"""The measurements of several references and of at least m of N, at a small size."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "research"))
+
+import in_processes
+import num_required
+import references
+import small_jobs
+
+from dco_trl.demo import task
+
+
+def test_finished_runs_are_kept_and_not_run_again(tmp_path, capfd):
+    jobs = [{"number": n} for n in (1, 2, 3)]
+    with pytest.raises(RuntimeError, match=r"1 of 3 runs failed, the first: \{'number': 2\}: ValueError\('two'\)"):
+        in_processes.run_all(small_jobs.square, jobs, tmp_path, workers=2)
+    assert "3 runs, 0 of them finished before" in capfd.readouterr().out
+    records = in_processes.run_all(small_jobs.square, jobs[::2], tmp_path, workers=1)
+    assert [(record["number"], record["squared"]) for record in records] == [(1, 1), (3, 9)]
+    assert "2 runs, 2 of them finished before" in capfd.readouterr().out
+
+
+def test_every_factorisation_is_a_reference():
+    train, validation, test = references.make_problems(0)
+    assert (len(train), len(validation), len(train + validation + test)) == (1700, 300, 2621)
+    of = {row["prompt"]: sorted(row["completions"]) for row in train + validation + test}
+    assert of["1001="] == ["11*91", "13*77", "77*13", "91*11"]
+    assert len(references.rows_of("one", train)) == len(references.rows_of("union", train)) == 1700
+    assert len(references.rows_of("rows", train)) == sum(len(row["completions"]) for row in train)
+
+
+def run_main(module, monkeypatch, tmp_path) -> dict:
+    """The script's results, its runs in this process."""
+
+    def run_here(train, jobs, work_dir, workers):
+        return [{**job, **train(**job), "seconds": 1.0} for job in jobs]
+
+    output = tmp_path / "results.json"
+    arguments = f"x --work_dir {tmp_path} --output {output} --seeds 1 --num_epochs 2"
+    monkeypatch.setattr(module, "run_all", run_here)
+    monkeypatch.setattr(sys, "argv", arguments.split())
+    module.main()
+    return json.loads(output.read_text())
+
+
+def test_references(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(references, "NUM_ATTEMPTS", [256])
+    make_problems = references.make_problems
+    monkeypatch.setattr(references, "make_problems", lambda seed: [part[:40] for part in make_problems(seed)])
+    results = run_main(references, monkeypatch, tmp_path)
+    assert [entry["way"] for entry in results["summary"]] == ["one", "rows", "union"]
+    for run in results["runs"]:
+        coverage = np.array(run["coverage"])
+        assert coverage.shape == (2, 2, 4) and (np.diff(coverage, axis=-1) > 0).all()
+        assert run["steps"] == 2
+    assert "union N=256" in capsys.readouterr().out
+
+
+def test_num_required(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(num_required, "PAIRS", [(1, 1), (16, 8)])
+    make_problems = task.make_problems
+    monkeypatch.setattr(task, "make_problems", lambda seed: [part.select(range(64)) for part in make_problems(seed)])
+    results = run_main(num_required, monkeypatch, tmp_path)
+    for run in results["runs"]:
+        assert [at["epoch"] for at in run["measured"]] == [1, 2]
+        found = run["measured"][-1]["test"]
+        assert found["pass@16"] >= found["quarter of 16"] >= found["half of 16"]
+        assert found["sampled pass@1"] == pytest.approx(found["pass@1"], abs=0.02)
+        assert found["majority@1"] == pytest.approx(found["sampled pass@1"], abs=1e-6)
+    assert "N=16   m=8" in capsys.readouterr().out

@@ -1,0 +1,146 @@
+"""The recipes for many machines: parsed by the tools they are for where those are here, and by what is always here."""
+
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from test_doc_code import check_arguments
+from tiny_models import save_checkpoint
+
+from dco_trl.runs import RunStore, load_results
+
+FOLDER = Path(__file__).parent.parent / "examples" / "scaling"
+SCRIPTS = sorted(FOLDER.glob("*.sh"))
+
+
+def name_of(path):
+    return path.stem
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """The `dco-trl` commands of a script, those in its comments too."""
+    lines = text.replace("\\\n", " ").replace("…", "").splitlines()
+    found = [re.search(r"dco-trl [a-z]+ .*", line) for line in lines]
+    commands = [re.split(r"\s{2,}#", match[0])[0].strip() for match in found if match]
+    return [shlex.split(command if command.count('"') % 2 == 0 else command.rstrip('"')) for command in commands]
+
+
+def test_there_are_recipes_and_they_use_the_command():
+    names = [path.name for path in sorted(FOLDER.iterdir()) if path.is_file()]
+    assert names == [
+        *("nginx.conf", "ray_data.py", "serve_data_parallel.sh", "serve_data_parallel_nodes.sh", "skypilot.yaml"),
+        "slurm_array.sh",
+    ]
+    assert sum(len(commands_in(path.read_text())) for path in FOLDER.iterdir() if path.is_file()) >= 7
+
+
+@pytest.mark.parametrize("path", sorted(p for p in FOLDER.iterdir() if p.is_file()), ids=name_of)
+def test_flags_of_the_recipes_exist(path):
+    for words in commands_in(path.read_text()):
+        check_arguments(words)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
+def test_scripts_are_bash(path):
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def test_the_array_has_as_many_tasks_as_shards():
+    text = (FOLDER / "slurm_array.sh").read_text()
+    last, shards = int(re.search(r"--array=0-(\d+)\n", text)[1]), int(re.search(r"^shards=(\d+)", text, re.M)[1])
+    assert last + 1 == shards
+
+
+def test_the_array_is_one_that_slurm_takes():
+    if shutil.which("sbatch") is None or subprocess.run(["scontrol", "ping"], capture_output=True).returncode:
+        pytest.skip("no Slurm controller")
+    done = subprocess.run(
+        ["sbatch", "--test-only", str(FOLDER / "slurm_array.sh"), "MODEL", "DATASET", "RUN"], capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_cloud_task_is_yaml_and_its_script_is_bash():
+    task = yaml.safe_load((FOLDER / "skypilot.yaml").read_text())
+    assert set(task) == {"name", "num_nodes", "resources", "envs", "workdir", "file_mounts", "setup", "run"}
+    for step in ("setup", "run"):
+        subprocess.run(["bash", "-n"], input=task[step], text=True, check=True)
+
+
+def test_the_proxy_is_one_that_nginx_takes():
+    text = (FOLDER / "nginx.conf").read_text()
+    assert text.count("{") == text.count("}")
+    if shutil.which("nginx") is None:
+        pytest.skip("no nginx (Debian: apt-get install nginx-light)")
+    subprocess.run(["nginx", "-t", "-c", str(FOLDER / "nginx.conf")], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_vllm_takes_the_arguments_of_its_recipes(tmp_path):
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    # `vllm` here prints the arguments that it was given.
+    (tmp_path / "vllm").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "vllm").chmod(0o755)
+    calls = [
+        ["serve_data_parallel.sh", "MODEL"],
+        ["serve_data_parallel.sh", "MODEL", "4", "ADAPTER"],
+        ["serve_data_parallel_nodes.sh", "MODEL", "2", "0", "10.0.0.1"],
+        ["serve_data_parallel_nodes.sh", "MODEL", "2", "1", "10.0.0.1"],
+    ]
+    given = []
+    for script, *arguments in calls:
+        command = ["bash", str(FOLDER / script), *arguments]
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        serve, *words = done.stdout.splitlines()
+        assert serve == "serve"
+        given.append(words)
+    code = (
+        "import json, sys\n"
+        "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
+        "from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args\n"
+        "parser = make_arg_parser(FlexibleArgumentParser())\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    args = parser.parse_args(words)\n"
+        "    validate_parsed_serve_args(args)\n"
+        "    print(args.data_parallel_size, args.data_parallel_size_local, args.data_parallel_start_rank,"
+        " args.headless, [module.name for module in args.lora_modules or []])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(given)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-4:] == [
+        "8 None None False []",
+        "4 None None False ['tuned']",
+        "16 8 None False []",
+        "16 8 8 True []",
+    ]
+
+
+def test_rays_worker_samples_and_grades_shard_after_shard(tmp_path):
+    spec = importlib.util.spec_from_file_location("ray_data", FOLDER / "ray_data.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rows = [{"prompt": f"{a}+1=", "answer": str(a + 1)} for a in range(3)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    worker = module.ShardWorker(
+        {
+            "model": str(save_checkpoint(tmp_path / "model")),
+            "dataset": str(tmp_path / "test.jsonl"),
+            "output": str(tmp_path / "run"),
+            "sampler": "transformers",
+            "num_samples": 40,
+            "max_tokens": 2,
+            "grader": "exact",
+        }
+    )
+    drawn = [worker({"shard": f"{i}/2"}) for i in range(2)]
+    assert sum(row["drawn"] for row in drawn) == sum(row["samples"] for row in drawn) == 120
+    assert {len(indices) for indices in RunStore(tmp_path / "run").present().values()} == {40}
+    assert sum(p.num_correct for p in load_results(tmp_path / "run").problems) == sum(row["correct"] for row in drawn)

@@ -1,0 +1,72 @@
+"""Train under each of some settings, with the model sharded or not, and let the main process write what came out.
+
+Started by `test_sharded.py`, once for each strategy: starting is what takes long.
+"""
+
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from cot import make_cot_trainer
+from datasets import Dataset
+from peft import LoraConfig
+from safetensors.torch import load_file
+from sharding import let_accelerate_shard_on_a_cpu
+from training import MANY, ROWS, dataset, make_trainer
+
+
+def train(settings: dict, folder: Path) -> dict:
+    lora = LoraConfig(r=4, target_modules=["q_proj", "up_proj"]) if settings.pop("lora", False) else None
+    is_cot, rows = settings.pop("cot", False), settings.pop("rows", range(len(ROWS)))
+    # Rounding must not grow: Adam divides the smallest gradients by their own size.
+    settings |= {
+        "adam_epsilon": 1e-2,
+        "output_dir": str(folder),
+        "use_cpu": "ACCELERATE_USE_DEEPSPEED" not in os.environ,
+    }
+    kwargs = {"peft_config": lora}
+    if is_cot:
+        make = functools.partial(make_cot_trainer, trainer_kwargs=kwargs, **settings)
+    else:
+        kwargs |= {"eval_dataset": dataset(11), "train_dataset": Dataset.from_list([ROWS[row] for row in rows])}
+        make = functools.partial(make_trainer, num_attempts=MANY, trainer_kwargs=kwargs, **settings)
+    trainer = make()
+    trainer.train()
+    result = {"steps": [entry for entry in trainer.state.log_history if "grad_norm" in entry]}
+    result["distributed_type"] = str(trainer.accelerator.distributed_type.value)
+    if is_cot:
+        counts, policy = trainer._windows.counts, trainer._windows._policy
+        result["counts"] = (counts.num_sampled, counts.num_correct, trainer._windows.next_index)
+        # What a server would be given.
+        state = policy._gather() if policy._is_sharded else None
+        if trainer.accelerator.is_main_process:
+            policy._save(folder / "served", state)
+        trainer.accelerator.wait_for_everyone()
+        result["served"] = read_weights(folder / "served")
+    else:
+        result["metrics"] = trainer.evaluate()
+    trainer.save_model(str(folder / "final"))
+    trainer.accelerator.wait_for_everyone()
+    result["weights"] = read_weights(folder / "final")
+    if settings.get("save_strategy") == "steps":
+        again = make()
+        again.train(resume_from_checkpoint=str(folder / f"checkpoint-{settings['save_steps']}"))
+        again.save_model(str(folder / "resumed"))
+        again.accelerator.wait_for_everyone()
+        result["resumed"] = read_weights(folder / "resumed")
+    return result
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    [path] = folder.glob("*model.safetensors")
+    return load_file(path)
+
+
+if __name__ == "__main__":
+    let_accelerate_shard_on_a_cpu()
+    results = {name: train(run, Path(sys.argv[2], name)) for name, run in json.loads(sys.argv[1]).items()}
+    if int(os.environ.get("RANK", 0)) == 0:
+        torch.save(results, Path(sys.argv[2], "results.pt"))

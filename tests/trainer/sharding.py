@@ -1,0 +1,60 @@
+"""Two processes under the launch configurations of `examples/accelerate_configs`, on a CPU."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import transformers
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+HERE = Path(__file__).parent
+CONFIGS = HERE.parents[1] / "examples/accelerate_configs"
+
+
+def launch_environment(name: str) -> dict[str, str]:
+    """What `accelerate launch --config_file` hands to the processes."""
+    arguments = ["--config_file", str(CONFIGS / f"{name}.yaml"), "--num_processes", "2", "--mixed_precision", "no"]
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args([*arguments, "script.py"]))
+    if not args.use_deepspeed:
+        return prepare_multi_gpu_env(args)
+    args.deepspeed_fields_from_accelerate_config = ""
+    return prepare_deepspeed_cmd_env(args)[1]
+
+
+def run(strategy: str | None, *arguments: str) -> None:
+    """One process without a strategy, two with one."""
+    command = [sys.executable, *arguments]
+    environment = dict(os.environ)
+    if strategy is not None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command[1:1] = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+        environment |= launch_environment(strategy)
+    environment["PYTHONPATH"] = f"{HERE}:{HERE.parent}:{HERE.parents[1]}"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+def let_accelerate_shard_on_a_cpu() -> None:
+    """Make accelerate do with a CPU's processes what it does with GPUs': it shards over those only."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        PartialState._prepare_backend = lambda self, *args: ("gloo", DistributedType.MULTI_CPU)
+        transformers.training_args.is_torch_bf16_gpu_available = lambda: True
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        init = AcceleratorState.__init__
+
+        def initialise(self, *args, fsdp_plugin=None, **kwargs):
+            init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+            if fsdp_plugin is not None:
+                if self._mixed_precision != "no":
+                    fsdp_plugin.set_mixed_precision(self._mixed_precision)
+                self.fsdp_plugin = fsdp_plugin
+                self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+        AcceleratorState.__init__ = initialise

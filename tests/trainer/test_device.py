@@ -1,0 +1,232 @@
+"""What can be known of a GPU without one: nothing waits for the device, nothing stays on the CPU, autocast works.
+
+On the "meta" device tensors have no values: reading one (`.item()`, `.tolist()`, `x[mask]`, `.cpu()`) raises, and so
+does a tensor of the CPU among its operands.
+"""
+
+import sys
+from collections import deque
+from pathlib import Path
+
+import cot
+import pytest
+import torch
+from datasets import Dataset
+from test_equivalence import BATCHES, gradients
+from tiny_models import make_model
+from training import MANY, SFTTrainer, dataset, make_trainer
+from trl.trainer.utils import FusedCausalLMOutput
+
+from dco_trl import DCOTrainer
+from dco_trl.trainer.segments import Segments
+from dco_trl.trainer.window import Window
+
+# The benchmarks import each other by name, as they do when one of them is run.
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from measure import count_synchronisations
+
+META = torch.device("meta")
+REDUCTIONS = ["token", "sequence", "sequence_mean"]
+COUNTED = [{**row, "num_sampled": 16, "num_correct": i % 5} for i, row in enumerate(cot.ROWS)]
+
+
+class StubModel(torch.nn.Module):
+    """Log-probabilities for every position with a label, as TRL's fused head returns them."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.empty((), device=META))
+
+    def forward(self, input_ids, labels, fused_lm_head, **kwargs):
+        assert fused_lm_head and labels.device == input_ids.device == META
+        mask = labels[:, 1:] != -100
+        log_probs = torch.zeros(mask.shape, device=META).masked_fill(~mask, 0.0) * self.scale
+        return FusedCausalLMOutput(log_probs=log_probs, label_mask=mask)
+
+
+@pytest.fixture
+def bare_trl(monkeypatch):
+    """TRL's loss without its metrics, which do wait for the device."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        log_probs = model(**inputs, fused_lm_head=True).log_probs
+        return -log_probs.sum() / (1 if num_items_in_batch is None else num_items_in_batch)
+
+    def replace() -> None:  # only after construction, which checks TRL's own
+        monkeypatch.setattr(SFTTrainer, "compute_loss", compute_loss)
+
+    return replace
+
+
+def on_meta(dataloader, trainer) -> dict:
+    """A batch as accelerate places it, the device being "meta"."""
+    batch = next(iter(dataloader))
+    for name, value in batch.items():
+        assert not isinstance(value, torch.Tensor) or value.device == META, name
+    return trainer._prepare_inputs(batch)
+
+
+@pytest.fixture
+def device_is_meta(monkeypatch):
+    def replace(trainer) -> None:
+        monkeypatch.setattr(trainer.accelerator.state, "device", META)
+        monkeypatch.setitem(trainer.args.__dict__, "_setup_devices", META)
+        assert trainer.accelerator.device == trainer.args.device == META
+
+    return replace
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("batches", BATCHES)
+def test_a_training_step_reads_nothing_from_the_device(batches, reduction, bare_trl, device_is_meta):
+    trainer = make_trainer(num_attempts=MANY, loss_reduction=reduction, **BATCHES[batches])
+    bare_trl()
+    device_is_meta(trainer)
+    trainer.current_gradient_accumulation_steps = 1
+    model = StubModel()
+    for _ in range(2):  # sums since the last log are added to those before
+        batch = on_meta(trainer.get_train_dataloader(), trainer)
+        assert ("documents_per_example" in batch) == (batches != "padded")
+        num_items = trainer._get_num_items_in_batch([batch], META)
+        assert num_items.device == META
+        loss = trainer.compute_loss(model, batch, num_items_in_batch=num_items)
+        loss.backward()
+    assert loss.device == model.scale.grad.device == trainer._train_sums.device == META
+
+
+REFERENCES = Dataset.from_list([{"prompt": f"{i}+1=", "completions": [str(i + 1), f"0{i + 1}"]} for i in range(8)])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_attempts": 1},
+        {"num_required": 2},
+        {"unit": "turn", "loss_reduction": "sequence"},
+        {"trainer_kwargs": {"train_dataset": REFERENCES}, "loss_reduction": "sequence"},
+    ],
+    ids=["one attempt", "at least two", "turns", "references"],
+)
+def test_nor_does_one_with_other_units_and_counts(settings, bare_trl, device_is_meta):
+    trainer = make_trainer(**{"num_attempts": 64, **settings})
+    bare_trl()
+    device_is_meta(trainer)
+    trainer.current_gradient_accumulation_steps = 1
+    batch = on_meta(trainer.get_train_dataloader(), trainer)
+    num_items = trainer._get_num_items_in_batch([batch], META)
+    trainer.compute_loss(StubModel(), batch, num_items_in_batch=num_items).backward()
+    assert trainer._train_sums.device == META
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("batches", BATCHES)
+def test_nor_does_a_batch_of_evaluation(batches, reduction, bare_trl, device_is_meta):
+    data = {"trainer_kwargs": {"eval_dataset": dataset()}, "eval_packing": batches == "packed"}
+    trainer = make_trainer(num_attempts=MANY, loss_reduction=reduction, **data, **BATCHES[batches])
+    bare_trl()
+    device_is_meta(trainer)
+    trainer.model.eval()
+    for _ in range(2):
+        batch = on_meta(trainer.get_eval_dataloader(), trainer)
+        assert ("dco_eval_row" in batch) == (batches != "packed")
+        trainer.compute_loss(StubModel(), batch)
+    assert trainer._eval_sums.device == META
+    assert len(trainer._eval_rows) == (0 if batches == "packed" else 2)
+    assert all(rows.device == META for rows in trainer._eval_rows)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("batches", ["padded", "padding-free"])
+def test_nor_does_a_step_with_given_weights(batches, reduction, bare_trl, device_is_meta):
+    trainer = cot.make_cot_trainer(loss_reduction=reduction, num_targets=2, targets="sampled", **BATCHES[batches])
+    bare_trl()
+    device_is_meta(trainer)
+    trainer.current_gradient_accumulation_steps = 1
+    # As if it had been sampled for: row 0 has two different rationales.
+    estimates = {problem: (0.5, -3.0) for problem in range(4)}
+    trainer._window = Window(deque([[0, 1, 2, 3]]), estimates, {0: [[5, 6, 1], [7, 1]]})
+    served, num_items = trainer.get_batch_samples(iter([]), 1, META)
+    batch = trainer._prepare_inputs(served[0])
+    assert all(batch[name].device == META for name in ("row_weight", "row_log_p", "row_share", "labels"))
+    trainer.compute_loss(StubModel(), batch, num_items_in_batch=num_items).backward()
+    assert trainer._train_sums.device == META
+
+
+def test_meta_would_find_out():
+    """The ways of reading a value that these tests are there for do raise."""
+    x = torch.zeros(3, device=META)
+    for read in (lambda: x.sum().item(), x.tolist, lambda: x[x > 0], x.cpu, lambda: bool(x.any())):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            read()
+    with pytest.raises(RuntimeError):
+        x + torch.zeros(3)
+    with pytest.raises(RuntimeError):
+        Segments.rows(torch.ones(1, 3, dtype=torch.bool)).sum(x[None])
+
+
+# --------------------------------------------------------------------------------------------- whole training steps
+
+
+def waits_per_step(make, **settings) -> float:
+    """Of a whole run, data and optimizer included, between two logs."""
+    counts = []
+    for steps in (3, 6):
+        trainer = make(max_steps=steps, logging_steps=100, num_train_epochs=1, **settings)
+        counts.append(count_synchronisations(trainer.train))
+    return (counts[1] - counts[0]) / 3
+
+
+@pytest.mark.parametrize(("batches", "reduction"), list(zip(BATCHES, REDUCTIONS, strict=True)))
+def test_a_whole_step_waits_for_the_device_no_more_often_than_trls(batches, reduction):
+    sft = waits_per_step(lambda **settings: make_trainer(SFTTrainer, **settings), **BATCHES[batches])
+    assert 0 < sft
+    assert waits_per_step(make_trainer, num_attempts=MANY, loss_reduction=reduction, **BATCHES[batches]) <= sft
+
+
+def test_nor_does_one_of_the_cot_trainer():
+    rows = {"train_dataset": Dataset.from_list(COUNTED)}
+    sft = waits_per_step(lambda **settings: make_trainer(SFTTrainer, trainer_kwargs=rows, **settings))
+    assert waits_per_step(lambda **settings: cot.make_cot_trainer(COUNTED, sampler="none", **settings)) <= sft
+
+
+# ----------------------------------------------------------------------------------------------------------- dtypes
+
+
+@pytest.mark.parametrize("batches", ["padded", "padding-free"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_gives_float32s_weights_and_gradient(dtype, batches):
+    found = {}
+    for enabled in (False, True):
+        model = make_model()
+        trainer = make_trainer(model=model, num_attempts=MANY, **BATCHES[batches])
+        trainer.current_gradient_accumulation_steps = 1
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(12)])
+        num_items = trainer._get_num_items_in_batch([dict(batch)], torch.device("cpu"))
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            loss = trainer.compute_loss(model, batch, num_items_in_batch=num_items)
+        assert loss.dtype == torch.float32 and trainer._train_sums.dtype == torch.float64
+        found[enabled] = loss, trainer._train_sums, gradients(loss, model)
+    (loss, sums, expected), (low_loss, low_sums, low) = found[False], found[True]
+    torch.testing.assert_close(low_loss, loss, rtol=0.01, atol=0)
+    torch.testing.assert_close(low_sums, sums, rtol=0.01, atol=0)
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(low[name], gradient, rtol=0, atol=0.05 * largest.item(), msg=name)
+
+
+@pytest.mark.parametrize("trainer_class", [DCOTrainer, "cot"])
+def test_training_in_bfloat16_stays_near_float32(trainer_class):
+    """`bf16=True` with weights in float32, as accelerate sets it up."""
+
+    def logged(bf16: bool) -> list[dict]:
+        if trainer_class == "cot":
+            trainer = cot.make_cot_trainer(COUNTED, sampler="none", bf16=bf16, max_steps=3)
+        else:
+            trainer = make_trainer(num_attempts=MANY, bf16=bf16)
+        trainer.train()
+        return cot.steps_of(trainer)
+
+    for low, expected in zip(logged(True), logged(False), strict=True):
+        for name in ("loss", "coverage_loss", "coverage_weight", "log_p"):
+            assert low[name] == pytest.approx(expected[name], rel=0.05), name
