@@ -2,8 +2,8 @@
 
 The puzzle is to get from one number to another by steps such as `*3` and `-2`: all of `+`, `-`, `*` with 2 to 5, and
 no number below 1 or above 999. A row is a shortest solution, `17>54:*3=51+3=54`, whose labels are the steps alone;
-what follows `=` is the checker's. With `unit="turn"` each step has its own p, weighed with N_eff attempts; N_eff = 1 is
-cross-entropy.
+what follows `=` is the checker's. With `unit="turn"` each step has its own p, weighed with N_eff attempts; N_eff = 1
+is cross-entropy.
 
 At test time a best-first search expands the node with the largest product of probabilities. Expanding asks the model
 for the probabilities of all steps there; the checker applies them, drops impossible ones and numbers seen before, and
