@@ -8,17 +8,20 @@ is cross-entropy.
 At test time a best-first search expands the node with the largest product of probabilities. Expanding asks the model
 for the probabilities of all steps there; the checker applies them, drops impossible ones and numbers seen before, and
 ends the search at the target. Reported is the share of held-out puzzles that is solved, against nodes expanded, by the
-length of the shortest solution; `together` gives each of the three models a third of the nodes, `uniform` is a search
-without a model.
+length of the shortest solution. `together` gives each of the three models a third of the nodes. `schedule` shares them
+out as was best on validation puzzles of all lengths, for each number of nodes; `best` is the one model that was best
+there. `uniform` is a search without a model.
 
     python research/tree_search.py --work_dir tree-runs --output docs/results/tree-search.json --workers 2
 
-3 runs per seed, of about 2 minutes on one core each.
+3 runs per seed.
 """
 
 import argparse
 import heapq
+import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,13 +40,14 @@ N_EFF = [1, 4, 16]
 STEPS = [f"{operation}{a}" for operation in "+-*" for a in range(2, 6)]
 LARGEST, DEPTH, NODES = 999, 8, 48
 LENGTHS = [2, 3, 4, 5]
-NUM_TRAIN, NUM_TEST = 1000, 40  # of each length
+NUM_TRAIN, NUM_TEST = 1000, 100  # of each length; as many to choose on as to report
 VOCABULARY = ["<pad>", *"+-*=>:0123456789"]
 SETTINGS: dict[str, Any] = dict(
     per_device_train_batch_size=64, learning_rate=2e-3, lr_scheduler_type="cosine", adam_beta2=0.99, weight_decay=0.1
 )
 
 Puzzle = tuple[int, int]
+Puzzles = dict[int, list[Puzzle]]
 
 
 def apply(number: int, step: str) -> int | None:
@@ -85,8 +89,8 @@ def _before(number: int, step: str) -> list[int]:
     return [n] if n >= 1 and apply(n, step) == number else []
 
 
-def make_puzzles(seed: int) -> tuple[list[tuple[Puzzle, list[str]]], dict[int, list[Puzzle]]]:
-    """Puzzles with a solution to train on, and others, by the length of their shortest solution."""
+def make_puzzles(seed: int) -> tuple[list[tuple[Puzzle, list[str]]], Puzzles, Puzzles]:
+    """Puzzles with a solution to train on; others to choose on and to report, by the length of their solution."""
     rng = np.random.default_rng(seed)
     by_length: dict[int, list[Puzzle]] = {length: [] for length in LENGTHS}
     distances = {start: distances_from(start) for start in range(1, 200)}
@@ -94,12 +98,12 @@ def make_puzzles(seed: int) -> tuple[list[tuple[Puzzle, list[str]]], dict[int, l
         for target, length in distance.items():
             if length in by_length:
                 by_length[length].append((start, target))
-    train, test = [], {}
+    train, validation, test = [], {}, {}
     for length, puzzles in by_length.items():
-        drawn = [puzzles[i] for i in rng.permutation(len(puzzles))[: NUM_TRAIN + NUM_TEST]]
-        test[length] = drawn[:NUM_TEST]
-        train += [(puzzle, shortest(puzzle, distances[puzzle[0]], rng)) for puzzle in drawn[NUM_TEST:]]
-    return [train[i] for i in rng.permutation(len(train))], test
+        drawn = [puzzles[i] for i in rng.permutation(len(puzzles))[: NUM_TRAIN + 2 * NUM_TEST]]
+        test[length], validation[length] = drawn[:NUM_TEST], drawn[NUM_TEST : 2 * NUM_TEST]
+        train += [(puzzle, shortest(puzzle, distances[puzzle[0]], rng)) for puzzle in drawn[2 * NUM_TEST :]]
+    return [train[i] for i in rng.permutation(len(train))], validation, test
 
 
 def encode(text: str) -> list[int]:
@@ -205,7 +209,7 @@ def solve(model: Any, puzzles: list[Puzzle]) -> list[int]:
 
 def train(n_eff: int, seed: int, num_epochs: int) -> dict[str, Any]:
     be_quiet()
-    solutions, test = make_puzzles(seed)
+    solutions, validation, test = make_puzzles(seed)
     model = make_model(seed)
     with TemporaryDirectory(prefix="tree-search-") as folder:
         args = DCOConfig(
@@ -235,32 +239,58 @@ def train(n_eff: int, seed: int, num_epochs: int) -> dict[str, Any]:
     logged = [entry for entry in trainer.state.log_history if "coverage_weight" in entry]
     return {
         "solved_at": {str(length): solve(model, puzzles) for length, puzzles in test.items()},
+        "validation": {str(length): solve(model, puzzles) for length, puzzles in validation.items()},
         "coverage_weight": [round(entry["coverage_weight"], 4) for entry in logged],
         "log_p": [round(entry["log_p"], 4) for entry in logged],
     }
 
 
-def share(solved_at: list[int], nodes: int) -> float:
-    """Share of puzzles that were solved with so many nodes."""
-    return float(np.mean([0 < at <= nodes for at in solved_at]))
+def solved(solved_at: np.ndarray, split: Sequence[int]) -> np.ndarray:
+    """Which puzzles one of the models solves with its share of the nodes; `solved_at` is (models, puzzles)."""
+    return ((solved_at > 0) & (solved_at <= np.array(split)[:, None])).any(axis=0)
 
 
-def summarise(runs: list[dict[str, Any]], seeds: list[int], budgets: list[int]) -> list[dict[str, Any]]:
-    """Solved share for each length and budget of nodes, a value per seed."""
-    table = []
-    for length in map(str, LENGTHS):
-        of = {(run["n_eff"], run["seed"]): run["solved_at"][length] for run in runs}
-        shares = {f"N_eff={n}": [[share(of[n, seed], b) for b in budgets] for seed in seeds] for n in N_EFF}
-        # Each has a third of the nodes.
-        all_three = {seed: np.array([of[n, seed] for n in N_EFF]) for seed in seeds}
-        quickest = {seed: np.where(at > 0, at, NODES + 1).min(axis=0).tolist() for seed, at in all_three.items()}
-        shares["together"] = [[share(quickest[seed], b // len(N_EFF)) for b in budgets] for seed in seeds]
-        shares["uniform"] = [
-            [share(ats, b) for b in budgets]
-            for ats in (solve(None, make_puzzles(seed)[1][int(length)]) for seed in seeds)
-        ]
-        table.append({"length": int(length), "solved": shares})
-    return table
+def best_split(solved_at: np.ndarray, nodes: int) -> list[int]:
+    """How to share the nodes out among the models, for the most puzzles."""
+    splits = [
+        split for split in itertools.product(range(nodes + 1), repeat=len(N_EFF)) if sum(split) == nodes
+    ]  # fmt: skip
+    return list(max(splits, key=lambda split: solved(solved_at, split).sum()))
+
+
+def summarise(runs: list[dict[str, Any]], seeds: list[int], budgets: list[int]) -> dict[str, Any]:
+    """Solved shares of the test puzzles by way and length ("all" of them), of shape (seeds, budgets)."""
+    alone = {f"N_eff={n}": np.eye(len(N_EFF), dtype=int)[i] for i, n in enumerate(N_EFF)}
+    ways = [*alone, "best", "together", "schedule", "uniform"]
+    lengths = list(map(str, LENGTHS))
+    shares = {way: {length: np.zeros((len(seeds), len(budgets))) for length in [*lengths, "all"]} for way in ways}
+    chosen = []
+    for row, seed in enumerate(seeds):
+        of = {run["n_eff"]: run for run in runs if run["seed"] == seed}
+        validation, test = (
+            {length: np.array([of[n][part][length] for n in N_EFF]) for length in lengths}
+            for part in ("validation", "solved_at")
+        )
+        to_choose_on = np.concatenate(list(validation.values()), axis=1)
+        unguided = {length: np.array([solve(None, make_puzzles(seed)[2][int(length)])]) for length in lengths}
+        for column, nodes in enumerate(budgets):
+            splits = {way: nodes * one for way, one in alone.items()}
+            splits["best"] = max(splits.values(), key=lambda split: solved(to_choose_on, split).sum())
+            splits["together"] = [nodes // len(N_EFF)] * len(N_EFF)
+            splits["schedule"] = best_split(to_choose_on, nodes)
+            chosen.append(
+                {"seed": seed, "nodes": nodes, **{way: list(map(int, splits[way])) for way in ("best", "schedule")}}
+            )
+            for length in lengths:
+                for way, split in splits.items():
+                    shares[way][length][row, column] = solved(test[length], split).mean()
+                shares["uniform"][length][row, column] = solved(unguided[length], [nodes]).mean()
+    for of_way in shares.values():
+        of_way["all"] = np.mean([of_way[length] for length in lengths], axis=0)
+    return {
+        "solved": {way: {length: v.round(4).tolist() for length, v in of.items()} for way, of in shares.items()},
+        "splits": chosen,
+    }
 
 
 def main() -> None:
@@ -268,7 +298,7 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--num_epochs", type=int, default=10)
     args = parser.parse_args()
     seeds, budgets = list(range(args.seeds)), [3, 6, 12, 24, 48]
@@ -278,10 +308,10 @@ def main() -> None:
     results |= {**environment(args.workers), "seconds_of_runs": sum(run["seconds"] for run in runs)}
     results |= {"summary": summarise(runs, seeds, budgets), "runs": runs}
     write(results, args.output)
-    for entry in results["summary"]:
-        print(f"shortest solution of {entry['length']} steps; nodes {budgets}")
-        for name, values in entry["solved"].items():
-            print(f"  {name:>9}  " + "  ".join(f"{100 * value:5.1f}" for value in np.mean(values, axis=0)))
+    for length in results["summary"]["solved"]["uniform"]:
+        print(f"shortest solution of {length} steps; nodes {budgets}")
+        for way, shares in results["summary"]["solved"].items():
+            print(f"  {way:>9}  " + "  ".join(f"{100 * value:5.1f}" for value in np.mean(shares[length], axis=0)))
 
 
 if __name__ == "__main__":

@@ -30,9 +30,11 @@ def test_distances_are_those_of_trying_everything():
 
 
 def test_solutions_are_shortest_and_steps_alone_have_labels():
-    train, test = tree.make_puzzles(0)
-    assert len(train) == 4 * tree.NUM_TRAIN and {len(puzzles) for puzzles in test.values()} == {tree.NUM_TEST}
-    assert not {puzzle for puzzle, _ in train} & {puzzle for puzzles in test.values() for puzzle in puzzles}
+    train, *others = tree.make_puzzles(0)
+    assert len(train) == 4 * tree.NUM_TRAIN
+    kept = [puzzle for puzzles in others for some in puzzles.values() for puzzle in some]
+    assert len(kept) == len(set(kept)) == 2 * 4 * tree.NUM_TEST
+    assert not {puzzle for puzzle, _ in train} & set(kept)
     for puzzle, steps in train[:50]:
         number = puzzle[0]
         for step in steps:
@@ -63,6 +65,13 @@ def test_a_search_without_a_model_is_breadth_first():
     assert search.solved_at == 1 and search.is_over
 
 
+def test_nodes_are_shared_out_for_the_most_puzzles():
+    solved_at = np.array([[2, 0, 9], [0, 1, 0], [1, 2, 3]])
+    assert tree.solved(solved_at, [2, 1, 0]).tolist() == [True, True, False]
+    assert tree.solved(solved_at, tree.best_split(solved_at, 3)).all()
+    assert tree.best_split(solved_at, 1) in ([0, 1, 0], [0, 0, 1])
+
+
 def test_command(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tree, "NUM_TRAIN", 16)
     monkeypatch.setattr(tree, "NUM_TEST", 2)
@@ -71,11 +80,13 @@ def test_command(monkeypatch, tmp_path, capsys):
         tree, "run_all", lambda train, jobs, *others: [{**job, **train(**job), "seconds": 1.0} for job in jobs]
     )
     output = tmp_path / "tree.json"
-    arguments = f"x --work_dir {tmp_path} --output {output} --num_epochs 1"
+    arguments = f"x --work_dir {tmp_path} --output {output} --num_epochs 1 --seeds 1"
     monkeypatch.setattr(sys, "argv", arguments.split())
     tree.main()
     results = json.loads(output.read_text())
-    assert [entry["length"] for entry in results["summary"]] == tree.LENGTHS
-    assert results["summary"][0]["solved"].keys() == {"N_eff=1", "N_eff=4", "N_eff=16", "together", "uniform"}
+    solved = results["summary"]["solved"]
+    ways = {"N_eff=1", "N_eff=4", "N_eff=16", "best", "together", "schedule", "uniform"}
+    assert solved.keys() == ways and set(solved["best"]) == {*map(str, tree.LENGTHS), "all"}
+    assert all(sum(entry["schedule"]) == entry["nodes"] for entry in results["summary"]["splits"])
     assert len(results["runs"]) == 3 and results["runs"][0]["coverage_weight"] == [1.0]
     assert "shortest solution of 2 steps" in capsys.readouterr().out
