@@ -118,7 +118,7 @@ def train(num_attempts: int, num_required: int, seed: int, num_epochs: int) -> d
 def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each (N, m) and metric, seeds' values on the test half.
 
-    At the epoch best on validation for this metric, at the last epoch, and at the epoch best for `VOTE`, whose value on
+    At the epoch best on validation for this metric, at the last epoch, and at the epoch best for `VOTE`; `VOTE` on
     the validation half stands beside.
     """
     table = []
