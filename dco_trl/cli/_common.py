@@ -197,12 +197,14 @@ def with_flags(message: str, names: Collection[str]) -> str:
 
 
 @contextmanager
-def naming(model: str) -> Iterator[None]:
-    """Name the model that could not be loaded: not every message of Transformers does."""
+def naming(name: str, kind: str = "model") -> Iterator[None]:
+    """Name the model or adapter that could not be loaded: not every message of Transformers does."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except OSError as error:
-        raise OSError(f"model {model!r} could not be loaded: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{kind} {name!r} could not be loaded: {error}") from error
 
 
 def load_problems(config: DatasetConfig, answer_column: str | None = None) -> list:

@@ -55,7 +55,8 @@ class CoverageConfig:
         default=None,
         metadata={
             "help": "A .json file for the numbers and every problem's log-probability; or a .parquet file with the "
-            "log-probabilities alone, of any number of models, adapters and temperatures, for `dco-trl schedule`."
+            "log-probabilities alone, of any number of models, adapters and temperatures, for `dco-trl schedule`; "
+            "it is written anew after each adapter."
         },
     )
 
@@ -96,11 +97,13 @@ def coverage(data: DatasetConfig, model: ArmsConfig, config: CoverageConfig) -> 
     column, problems = _problems(data)
     references = _references(problems) if column == "completions" else None
     sampled = _sampled(config, problems, ks) if config.run else None
-    measured = [
-        found
-        for loaded, adapter in _each_model(model)
-        for found in _measure(loaded, adapter, problems, references, model, config)
-    ]
+    path = Path(config.output or "")
+    measured: list[tuple[Any, Any, dict]] = []
+    for loaded, adapter in _each_model(model):
+        measured += _measure(loaded, adapter, problems, references, model, config)
+        if path.suffix == ".parquet":  # after each, so that a run that is stopped leaves what it measured
+            arms, exacts, _ = zip(*measured, strict=True)
+            write_arms(path, arms, exacts[0].problem_ids, [exact.log_p for exact in exacts])
 
     table = Table()
     console = Console(highlight=False, emoji=False)
@@ -126,11 +129,7 @@ def coverage(data: DatasetConfig, model: ArmsConfig, config: CoverageConfig) -> 
         console.print(line)
     if not config.output:
         return
-    path = Path(config.output)
-    if path.suffix == ".parquet":
-        arms, exacts, _ = zip(*measured, strict=True)
-        write_arms(path, arms, exacts[0].problem_ids, [exact.log_p for exact in exacts])
-    else:
+    if path.suffix != ".parquet":
         numbers = {
             "model": identity,
             "dataset": data.dataset,
@@ -218,7 +217,8 @@ def _each_model(model: ArmsConfig) -> Iterator[tuple[Any, str]]:
         if not model.adapter:
             yield loaded, ""
         for adapter in model.adapter or []:
-            loaded.load_adapter(adapter)
+            with naming(adapter, "adapter"):
+                loaded.load_adapter(adapter)
             yield loaded, adapter
         loaded.close()  # one model in memory, not two
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -73,6 +74,16 @@ def test_coverage_of_many_adapters_and_temperatures_is_that_of_each_alone(here, 
         np.testing.assert_allclose(log_p, exact("MODEL", arm.adapter, arm.temperature), rtol=1e-5)
     out = capsys.readouterr().out
     assert "runs/dco, T=1.5" in out and "temperature 1 1.5" in out and "written: " in out
+
+
+def test_what_was_measured_stands_in_the_file_where_a_later_adapter_fails(here, tmp_path, capsys):
+    file = tmp_path / "arms.parquet"
+    shutil.copytree("runs/dco", tmp_path / "broken")
+    (tmp_path / "broken" / "adapter_model.safetensors").write_bytes(b"cut off")
+    arguments = ["--adapter", "runs/ce", str(tmp_path / "broken"), "--temperature", "1", "1.5"]
+    assert main(["coverage", "--model", "MODEL", *TEMPLATE, *arguments, "--output", str(file)]) == 2
+    assert f"adapter '{tmp_path}/broken' could not be loaded" in capsys.readouterr().err.replace("\n", "")
+    assert [arm.name for arm in read_arms([file]).arms] == ["runs/ce", "runs/ce, T=1.5"]
 
 
 def test_coverage_of_whole_models(here, tmp_path):
