@@ -1,7 +1,7 @@
 """What a schedule gives: measured along it, and expected on problems that it was not planned on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -104,7 +104,8 @@ def cross_fit_schedule(
 
     Problems are dealt into folds. For each fold, the schedule is planned on the other folds, the best single arm for
     each k is chosen there too, and both are measured on the fold: exactly where p is known, elsewhere by the unbiased
-    estimator. So no problem has a say in what it is measured with. Intervals are BCa over problems.
+    estimator. So no problem has a say in what it is measured with. Intervals are BCa over problems; where schedule and
+    rival give every fold the same attempts, which is so for a best arm at k = 1, the difference is 0 without one.
 
     Args:
         k: Numbers of attempts, shape (K,). From counts, none above the smallest number of samples.
@@ -171,6 +172,7 @@ def cross_fit_schedule(
     values: dict[object, NDArray] = {
         name: np.empty((num_problems, ks.size)) for name in ("schedule", "best_arm", *rivals)
     }
+    is_same = {name: np.ones(ks.size, dtype=bool) for name in values}
     for fold in np.array_split(np.random.default_rng(seed).permutation(num_problems), num_folds):
         rest, held_out = arms.on(np.setdiff1d(np.arange(num_problems), fold)), arms.on(fold)
         best = np.array([[rest.planned_coverage(split).mean() for split in splits] for splits in alone]).argmax(axis=1)
@@ -181,9 +183,14 @@ def cross_fit_schedule(
         }
         for name, rows in splits.items():
             values[name][fold] = np.stack([held_out.measured_coverage(split) for split in rows], axis=1)
+            is_same[name] &= (rows == splits["schedule"]).all(axis=1)
 
     def against(name: object) -> PairedDifference:
-        return difference_of_means(values[name], values["schedule"], ks, confidence, num_resamples, seed)
+        found = difference_of_means(values[name], values["schedule"], ks, confidence, num_resamples, seed)
+        # The same attempts in every fold: the difference is 0 on any problems, which zeros in a sample cannot tell.
+        return replace(
+            found, low=np.where(is_same[name], 0.0, found.low), high=np.where(is_same[name], 0.0, found.high)
+        )
 
     return CrossFittedSchedule(
         curve=mean_curve(values["schedule"], ks, confidence=confidence, num_resamples=num_resamples, seed=seed),

@@ -222,6 +222,17 @@ def test_cross_fitting_finds_the_gain_of_arms_that_complement_each_other():
     assert expected.curve.low[2] < at_64 < expected.curve.high[2]
 
 
+def test_the_same_attempts_differ_by_nothing_and_equal_values_do_not_say_so():
+    log_p = np.log(np.array([[0.5, 0.4, 0.3, 0.2], [0.1, 0.1, 0.1, 0.1]]))
+    expected = cross_fit_schedule([1, 2], log_p=log_p, given_arms=[0, 1])
+    for rival in (expected.best_arm, expected.given_arms[0]):
+        assert rival.low.tolist() == rival.high.tolist() == [0.0, 0.0]
+    assert (expected.given_arms[1].low != expected.given_arms[1].high).all()
+    # Two arms that are equal on every problem that was seen may differ on the next.
+    twins = cross_fit_schedule([2], log_p=log_p[[0, 0]], given_arms=[1])
+    assert twins.given_arms[0].difference[0] == 0 and twins.given_arms[0].low[0] < 0 < twins.given_arms[0].high[0]
+
+
 def test_luck_in_the_samples_is_no_gain():
     """Thirty arms that are all alike: choosing among them on the problems measured would show a gain."""
     rng = np.random.default_rng(9)
