@@ -14,7 +14,7 @@ there. `uniform` is a search without a model.
 
     python research/tree_search.py --work_dir tree-runs --output docs/results/tree-search.json --workers 2
 
-3 runs per seed.
+3 runs per seed, of about 6 minutes on one core each.
 """
 
 import argparse
@@ -299,7 +299,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--num_epochs", type=int, default=10)
+    parser.add_argument("--num_epochs", type=int, default=40)
     args = parser.parse_args()
     seeds, budgets = list(range(args.seeds)), [3, 6, 12, 24, 48]
     jobs = [{"n_eff": n, "seed": seed, "num_epochs": args.num_epochs} for seed in seeds for n in N_EFF]
