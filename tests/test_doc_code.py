@@ -82,6 +82,8 @@ def world(tmp_path, monkeypatch):
     for name in (
         "problems.jsonl",
         "data/test.jsonl",
+        "data/validation.jsonl",
+        "data/math/validation.jsonl",
         "data/math/test.jsonl",
         "data/gsm8k/train.jsonl",
         "data/gsm8k/test.jsonl",
