@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", help="JSON file to write")
     parser.add_argument("--model", help="checkpoint folder (default: a small random Llama)")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
+    parser.add_argument("--rounds", type=int, default=24, help="interleaved rounds")
     parser.add_argument("--num-samples", type=int, default=16, help="samples of each of the 8 prompts per round")
     parser.add_argument("--chunks", type=int, default=2, help="calls that a round's samples are drawn in")
     parser.add_argument("--max-tokens", type=int, default=32, help="tokens per sample, at most")
