@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from in_processes import environment, run_all, write
+from rival_selection import interval, told
 from transformers import PrinterCallback, TrainerCallback
 
 from dco_trl import DCOConfig, DCOTrainer
@@ -137,6 +138,28 @@ def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
+def compare(table: list[dict[str, Any]]) -> dict[str, Any]:
+    """The pair with m > 1 that is best in `VOTE` on validation, against cross-entropy and the better DCO."""
+
+    def best(entries: list[dict[str, Any]]) -> dict[str, Any]:
+        return max(entries, key=lambda entry: np.mean(entry["validation"]))
+
+    required = best([entry for entry in table if entry["num_required"] > 1])
+    dco = best([entry for entry in table if entry["num_required"] == 1 and entry["num_attempts"] > 1])
+    ce = next(entry for entry in table if entry["num_attempts"] == 1)
+    at = "at the epoch for the vote"
+    return {
+        "chosen": [required["num_attempts"], required["num_required"]],
+        "against": {
+            name: {
+                "pair": [rival["num_attempts"], rival["num_required"]],
+                **{m: interval(np.subtract(required[at][m], rival[at][m]).tolist()) for m in required[at]},
+            }
+            for name, rival in (("cross-entropy", ce), ("DCO", dco))
+        },
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work_dir", type=Path, required=True)
@@ -153,6 +176,7 @@ def main() -> None:
     runs = run_all(train, jobs, args.work_dir, args.workers)
     results = {"settings": {**SETTINGS, "num_train_epochs": args.num_epochs}, "k": KS, **environment(args.workers)}
     results |= {"seconds_of_runs": sum(run["seconds"] for run in runs), "summary": summarise(runs), "runs": runs}
+    results["comparison"] = compare(results["summary"])
     write(results, args.output)
     for entry in results["summary"]:
         for when in ("chosen", "last", "at the epoch for the vote"):
@@ -169,6 +193,10 @@ def main() -> None:
                 )
             )
             print(f"N={entry['num_attempts']:<4} m={entry['num_required']:<4} {when:>25}  {cells}")
+    chosen = "N={} m={}".format(*results["comparison"]["chosen"])
+    for name, difference in results["comparison"]["against"].items():
+        cells = "  ".join(f"{metric} {told(difference[metric])}" for metric in (VOTE, "pass@1", "pass@256"))
+        print(f"{chosen}, the best at the vote on validation, less {name} {difference['pair']}: {cells}")
 
 
 if __name__ == "__main__":

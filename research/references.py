@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from in_processes import environment, run_all, write
+from rival_selection import interval, told
 from scipy.special import logsumexp
 from transformers import PrinterCallback, TrainerCallback
 
@@ -128,6 +129,21 @@ def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
+def compare(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Differences of `union` to the other ways with the same N, paired by seed, epochs as chosen."""
+    of = {(entry["way"], entry["num_attempts"]): np.array(entry["chosen"]) for entry in table}
+    pairs = [(("union", n), (way, n)) for n in NUM_ATTEMPTS for way in WAYS if way != "union"]
+    pairs += [(("union", n), ("union", 1)) for n in NUM_ATTEMPTS if n > 1 and ("union", 1) in of]
+    return [
+        {
+            "of": first,
+            "against": second,
+            "difference": [interval(column) for column in (of[first] - of[second]).T.tolist()],
+        }
+        for first, second in pairs
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work_dir", type=Path, required=True)
@@ -145,11 +161,15 @@ def main() -> None:
     runs = run_all(train, jobs, args.work_dir, args.workers)
     results = {"settings": {**SETTINGS, "num_train_epochs": args.num_epochs}, "k": KS, **environment(args.workers)}
     results |= {"seconds_of_runs": sum(run["seconds"] for run in runs), "summary": summarise(runs), "runs": runs}
+    results["comparisons"] = compare(results["summary"])
     write(results, args.output)
     for entry in results["summary"]:
         for name in ("chosen", "last"):
             cells = "  ".join(f"@{k} {100 * v:5.1f}" for k, v in zip(KS, np.mean(entry[name], axis=0), strict=True))
             print(f"{entry['way']:>6} N={entry['num_attempts']:<4} {name:>6}  {cells}")
+    for entry in results["comparisons"]:
+        cells = "  ".join(f"@{k} {told(v)}" for k, v in zip(KS, entry["difference"], strict=True))
+        print("{} N={} less {} N={}".format(*entry["of"], *entry["against"]), cells)
 
 
 if __name__ == "__main__":

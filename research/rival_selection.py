@@ -5,6 +5,7 @@ greatest validation coverage, the earliest of equals, and reports the test cover
 with Student's t intervals of 95 %; differences are paired by seed.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,6 +110,12 @@ def interval(values: Sequence[float]) -> dict[str, float | None]:
         return {"mean": _short(mean), "low": None, "high": None}
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
     return {"mean": _short(mean), "low": _short(mean - half), "high": _short(mean + half)}
+
+
+def told(value: dict[str, float | None]) -> str:
+    """A difference of `interval` in points, with its ends."""
+    low, high = (math.nan if value[name] is None else 100 * value[name] for name in ("low", "high"))
+    return f"{100 * value['mean']:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def compare(runs: Sequence[dict[str, Any]], methods: Sequence[str]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from in_processes import environment, run_all, write
+from rival_selection import interval, told
 from transformers import AutoModelForCausalLM, LlamaConfig, PrinterCallback
 
 from dco_trl import DCOConfig, DCOTrainer
@@ -293,6 +294,18 @@ def summarise(runs: list[dict[str, Any]], seeds: list[int], budgets: list[int]) 
     }
 
 
+def compare(solved: dict[str, dict[str, list]]) -> dict[str, Any]:
+    """With the most nodes, paired by seed: N_eff = 16 less 1 by length of solution; sharing out less the rest."""
+    at_end = {way: {length: np.array(v)[:, -1] for length, v in of.items()} for way, of in solved.items()}
+    gain = {length: at_end["N_eff=16"][length] - at_end["N_eff=1"][length] for length in map(str, LENGTHS)}
+    short, long = ((gain[a] + gain[b]) / 2 for a, b in (("2", "3"), ("4", "5")))
+    found = {"N_eff=16 less N_eff=1, 2 and 3 steps": short, "N_eff=16 less N_eff=1, 4 and 5 steps": long}
+    found["the first less the second"] = short - long
+    for rival in ("best", "together", "N_eff=1", "N_eff=4", "N_eff=16", "uniform"):
+        found[f"schedule less {rival}, all"] = at_end["schedule"]["all"] - at_end[rival]["all"]
+    return {name: interval(values.tolist()) for name, values in found.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work_dir", type=Path, required=True)
@@ -307,11 +320,14 @@ def main() -> None:
     results = {"settings": {**SETTINGS, "num_train_epochs": args.num_epochs}, "nodes": budgets}
     results |= {**environment(args.workers), "seconds_of_runs": sum(run["seconds"] for run in runs)}
     results |= {"summary": summarise(runs, seeds, budgets), "runs": runs}
+    results["comparisons"] = compare(results["summary"]["solved"])
     write(results, args.output)
     for length in results["summary"]["solved"]["uniform"]:
         print(f"shortest solution of {length} steps; nodes {budgets}")
         for way, shares in results["summary"]["solved"].items():
             print(f"  {way:>9}  " + "  ".join(f"{100 * value:5.1f}" for value in np.mean(shares[length], axis=0)))
+    for name, value in results["comparisons"].items():
+        print(f"{name}: {told(value)}")
 
 
 if __name__ == "__main__":

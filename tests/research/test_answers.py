@@ -60,11 +60,14 @@ def test_references(monkeypatch, tmp_path, capsys):
         coverage = np.array(run["coverage"])
         assert coverage.shape == (2, 2, 4) and (np.diff(coverage, axis=-1) > 0).all()
         assert run["steps"] == 2
+    last = {run["way"]: max(epoch[1][2] for epoch in run["coverage"]) for run in results["runs"]}
+    found = {entry["against"][0]: entry["difference"][2]["mean"] for entry in results["comparisons"]}
+    assert found == {way: pytest.approx(last["union"] - last[way], abs=1e-5) for way in ("one", "rows")}
     assert "union N=256" in capsys.readouterr().out
 
 
 def test_num_required(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(num_required, "PAIRS", [(1, 1), (16, 8)])
+    monkeypatch.setattr(num_required, "PAIRS", [(1, 1), (16, 1), (16, 8)])
     make_problems = task.make_problems
     monkeypatch.setattr(task, "make_problems", lambda seed: [part.select(range(64)) for part in make_problems(seed)])
     results = run_main(num_required, monkeypatch, tmp_path)
@@ -74,4 +77,11 @@ def test_num_required(monkeypatch, tmp_path, capsys):
         assert found["pass@16"] >= found["quarter of 16"] >= found["half of 16"]
         assert found["sampled pass@1"] == pytest.approx(found["pass@1"], abs=0.02)
         assert found["majority@1"] == pytest.approx(found["sampled pass@1"], abs=1e-6)
-    assert "N=16   m=8" in capsys.readouterr().out
+    comparison = results["comparison"]
+    assert comparison["chosen"] == [16, 8] and comparison["against"]["DCO"]["pair"] == [16, 1]
+    measured = {tuple(run[name] for name in ("num_attempts", "num_required")): run["measured"] for run in results["runs"]}
+    best = {pair: max(run, key=lambda at: at["validation"]["majority@64"])["test"] for pair, run in measured.items()}
+    difference = best[16, 8]["pass@256"] - best[1, 1]["pass@256"]
+    assert comparison["against"]["cross-entropy"]["pass@256"]["mean"] == pytest.approx(difference, abs=1e-5)
+    out = capsys.readouterr().out
+    assert "N=16   m=8" in out and "N=16 m=8, the best at the vote on validation, less DCO [16, 1]: majority@64" in out
