@@ -79,7 +79,9 @@ def test_num_required(monkeypatch, tmp_path, capsys):
         assert found["majority@1"] == pytest.approx(found["sampled pass@1"], abs=1e-6)
     comparison = results["comparison"]
     assert comparison["chosen"] == [16, 8] and comparison["against"]["DCO"]["pair"] == [16, 1]
-    measured = {tuple(run[name] for name in ("num_attempts", "num_required")): run["measured"] for run in results["runs"]}
+    measured = {
+        tuple(run[name] for name in ("num_attempts", "num_required")): run["measured"] for run in results["runs"]
+    }
     best = {pair: max(run, key=lambda at: at["validation"]["majority@64"])["test"] for pair, run in measured.items()}
     difference = best[16, 8]["pass@256"] - best[1, 1]["pass@256"]
     assert comparison["against"]["cross-entropy"]["pass@256"]["mean"] == pytest.approx(difference, abs=1e-5)
