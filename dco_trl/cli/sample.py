@@ -46,7 +46,10 @@ class SamplerConfig:
             "for attempt 1, 2, 3, …"
         },
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the draws."})
+    seed: int = field(
+        default=0,
+        metadata={"help": "Seed of the draws. Runs of several arms may share it: their draws are independent."},
+    )
     chunk_size: int | None = field(
         default=None,
         metadata={

@@ -1,5 +1,7 @@
 """Attempts of problems, each on the arm that a schedule gives it, or all on the one that a sampler has."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -32,6 +34,10 @@ class Attempts:
         params: How to sample. With a schedule `temperature` stays 1.
         schedule: Which arm each attempt samples, or the file that says so; None: the sampler's own.
 
+    Attributes:
+        arms: What is sampled.
+        sampler_params: What the sampler is given: `params`, its seed joined with the arms.
+
     Raises:
         ValueError: A temperature or an adapter that a schedule leaves no room for.
         StoreError: The schedule cannot be read, is for another model, or one of its adapters is gone.
@@ -52,6 +58,8 @@ class Attempts:
             self.schedule = loaded_schedule(schedule)
             self.arms = self.schedule.arms
             check_schedule(self.schedule, own, params)
+        what = [int(params.seed), *map(asdict, self.arms), *map(own.get, ("model_fingerprint", "adapter_fingerprint"))]
+        self.sampler_params = replace(params, seed=_seed_of(what))
 
     def manifest(self) -> dict[str, Any]:
         """What a run's manifest says of the schedule: arms, with hashes of their adapters, and blocks."""
@@ -87,7 +95,7 @@ class Attempts:
             A row of the store for each attempt, in order.
         """
         requests = [request for piece in pieces for request in self._requests(*piece)]
-        drawn = self.sampler.sample(requests, self.params)
+        drawn = self.sampler.sample(requests, self.sampler_params)
         if [len(samples) for samples in drawn] != [request.num_samples for request in requests]:
             raise ValueError(
                 f"sampler {type(self.sampler).__name__} was asked for {[r.num_samples for r in requests]} samples "
@@ -115,6 +123,11 @@ class Attempts:
             if self.schedule is not None:
                 request = replace(request, adapter=arm.adapter, temperature=arm.temperature)
             yield request
+
+
+def _seed_of(what: Any) -> int:
+    """63 bits of a hash: two arms that are sampled with one seed draw independently, as planning over them assumes."""
+    return int.from_bytes(hashlib.sha256(json.dumps(what).encode()).digest()[:8], "big") >> 1
 
 
 def loaded_schedule(schedule: "ArmSchedule | str | os.PathLike[str]") -> "ArmSchedule":

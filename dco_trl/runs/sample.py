@@ -90,7 +90,8 @@ def sample_run(
         sampler: Any sampler; it is not closed. With a schedule it has the arms' model and no adapter of its own.
         num_samples: Samples wanted per problem, at least 1.
         params: How to sample; the defaults if not given. With a schedule `temperature` stays 1: its arms have their
-            own.
+            own. Draws follow from the seed and from what is sampled: the same call gives the same samples as far as
+            the sampler can, and runs of other models, adapters or temperatures with the same seed are independent.
         schedule: Which arm each sample is drawn from, or the file that says so; the store then keeps it. Beyond what
             is planned, the last arm goes on. None: the sampler's own.
         chunk_size: Sequences per chunk. None: up to 16,384, and about five minutes of work.

@@ -16,6 +16,7 @@ from dco_trl.cli import main
 from dco_trl.runs import RunStore, read_problems
 from dco_trl.runs.arm import Arm
 from dco_trl.runs.arms import read_arms, write_arms
+from dco_trl.runs.attempts import Attempts
 from dco_trl.runs.schedule_file import read_schedule, write_schedule
 from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler, exact_coverage
 from dco_trl.statistics import AttemptSchedule, cross_fit_schedule, exact_pass_at_k
@@ -259,9 +260,12 @@ def test_solve_draws_each_attempt_from_its_arm(here, tmp_path, capsys):
     store = RunStore(tmp_path / "run")
     rows = [row for part in store.sample_parts() for row in store.read_samples(part).to_pylist()]
     drawn = {(row["problem_id"], row["sample_index"]): row["text"] for row in rows}
+    loaded = TransformersSampler("MODEL", progress=False)
+    planned = read_schedule(tmp_path / "schedule.yaml")
+    seed = Attempts((), loaded, SamplingParams(), planned).sampler_params.seed
     for index, arm in enumerate([0, 1, 1, 2, 0, 0, 0]):
         sampler = TransformersSampler("MODEL", adapter=arms[arm].adapter or None, progress=False)
-        params = SamplingParams(temperature=arms[arm].temperature, max_tokens=4)
+        params = SamplingParams(temperature=arms[arm].temperature, max_tokens=4, seed=seed)
         requests = [SampleRequest(p.prompt, 1, first_index=index, stream=i) for i, p in enumerate(store.problems)]
         for problem, [sample] in zip(store.problems, sampler.sample(requests, params), strict=True):
             assert drawn[problem.problem_id, index] == sample.text
@@ -282,9 +286,12 @@ def test_eval_along_a_schedule_reports_it_and_goes_on(here, tmp_path, capsys):
     store = RunStore(tmp_path / "run")
     rows = [row for part in store.sample_parts() for row in store.read_samples(part).to_pylist()]
     drawn = {(row["problem_id"], row["sample_index"]): (row["text"], row["arm"]) for row in rows}
+    loaded = TransformersSampler("MODEL", progress=False)
+    planned = read_schedule(tmp_path / "schedule.yaml")
+    seed = Attempts((), loaded, SamplingParams(), planned).sampler_params.seed
     for index, arm in enumerate([0, 1, 1, 2, 0, 0, 0, 0]):
         sampler = TransformersSampler("MODEL", adapter=arms[arm].adapter or None, progress=False)
-        params = SamplingParams(temperature=arms[arm].temperature, max_tokens=3)
+        params = SamplingParams(temperature=arms[arm].temperature, max_tokens=3, seed=seed)
         requests = [SampleRequest(p.prompt, 1, first_index=index, stream=i) for i, p in enumerate(store.problems)]
         for problem, [sample] in zip(store.problems, sampler.sample(requests, params), strict=True):
             assert drawn[problem.problem_id, index] == (sample.text, arms[arm].name)

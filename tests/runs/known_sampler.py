@@ -14,6 +14,7 @@ import numpy as np
 
 from dco_trl.runs import Problem, grade_run, load_results, sample_run
 from dco_trl.runs.arm import Arm
+from dco_trl.runs.attempts import Attempts
 from dco_trl.runs.schedule_file import ArmSchedule
 from dco_trl.sampling.protocol import Sample, SamplingParams
 from dco_trl.statistics import plan_attempts
@@ -57,8 +58,8 @@ class ArmSampler(KnownSampler):
         is_right = (adapter or "").endswith(("even", "odd")[stream % 2]) or params.temperature == 2
         return sample if is_right else Sample("The answer is 99.", (1, 2), 2, "stop")
 
-    def draw_arm(self, arm, stream, index, seed=0):
-        """The draw of one attempt, alone."""
+    def draw_arm(self, arm, stream, index, seed):
+        """The draw of one attempt, alone; with the seed that the sampler is given."""
         params = SamplingParams(temperature=arm.temperature, seed=seed)
         return self.under(arm.adapter, stream, params, self.draw(stream, index, params))
 
@@ -71,6 +72,11 @@ def make_schedule(folder):
     arms = (Arm("known", str(folder / "even")), Arm("known", str(folder / "odd")), Arm("known", temperature=2.0))
     log_p = np.log(np.tile([[0.3, 1e-9, 1e-9], [1e-9, 0.3, 1e-9], [0.02, 0.02, 0.2]], 5))
     return ArmSchedule(plan_attempts(32, log_p=log_p), arms)
+
+
+def sampler_params(sampler, params=None, schedule=None):
+    """What a run gives the sampler: the seed is of these arms."""
+    return Attempts((), sampler, params or SamplingParams(), schedule).sampler_params
 
 
 def make_problems(count):

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from known_sampler import KnownSampler, make_problems
+from known_sampler import KnownSampler, make_problems, sampler_params
 
 from dco_trl.grading import GraderError
 from dco_trl.runs import (
@@ -53,7 +53,8 @@ def read(part):
 def drawn(problems=7, samples=40):
     """The answers that the sampler gives, computed without the store."""
     sampler = KnownSampler()
-    return [[sampler.draw(s, i, PARAMS).text.split()[-1][:-1] for i in range(samples)] for s in range(problems)]
+    params = sampler_params(sampler, PARAMS)
+    return [[sampler.draw(s, i, params).text.split()[-1][:-1] for i in range(samples)] for s in range(problems)]
 
 
 @pytest.mark.parametrize("grader", ["math", "exact"])

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from known_sampler import ArmSampler, KnownSampler, make_problems, make_schedule
+from known_sampler import ArmSampler, KnownSampler, make_problems, make_schedule, sampler_params
 
 from dco_trl.runs import RunStore, StoreError, evaluate, load_results, sample_run
 from dco_trl.runs.arms import read_arms
@@ -37,6 +37,7 @@ def rows_of(folder):
 def expected_rows(schedule, num_samples, seed=0):
     """Every attempt alone, its arm from the counts."""
     arm_of = np.diff(schedule.schedule.counts(np.arange(num_samples + 1)), axis=0).argmax(axis=1)
+    seed = sampler_params(ArmSampler(), SamplingParams(seed=seed), schedule).seed
     return {
         (f"p{s}", i): (ArmSampler().draw_arm(arm, s, i, seed).text, arm.name)
         for s in range(len(PROBLEMS))

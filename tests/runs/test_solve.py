@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from known_sampler import ArmSampler, KnownSampler, environment, make_problems, make_schedule
+from known_sampler import ArmSampler, KnownSampler, environment, make_problems, make_schedule, sampler_params
 
 from dco_trl.grading import GraderError
 from dco_trl.runs import DataError, Problem, RunStore, load_results, problems_from_rows
@@ -24,7 +24,9 @@ REJECTS_AFTER = {"calls": None}
 
 def first_right(stream, num_attempts):
     """Index of the first right answer, by asking for every draw alone."""
-    draws = (KnownSampler().draw(stream, i, SamplingParams()) for i in range(num_attempts))
+    sampler = KnownSampler()
+    params = sampler_params(sampler)
+    draws = (sampler.draw(stream, i, params) for i in range(num_attempts))
     return next((i for i, sample in enumerate(draws) if sample.text.endswith(" 0.")), None)
 
 
@@ -187,8 +189,11 @@ def test_attempts_follow_the_schedule(tmp_path):
     answers = solved(tmp_path / "run", 32, sampler=ArmSampler(), schedule=tmp_path / "schedule.yaml").answers
     ks = np.arange(33)
     arm_of = np.diff(schedule.schedule.counts(ks), axis=0).argmax(axis=1)
+    sampler = ArmSampler()
+    seed = sampler_params(sampler, schedule=schedule).seed
     for s, answer in enumerate(answers):
-        draws = [ArmSampler().draw_arm(schedule.arms[arm], s, i).text.endswith(" 0.") for i, arm in enumerate(arm_of)]
+        attempts = (sampler.draw_arm(schedule.arms[arm], s, i, seed) for i, arm in enumerate(arm_of))
+        draws = [sample.text.endswith(" 0.") for sample in attempts]
         first = draws.index(True) if True in draws else None
         assert answer.solved == (first is not None)
         if answer.solved:

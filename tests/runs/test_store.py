@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known_sampler import KnownSampler, environment, make_problems
+from known_sampler import KnownSampler, environment, make_problems, sampler_params
 
 from dco_trl.runs import Problem, RunStore, StoreError, grade_run, load_results, sample_run
 from dco_trl.runs.files import parquet, write_atomically
@@ -80,7 +80,7 @@ def test_a_run_has_each_sample_once_in_parts_of_bounded_size(tmp_path):
     assert order == [(f"p{i}", j) for i in range(4) for j in range(6)]
     assert (summary.num_drawn, summary.num_present, summary.num_tokens) == (24, 24, 48)
     rows = {(r["problem_id"], r["sample_index"]): r for part in parts for r in read(part)}
-    expected = KnownSampler().draw(2, 3, SamplingParams())
+    expected = KnownSampler().draw(2, 3, sampler_params(KnownSampler()))
     assert rows["p2", 3] == {
         "problem_id": "p2",
         "sample_index": 3,
