@@ -196,6 +196,13 @@ def _run(result: RunResult, ks: list[int], extrapolate: bool) -> RunSummary:
     problems = result.problems
     counts = Counts(result)
     n, c, ids, fewest = counts.num_samples, counts.num_correct, counts.ids, int(counts.reach.min())
+    if not fewest:
+        missing = [problem_id for problem_id, reach in zip(ids, counts.reach, strict=True) if not reach]
+        raise ValueError(
+            f"run {result.name}: {len(missing):,} of {len(ids):,} problems ({missing[0]!r}) have no sample of the "
+            "schedule's first attempt, so that nothing can be said of any k. A shard has not drawn yet: finish "
+            "it first."
+        )
     reported = [k for k in ks if k <= fewest]
     never = never_solved(n, c, CONFIDENCE)
     statuses = dict.fromkeys(("unparsed", "timeout", "error"), 0)

@@ -23,6 +23,12 @@ class Arm:
     temperature: float = 1.0
     model_fingerprint: str = ""
 
+    def __post_init__(self) -> None:
+        # A folder is the same with a slash at its end, as the shell completes it.
+        for field in ("model", "adapter"):
+            if isinstance(path := getattr(self, field), str):
+                object.__setattr__(self, field, path.rstrip("/") or path)
+
     @property
     def name(self) -> str:
         """The adapter, or the model, and a temperature other than 1."""

@@ -114,7 +114,7 @@ def read_arms(paths: Sequence[str | os.PathLike[str]], grader: str | None = None
     found: dict[Arm, _Measured] = {}
     for path in map(Path, paths):
         for arm, measured in _read(path, grader).items():
-            if arm in found:
+            if arm.name in (other.name for other in found):
                 raise StoreError(f"{path}: arm {arm.name!r} was read before. Name each arm's file once.")
             found[arm] = measured
     if not found:

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..problem import Problem
 from .files import StoreError
-from .shards import Shard
+from .shards import WHOLE, Shard
 from .store import GRADE_SCHEMA, RunStore, storable
 
 if TYPE_CHECKING:
@@ -89,14 +90,14 @@ def grade_run(
 
         ```
     """
-    from ..grading import BulkGrader, load_grader
+    from ..grading import BulkGrader
 
-    grader_function, part_of_run = load_grader(grader), Shard.parse(shard)
+    source, part_of_run = grader_source(grader), Shard.parse(shard)
     store = RunStore(run_dir)
     parts = store.sample_parts()
     own = [part for part in parts if part_of_run.has_part(part)]
     total = sum(len(indices) for indices in store.present(own).values())
-    if not parts:
+    if not parts and part_of_run == WHOLE:  # a shard may be the first to come, and have nothing to draw
         raise StoreError(f"{store.path} has no samples to grade; `dco-trl sample` draws them")
     with (
         BulkGrader(
@@ -107,7 +108,7 @@ def grade_run(
             cache_dir=cache_dir,
             in_process=in_process,
         ) as bulk,
-        store.grading(bulk.name, grader_source(grader_function), part_of_run),
+        store.grading(bulk.name, source, part_of_run),
     ):
         return _grade_parts(store, own, total, bulk, progress)
 
@@ -187,22 +188,29 @@ class PartGrader:
         )
 
 
-def grader_source(grader: Callable) -> str | None:
+def grader_source(grader: str | Callable) -> str | None:
     """What a grader's verdicts depend on besides the samples: library versions, or a hash of its module's code.
 
     Args:
-        grader: The function.
+        grader: The function, its import path, or a built-in's name.
 
     Returns:
         Text that changes when the grader does; None where its code is not in a file, as in a notebook.
+
+    Raises:
+        GraderError: There is no such grader.
     """
-    from ..grading import exact_grader, math_grader
+    from ..grading import exact_grader, load_grader, math_grader
     from ..grading.judge import identity
 
-    if grader in (exact_grader, math_grader):
+    function = load_grader(grader)
+    if function in (exact_grader, math_grader):
         return identity()
     try:
-        file = inspect.getsourcefile(inspect.unwrap(grader))
+        try:
+            file = inspect.getsourcefile(inspect.unwrap(function))
+        except TypeError:  # an object with arguments bound, such as a `functools.partial`, is what its module makes it
+            file = getattr(sys.modules.get(str(grader).partition(":")[0]), "__file__", None)
         return f"sha256 {hashlib.sha256(Path(file or '').read_bytes()).hexdigest()[:16]}"
     except (TypeError, OSError):
         return None

@@ -138,7 +138,7 @@ def _arms(entries: Any) -> tuple[Arm, ...]:
             raise ValueError(f"the arm {entry} must name its model and its adapter as text")
         if type(arm.temperature) not in (int, float) or not 0 < arm.temperature < float("inf"):
             raise ValueError(f"the arm {entry} must have a temperature above 0")
-        if arm in arms:
-            raise ValueError(f"the arm {entry} is there twice: give its blocks one number")
+        if arm.name in (other.name for other in arms):
+            raise ValueError(f"the arm {arm.name!r} is there twice: give its blocks one number")
         arms.append(arm)
     return tuple(arms)

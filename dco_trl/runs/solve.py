@@ -146,7 +146,7 @@ def solve(
         [`evaluate`][dco_trl.runs.evaluate] draws equally many samples of every problem: an estimate of pass@k needs
         them, and nothing here gives one.
     """
-    from ..grading import BulkGrader, load_grader
+    from ..grading import BulkGrader
     from ..grading.graders import grader_name
 
     num_attempts, chunk_size = check_run_size(check_integer("num_attempts", num_attempts), chunk_size)
@@ -155,7 +155,7 @@ def solve(
         raise ValueError(
             f"shard={shard!r} has none of the {len(problems)} problems. Use {len(problems)} shards at most."
         )
-    name, source = grader_name(verifier), grader_source(load_grader(verifier))
+    name, source = grader_name(verifier), grader_source(verifier)
     _check_references(problems, name)
     attempts = Attempts(problems, sampler, params, schedule)
     manifest = {**run_manifest(sampler, params, num_attempts, dataset), **attempts.manifest()}

@@ -372,9 +372,10 @@ def _some_of(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
 
 
 def _refuse_other_files(folder: Path) -> None:
+    # In this order: another shard may be making the run just now, and makes the manifest before anything else.
+    names = sorted(path.name for path in folder.iterdir())
     if (folder / "manifest.json").exists():
         return
-    names = sorted(path.name for path in folder.iterdir())
     foreign = [n for n in names if n != "problems.parquet" and not is_lock(n) and not n.startswith(".tmp-")]
     if foreign:
         raise StoreError(

@@ -87,6 +87,16 @@ def test_what_was_measured_stands_in_the_file_where_a_later_adapter_fails(here, 
     assert [arm.name for arm in read_arms([file]).arms] == ["runs/ce", "runs/ce, T=1.5"]
 
 
+def test_folders_as_the_shell_completes_them(here, tmp_path, capsys):
+    file = tmp_path / "arms.parquet"
+    command = ["coverage", "--model", "MODEL", *TEMPLATE, "--adapter", "runs/ce/", "runs/dco/", "--output", str(file)]
+    assert main(command) == 0
+    assert [arm.name for arm in read_arms([file]).arms] == ["runs/ce", "runs/dco"]
+    for given in ("runs/dco", "runs/dco/"):
+        planned = ["schedule", str(file), "--num-attempts", "4", "--output", str(tmp_path / "schedule.yaml")]
+        assert main([*planned, "--given-arms", given]) == 0
+
+
 def test_coverage_of_whole_models(here, tmp_path):
     file = tmp_path / "arms.parquet"
     assert main(["coverage", "--model", "MODEL", "OTHER", *TEMPLATE, "--output", str(file)]) == 0

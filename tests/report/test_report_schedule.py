@@ -52,6 +52,11 @@ def test_pass_at_k_is_that_of_the_first_attempts():
     assert got.majority_at_k == [] and got.never_solved.count == 2
 
 
+def test_a_run_without_its_first_attempts_is_refused():
+    with pytest.raises(ValueError, match=r"12 of 12 problems \('p0'\) have no sample of the schedule's first attempt"):
+        summarise([scheduled_run([(0, 2)] * 12, num_samples=(0, 5))], k=(1, 4))
+
+
 def test_each_arm_alone_as_far_as_its_samples_reach():
     (got,) = summarise([scheduled_run(CORRECT)], k=(1, 4, 8)).runs
     assert [(arm.name, arm.num_samples.min, arm.curve[-1].k) for arm in got.arms] == [

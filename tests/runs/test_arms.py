@@ -98,6 +98,11 @@ def test_several_evaluation_sets_are_kept_apart(tmp_path):
         (lambda path: [path], "holds no arms: it is no file of `dco-trl coverage`, no graded run, and no checkpoint"),
         (lambda path: [write(path / "a", ARMS[:1], ["x"])] * 2, r"arm 'runs/a' was read before\. Name each"),
         (
+            # The same folder, once with a slash and without a fingerprint.
+            lambda path: [write(path / "a", ARMS[:1], ["x"]), write(path / "b", [Arm("MODEL", "runs/a/")], ["x"])],
+            r"b: arm 'runs/a' was read before\. Name each",
+        ),
+        (
             lambda path: [write(path / "a", ARMS[:1], ["x"]), write(path / "b", ARMS[1:2], ["y"])],
             r"no problem was measured by all 2 arms, by their ids \(runs/a on \['x'\]; runs/a, T=1.5 on \['y'\]\)",
         ),

@@ -1,7 +1,10 @@
 """Sample, grade, read: counts against what the sampler is known to have drawn."""
 
+import functools
+import importlib
 import json
 import shutil
+import sys
 from collections import Counter
 
 import numpy as np
@@ -20,6 +23,7 @@ from dco_trl.runs import (
     sample,
     sample_run,
 )
+from dco_trl.runs.grade import grader_source
 from dco_trl.runs.results import EXAMPLES
 from dco_trl.sampling import Sample, SamplingParams
 from dco_trl.statistics import pass_at_k
@@ -131,6 +135,29 @@ def test_grading_goes_on_where_it_was_stopped(sampled):
     again = grade_run(sampled, "exact", progress=False)
     assert (again.num_new, again.num_samples) == (64, 280)
     assert {p.name: pq.read_table(p, partitioning=None) for p in (sampled / "grades/exact").glob("part-*")} == whole
+
+
+def test_a_grader_with_arguments_bound_is_as_its_module(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = (
+        "from functools import partial\nfrom dco_trl.grading import exact_grader\nnames = partial(exact_grader, {})\n"
+    )
+    sources = []
+    for change in ("normalize=str.casefold", "normalize=str.strip"):
+        (tmp_path / "bound_grader.py").write_text(text.format(change))
+        sys.modules.pop("bound_grader", None)
+        importlib.invalidate_caches()
+        sources.append(grader_source("bound_grader:names"))
+    assert sources[0].startswith("sha256 ") and sources[0] != sources[1]
+    assert grader_source(functools.partial(print)) is None
+
+
+def test_a_shard_that_comes_first_and_draws_nothing_has_nothing_to_grade(tmp_path):
+    sample_run(tmp_path / "run", make_problems(1), KnownSampler(), 32, PARAMS, shard="1/2", progress=False)
+    summary = grade_run(tmp_path / "run", "exact", shard="1/2", progress=False)
+    assert (summary.num_samples, summary.num_new) == (0, 0)
+    with pytest.raises(StoreError, match="has no samples to grade"):
+        grade_run(tmp_path / "run", "exact", progress=False)
 
 
 def test_samples_that_came_later_are_graded_later(sampled):

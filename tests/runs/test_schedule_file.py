@@ -41,7 +41,16 @@ def test_what_is_written_is_read_without_the_arms_that_are_not_sampled(tmp_path)
         ({"arms": [{"model": "MODEL"}, "runs/dco"]}, "the arm runs/dco must be a mapping with model"),
         ({"arms": "MODEL"}, "it has 0 arms, and its blocks are for 2"),
         ({"arms": None}, "it has 0 arms, and its blocks are for 2"),
-        ({"arms": [{"model": "MODEL"}] * 2}, "is there twice: give its blocks one number"),
+        ({"arms": [{"model": "MODEL"}] * 2}, "the arm 'MODEL' is there twice: give its blocks one number"),
+        (
+            {
+                "arms": [
+                    {"model": "MODEL", "adapter": "a"},
+                    {"model": "MODEL", "adapter": "a/", "model_fingerprint": "x"},
+                ]
+            },
+            "the arm 'a' is there twice: give its blocks one number",
+        ),
         ({"arms": [{"model": "MODEL"}, {"model": 3}]}, "must name its model and its adapter as text"),
         ({"arms": [{"model": "MODEL"}, {"model": "MODEL", "temperature": 0}]}, "must have a temperature above 0"),
         *(

@@ -309,3 +309,17 @@ def test_four_shards_with_kills_equal_one_process(tmp_path, monkeypatch):
     assert load_results(run).problems == load_results(whole).problems, f"seed {seed}"
     assert 0 < sum(problem.num_correct for problem in load_results(run).problems) < NUM_PROBLEMS * NUM_SAMPLES
     assert len(list(Path(run, "samples").glob("part-*"))) >= 4
+
+
+def test_a_run_that_another_shard_makes_meanwhile_is_no_foreign_folder(tmp_path, monkeypatch):
+    run, listed = tmp_path / "run", Path.iterdir
+
+    def listed_late(folder):
+        monkeypatch.setattr(Path, "iterdir", listed)
+        with RunStore.writing(run, {"model": "m"}, make_problems(2), Shard(0, 2)) as store:
+            store.write_samples([("p0", 0, "x", 1, "stop")])
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", listed_late)
+    with RunStore.writing(run, {"model": "m"}, make_problems(2), Shard(1, 2)) as store:
+        assert len(store.sample_parts()) == 1
