@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ._common import DatasetConfig, ModelConfig, ShardConfig, parse, status
+from ._common import DatasetConfig, ModelConfig, ShardConfig, load_graded_problems, parse, status
 from .grade import GradingConfig, grade
 from .report import ReportConfig
 from .sample import SamplingConfig, sample
@@ -61,7 +61,8 @@ def evaluate(
     from ..runs import load_results
 
     load_grader(grading.grader)  # a grader that is not there is better found before sampling than after
-    print(sample(data, model, sampling, shard=shard.shard))
+    problems = load_graded_problems(data, grading.grader)
+    print(sample(data, model, sampling, problems, shard=shard.shard))
     summary = grade(sampling.output, grading, shard.shard)
     print(summary)
     if shard.shard is not None:

@@ -11,7 +11,9 @@ from .cache import cache_folder
 class GradingConfig:
     """How to grade."""
 
-    grader: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
+    grader: str = field(
+        default="math", metadata={"help": "math, exact, choice, json, regex, code, or package.module:function."}
+    )
     num_workers: int | None = field(default=None, metadata={"help": "Worker processes. Unless given, one per CPU."})
     timeout: float = field(default=10.0, metadata={"help": "Seconds a verdict may take."})
     grader_in_process: bool = field(

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict, dataclass, field
 
-from ._common import DatasetConfig, ModelConfig, ShardConfig, load_problems, parse, status
+from ._common import DatasetConfig, ModelConfig, ShardConfig, load_graded_problems, parse, status
 from .grade import GradingConfig, grading_limits
 from .sample import SamplerConfig, load_sampler, load_schedule, sampling_params
 
@@ -63,7 +63,7 @@ def solve(
     params = sampling_params(sampling)
     load_grader(grading.grader)
     schedule = load_schedule(model, sampling, params)
-    problems = _problems(data, grading)
+    problems = load_graded_problems(data, grading.grader)
     print(f"{len(problems):,} problems, at most {config.num_attempts:,} attempts each", file=sys.stderr)
     sampler = load_sampler(model, sampling, progress=False, schedule=schedule)
     try:
@@ -84,16 +84,3 @@ def solve(
         sampler.close()
     print(summary)
     print(f"written: {sampling.output}/{answers}")
-
-
-def _problems(data: DatasetConfig, grading: GradingConfig) -> list:
-    """The problems; a grader of one's own may do without the column `answer`."""
-    from ..runs import DataError
-
-    try:
-        return load_problems(data)
-    except DataError as error:
-        is_own = grading.grader not in ("math", "exact")
-        if data.answer_column is not None or not is_own or "no column 'answer'" not in str(error):
-            raise
-    return load_problems(data, "")

@@ -5,7 +5,6 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from hashlib import blake2b
 from itertools import repeat
 
@@ -89,8 +88,9 @@ class BulkGrader:
         if is_math:
             self._pool = WorkerPool(*limits)
         elif grader == "code":
-            workers, seconds, size = limits
-            self._function = partial(self._function, num_workers=workers, timeout=seconds, memory_limit=size)
+            from .code import limited_code_grader
+
+            self._function = limited_code_grader(*limits)
         elif isinstance(grader, str) and not self._by_pair and not in_process:
             self._pool = WorkerPool(*limits, grader=grader)
         self._cache = VerdictCache(cache_dir, timeout, memory_limit) if is_math and cache_dir is not None else None

@@ -4,7 +4,7 @@ import ast
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +18,9 @@ _FORMATS = (
     "`test` and `entry_point` (HumanEval), `test_list` (MBPP), or `public_test_cases` (LiveCodeBench), whose cases "
     "have `input`, `output` and `testtype`"
 )
+# What bounds a program: arguments of `code_grader`, which no column of a data set may set.
+_LIMITS = ("timeout", "memory_limit", "num_workers", "unsafe")
+_FUTURE = re.compile(r"^from __future__ import [^\n]*\n?", re.MULTILINE)
 # Numbers of tests that a row may bring; more are a mistake of the data set.
 _MOST_CASES = 10_000
 
@@ -77,6 +80,12 @@ def code_grader(
     """
     if not unsafe and (reason := unconfinable()):
         raise GraderError(f"grader 'code' runs the model's programs, and {reason}.")
+    for name, value in (("timeout", timeout), ("memory_limit", memory_limit), ("unsafe", unsafe)):
+        if not isinstance(value, int | float):  # a column of the data set, handed over by a trainer
+            raise GraderError(
+                f"grader 'code': {name} must be one value for all programs, got {type(value).__name__}. If the data "
+                "set has a column of that name, rename it: its rows must not set the limits of their own programs"
+            )
     for name, values in [("prompts", prompts), *columns.items()]:
         if values is not None and len(values) != len(completions):
             raise GraderError(
@@ -99,6 +108,18 @@ def code_grader(
     with ThreadPoolExecutor(num_workers or os.cpu_count() or 1) as executor:
         outcomes = dict(zip(distinct, executor.map(run, distinct), strict=True))
     return [None if job is None else float(outcomes[job].status == "passed") for job in jobs]
+
+
+def limited_code_grader(num_workers: int, timeout: float, memory_limit: int) -> Callable[..., list[float | None]]:
+    """`code_grader` with these limits, whatever columns the data set has."""
+
+    def grade(completions: Sequence, prompts: Sequence | None = None, **columns: Any) -> list[float | None]:
+        columns = {name: values for name, values in columns.items() if name not in _LIMITS}
+        return code_grader(
+            completions, prompts, timeout=timeout, memory_limit=memory_limit, num_workers=num_workers, **columns
+        )
+
+    return grade
 
 
 def extract_code(text: str) -> str:
@@ -130,12 +151,25 @@ def _job(completion: str, prompt: Any, row: dict[str, Any]) -> tuple[str, tuple[
     """Program and cases of a completion; None where the row's tests cannot be used."""
     code = extract_code(completion)
     if row.get("test") and row.get("entry_point"):
-        program = _continued(completion, code, prompt if isinstance(prompt, str) else "", row["entry_point"])
-        return f"{program}\n{row['test']}\ncheck({row['entry_point']})\n", ()
+        program = _continued(completion, code, _published_prompt(prompt, row), row["entry_point"])
+        return _future_first(f"{program}\n{row['test']}\ncheck({row['entry_point']})\n"), ()
     if row.get("test_list"):
         setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
-        return "\n".join([setup, code, *row["test_list"]]) + "\n", ()
+        return _future_first("\n".join([setup, code, *row["test_list"]]) + "\n"), ()
     return _cases_job(code, row) if row.get("public_test_cases") else None
+
+
+def _published_prompt(prompt: Any, row: dict[str, Any]) -> str:
+    """The beginning of the program: the row's own `prompt`, whatever was made of it for the model."""
+    given = row.get("prompt", prompt)
+    if isinstance(given, list):
+        given = given[-1].get("content") if given and isinstance(given[-1], dict) else None
+    return given if isinstance(given, str) else ""
+
+
+def _future_first(program: str) -> str:
+    """The program with its imports from `__future__` at its beginning, where Python wants them."""
+    return "".join(line.rstrip("\n") + "\n" for line in _FUTURE.findall(program)) + _FUTURE.sub("", program)
 
 
 def _continued(completion: str, code: str, prompt: str, entry_point: str) -> str:
@@ -172,7 +206,7 @@ def _cases_job(code: str, row: dict[str, Any]) -> tuple[str, tuple[tuple[str, st
         return None
     target = f"Solution().{name}" if _defines(code, "Solution") else name
     checks = "".join(f"assert {target}(*{arguments!r}) == {result!r}\n" for arguments, result in calls)
-    return f"from typing import *\n{code}\n{checks}", ()
+    return _future_first(f"from typing import *\n{code}\n{checks}"), ()
 
 
 def _function_name(row: dict[str, Any]) -> str | None:

@@ -137,7 +137,10 @@ def load_grader(name: str | Grader) -> Grader:
         return math_grader
     if name == "code":
         from .code import code_grader
+        from .confined import unconfinable
 
+        if reason := unconfinable():  # before anything is sampled for it
+            raise GraderError(f"grader 'code' runs the model's programs, and {reason}.")
         return code_grader
     module_name, colon, attribute = name.partition(":")
     if not (colon and module_name and attribute):

@@ -15,6 +15,9 @@ _LABEL = re.compile(
     r"(?:\(\s*([A-Za-z]|\d+)\s*\)|([A-Za-z]|\d+)(?=[\s*_]*(?:[).:,;*_\]}]|$))|([B-HJ-Z])(?=\s))",
     re.IGNORECASE,
 )
+_ANOTHER = re.compile(r"[\W_]*(?:or|and)[\W_]+(?:[A-Z]|\d+)\b", re.IGNORECASE)
+# A column of booleans as a run folder keeps it, as text.
+_BOOLEANS = {"True": "true", "False": "false"}
 _JSON_BLOCK = re.compile(r"```[ \t]*(?:json)?[ \t]*\r?\n(.*?)```", re.DOTALL | re.IGNORECASE)
 
 
@@ -54,7 +57,7 @@ def choice_grader(
     scores: list[float | None] = []
     for completion, reference, of_row in zip(completions, references, options, strict=True):
         labels, texts = _options(of_row)
-        right = _reference_label(reference, labels)
+        right = _reference_label(reference, labels, texts)
         given = _given_label(extract_answer(completion_text(completion)), labels, texts)
         scores.append(None if right is None else float(given == right))
     return scores
@@ -89,7 +92,7 @@ def json_grader(completions: Sequence, answer: Sequence | None = None, **kwargs:
         completions, _references("json", completions, answer, kwargs, "solution"), strict=True
     ):
         try:
-            right = _parse(reference) if isinstance(reference, str) else reference
+            right = _parse(_BOOLEANS.get(reference, reference)) if isinstance(reference, str) else reference
         except ValueError:
             scores.append(None)
             continue
@@ -129,7 +132,7 @@ def regex_grader(completions: Sequence, answer: Sequence | None = None, **kwargs
     for completion, reference in zip(
         completions, _references("regex", completions, answer, kwargs, "pattern"), strict=True
     ):
-        pattern = _compile(str(reference))
+        pattern = _compile(str(reference)) if reference else None
         given = extract_answer(completion_text(completion))
         scores.append(None if pattern is None else float(pattern.fullmatch(given) is not None))
     return scores
@@ -162,22 +165,27 @@ def _options(choices: Any) -> tuple[list[str] | None, list[str]]:
     return [chr(ord("A") + i) for i in range(len(choices))], [str(text) for text in choices]
 
 
-def _reference_label(reference: Any, labels: list[str] | None) -> str | None:
+def _reference_label(reference: Any, labels: list[str] | None, texts: list[str]) -> str | None:
     text = extract_reference(reference)
     if labels is not None and text.upper() not in labels and text.isdecimal():  # an index
         return labels[int(text)] if int(text) < len(labels) else None
-    match = _LABEL.match(text)
-    label = "".join(match.groups("")).upper() if match else None
-    return label if labels is None or label in labels else None
+    return _given_label(text, labels, texts)
 
 
 def _given_label(answer: str, labels: list[str] | None, texts: list[str]) -> str | None:
+    """The label of an answer: alone, else as its text, else at its beginning; none of several labels."""
     normal = normalize_answer(answer).casefold()
-    for label, text in zip(labels or (), texts, strict=True):
-        if normal and normal == normalize_answer(text).casefold():
-            return label
     match = _LABEL.match(answer)
-    return "".join(match.groups("")).upper() if match else None
+    label = "".join(match.groups("")).upper() if match else None
+    is_alone = match is not None and not re.search(r"\w", answer[match.end() :])
+    if label is not None and (labels is None or label in labels) and is_alone:
+        return label
+    for option, text in zip(labels or (), texts, strict=True):
+        if normal and normal == normalize_answer(text).casefold():
+            return option
+    if match is not None and _ANOTHER.match(answer[match.end() :]):
+        return None
+    return label if labels is None or label in labels else None
 
 
 def _parse(text: str) -> Any:

@@ -340,7 +340,8 @@ def _checked_text(text: str, where: str) -> str:
 def _reference(value: Any, where: str) -> str:
     if isinstance(value, float | np.floating) and math.isinf(value):
         raise DataError(f"{where}: {value} is not an answer that can be compared. Write it as text.")
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping) and "content" in value[0]:
+    is_message = isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping)
+    if is_message and {"role", "content"} <= set(value[0]):
         value = value[0]["content"]  # a conversational completion, as in TRL's prompt-completion format
     if isinstance(value, list | dict):
         try:

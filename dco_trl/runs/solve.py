@@ -307,7 +307,7 @@ class _Solving:
 
 def _check_references(problems: Sequence[Problem], verifier: str) -> None:
     without = [problem.problem_id for problem in problems if not problem.answer]
-    if without and verifier in ("math", "exact"):
+    if without and verifier in ("math", "exact", "choice", "json", "regex"):
         raise ValueError(
             f"verifier={verifier!r} compares with a reference answer, and {len(without)} of {len(problems)} problems "
             f"have none (first: {without[0]!r}). Name the column with it (answer_column), or give another verifier."

@@ -154,7 +154,9 @@ def cross_fit_schedule(
         max_arms = check_integer("max_arms", max_arms)
     check_confidence(confidence, num_resamples)
     if num_folds > num_problems:
-        raise ValueError(f"num_folds={num_folds} is more than the {num_problems} problems. Take fewer folds.")
+        raise ValueError(
+            f"num_folds={num_folds} is more than the {num_problems} problems. Take more problems or fewer folds."
+        )
     if given and max(given) >= num_arms:
         raise ValueError(f"given_arms has arm {max(given)}, and there are {num_arms} (counted from 0).")
     fewest = arms.num_sampled[arms.counted].min(initial=ks.max())

@@ -334,3 +334,21 @@ def test_solve_refuses(here, tmp_path, capsys, arguments, told):
     command = ["solve", "--model", "MODEL", *TEMPLATE, "--num-attempts", "4", "--output", str(tmp_path / "run")]
     assert main([*command, *arguments]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_references_are_read_where_data_sets_have_them(here, tmp_path, capsys):
+    rows = {
+        "choice": {"prompt": "1+1=", "answerKey": "A", "choices": {"label": ["A", "B"], "text": ["2", "3"]}},
+        "code": {"prompt": "def f():", "test_list": ["assert f() == 1"]},
+        "regex": {"prompt": "1+1="},
+    }
+    for grader, row in rows.items():
+        data = tmp_path / f"{grader}.jsonl"
+        data.write_text(json.dumps(row) + "\n")
+        for command, number in (("eval", "--num-samples"), ("solve", "--num-attempts")):
+            asked = [command, "--model", "MODEL", "--dataset", str(data), "--grader", grader, number, "2"]
+            asked += ["--max-tokens", "2", "--output", str(tmp_path / f"{command}-{grader}")]
+            assert main(asked) == (2 if grader == "regex" else 0)
+        if grader != "regex":
+            assert RunStore(tmp_path / f"solve-{grader}").problems[0].answer == row.get("answerKey", "")
+    assert "no column 'answer' to grade against" in capsys.readouterr().err

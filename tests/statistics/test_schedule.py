@@ -287,7 +287,7 @@ def test_a_fold_is_measured_with_what_the_others_chose():
             "4 attempts of arm 0 are more than its 3 samples of problem 0 (both counted from 0). Draw more samples",
         ),
         (lambda: scheduled_pass_at_k(plan_attempts(4, log_p=[[-1.0]]), [], log_p=[[-1.0]]), "k is empty"),
-        (lambda: cross_fit_schedule(4, log_p=[[-1.0]]), "num_folds=2 is more than the 1 problems"),
+        (lambda: cross_fit_schedule(4, log_p=[[-1.0]]), "num_folds=2 is more than the 1 problems. Take more"),
         (
             lambda: cross_fit_schedule(4, log_p=[[-1.0, -2.0]], num_folds=1),
             "`num_folds` must be an integer of at least 2",
