@@ -155,13 +155,15 @@ class RememberingTrainer(DCOTrainer):
         return self.stream
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        self.examples_seen += len(inputs["input_ids"])
-        self.tokens_seen += int(inputs["attention_mask"].sum())
+        if self.model.training:
+            self.examples_seen += len(inputs["input_ids"])
+            self.tokens_seen += int(inputs["attention_mask"].sum())
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _record(self, log_p: Any, weights: Any, segments: Any, documents: Any, rows: Any = None) -> None:
         super()._record(log_p, weights, segments, documents, rows)
-        self.stream.memory.remember(rows.numpy(), weights.numpy())
+        if self.model.training:
+            self.stream.memory.remember(rows.numpy(), weights.numpy())
 
 
 class Recorder(TrainerCallback):

@@ -1,0 +1,168 @@
+"""Does leaving out learnt examples also help a real model? SmolLM2 with LoRA on MATH's short problems, direct answers.
+
+    python examples/scripts/prepare_math.py --dataset nlile/hendrycks-MATH-benchmark --split train \
+        --tokenizer models/SmolLM2-135M-Instruct --max_tokens 64 --output data/math-short.jsonl
+    python research/dead_examples_smollm2.py --model models/SmolLM2-135M-Instruct --dataset data/math-short.jsonl \
+        --work_dir dead-smollm2-runs --output docs/results/dead-examples-smollm2.json --workers 2
+
+`dead_examples.py` says what "all" and "drop" are, and has the code of both. Each seed draws its own problems.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import load_dataset
+from dead_examples import DROP_SETTING, Memory, RememberingTrainer, Stream
+from in_processes import environment, run_all, write
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from dco_trl import DCOConfig
+from dco_trl.coverage_numpy import coverage
+from dco_trl.statistics.intervals import difference_of_means
+from dco_trl.trainer.eval_log_p import EVAL_LOG_P_NAME, EVAL_ROW
+
+METHODS = ("all", "drop")
+NUM_ATTEMPTS = 256
+NUM_TRAIN, NUM_HELD_OUT, BATCH_SIZE = 256, 250, 16
+KS = (1, 16, 256, 4096)
+SETTINGS: dict[str, Any] = dict(
+    per_device_train_batch_size=BATCH_SIZE,
+    per_device_eval_batch_size=50,
+    learning_rate=1e-3,
+    lr_scheduler_type="cosine",
+    warmup_steps=8,
+    adam_beta2=0.99,
+)
+LORA: dict[str, Any] = dict(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def train(model: str, dataset: str, method: str, seed: int, num_epochs: int) -> dict[str, Any]:
+    """One training.
+
+    Returns:
+        A JSON-serialisable record: for each epoch, `examples` and `tokens` trained on until then, `dead`, the share of
+        training examples whose weight was below .1 at their last visit, and `log_p` of each held-out answer.
+    """
+    rows = load_dataset("json", data_files=dataset, split="train").shuffle(seed=seed)
+    training = rows.select(range(NUM_TRAIN)).add_column(EVAL_ROW, np.arange(NUM_TRAIN))
+    steps_per_epoch = math.ceil(NUM_TRAIN / BATCH_SIZE)
+    dead_below, recheck_epochs = DROP_SETTING if method == "drop" else (0.0, 1)
+    memory = Memory(NUM_TRAIN, dead_below, recheck_epochs * steps_per_epoch)
+    with TemporaryDirectory(prefix="dead-examples-") as folder:
+        args = DCOConfig(
+            folder,
+            num_attempts=NUM_ATTEMPTS,
+            num_train_epochs=num_epochs,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            save_only_model=True,
+            logging_steps=steps_per_epoch,
+            report_to="none",
+            disable_tqdm=True,
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            seed=seed,
+            **SETTINGS,
+        )
+        trainer = RememberingTrainer(
+            AutoModelForCausalLM.from_pretrained(model, dtype="float32"),
+            args=args,
+            train_dataset=training,
+            eval_dataset=rows.select(range(NUM_TRAIN, NUM_TRAIN + NUM_HELD_OUT)),
+            processing_class=AutoTokenizer.from_pretrained(model),
+            peft_config=LoraConfig(**LORA),
+            stream=Stream(memory, seed, refill=False),
+            drop=method == "drop",
+        )
+        record: dict[str, list] = {name: [] for name in ("examples", "tokens", "dead", "log_p")}
+        trainer.add_callback(_Recorder(trainer, record))
+        trainer.train()
+    return record
+
+
+class _Recorder(TrainerCallback):
+    """Notes what an epoch gave as its checkpoint is saved, the held-out answers' log p being in it."""
+
+    def __init__(self, trainer: RememberingTrainer, record: dict[str, list]):
+        self.trainer, self.record = trainer, record
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        found = pq.read_table(Path(args.output_dir, f"checkpoint-{state.global_step}", EVAL_LOG_P_NAME))
+        assert found["row"].to_pylist() == list(range(NUM_HELD_OUT))
+        self.record["examples"].append(self.trainer.examples_seen)
+        self.record["tokens"].append(self.trainer.tokens_seen)
+        self.record["dead"].append(round(float((self.trainer.stream.memory.weight < 0.1).mean()), 4))
+        self.record["log_p"].append([round(value, 5) for value in found["log_p"].to_pylist()])
+
+
+def summarise(records: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    """Coverage by method, and the paired difference over the held-out problems of all seeds, at the end and where each
+    method is best."""
+
+    def of_problems(method: str, epoch_of: Any) -> np.ndarray:
+        found = []
+        for seed in seeds:
+            log_p = np.array(next(r["log_p"] for r in records if (r["method"], r["seed"]) == (method, seed)))
+            values = coverage(log_p[..., None], KS)  # epochs, problems, k
+            found.append(np.stack([values[epoch_of(values[..., i]), :, i] for i in range(len(KS))], axis=-1))
+        return np.concatenate(found)
+
+    summary: dict[str, Any] = {}
+    for name, epoch_of in (("last", lambda _: -1), ("best", lambda values: int(values.mean(axis=1).argmax()))):
+        values = {method: of_problems(method, epoch_of) for method in METHODS}
+        difference = difference_of_means(values["all"], values["drop"], KS, 0.95, 10_000, 0)
+        summary[name] = {method: of_method.mean(axis=0).round(5).tolist() for method, of_method in values.items()}
+        summary[name]["drop less all"] = {
+            part: np.round(getattr(difference, part), 5).tolist() for part in ("difference", "low", "high")
+        }
+    for method in METHODS:
+        runs = [record for record in records if record["method"] == method]
+        summary[method] = {unit: np.mean([run[unit] for run in runs], axis=0).tolist() for unit in ("tokens", "dead")}
+    return summary
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="Model folder or name.")
+    parser.add_argument("--dataset", required=True, help="JSON lines of prompt and completion.")
+    parser.add_argument("--work_dir", type=Path, required=True, help="Folder of the finished runs.")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file of the results.")
+    parser.add_argument("--workers", type=int, default=2, help="Processes at a time, a thread each.")
+    parser.add_argument("--epochs", type=int, default=10, help="Epochs a run.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="Seeds to report.")
+    args = parser.parse_args(argv)
+    jobs = [{"method": m, "seed": seed, "num_epochs": args.epochs} for seed in args.seeds for m in METHODS]
+    records = run_all(partial(train, args.model, args.dataset), jobs, args.work_dir, args.workers)
+    summary = summarise(records, args.seeds)
+    settings = {**SETTINGS, "lora": LORA, "num_attempts": NUM_ATTEMPTS, "drop": DROP_SETTING}
+    write(
+        {"settings": settings, "k": KS, "summary": summary, "runs": records, **environment(args.workers)}, args.output
+    )
+    for name in ("last", "best"):
+        print(f"{name} epoch; k = {KS}")
+        for method in METHODS:
+            print(f"  {method:14}" + "".join(f"{100 * value:22.1f}" for value in summary[name][method]))
+        found = summary[name]["drop less all"]
+        cells = [
+            f"{100 * d:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+            for d, low, high in zip(found["difference"], found["low"], found["high"], strict=True)
+        ]
+        print("  drop less all " + "".join(f"{cell:>22}" for cell in cells))
+    ratio = summary["drop"]["tokens"][-1] / summary["all"]["tokens"][-1]
+    print(
+        f"tokens of drop: {ratio:.2f} of all; share of dead examples by epoch: {np.round(summary['all']['dead'], 2)}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
