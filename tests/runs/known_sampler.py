@@ -100,7 +100,7 @@ def sample_and_grade(num_problems, num_samples, checkpoint, run, shard=None):
 
     # In float64 a sample does not depend on the rounding of its batch, which a kill changes.
     sampler = TransformersSampler(checkpoint, batch_size=32, progress=False, dtype="float64")
-    params, problems = SamplingParams(max_tokens=3), make_problems(num_problems)
+    params, problems = SamplingParams(max_tokens=6), make_problems(num_problems)
     sample_run(run, problems, sampler, num_samples, params, chunk_size=32, shard=shard, progress=False)
     grade_run(run, "known_sampler:digit_grader", in_process=True, shard=shard, progress=False)
 

@@ -305,7 +305,9 @@ def test_four_shards_with_kills_equal_one_process(tmp_path, monkeypatch):
     assert not open_shards and kills >= 6, f"{kills} kills; seed {seed}"
 
     assert rows(run) == rows(whole), f"seed {seed}"
-    assert len({row["text"] for row in rows(whole)}) > 0.95 * NUM_PROBLEMS * NUM_SAMPLES  # no draw repeats another's
+    # Short ones may be alike by chance.
+    long = [row["text"] for row in rows(whole) if row["finish_reason"] == "length"]
+    assert len(set(long)) == len(long) > NUM_PROBLEMS * NUM_SAMPLES / 2  # no draw repeats another's
     assert load_results(run).problems == load_results(whole).problems, f"seed {seed}"
     assert 0 < sum(problem.num_correct for problem in load_results(run).problems) < NUM_PROBLEMS * NUM_SAMPLES
     assert len(list(Path(run, "samples").glob("part-*"))) >= 4
