@@ -5,7 +5,8 @@
     python research/dead_examples_smollm2.py --model models/SmolLM2-135M-Instruct --dataset data/math-short.jsonl \
         --work_dir dead-smollm2-runs --output docs/results/dead-examples-smollm2.json --workers 2
 
-`dead_examples.py` says what "all" and "drop" are, and has the code of both. Each seed draws its own problems.
+`dead_examples.py` says what "all" and "drop" are; here "drop" is the trainer's own `leave_out_below`. Each seed draws
+its own problems.
 """
 
 import argparse
@@ -19,15 +20,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import load_dataset
-from dead_examples import DROP_SETTING, Memory, RememberingTrainer, Stream
+from dead_examples import DROP_SETTING
 from in_processes import environment, run_all, write
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from dco_trl import DCOConfig
+from dco_trl import DCOConfig, DCOTrainer
 from dco_trl.coverage_numpy import coverage
 from dco_trl.statistics.intervals import difference_of_means
-from dco_trl.trainer.eval_log_p import EVAL_LOG_P_NAME, EVAL_ROW
+from dco_trl.trainer.eval_log_p import EVAL_LOG_P_NAME
 
 METHODS = ("all", "drop")
 NUM_ATTEMPTS = 256
@@ -48,23 +49,23 @@ def train(model: str, dataset: str, method: str, seed: int, num_epochs: int) -> 
     """One training.
 
     Returns:
-        A JSON-serialisable record: for each epoch, `examples` and `tokens` trained on until then, `dead`, the share of
-        training examples whose weight was below .1 at their last visit, and `log_p` of each held-out answer.
+        A JSON-serialisable record: for each epoch, `tokens` trained on until then, `dead`, the share of what was
+        trained on with a weight below .1, `left_out`, the share of examples left out, and `log_p` of each held-out
+        answer.
     """
     rows = load_dataset("json", data_files=dataset, split="train").shuffle(seed=seed)
-    training = rows.select(range(NUM_TRAIN)).add_column(EVAL_ROW, np.arange(NUM_TRAIN))
-    steps_per_epoch = math.ceil(NUM_TRAIN / BATCH_SIZE)
-    dead_below, recheck_epochs = DROP_SETTING if method == "drop" else (0.0, 1)
-    memory = Memory(NUM_TRAIN, dead_below, recheck_epochs * steps_per_epoch)
+    leave_out_below, recheck_epochs = DROP_SETTING if method == "drop" else (0.0, 1)
     with TemporaryDirectory(prefix="dead-examples-") as folder:
         args = DCOConfig(
             folder,
             num_attempts=NUM_ATTEMPTS,
+            leave_out_below=leave_out_below,
+            recheck_epochs=recheck_epochs,
             num_train_epochs=num_epochs,
             eval_strategy="epoch",
             save_strategy="epoch",
             save_only_model=True,
-            logging_steps=steps_per_epoch,
+            logging_steps=math.ceil(NUM_TRAIN / BATCH_SIZE),
             report_to="none",
             disable_tqdm=True,
             bf16=False,
@@ -73,35 +74,36 @@ def train(model: str, dataset: str, method: str, seed: int, num_epochs: int) -> 
             seed=seed,
             **SETTINGS,
         )
-        trainer = RememberingTrainer(
+        trainer = DCOTrainer(
             AutoModelForCausalLM.from_pretrained(model, dtype="float32"),
             args=args,
-            train_dataset=training,
+            train_dataset=rows.select(range(NUM_TRAIN)),
             eval_dataset=rows.select(range(NUM_TRAIN, NUM_TRAIN + NUM_HELD_OUT)),
             processing_class=AutoTokenizer.from_pretrained(model),
             peft_config=LoraConfig(**LORA),
-            stream=Stream(memory, seed, refill=False),
-            drop=method == "drop",
         )
-        record: dict[str, list] = {name: [] for name in ("examples", "tokens", "dead", "log_p")}
-        trainer.add_callback(_Recorder(trainer, record))
+        log_p = HeldOut()
+        trainer.add_callback(log_p)
         trainer.train()
-    return record
+        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "tokens": [entry["num_tokens"] for entry in logs],
+        "dead": [entry["weight_below_0.1"] for entry in logs],
+        "left_out": [entry.get("left_out", 0.0) for entry in logs],
+        "log_p": log_p.of_epochs,
+    }
 
 
-class _Recorder(TrainerCallback):
-    """Notes what an epoch gave as its checkpoint is saved, the held-out answers' log p being in it."""
+class HeldOut(TrainerCallback):
+    """The held-out answers' log p after each epoch, as the checkpoints have them."""
 
-    def __init__(self, trainer: RememberingTrainer, record: dict[str, list]):
-        self.trainer, self.record = trainer, record
+    def __init__(self) -> None:
+        self.of_epochs: list[list[float]] = []
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         found = pq.read_table(Path(args.output_dir, f"checkpoint-{state.global_step}", EVAL_LOG_P_NAME))
         assert found["row"].to_pylist() == list(range(NUM_HELD_OUT))
-        self.record["examples"].append(self.trainer.examples_seen)
-        self.record["tokens"].append(self.trainer.tokens_seen)
-        self.record["dead"].append(round(float((self.trainer.stream.memory.weight < 0.1).mean()), 4))
-        self.record["log_p"].append([round(value, 5) for value in found["log_p"].to_pylist()])
+        self.of_epochs.append([round(value, 5) for value in found["log_p"].to_pylist()])
 
 
 def summarise(records: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
@@ -126,7 +128,9 @@ def summarise(records: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[s
         }
     for method in METHODS:
         runs = [record for record in records if record["method"] == method]
-        summary[method] = {unit: np.mean([run[unit] for run in runs], axis=0).tolist() for unit in ("tokens", "dead")}
+        summary[method] = {
+            unit: np.mean([run[unit] for run in runs], axis=0).tolist() for unit in ("tokens", "dead", "left_out")
+        }
     return summary
 
 

@@ -13,6 +13,8 @@ from .trl_contract import DataCollatorForLanguageModeling
 
 DOCUMENTS_PER_EXAMPLE = "documents_per_example"
 EXAMPLE_ID = "example_id"
+# A training example's row, where examples may be left out.
+TRAIN_ROW = "dco_train_row"
 
 
 @dataclass
@@ -28,11 +30,15 @@ class DCOCollator(DataCollatorForLanguageModeling):
     Args:
         splits_packs: Whether documents that were packed become rows of their own where batches are padded, as with
             `eval_packing` alone. TRL leaves such a pack one sequence, of which p would be that of all its documents.
+        left_out: Whether a training example is left out, bool, `(rows,)`. If all of a batch are, the first stays.
     """
 
     splits_packs: bool = False
+    left_out: torch.Tensor | None = None
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        if self.left_out is not None and TRAIN_ROW in examples[0]:
+            examples = [e for e in examples if not self.left_out[e[TRAIN_ROW]]] or examples[:1]
         starts = [example[REFERENCE_STARTS] for example in examples if REFERENCE_STARTS in example]
         lengths = [example["seq_lengths"] if "seq_lengths" in example else [0] for example in examples]
         splits = not self.padding_free and (bool(starts) or (self.splits_packs and "seq_lengths" in examples[0]))
@@ -47,7 +53,7 @@ class DCOCollator(DataCollatorForLanguageModeling):
             batch[DOCUMENTS_PER_EXAMPLE] = torch.tensor([len(some) for some in lengths])
         if starts:
             batch[PROMPT_OF_SEQUENCE] = torch.tensor(prompts_of_sequences(starts))
-        for number in (EXAMPLE_ID, EVAL_ROW):
+        for number in (EXAMPLE_ID, EVAL_ROW, TRAIN_ROW):
             if all(number in example for example in examples):
                 batch[number] = torch.tensor([example[number] for example in examples])
         return batch

@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..coverage import coverage_weight
-from .checkpoints import CompleteCheckpoints
-from .collator import DOCUMENTS_PER_EXAMPLE, DCOCollator
+from .collator import DOCUMENTS_PER_EXAMPLE, TRAIN_ROW, DCOCollator
 from .conversations import split_conversations, unmarkable_conversations
 from .data_checks import check_no_empty_completion, warn_about_completions, warn_about_labels, why_not_an_answer
 from .dco_config import DCOConfig
 from .eval_log_p import EVAL_ROW, EvalLogP
+from .left_out import LeavesOutLearnt
 from .model_card import CITATION, complete_model_card
 from .references import REFERENCE_STARTS, has_references, join_references, one_row_per_reference
 from .refusals import (
@@ -39,7 +39,7 @@ from .trl_contract import (
 from .unit_metrics import IDLE_AFTER_STEPS, METRICS, metrics_of_units, warn_if_idle
 
 
-class DCOTrainer(CompleteCheckpoints):
+class DCOTrainer(LeavesOutLearnt):
     r"""TRL's `SFTTrainer` with Direct Coverage Optimization.
 
     Each sequence's cross-entropy gradient is multiplied by \(F(N, p)\), \(p\) being the model's own probability of the
@@ -162,6 +162,8 @@ class DCOTrainer(CompleteCheckpoints):
             check_loss_uses_log_probs(self)
         if type(self.data_collator) is DataCollatorForLanguageModeling:
             self.data_collator = DCOCollator(**vars(self.data_collator), splits_packs=not self._is_sft)
+        if args.leave_out_below > 0 and not self._is_sft:
+            self._leave_out_learnt()
 
         self._num_sequences_in_batch: torch.Tensor | int | None = None
         self._train_sums: torch.Tensor | None = None
@@ -235,7 +237,8 @@ class DCOTrainer(CompleteCheckpoints):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        ours = {name: inputs.pop(name, None) for name in (DOCUMENTS_PER_EXAMPLE, EVAL_ROW, PROMPT_OF_SEQUENCE)}
+        names = (DOCUMENTS_PER_EXAMPLE, EVAL_ROW, PROMPT_OF_SEQUENCE, TRAIN_ROW)
+        ours = {name: inputs.pop(name, None) for name in names}
         units = {name: value for name, value in ours.items() if value is not None}
 
         def weighted_model(*args: Any, **kwargs: Any) -> Any:
@@ -248,6 +251,7 @@ class DCOTrainer(CompleteCheckpoints):
             log_p = self._log_p(segments, outputs.log_probs.detach())
             weights = self._weights(log_p)
             self._record(log_p, weights, segments, ours[DOCUMENTS_PER_EXAMPLE], ours[EVAL_ROW])
+            self._see(ours[TRAIN_ROW], weights, segments, ours[DOCUMENTS_PER_EXAMPLE])
             if segments.prompt_of is not None:
                 weights = weights * segments.share(segments.sum(outputs.log_probs.detach()))
             scale = self._reduction_scale(segments, num_items_in_batch)
