@@ -30,7 +30,8 @@ class DCOCollator(DataCollatorForLanguageModeling):
     Args:
         splits_packs: Whether documents that were packed become rows of their own where batches are padded, as with
             `eval_packing` alone. TRL leaves such a pack one sequence, of which p would be that of all its documents.
-        left_out: Whether a training example is left out, bool, `(rows,)`. If all of a batch are, the first stays.
+        left_out: Whether a training example is left out, bool, `(rows,)`. If all of a batch are, two tokens without
+            labels take their place, of a row that does not exist.
     """
 
     splits_packs: bool = False
@@ -38,7 +39,9 @@ class DCOCollator(DataCollatorForLanguageModeling):
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         if self.left_out is not None and TRAIN_ROW in examples[0]:
-            examples = [e for e in examples if not self.left_out[e[TRAIN_ROW]]] or examples[:1]
+            left_out = self.left_out.numpy()
+            due = [example for example in examples if not left_out[example[TRAIN_ROW]]]
+            examples = due or [_nothing_like(examples[0], len(left_out))]
         starts = [example[REFERENCE_STARTS] for example in examples if REFERENCE_STARTS in example]
         lengths = [example["seq_lengths"] if "seq_lengths" in example else [0] for example in examples]
         splits = not self.padding_free and (bool(starts) or (self.splits_packs and "seq_lengths" in examples[0]))
@@ -57,6 +60,12 @@ class DCOCollator(DataCollatorForLanguageModeling):
             if all(number in example for example in examples):
                 batch[number] = torch.tensor([example[number] for example in examples])
         return batch
+
+
+def _nothing_like(example: dict[str, Any], row: int) -> dict[str, Any]:
+    """An example that counts for nothing: every process needs a batch for every step."""
+    nothing = {"input_ids": example["input_ids"][:2], "labels": [-100, -100], TRAIN_ROW: row}
+    return nothing | ({REFERENCE_STARTS: [2, 0]} if REFERENCE_STARTS in example else {})
 
 
 def _parts(example: dict[str, Any], lengths: list[int]) -> list[dict[str, Any]]:

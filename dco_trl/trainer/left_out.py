@@ -37,7 +37,8 @@ class LeftOut:
         self.recheck_epochs, self.accelerator = recheck_epochs, accelerator
         # In shared memory: processes that load data read it.
         self.mask: Bool[Tensor, " example"] = torch.zeros(num_examples, dtype=torch.bool).share_memory_()
-        self._seen = torch.full((num_examples,), _UNSEEN, dtype=torch.uint8, device=accelerator.device)
+        # One more, for batches that stand in for examples left out.
+        self._seen = torch.full((num_examples + 1,), _UNSEEN, dtype=torch.uint8, device=accelerator.device)
         self.forget()
 
     def forget(self) -> None:
@@ -63,7 +64,7 @@ class LeftOut:
 
     def _collect(self) -> None:
         """What all processes have seen since the last time. An example that two of them saw counts if it did once."""
-        seen = self.accelerator.gather(self._seen[None]).amax(0).cpu().numpy()
+        seen = self.accelerator.gather(self._seen[None]).amax(0).cpu().numpy()[:-1]
         self._learnt_in[seen == _COUNTS] = -1
         self._learnt_in[seen == _LEARNT] = self.epoch
         self._seen.fill_(_UNSEEN)
