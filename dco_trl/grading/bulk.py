@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import repeat
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from .extract import completion_text, extract_answer
 from .graders import exact_grader, grader_name, load_grader, math_grader
 from .pairs import chunks, grade_pairs, progress_bar, shorten
 from .pool import WorkerPool, check_limits
+from .simple import choice_answer, choice_grader, json_answer, json_grader
 from .verdict import GradingStats, Verdict
 
 _ROWS_PER_BATCH = 1_024
@@ -190,8 +192,16 @@ class BulkGrader:
         else:
             found = dict(self._pool.run([arguments([row]) for row in batch]))
             outcomes = [found[i][:2] for i in range(len(batch))]
-        answers = [shorten(extract_answer(completion_text(row[1]))) for row in batch]
+        answers = [shorten(self._answer(row[1], dict(zip(names, row[3:], strict=True)))) for row in batch]
         return [Verdict(score, answer, status) for answer, (score, status) in zip(answers, outcomes, strict=True)]
+
+    def _answer(self, completion: Any, columns: Mapping[str, Any]) -> str:
+        """What a completion answers, as a vote counts it."""
+        if self._function is choice_grader:
+            return choice_answer(completion, columns.get("choices"))
+        if self._function is json_grader:
+            return json_answer(completion)
+        return extract_answer(completion_text(completion))
 
 
 def _values(column: Sequence) -> Iterator:

@@ -138,6 +138,29 @@ def regex_grader(completions: Sequence, answer: Sequence | None = None, **kwargs
     return scores
 
 
+def choice_answer(completion: Any, choices: Any = None) -> str:
+    """The letter that a completion gives, for a vote: "(b)" and "B." are one answer; without a letter, its answer."""
+    answer = extract_answer(completion_text(completion))
+    return _given_label(answer, *_options(choices)) or answer
+
+
+def json_answer(completion: Any) -> str:
+    """The JSON of a completion in one spelling, for a vote: keys sorted, 1.0 as 1; without JSON, its answer."""
+    text = completion_text(completion)
+    try:
+        return json.dumps(_one_spelling(_last_json(text)), sort_keys=True, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return extract_answer(text)
+
+
+def _one_spelling(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _one_spelling(of_key) for key, of_key in value.items()}
+    if isinstance(value, list):
+        return [_one_spelling(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _references(
     name: str, completions: Sequence, answer: Sequence | None, columns: dict[str, Any], other: str
 ) -> Sequence:

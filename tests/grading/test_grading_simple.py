@@ -177,3 +177,20 @@ def test_json_takes_booleans_as_a_run_folder_keeps_them():
 
 def test_an_empty_expression_is_none():
     assert regex_grader(["", "x"], answer=["", ""]) == [None, None]
+
+
+def test_a_vote_counts_one_spelling_of_a_choice_and_of_json():
+    options = [["red", "blue"]] * 5
+    completions = ["The answer is (B).", "b", "blue", "The answer is A", "no idea"]
+    with BulkGrader("choice") as grader:
+        verdicts = grader.grade(None, completions, ["B"] * 5, {"choices": options}, progress=False)
+        assert [verdict.answer for verdict in verdicts] == ["B", "B", "B", "A", "no idea"]
+        assert [verdict.score for verdict in verdicts] == [1, 1, 1, 0, 0]
+        without = grader.grade(None, ["(b) so", "B."], ["B"] * 2, progress=False)
+        assert [verdict.answer for verdict in without] == ["B", "B"]
+    first, other = '{"a": true, "b": [1, 2.5]}', '{"a": 1, "b": [1, 2.5]}'
+    texts = ['{"b": [1.0, 2.5], "a": true}', '```json\n{"a":true,"b":[1,2.5]}\n```', other, "none", "1e999"]
+    with BulkGrader("json") as grader:
+        verdicts = grader.grade(None, texts, [texts[0]] * 5, progress=False)
+    assert [verdict.score for verdict in verdicts] == [1, 1, 0, 0, 0]
+    assert [verdict.answer for verdict in verdicts] == [first, first, other, "none", "Infinity"]
