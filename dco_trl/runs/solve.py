@@ -104,7 +104,8 @@ def solve(
     Attempts are drawn in rounds that end at 1, 2, 3, 4, 6, 9, 13, … Each round samples the problems that are open and
     verifies what was drawn. Every chunk of samples and of verdicts is on disk before the next begins: killed at any
     moment, the same call goes on, and no attempt is lost or drawn twice. A larger `num_attempts` goes on with what is
-    unsolved. `answers.jsonl` in the folder has an `Answer` per line, written anew after each round.
+    unsolved; a smaller one tells what it would have given. `answers.jsonl` in the folder has an `Answer` per line,
+    written anew after each round.
 
     Args:
         problems: What to solve. `answer` may be "" where the verifier needs no reference.
@@ -203,7 +204,7 @@ class _Solving:
     ) -> None:
         self.store, self.bulk, self.attempts, self.progress = store, bulk, attempts, progress
         self.shard, self.chunk_size = shard, chunk_size
-        self.drawn, self.seconds = 0, 0.0
+        self.drawn, self.seconds, self.budget = 0, 0.0, 0
         self.grade = PartGrader(store.problems, bulk)
         self.position = {p.problem_id: i for i, p in enumerate(store.problems) if shard.has_problem(i)}
         self.ids = list(self.position)
@@ -216,7 +217,7 @@ class _Solving:
             self._verify(part, graded.get(part.stem))
 
     def run(self, num_attempts: int) -> SolveSummary:
-        ends = round_ends(num_attempts)
+        self.budget, ends = num_attempts, round_ends(num_attempts)
         with tqdm(
             desc=self.store.path.name, total=len(self.ids), unit="problem", disable=not self.progress
         ) as self.bar:
@@ -224,7 +225,7 @@ class _Solving:
             for start, end in zip([0, *ends], ends, strict=False):
                 self._round(start, end)
                 self._write()
-                if len(self.accepted) == len(self.ids):
+                if self._num_solved() == len(self.ids):
                     break
         budgets = sorted({4**i for i in range(num_attempts.bit_length()) if 4**i < num_attempts} | {num_attempts})
         return SolveSummary(tuple(self._answers()), num_attempts, tuple(map(self._within, budgets)))
@@ -279,15 +280,19 @@ class _Solving:
             self.accepted[problem_id] = min(self.accepted.get(problem_id, found), found)
 
     def _show(self) -> None:
-        spent = sum(map(len, self.present.values()))
-        self.bar.n = len(self.accepted)
+        spent = sum(int((indices < self.budget).sum()) for indices in self.present.values())
+        self.bar.n = self._num_solved()
         self.bar.set_postfix_str(f"{len(self.ids) - self.bar.n:,} open, {spent:,} attempts")
 
+    def _num_solved(self) -> int:
+        return sum(index < self.budget for index, _, _ in self.accepted.values())
+
     def _answers(self) -> list[Answer]:
+        """What the budget gave: of attempts beyond it, made under a larger one, nothing counts."""
         answers = []
         for problem_id in self.ids:
-            spent = len(self.present[problem_id])
-            if problem_id not in self.accepted:
+            spent = int((self.present[problem_id] < self.budget).sum())
+            if problem_id not in self.accepted or self.accepted[problem_id][0] >= self.budget:
                 answers.append(Answer(problem_id, False, spent))
                 continue
             index, answer, text = self.accepted[problem_id]

@@ -84,6 +84,19 @@ def test_the_summary_counts_what_was_saved(tmp_path):
     assert str(summary).startswith(f"{told} ({spent / 600:.1%} of them were spent)") and spent < 500
 
 
+@pytest.mark.parametrize("budget", [1, 2, 6, 7, 20])
+def test_a_smaller_budget_tells_what_it_would_have_given(tmp_path, budget):
+    larger = solved(tmp_path / "run", 20)
+    alone = solved(tmp_path / "alone", budget)
+    found = solved(tmp_path / "run", budget)
+    assert [answer.attempt for answer in found.answers] == [answer.attempt for answer in alone.answers]
+    assert [answer.solved for answer in found.answers] == [answer.solved for answer in alone.answers]
+    # The larger one's rounds may end later.
+    assert all(0 <= a.attempts - b.attempts <= budget / 2 for a, b in zip(found.answers, alone.answers, strict=True))
+    assert max(answer.attempts for answer in found.answers) <= budget
+    assert solved(tmp_path / "run", 20) == larger
+
+
 def test_chunks_of_any_size_give_the_same_answers(tmp_path):
     firsts = [(a.attempt, a.solved) for a in solved(tmp_path / "whole").answers]
     assert [(a.attempt, a.solved) for a in solved(tmp_path / "small", chunk_size=7).answers] == firsts
