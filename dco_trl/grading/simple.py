@@ -58,6 +58,8 @@ def choice_grader(
     for completion, reference, of_row in zip(completions, references, options, strict=True):
         labels, texts = _options(of_row)
         right = _reference_label(reference, labels, texts)
+        if labels is None and of_row and right is not None and right.isdecimal():
+            right = None  # an index, of options that cannot be read
         given = _given_label(extract_answer(completion_text(completion)), labels, texts)
         scores.append(None if right is None else float(given == right))
     return scores

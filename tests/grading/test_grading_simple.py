@@ -64,6 +64,7 @@ def test_choice(text, reference, score):
         ("B", "B", None, 1.0),
         ("B", "B", [], 1.0),
         ("B", "B", "red or blue", 1.0),
+        ("B", 1, "red or blue", None),
     ],
 )
 def test_choice_of_options(text, reference, choices, score):
