@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cot_finetune_runs import METHODS
+from cot_finetune_runs import DCO_ATTEMPTS, METHODS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -49,6 +49,15 @@ CONTEXT = (
     ("DCO, reference, floor", "DCO, reference"),
     ("DCO, 4 own, floor", "DCO, 4 own"),
     ("DCO, 4 own, floor", "weight 1, 4 own"),
+    ("DCO, 4 own, floor", RIVAL),
+    ("DCO, 4 own", "DCO, 4 own, N = 64"),
+    ("DCO, 4 own, N = 4", "DCO, 4 own, N = 64"),
+    ("DCO, 4 own, N = 16", "DCO, 4 own, N = 64"),
+    ("DCO, 4 own, N = 64", RIVAL),
+    ("DCO, 4 own, N = 64", "weight 1, 4 own"),
+    ("DCO, 4 own, floor", "DCO, 4 own, N = 64"),
+    ("DCO, 4 own, floor", "DCO, 4 own"),
+    ("DCO, 4 own, held-out rates", "DCO, 4 own, N = 64"),
     ("schedule, weight 1", "DCO, 4 own"),
     ("schedule, weight 1", "schedule, DCO"),
     ("schedule, weight 1 and DCO", "schedule, weight 1"),
@@ -82,13 +91,14 @@ def arms_of(runs: Iterable[dict[str, Any]], kind: str = "correct") -> list[Arm]:
     return arms
 
 
-# Rows of the table: whose runs are candidates, and where else than in their epochs.
-ROWS: dict[str, tuple[str, str | None]] = {
-    "cross-entropy, last epoch": ("cross-entropy", None),
-    RIVAL: ("cross-entropy", None),
-    "cross-entropy, temperature": ("cross-entropy", "temperatures"),
-    "cross-entropy, averages": ("cross-entropy", "averages"),
-    **{method: (method, None) for method in METHODS if method != "cross-entropy"},
+# Rows of the table: whose runs are candidates, where else than in their epochs, and of which N if there are several.
+ROWS: dict[str, tuple[str, str | None, int | None]] = {
+    "cross-entropy, last epoch": ("cross-entropy", None, None),
+    RIVAL: ("cross-entropy", None, None),
+    "cross-entropy, temperature": ("cross-entropy", "temperatures", None),
+    "cross-entropy, averages": ("cross-entropy", "averages", None),
+    **{method: (method, None, None) for method in METHODS if method != "cross-entropy"},
+    **{f"DCO, 4 own, N = {n}": ("DCO, 4 own", None, n) for n in DCO_ATTEMPTS},
 }
 # Whose runs are the arms of a schedule.
 _DCO, _WEIGHT_1 = ("DCO, reference", "DCO, own", "DCO, 4 own"), ("weight 1, own", "weight 1, 4 own")
@@ -145,9 +155,12 @@ def summarise(runs: list[dict[str, Any]], ks: Iterable[int] = KS) -> dict[str, A
     choices: dict[str, dict[int, Any]] = {name: {} for name in tests}
     for seed in sorted({run["seed"] for run in runs}):
         of_seed = [run for run in runs if run["seed"] == seed]
-        for name, (method, further) in ROWS.items():
-            same = [run for run in of_seed if run["method"] == method]
-            if not same or set(settings_of(same, [method])) != set(settings_of(runs, [method])):
+        for name, (method, further, only) in ROWS.items():
+            wanted = settings_of(runs, [method])
+            if only is not None:
+                wanted = [key for key in wanted if key[1] == only] if len(wanted) > 1 else []
+            same = [run for run in of_seed if (run["method"], run["setting"]["num_attempts"]) in wanted]
+            if not same or set(settings_of(same, [method])) != set(wanted):
                 continue
             arms = arms_of(same)[-1:] if name.endswith("last epoch") else arms_of(same)
             arms += arms_of(same, further) if further else []

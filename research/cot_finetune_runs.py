@@ -8,15 +8,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from cot_finetune_task import MAX_TOKENS, make_problems, pretrained, without_sampling
 from cot_tiny import last_number, make_tokenizer
 from datasets import Dataset
 from fast_sampler import FastSampler
+from scipy.special import logit
+from scipy.stats import beta
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 
 from dco_trl import CoTDCOConfig, CoTDCOTrainer
+from dco_trl.coverage_numpy import coverage_weight
 from dco_trl.demo.training import be_quiet
+from dco_trl.trainer.success_counts import SuccessCounts
 
 SPLITS = ("validation", "test")
 # For all runs. Found on seeds that are not reported.
@@ -35,7 +40,8 @@ TEMPERATURES = (1.25, 1.5, 2.0)
 DCO_ATTEMPTS = (4, 16, 64)
 _OWN, _OWN_4 = {"targets": "sampled"}, {"targets": "sampled", "num_targets": 4}
 # Method: its settings, a run each. "floor" is the least weight: 1 is rejection-sampling fine-tuning, which draws as
-# many rationales as DCO with N = 64 and gives each prompt the weight 1.
+# many rationales as DCO with N = 64 and gives each prompt the weight 1. "keep_out" problems are not trained on: they
+# tell how often a problem is solved that was not.
 METHODS: dict[str, list[dict[str, Any]]] = {
     "cross-entropy": [{"num_attempts": 1, "sampler": "none"}],
     "DCO, reference": [{"num_attempts": n} for n in DCO_ATTEMPTS],
@@ -45,6 +51,7 @@ METHODS: dict[str, list[dict[str, Any]]] = {
     "weight 1, 4 own": [{"num_attempts": 64, **_OWN_4, "floor": 1.0}],
     "DCO, reference, floor": [{"num_attempts": 64, "floor": 0.1}],
     "DCO, 4 own, floor": [{"num_attempts": 64, **_OWN_4, "floor": 0.1}],
+    "DCO, 4 own, held-out rates": [{"num_attempts": 64, **_OWN_4, "keep_out": 30}],
 }
 # Averages of cross-entropy's weights: an early epoch, and the share of the last epoch's weights.
 AVERAGES = [(early, late_weight) for early in (1, 2, 4, 8) for late_weight in (0.25, 0.5, 0.75)]
@@ -57,6 +64,41 @@ class FlooredTrainer(CoTDCOTrainer):
 
     def _weights(self, log_p: torch.Tensor) -> torch.Tensor:
         return super()._weights(log_p).clamp_min(self.floor)
+
+
+class ShiftedCounts(SuccessCounts):
+    """`SuccessCounts` whose weights are those of rates with other log-odds: p becomes expit(logit(p) + shift)."""
+
+    shift = 0.0
+    _QUANTILES = (np.arange(64) + 0.5) / 64
+
+    def weights(self, example_ids, num_attempts, estimator="posterior"):
+        n, c = self.num_sampled[example_ids], self.num_correct[example_ids]
+        a, b = self.prior
+        p = beta.ppf(self._QUANTILES[:, None], a + c, b + n - c).clip(1e-12, 1 - 1e-12)
+        weights = coverage_weight(-np.logaddexp(0, -(logit(p) + self.shift)), num_attempts)
+        return weights.mean(0), weights.std(0)
+
+
+class HeldOutTrainer(FlooredTrainer):
+    """Shifts the log-odds of success rates by what problems that are kept out lack, before each window.
+
+    Each window draws as many rationales of each kept-out problem as of as many of those trained on.
+    """
+
+    kept_out: list[dict] = []
+    trained_on: list[dict] = []
+    sampler: FastSampler
+    shifts: list[float]
+
+    def _open_window(self, epoch_iterator) -> None:
+        self._windows.counts.shift = min(0.0, self._log_odds(self.kept_out) - self._log_odds(self.trained_on))
+        self.shifts.append(self._windows.counts.shift)
+        super()._open_window(epoch_iterator)
+
+    def _log_odds(self, rows: list[dict]) -> float:
+        correct = self.sampler.count_correct(rows, 16, MAX_TOKENS, self.state.global_step)
+        return float(logit((correct.sum() + 0.5) / (16 * len(rows) + 1)))
 
 
 class Recorder(TrainerCallback):
@@ -124,10 +166,11 @@ def train(
         pretrained(seed, work_dir, device, pretraining_steps), dtype=torch.float32
     )
     setting = dict(setting)
-    floor, is_plain = setting.pop("floor", 0.0), setting.get("sampler") == "none"
+    floor, keep_out = setting.pop("floor", 0.0), setting.pop("keep_out", 0)
+    is_plain = setting.get("sampler") == "none"
     first_seed = 1000 * (1 + list(METHODS).index(method)) + 100_000 * setting["num_attempts"]
     recorder = Recorder(FastSampler(model, tokenizer, device), problems, num_samples, epochs, first_seed)
-    rows = problems["train"]
+    rows = problems["train"][keep_out:]
     steps_per_epoch = -(-len(rows) // SETTINGS["per_device_train_batch_size"])
     with TemporaryDirectory(prefix="cot-finetune-") as folder:
         args = CoTDCOConfig(
@@ -147,7 +190,7 @@ def train(
             **SAMPLING,
             **setting,
         )
-        trainer = FlooredTrainer(
+        trainer = (HeldOutTrainer if keep_out else FlooredTrainer)(
             model,
             args=args,
             train_dataset=without_sampling(rows) if is_plain else Dataset.from_list(rows),
@@ -156,12 +199,18 @@ def train(
             callbacks=[recorder],
         )
         trainer.floor = floor
+        if isinstance(trainer, HeldOutTrainer):
+            trainer.kept_out, trainer.trained_on = problems["train"][:keep_out], rows[:keep_out]
+            trainer.sampler, trainer.shifts = FastSampler(model, tokenizer), []
+            trainer._windows.counts = ShiftedCounts(len(rows))
         if not is_plain:  # the same samples as `TransformersSampler`, sooner
             trainer._windows._policy._in_memory = FastSampler(model, tokenizer)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     seconds = {"training": time.perf_counter() - started}
     record: dict[str, Any] = {"method": method, "setting": {**setting, "floor": floor}, "seed": seed}
+    if isinstance(trainer, HeldOutTrainer):
+        record["shifts"] = [round(shift, 3) for shift in trainer.shifts]
     record |= {"num_samples": num_samples, "correct": recorder.correct}
     names = ("success_rate", "rationales", "reference_targets", "coverage_weight", "loss")
     logged = trainer.state.log_history

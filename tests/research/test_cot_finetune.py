@@ -22,6 +22,7 @@ from cot_tiny import make_tokenizer
 from fast_sampler import FastSampler
 
 from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler
+from dco_trl.trainer.success_counts import SuccessCounts
 
 factors = st.integers(10, 99)
 
@@ -135,6 +136,41 @@ def test_choices_are_made_on_validation_and_differences_are_paired():
     schedule = summary["rows"]["schedule, cross-entropy"]
     assert schedule["chosen"][0][0][0] == "cross-entropy, N = 1, epoch 2"
     assert schedule["mean"][1] == pytest.approx(best["mean"][1], abs=0.05)
+
+
+def test_n_is_chosen_on_validation_and_each_n_has_a_row():
+    runs = [record("cross-entropy", seed, [0.1]) for seed in (0, 1)]
+    for num_attempts, rate in ((4, 0.4), (64, 0.2)):
+        for seed in (0, 1):
+            run = record("DCO, 4 own", seed, [rate])
+            runs.append({**run, "setting": {"num_attempts": num_attempts, "floor": 0.0}})
+    summary = report.summarise(runs, ks=[1])
+    means = {name: row["mean"][0] for name, row in summary["rows"].items()}
+    assert means["DCO, 4 own"] == means["DCO, 4 own, N = 4"] == pytest.approx(0.4, abs=0.05)
+    assert means["DCO, 4 own, N = 64"] == pytest.approx(0.2, abs=0.05) and "DCO, 4 own, N = 16" not in means
+    only_one = report.summarise([run for run in runs if run["setting"]["num_attempts"] != 4], ks=[1])
+    assert "DCO, 4 own" in only_one["rows"] and "DCO, 4 own, N = 64" not in only_one["rows"]
+
+
+def test_shifted_counts_weigh_rates_with_other_log_odds():
+    counts = cot_finetune_runs.ShiftedCounts(3)
+    counts.add([0, 1, 2], num_sampled=16, num_correct=[0, 2, 15])
+    exact, _ = SuccessCounts.weights(counts, np.arange(3), 8)
+    weights, deviations = counts.weights(np.arange(3), 8)
+    assert weights == pytest.approx(exact, abs=0.01) and (deviations > 0).all()
+    counts.shift = -2.0
+    assert (counts.weights(np.arange(3), 8)[0] > weights).all()
+    counts.shift = -100.0
+    assert counts.weights(np.arange(3), 8)[0] == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+def test_held_out_rates_shift_the_log_odds_of_those_trained_on(tmp_path):
+    [setting] = cot_finetune_runs.METHODS["DCO, 4 own, held-out rates"]
+    settings = dict(epochs=[2], num_samples=2, pretraining_steps=2, device="cpu", rivals=False)
+    run = cot_finetune_runs.train("DCO, 4 own, held-out rates", setting, 7, tmp_path, **settings)
+    assert len(run["shifts"]) == 2 and all(shift <= 0 for shift in run["shifts"])
+    assert len(run["log"]["success_rate"]) == 1
 
 
 @pytest.mark.slow
