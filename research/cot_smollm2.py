@@ -1,0 +1,255 @@
+"""Chain of thought with a real model: SmolLM2-135M on short GSM8K problems, rationales and test samples by vLLM.
+
+    python examples/scripts/prepare_smollm2.py --output_dir models/SmolLM2-135M-Instruct
+    for split in train test; do
+        python examples/scripts/prepare_gsm8k.py --dataset openai/gsm8k --split $split \\
+            --tokenizer models/SmolLM2-135M-Instruct --max_tokens 110 --output data/gsm8k-short/$split.jsonl
+    done
+    python research/cot_smollm2.py --model models/SmolLM2-135M-Instruct --data data/gsm8k-short \\
+        --work_dir cot-smollm2-runs --output docs/results/cot-smollm2.json
+
+Everything is done by the commands of `dco-trl`, which are printed, and whose output is in --work_dir. What is finished
+is not run again, so the script can be stopped and repeated; --only makes some runs. All weights are trained:
+vLLM without a GPU takes four times as long with an adapter. `docs/results/smollm2-gsm8k-cot.md` is the protocol.
+"""
+
+import argparse
+import json
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from in_processes import environment, write
+
+from dco_trl.runs import load_results
+from dco_trl.statistics import pass_at_k
+from dco_trl.statistics.intervals import difference_of_means
+
+NUM_ATTEMPTS, MAX_TOKENS, BATCH_SIZE = 32, 96, 16
+KS = (1, 4, 16, 32)
+ENGINE = {"dtype": "bfloat16", "max_model_len": 256, "enforce_eager": True}
+TRAINING: dict[str, Any] = dict(
+    dtype="float32",
+    per_device_train_batch_size=BATCH_SIZE,
+    learning_rate=5e-5,
+    lr_scheduler_type="constant_with_warmup",
+    warmup_steps=8,
+    max_length=256,
+    use_cpu=True,
+    bf16=False,
+    gradient_checkpointing=False,
+    save_strategy="steps",
+    save_only_model=True,
+    report_to="none",
+)
+# The first epoch is cross-entropy for all. Weight 1 draws as many rationales as DCO may.
+OWN: dict[str, Any] = dict(
+    grader="math",
+    sampler="vllm",
+    sampler_kwargs=json.dumps(ENGINE),
+    targets="sampled",
+    sampling_interval="epoch",
+    num_rationales=8,
+    rationale_batch=4,
+    max_rationale_tokens=MAX_TOKENS,
+)
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cross-entropy": ("train", {"num_attempts": 1}),
+    "DCO, own": ("train-cot", {"num_attempts": NUM_ATTEMPTS, **OWN}),
+    "weight 1, own": ("train-cot", {"num_attempts": 1, "weight_tolerance": 0, "count_memory": 0, **OWN}),
+}
+COMPARED = (("DCO, own", "cross-entropy"), ("DCO, own", "weight 1, own"), ("weight 1, own", "cross-entropy"))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much: smaller numbers try the script."""
+
+    num_train: int = 128
+    num_test: int = 120
+    num_samples: int = 32
+    epochs: tuple[int, ...] = (3, 6)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.num_train / BATCH_SIZE)
+
+
+def folder_of(work_dir: Path, method: str, seed: int) -> Path:
+    return work_dir / f"{method.replace(', ', '-').replace(' ', '-')}_seed-{seed}"
+
+
+def training_command(model: str, train_file: Path, method: str, seed: int, folder: Path, sizes: Sizes) -> list[str]:
+    name, setting = METHODS[method]
+    steps = sizes.steps_per_epoch
+    given = {**TRAINING, **setting, "num_train_epochs": max(sizes.epochs), "logging_steps": steps}
+    given |= {"save_steps": math.gcd(*sizes.epochs) * steps, "seed": seed, "output_dir": folder / "model"}
+    if name == "train-cot":
+        given["ce_warmup_steps"] = steps
+    options = [text for key, value in given.items() for text in (f"--{key}", str(value))]
+    return [name, "--model_name_or_path", model, "--dataset_name", str(train_file), *options]
+
+
+def eval_command(test_file: Path, epoch: int, seed: int, folder: Path, sizes: Sizes) -> list[str]:
+    """The seed of the draws is another for each epoch and seed."""
+    return [
+        "eval",
+        *("--model", str(folder / "model" / f"checkpoint-{epoch * sizes.steps_per_epoch}")),
+        *("--dataset", str(test_file), "--num-problems", str(sizes.num_test)),
+        *("--sampler", "vllm", "--sampler-kwargs", json.dumps(ENGINE)),
+        *("--num-samples", str(sizes.num_samples), "--max-tokens", str(MAX_TOKENS), "--seed", str(100 * seed + epoch)),
+        *("--grader", "math", "--output", str(folder / f"epoch-{epoch}")),
+    ]
+
+
+def call(command: Sequence[str], log: Path) -> float:
+    """Run `dco-trl`, and return the seconds it took.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    print("dco-trl " + shlex.join(command), flush=True)
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "2", **os.environ}
+    settings.pop("OMP_NUM_THREADS", None)  # one run at a time has all cores
+    started = time.perf_counter()
+    with log.open("a") as file:
+        code = subprocess.call(
+            [sys.executable, "-m", "dco_trl", *command], stdout=file, stderr=subprocess.STDOUT, env=settings
+        )
+    if code:
+        raise RuntimeError(f"`dco-trl {command[0]}` ended with {code}; its output is in {log}")
+    return round(time.perf_counter() - started, 1)
+
+
+def run(model: str, data: Path, work_dir: Path, method: str, seed: int, sizes: Sizes) -> None:
+    """Train and measure, as far as it was not done before."""
+    folder = folder_of(work_dir, method, seed)
+    done, trained = folder / "done.json", folder / "trained.json"
+    if done.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if not trained.exists():
+        train_file = folder / "train.jsonl"
+        lines = (data / "train.jsonl").read_text().splitlines()
+        chosen = np.random.default_rng(seed).permutation(len(lines))[: sizes.num_train]
+        train_file.write_text("".join(lines[i] + "\n" for i in chosen))
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        command = training_command(model, train_file, method, seed, folder, sizes)
+        seconds = call(command, folder / "training.log")
+        state = folder / "model" / f"checkpoint-{max(sizes.epochs) * sizes.steps_per_epoch}" / "trainer_state.json"
+        log = json.loads(state.read_text())["log_history"]
+        trained.write_text(json.dumps({"training_seconds": seconds, "log": log}))
+    for epoch in sizes.epochs:
+        call(eval_command(data / "test.jsonl", epoch, seed, folder, sizes), folder / "eval.log")
+    done.write_text(json.dumps({"method": method, "seed": seed, **json.loads(trained.read_text())}))
+    shutil.rmtree(folder / "model")  # half a gigabyte for each checkpoint
+
+
+def measured(work_dir: Path, method: str, seed: int, epochs: Sequence[int], ks: Sequence[int]) -> np.ndarray:
+    """Unbiased pass@k of each test problem by epoch, (epochs, problems, K)."""
+    tables = []
+    for epoch in epochs:
+        problems = load_results(folder_of(work_dir, method, seed) / f"epoch-{epoch}").problems
+        n, c = (np.array([getattr(problem, name) for problem in problems]) for name in ("num_samples", "num_correct"))
+        tables.append(np.stack([pass_at_k(n, c, k) for k in ks], axis=-1))
+    return np.stack(tables)
+
+
+def summarise(found: dict[str, dict[int, np.ndarray]], epochs: Sequence[int], ks: Sequence[int]) -> dict[str, Any]:
+    """Means, and paired differences over problems with their BCa intervals.
+
+    Args:
+        found: For each method and seed, `measured`.
+
+    Returns:
+        `mean`: for each method (epochs, K), over the seeds that all methods have. `by_seed`: the same for each seed.
+        `differences`: for each comparison and epoch; and of the last epoch from the rival's best, which is chosen for
+        each k on these very problems.
+    """
+    seeds = sorted(set.intersection(*(set(of_method) for of_method in found.values())))
+    values = {method: np.mean([of_method[seed] for seed in seeds], axis=0) for method, of_method in found.items()}
+    differences = []
+    for method, rival in COMPARED:
+        if method not in values or rival not in values:
+            continue
+        best = values[rival].mean(axis=1).argmax(axis=0)  # for each k
+        of_best = np.stack([values[rival][epoch, :, i] for i, epoch in enumerate(best)], axis=-1)
+        pairs = {str(epoch): (values[rival][i], values[method][i]) for i, epoch in enumerate(epochs)}
+        pairs[f"{epochs[-1]}, rival's best"] = (of_best, values[method][-1])
+        for name, pair in pairs.items():
+            difference = difference_of_means(*pair, np.array(ks), 0.95, 10_000, 0)
+            parts = {part: getattr(difference, part).round(5).tolist() for part in ("difference", "low", "high")}
+            differences.append({"of": method, "from": rival, "epoch": name, **parts})
+    return {
+        "seeds": seeds,
+        "k": list(ks),
+        "epochs": list(epochs),
+        "mean": {method: of_method.mean(axis=1).round(5).tolist() for method, of_method in values.items()},
+        "by_seed": {
+            method: {str(seed): of_method[seed].mean(axis=1).round(5).tolist() for seed in seeds}
+            for method, of_method in found.items()
+        },
+        "differences": differences,
+    }
+
+
+def print_tables(summary: dict[str, Any]) -> None:
+    """The tables of the page, in Markdown."""
+    head = " | ".join(f"pass@{k}" for k in summary["k"])
+    print(f"\nseeds {summary['seeds']}\n\n| | epoch | {head} |\n|---|---|" + "---|" * len(summary["k"]))
+    for method, table in summary["mean"].items():
+        for epoch, row in zip(summary["epochs"], table, strict=True):
+            print(f"| {method} | {epoch} | " + " | ".join(f"{100 * value:.1f}" for value in row) + " |")
+    print(f"\n| | against | epoch | {head} |\n|---|---|---|" + "---|" * len(summary["k"]))
+    for row in summary["differences"]:
+        cells = [
+            f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+            for mean, low, high in zip(row["difference"], row["low"], row["high"], strict=True)
+        ]
+        print(f"| {row['of']} | {row['from']} | {row['epoch']} | " + " | ".join(cells) + " |")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="Model folder or name.")
+    parser.add_argument("--data", type=Path, required=True, help="Folder of train.jsonl and test.jsonl.")
+    parser.add_argument("--work_dir", type=Path, required=True, help="Folder of the runs.")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file of the results.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="Which seeds.")
+    parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS), help="Which to run.")
+    parser.add_argument("--num_train", type=int, default=Sizes.num_train, help="Problems to train on.")
+    parser.add_argument("--num_test", type=int, default=Sizes.num_test, help="The first so many test problems.")
+    parser.add_argument("--num_samples", type=int, default=Sizes.num_samples, help="Of each test problem.")
+    parser.add_argument("--epochs", type=int, nargs="+", default=Sizes.epochs, help="When to measure; the last ends.")
+    args = parser.parse_args(argv)
+    sizes = Sizes(args.num_train, args.num_test, args.num_samples, tuple(args.epochs))
+    ks = [k for k in KS if k <= sizes.num_samples]
+    for seed in args.seeds:
+        for method in args.only:
+            run(args.model, args.data, args.work_dir, method, seed, sizes)
+    found: dict[str, dict[int, np.ndarray]] = {}
+    records = []
+    for method in METHODS:
+        for seed in args.seeds:
+            done = folder_of(args.work_dir, method, seed) / "done.json"
+            if done.exists():
+                found.setdefault(method, {})[seed] = measured(args.work_dir, method, seed, sizes.epochs, ks)
+                records.append(json.loads(done.read_text()))
+    summary = summarise(found, sizes.epochs, ks)
+    print_tables(summary)
+    settings = {**TRAINING, "own": OWN, "engine": ENGINE, **asdict(sizes)}
+    write({"settings": settings, **environment(1), **summary, "runs": records}, args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

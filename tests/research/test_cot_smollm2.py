@@ -1,0 +1,68 @@
+"""Chains of thought with SmolLM2: the commands that the script gives, and what it makes of their counts."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "research"))
+
+import cot_smollm2 as script
+
+from dco_trl.cli import eval as eval_cli
+from dco_trl.cli import train
+from dco_trl.runs import Problem, RunStore, grade_run
+from dco_trl.trainer import CoTDCOConfig, DCOConfig
+
+
+@pytest.mark.parametrize("method", script.METHODS)
+def test_training_differs_in_what_is_compared_alone(method, tmp_path):
+    command, *argv = script.training_command("m", tmp_path / "d.jsonl", method, 3, tmp_path, script.Sizes())
+    config_class = CoTDCOConfig if command == "train-cot" else DCOConfig
+    _, args, model, _ = train.parse(argv, config_class)
+    assert args.num_attempts == (script.NUM_ATTEMPTS if method == "DCO, own" else 1) and args.seed == 3
+    assert (args.num_train_epochs, args.save_steps, args.learning_rate) == (6, 24, 5e-5)
+    assert model.model_name_or_path == "m" and not model.use_peft
+    if command == "train-cot":
+        assert args.targets == "sampled" and args.ce_warmup_steps == 8 and args.sampler_kwargs == script.ENGINE
+
+
+def test_held_out_problems_are_sampled_with_a_seed_for_each_epoch_and_run(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(eval_cli, "evaluate", lambda *configs: seen.append(configs))
+    for seed, epoch in ((0, 3), (0, 6), (1, 3)):
+        assert eval_cli.main(script.eval_command(tmp_path / "t.jsonl", epoch, seed, tmp_path, script.Sizes())[1:]) == 0
+    assert len({sampling.seed for _, _, sampling, *_ in seen}) == 3
+    data, model, sampling, *_ = seen[1]
+    assert model.model == str(tmp_path / "model" / "checkpoint-48") and sampling.sampler == "vllm"
+    assert (data.num_problems, sampling.num_samples, sampling.max_tokens) == (120, 32, 96)
+
+
+def test_a_command_that_fails_names_its_output(tmp_path):
+    with pytest.raises(RuntimeError, match=r"`dco-trl grade` ended with 2; its output is in .*log"):
+        script.call(["grade", str(tmp_path / "nowhere")], tmp_path / "log")
+    assert "nowhere" in (tmp_path / "log").read_text()
+
+
+def test_counts_become_paired_differences(tmp_path, capsys):
+    problems = [Problem(str(i), "?", "1") for i in range(20)]
+    for method, shares in (("cross-entropy", (0.2, 0.4)), ("DCO, own", (0.2, 0.8))):
+        for epoch, share in zip((1, 2), shares, strict=True):
+            run = script.folder_of(tmp_path, method, 0) / f"epoch-{epoch}"
+            with RunStore.writing(run, {"model": method}, problems) as store:
+                store.write_samples(
+                    (p.problem_id, i, "1" if i < 10 * share else "2", 1, "stop") for p in problems for i in range(10)
+                )
+            grade_run(run, "exact", progress=False)
+    found = {
+        method: {0: script.measured(tmp_path, method, 0, (1, 2), (1, 4))} for method in ("cross-entropy", "DCO, own")
+    }
+    summary = script.summarise(found, (1, 2), (1, 4))
+    script.print_tables(summary)
+    assert np.array(summary["mean"]["DCO, own"])[:, 0].tolist() == pytest.approx([0.2, 0.8])
+    [first, second, from_best] = summary["differences"]
+    assert from_best == {**second, "epoch": "2, rival's best"}  # it is best at the end too
+    assert first["difference"] == [0, 0] and second["difference"][0] == pytest.approx(0.4)
+    assert second["low"][0] <= 0.4 <= second["high"][0]
+    assert "| DCO, own | 2 | 80.0 | 100.0 |" in capsys.readouterr().out
