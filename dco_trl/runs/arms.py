@@ -35,6 +35,8 @@ _SCHEMA = pa.schema(
     ]
 )
 _LOG_P = "eval_log_p.parquet"
+# Metadata of that file: fingerprints of the evaluation sets, by their names.
+_ROWS_KEY = b"dco_eval_rows"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +99,8 @@ def read_arms(paths: Sequence[str | os.PathLike[str]], grader: str | None = None
         The arms, on the problems that all of them were measured on.
 
     Raises:
-        StoreError: A path holds none of these, an arm is there twice, or no problem was measured by all arms.
+        StoreError: A path holds none of these, an arm is there twice, checkpoints were evaluated on different rows, or
+            no problem was measured by all arms.
 
     Examples:
         ```python
@@ -112,6 +115,7 @@ def read_arms(paths: Sequence[str | os.PathLike[str]], grader: str | None = None
         ```
     """
     found: dict[Arm, _Measured] = {}
+    _check_same_rows([file for path in map(Path, paths) for file in _evaluations(path)])
     for path in map(Path, paths):
         for arm, measured in _read(path, grader).items():
             if arm.name in (other.name for other in found):
@@ -147,19 +151,48 @@ def model_fingerprint(model: str) -> str:
 
 
 def _read(path: Path, grader: str | None) -> Mapping[Arm, _Measured]:
-    if path.is_file():
-        return _read_eval_log_p(path) if path.name == _LOG_P else _read_file(path)
     if (path / "manifest.json").is_file():
         return _read_run(path, grader)
-    if (path / _LOG_P).is_file():
-        return _read_eval_log_p(path / _LOG_P)
-    checkpoints = sorted(path.glob(f"checkpoint-*/{_LOG_P}"), key=lambda file: (len(file.parent.name), file))
-    if not checkpoints:
+    evaluations = _evaluations(path)
+    if path.is_file() and not evaluations:
+        return _read_file(path)
+    if not evaluations:
         raise StoreError(
             f"{path} holds no arms: it is no file of `dco-trl coverage`, no graded run, and no checkpoint with "
             f"{_LOG_P}, which DCOTrainer writes where it evaluates and saves at the same step."
         )
-    return {arm: measured for file in checkpoints for arm, measured in _read_eval_log_p(file).items()}
+    return {arm: measured for file in evaluations for arm, measured in _read_eval_log_p(file).items()}
+
+
+def _evaluations(path: Path) -> list[Path]:
+    """The files of evaluated checkpoints that a path stands for."""
+    if path.is_file():
+        return [path] if path.name == _LOG_P else []
+    if (path / "manifest.json").is_file():
+        return []
+    if (path / _LOG_P).is_file():
+        return [path / _LOG_P]
+    return sorted(path.glob(f"checkpoint-*/{_LOG_P}"), key=lambda file: (len(file.parent.name), file))
+
+
+def _check_same_rows(evaluations: Sequence[Path]) -> None:
+    """Raise a `StoreError` if the same numbers are other rows: of another evaluation set, or in another order."""
+    known: dict[str, tuple[str, Path]] = {}
+    for path in evaluations:
+        try:
+            metadata = pq.read_schema(path).metadata or {}
+        except (OSError, pa.ArrowException):
+            continue  # told where it is read
+        for name, fingerprint in json.loads(metadata.get(_ROWS_KEY, b"{}")).items():
+            first, where = known.setdefault(name, (fingerprint, path))
+            if first != fingerprint:
+                raise StoreError(
+                    f"{where.parent} and {path.parent} were evaluated on different rows"
+                    + (f" of {name!r}" if name else "")
+                    + ", or on the same in another order, and rows are known by their numbers: arms would be compared "
+                    "on different problems. Train with one evaluation set, or measure the checkpoints on one with "
+                    "`dco-trl coverage`."
+                )
 
 
 def _read_file(path: Path) -> dict[Arm, _Measured]:

@@ -18,7 +18,7 @@ from .collator import DOCUMENTS_PER_EXAMPLE, TRAIN_ROW, DCOCollator
 from .conversations import split_conversations, unmarkable_conversations
 from .data_checks import check_no_empty_completion, warn_about_completions, warn_about_labels, why_not_an_answer
 from .dco_config import DCOConfig
-from .eval_log_p import EVAL_ROW, EvalLogP
+from .eval_log_p import EVAL_ROW, EvalLogP, rows_fingerprint
 from .left_out import LeavesOutLearnt
 from .model_card import CITATION, complete_model_card
 from .references import REFERENCE_STARTS, has_references, join_references, one_row_per_reference
@@ -136,6 +136,7 @@ class DCOTrainer(LeavesOutLearnt):
         self._is_sft &= not any(has_references(dataset, args) for dataset in (train_dataset, *evaluation.values()))
         # With it, whether of "train" and "eval" p is not that of an answer: coverage metrics are left out.
         self._has_no_p: set[str] = set()
+        self._eval_log_p = EvalLogP()
         if not self._is_sft:
             check_loss_is_trls(args, kwargs.get("compute_loss_func"))
             check_sequences_stay_whole(args, kwargs.get("formatting_func"))
@@ -169,7 +170,6 @@ class DCOTrainer(LeavesOutLearnt):
         self._train_sums: torch.Tensor | None = None
         self._eval_sums: torch.Tensor | None = None
         self._eval_rows: list[torch.Tensor] = []
-        self._eval_log_p = EvalLogP()
         self.add_callback(self._eval_log_p)
         self._idle_sums: torch.Tensor | None = torch.zeros(3, dtype=torch.float64)
 
@@ -194,6 +194,8 @@ class DCOTrainer(LeavesOutLearnt):
         joins = has_references(dataset, args)
         if isinstance(dataset, Dataset) and _mode_of(dataset_name) == "eval" and not packing:
             if EVAL_ROW not in dataset.column_names:
+                name = "" if dataset_name == "eval" else dataset_name
+                self._eval_log_p.fingerprints[name] = rows_fingerprint(dataset)
                 dataset = dataset.add_column(EVAL_ROW, np.arange(len(dataset)))
         if not self._is_sft:
             dataset = split_conversations(dataset, args, dataset_name)

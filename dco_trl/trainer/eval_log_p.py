@@ -1,16 +1,23 @@
 """Every evaluation row's log p, kept beside the checkpoint that was evaluated."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 EVAL_LOG_P_NAME = "eval_log_p.parquet"
 # The row of the evaluation set as it was given: preparation may shuffle rows and drop some.
 EVAL_ROW = "dco_eval_row"
+# Under this name the file's metadata has the fingerprint of each evaluation set, as JSON.
+ROWS_KEY = "dco_eval_rows"
+# What tells one problem from another.
+_CONTENT = ("prompt", "completion", "completions", "messages", "text", "input_ids")
 
 
 class EvalLogP(TrainerCallback):
@@ -18,9 +25,14 @@ class EvalLogP(TrainerCallback):
 
     Columns: `arm` (the checkpoint), `dataset` (name of the evaluation set; empty if there is one), `row` (row of that
     set as it was given, int64) and `log_p` (nats, float64), sorted by row. Packed evaluation has no rows, and no file.
+
+    Attributes:
+        fingerprints: `rows_fingerprint` of each evaluation set as it was given, by its name: rows are known by their
+            numbers, and those of another set are other problems.
     """
 
     def __init__(self) -> None:
+        self.fingerprints: dict[str, str] = {}
         self._step = -1
         self._of_dataset: dict[str, torch.Tensor] = {}
 
@@ -46,6 +58,23 @@ class EvalLogP(TrainerCallback):
             }
             tables.append(pa.table(columns))
         if tables:
+            known = {name: self.fingerprints[name] for name in self._of_dataset if name in self.fingerprints}
+            table = pa.concat_tables(tables).replace_schema_metadata({ROWS_KEY: json.dumps(known)})
             unfinished = folder / f".{EVAL_LOG_P_NAME}.tmp"
-            pq.write_table(pa.concat_tables(tables), unfinished)
+            pq.write_table(table, unfinished)
             unfinished.replace(folder / EVAL_LOG_P_NAME)
+
+
+def rows_fingerprint(dataset: Dataset) -> str:
+    """Hash of the rows of a data set: of their texts, conversations or tokens, not of other columns.
+
+    Args:
+        dataset: As it was given.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for row in dataset.select_columns([name for name in _CONTENT if name in dataset.column_names]):
+        digest.update(json.dumps(row, sort_keys=True, default=lambda _: None).encode())  # an image has no text
+    return digest.hexdigest()[:16]

@@ -16,12 +16,15 @@ ARMS = [Arm("MODEL", "runs/a", 1.0, "f" * 16), Arm("MODEL", "runs/a", 1.5, "f" *
 LOG_P = np.array([[-0.5, -np.inf, -3.0], [-1.0, -2.0, -3.0], [0.0, -1e3, -4.0]])
 
 
-def save_checkpoint_log_p(folder, rows, dataset="", base=None):
+def save_checkpoint_log_p(folder, rows, dataset="", base=None, fingerprint=None):
     folder.mkdir(parents=True)
     if base:
         (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
     columns = {"arm": [folder.name] * len(rows), "dataset": [dataset] * len(rows), "row": list(rows)}
-    pq.write_table(pa.table({**columns, "log_p": [float(x) for x in rows.values()]}), folder / "eval_log_p.parquet")
+    table = pa.table({**columns, "log_p": [float(x) for x in rows.values()]})
+    if fingerprint:
+        table = table.replace_schema_metadata({"dco_eval_rows": json.dumps({dataset: fingerprint})})
+    pq.write_table(table, folder / "eval_log_p.parquet")
 
 
 def save_run(folder, texts, **sampling):
@@ -89,6 +92,22 @@ def test_checkpoints_runs_and_files_together(tmp_path):
 def test_several_evaluation_sets_are_kept_apart(tmp_path):
     save_checkpoint_log_p(tmp_path / "checkpoint-1", {0: -1.0}, dataset="easy")
     assert read_arms([tmp_path / "checkpoint-1" / "eval_log_p.parquet"]).problem_ids == ("easy/0",)
+
+
+@pytest.mark.parametrize(("dataset", "told"), [("", ""), ("easy", " of 'easy'")])
+def test_checkpoints_that_were_evaluated_on_other_rows_are_refused(tmp_path, dataset, told):
+    for name, fingerprint in (("a", "1" * 16), ("b", "1" * 16), ("c", "2" * 16), ("old", None)):
+        save_checkpoint_log_p(tmp_path / name / "checkpoint-1", {0: -1.0}, dataset, "MODEL", fingerprint)
+    assert len(read_arms([tmp_path / name for name in ("a", "b", "old")]).arms) == 3
+    error = (
+        f"checkpoint-1 and .*c/checkpoint-1 were evaluated on different rows{told}, or on the same in another order"
+    )
+    with pytest.raises(StoreError, match=error):
+        read_arms([tmp_path / "a", tmp_path / "old", tmp_path / "c" / "checkpoint-1"])
+    # Of sets with other names nothing is said.
+    save_checkpoint_log_p(tmp_path / "d", {0: -1.0}, "other", "MODEL", "3" * 16)
+    with pytest.raises(StoreError, match="no problem was measured by all 2 arms"):
+        read_arms([tmp_path / "a", tmp_path / "d"])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Each evaluation row's log p, beside the checkpoint of the same step."""
 
+import json
+
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
@@ -59,6 +61,33 @@ def test_several_evaluation_sets_keep_their_names(tmp_path):
         *(("easy_one", i) for i in range(4)),
         *(("hard", i) for i in range(8)),
     ]
+
+
+def test_the_file_tells_which_rows_were_evaluated(tmp_path):
+    """Runs with other rows, or the same in another order, are not to be paired by their numbers."""
+
+    def fingerprints(name, evaluation, **settings):
+        trainer = make_trainer(
+            output_dir=str(tmp_path / name),
+            eval_strategy="steps",
+            eval_steps=1,
+            save_strategy="steps",
+            save_steps=1,
+            max_steps=1,
+            trainer_kwargs={"eval_dataset": evaluation},
+            **settings,
+        )
+        trainer.train()
+        [file] = (tmp_path / name).rglob("eval_log_p.parquet")
+        return json.loads(pq.read_schema(file).metadata[b"dco_eval_rows"])
+
+    rows = [{"id": str(i), **row} for i, row in enumerate(ROWS[:4])]
+    first = fingerprints("a", Dataset.from_list(rows))
+    assert list(first) == [""]
+    # Neither the columns that training does not read nor the way of training are part of it.
+    assert fingerprints("b", Dataset.from_list(ROWS[:4]), num_attempts=1, shuffle_dataset=True) == first
+    shuffled = fingerprints("c", {"x": Dataset.from_list(rows[::-1]), "y": Dataset.from_list(rows)})
+    assert shuffled["y"] == first[""] != shuffled["x"]
 
 
 @pytest.mark.parametrize(
