@@ -341,7 +341,7 @@ def test_picture_shows_every_curve_and_right_beside_wrong(seeds):
     *last, best, scheduled = figure.axes[2].get_lines()
     assert np.allclose(scheduled.get_ydata(), np.linspace(0.05, 1, 8))
     labels = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
-    assert labels == ["cross-entropy at its best epoch\nfor pass@256", "one schedule over all epochs"]
+    assert labels == ["cross-entropy at its best epoch\nfor pass@256", "one schedule\nover all epochs"]
     assert np.allclose(last[2].get_ydata(), results["runs"][2]["coverage"][-1])
     assert np.allclose(best.get_ydata(), results["runs"][0]["coverage"][1])
     for panel, run in zip(figure.axes[3:], (results["runs"][0], results["runs"][2]), strict=True):

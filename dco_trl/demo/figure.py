@@ -73,11 +73,12 @@ def _against_k(panel: Axes, results: dict[str, Any]) -> None:
     schedules = [seed["schedule"]["coverage"] for seed in results["summary"] if "schedule" in seed]
     if schedules:
         mean = np.mean(schedules, axis=0)
-        panel.plot(k, mean, color="0.15", linestyle="--", linewidth=1.8, label="one schedule over all epochs")
+        panel.plot(k, mean, color="0.15", linestyle="--", linewidth=1.8, label="one schedule\nover all epochs")
     attempts_axis(panel, k[::2])
     panel.set_ylim(0, 1.03)
     panel.set_xlabel("k, attempts per problem", fontsize=12)
-    panel.legend(handles=panel.lines[-1 - bool(schedules) :], frameon=False, loc="upper left", fontsize=11)
+    handles = panel.lines[-1 - bool(schedules) :]
+    panel.legend(handles=handles, frameon=False, loc="upper left", fontsize=11, borderaxespad=0.2)
     _finish(panel, "pass@k at the last epoch")
 
 
