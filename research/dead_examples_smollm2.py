@@ -45,8 +45,25 @@ SETTINGS: dict[str, Any] = dict(
 LORA: dict[str, Any] = dict(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def train(model: str, dataset: str, method: str, seed: int, num_epochs: int) -> dict[str, Any]:
+def train(
+    model: str,
+    dataset: str,
+    method: str,
+    seed: int,
+    num_epochs: int,
+    num_attempts: int = NUM_ATTEMPTS,
+    repeat: int = 0,
+) -> dict[str, Any]:
     """One training.
+
+    Args:
+        model: Folder or name.
+        dataset: JSON lines of prompt and completion.
+        method: One of `METHODS`.
+        seed: Which problems, and in what order.
+        num_epochs: Epochs.
+        num_attempts: N.
+        repeat: The same problems with another order of batches and other first weights of the adapter.
 
     Returns:
         A JSON-serialisable record: for each epoch, `tokens` trained on until then, `dead`, the share of what was
@@ -58,7 +75,7 @@ def train(model: str, dataset: str, method: str, seed: int, num_epochs: int) -> 
     with TemporaryDirectory(prefix="dead-examples-") as folder:
         args = DCOConfig(
             folder,
-            num_attempts=NUM_ATTEMPTS,
+            num_attempts=num_attempts,
             leave_out_below=leave_out_below,
             recheck_epochs=recheck_epochs,
             num_train_epochs=num_epochs,
@@ -71,7 +88,7 @@ def train(model: str, dataset: str, method: str, seed: int, num_epochs: int) -> 
             bf16=False,
             use_cpu=True,
             gradient_checkpointing=False,
-            seed=seed,
+            seed=seed + 1000 * repeat,
             **SETTINGS,
         )
         trainer = DCOTrainer(
