@@ -29,10 +29,10 @@ from typing import Any
 
 import numpy as np
 from in_processes import environment, write
+from paired import cells, paired
 
 from dco_trl.runs import load_results
 from dco_trl.statistics import pass_at_k
-from dco_trl.statistics.intervals import difference_of_means
 
 NUM_ATTEMPTS, MAX_TOKENS, BATCH_SIZE = 32, 96, 16
 KS = (1, 4, 16, 32)
@@ -186,9 +186,7 @@ def summarise(found: dict[str, dict[int, np.ndarray]], epochs: Sequence[int], ks
         pairs = {str(epoch): (values[rival][i], values[method][i]) for i, epoch in enumerate(epochs)}
         pairs[f"{epochs[-1]}, rival's best"] = (of_best, values[method][-1])
         for name, pair in pairs.items():
-            difference = difference_of_means(*pair, np.array(ks), 0.95, 10_000, 0)
-            parts = {part: getattr(difference, part).round(5).tolist() for part in ("difference", "low", "high")}
-            differences.append({"of": method, "from": rival, "epoch": name, **parts})
+            differences.append({"of": method, "from": rival, "epoch": name, **paired(*pair, ks)})
     return {
         "seeds": seeds,
         "k": list(ks),
@@ -211,11 +209,7 @@ def print_tables(summary: dict[str, Any]) -> None:
             print(f"| {method} | {epoch} | " + " | ".join(f"{100 * value:.1f}" for value in row) + " |")
     print(f"\n| | against | epoch | {head} |\n|---|---|---|" + "---|" * len(summary["k"]))
     for row in summary["differences"]:
-        cells = [
-            f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-            for mean, low, high in zip(row["difference"], row["low"], row["high"], strict=True)
-        ]
-        print(f"| {row['of']} | {row['from']} | {row['epoch']} | " + " | ".join(cells) + " |")
+        print(f"| {row['of']} | {row['from']} | {row['epoch']} | " + " | ".join(cells(row)) + " |")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

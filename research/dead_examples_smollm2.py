@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 from datasets import load_dataset
 from dead_examples import DROP_SETTING
 from in_processes import environment, run_all, write
+from paired import cells, paired
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from dco_trl import DCOConfig, DCOTrainer
 from dco_trl.coverage_numpy import coverage
-from dco_trl.statistics.intervals import difference_of_means
 from dco_trl.trainer.eval_log_p import EVAL_LOG_P_NAME
 
 METHODS = ("all", "drop")
@@ -138,11 +138,8 @@ def summarise(records: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[s
     summary: dict[str, Any] = {}
     for name, epoch_of in (("last", lambda _: -1), ("best", lambda values: int(values.mean(axis=1).argmax()))):
         values = {method: of_problems(method, epoch_of) for method in METHODS}
-        difference = difference_of_means(values["all"], values["drop"], KS, 0.95, 10_000, 0)
         summary[name] = {method: of_method.mean(axis=0).round(5).tolist() for method, of_method in values.items()}
-        summary[name]["drop less all"] = {
-            part: np.round(getattr(difference, part), 5).tolist() for part in ("difference", "low", "high")
-        }
+        summary[name]["drop less all"] = paired(values["all"], values["drop"], KS)
     for method in METHODS:
         runs = [record for record in records if record["method"] == method]
         summary[method] = {
@@ -151,8 +148,9 @@ def summarise(records: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[s
     return summary
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def make_parser(doc: str) -> argparse.ArgumentParser:
+    """The arguments of a script that trains SmolLM2 by `train`; `doc` is its description."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--model", required=True, help="Model folder or name.")
     parser.add_argument("--dataset", required=True, help="JSON lines of prompt and completion.")
     parser.add_argument("--work_dir", type=Path, required=True, help="Folder of the finished runs.")
@@ -160,7 +158,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="Processes at a time, a thread each.")
     parser.add_argument("--epochs", type=int, default=10, help="Epochs a run.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="Seeds to report.")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser(__doc__).parse_args(argv)
     jobs = [{"method": m, "seed": seed, "num_epochs": args.epochs} for seed in args.seeds for m in METHODS]
     records = run_all(partial(train, args.model, args.dataset), jobs, args.work_dir, args.workers)
     summary = summarise(records, args.seeds)
@@ -172,12 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name} epoch; k = {KS}")
         for method in METHODS:
             print(f"  {method:14}" + "".join(f"{100 * value:22.1f}" for value in summary[name][method]))
-        found = summary[name]["drop less all"]
-        cells = [
-            f"{100 * d:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-            for d, low, high in zip(found["difference"], found["low"], found["high"], strict=True)
-        ]
-        print("  drop less all " + "".join(f"{cell:>22}" for cell in cells))
+        print("  drop less all " + "".join(f"{cell:>22}" for cell in cells(summary[name]["drop less all"])))
     ratio = summary["drop"]["tokens"][-1] / summary["all"]["tokens"][-1]
     print(
         f"tokens of drop: {ratio:.2f} of all; share of dead examples by epoch: {np.round(summary['all']['dead'], 2)}"

@@ -9,20 +9,18 @@ Every epoch is an arm, at temperature 1. Each seed draws its own problems; its h
 planned or chosen on one half is measured on the other, both ways. 25 minutes a run on one core.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dead_examples_smollm2 import LORA, SETTINGS, train
+from dead_examples_smollm2 import LORA, SETTINGS, make_parser, train
 from in_processes import environment, run_all, write
 from numpy.typing import NDArray
+from paired import cells, paired
 
 from dco_trl.coverage_numpy import coverage
 from dco_trl.statistics import plan_attempts, scheduled_pass_at_k
-from dco_trl.statistics.intervals import difference_of_means
 
 KS = np.array([1, 16, 256, 4096])
 MAX_ARMS = 8
@@ -98,9 +96,8 @@ def summarise(log_p: dict[Run, list[NDArray]]) -> dict[str, Any]:
     differences = []
     for one, other in COMPARED:
         if one in values and other in values:
-            found = difference_of_means(values[other], values[one], KS, 0.95, 10_000, 0)
-            parts = {part: getattr(found, part).round(5).tolist() for part in ("difference", "low", "high")}
-            differences.append({"of": ", ".join(one[::-1]), "from": ", ".join(other[::-1]), **parts})
+            found = paired(values[other], values[one], KS)
+            differences.append({"of": ", ".join(one[::-1]), "from": ", ".join(other[::-1]), **found})
     return {
         "coverage": {f"{way}, {family}": v.mean(axis=0).round(5).tolist() for (family, way), v in values.items()},
         "by_seed": by_seed,
@@ -124,11 +121,7 @@ def print_tables(summary: dict[str, Any]) -> None:
         print(f"| {name} | " + " | ".join(f"{100 * value:.1f}" for value in row) + " |")
     print(f"\n| | less | {head} |\n|---|---|" + "---|" * len(KS))
     for row in summary["differences"]:
-        cells = [
-            f"{100 * d:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-            for d, low, high in zip(row["difference"], row["low"], row["high"], strict=True)
-        ]
-        print(f"| {row['of']} | {row['from']} | " + " | ".join(cells) + " |")
+        print(f"| {row['of']} | {row['from']} | " + " | ".join(cells(row)) + " |")
 
 
 def train_run(model: str, dataset: str, num_attempts: int, repeat: int, seed: int, num_epochs: int) -> dict[str, Any]:
@@ -137,14 +130,7 @@ def train_run(model: str, dataset: str, num_attempts: int, repeat: int, seed: in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="Model folder or name.")
-    parser.add_argument("--dataset", required=True, help="JSON lines of prompt and completion.")
-    parser.add_argument("--work_dir", type=Path, required=True, help="Folder of the finished runs.")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file of the results.")
-    parser.add_argument("--workers", type=int, default=2, help="Processes at a time, a thread each.")
-    parser.add_argument("--epochs", type=int, default=10, help="Epochs a run.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="Seeds to report.")
+    parser = make_parser(__doc__)
     parser.add_argument("--without_16", action="store_true", help="Leave N = 16 out.")
     args = parser.parse_args(argv)
     runs = [CE, DCO_256, CE_AGAIN, *([] if args.without_16 else [DCO_16])]
