@@ -328,6 +328,11 @@ def main() -> None:
             print(f"  {way:>9}  " + "  ".join(f"{100 * value:5.1f}" for value in np.mean(shares[length], axis=0)))
     for name, value in results["comparisons"].items():
         print(f"{name}: {told(value)}")
+    few, many = (results["summary"]["solved"][f"N_eff={n}"] for n in (1, 16))
+    for length in few:
+        gains = np.subtract(many[length], few[length]).T
+        told_gains = ", ".join(f"{n}: {told(interval(gain.tolist()))}" for n, gain in zip(budgets, gains, strict=True))
+        print(f"N_eff=16 less N_eff=1, {length} steps, by nodes: {told_gains}")
 
 
 if __name__ == "__main__":
