@@ -9,7 +9,8 @@
         --work_dir cot-smollm2-runs --output docs/results/cot-smollm2.json
 
 Everything is done by the commands of `dco-trl`, which are printed, and whose output is in --work_dir. What is finished
-is not run again, so the script can be stopped and repeated; --only makes some runs. All weights are trained:
+is not run again, so the script can be stopped and repeated; --only makes some runs. A finished run is one small file
+there, which is enough to go on elsewhere. All weights are trained:
 vLLM without a GPU takes four times as long with an adapter. `docs/results/smollm2-gsm8k-cot.md` is the protocol.
 """
 
@@ -88,6 +89,11 @@ def folder_of(work_dir: Path, method: str, seed: int) -> Path:
     return work_dir / f"{method.replace(', ', '-').replace(' ', '-')}_seed-{seed}"
 
 
+def record_of(work_dir: Path, method: str, seed: int) -> Path:
+    """What a finished run leaves."""
+    return folder_of(work_dir, method, seed).with_suffix(".json")
+
+
 def training_command(model: str, train_file: Path, method: str, seed: int, folder: Path, sizes: Sizes) -> list[str]:
     name, setting = METHODS[method]
     steps = sizes.steps_per_epoch
@@ -133,7 +139,7 @@ def call(command: Sequence[str], log: Path) -> float:
 def run(model: str, data: Path, work_dir: Path, method: str, seed: int, sizes: Sizes) -> None:
     """Train and measure, as far as it was not done before."""
     folder = folder_of(work_dir, method, seed)
-    done, trained = folder / "done.json", folder / "trained.json"
+    done, trained = record_of(work_dir, method, seed), folder / "trained.json"
     if done.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,18 +156,22 @@ def run(model: str, data: Path, work_dir: Path, method: str, seed: int, sizes: S
         trained.write_text(json.dumps({"training_seconds": seconds, "log": log}))
     for epoch in sizes.epochs:
         call(eval_command(data / "test.jsonl", epoch, seed, folder, sizes), folder / "eval.log")
-    done.write_text(json.dumps({"method": method, "seed": seed, **json.loads(trained.read_text())}))
+    correct = counts(folder, sizes.epochs)
+    record = {"method": method, "seed": seed, "correct": correct, **json.loads(trained.read_text()), **environment(1)}
+    write(record, done)
     shutil.rmtree(folder / "model")  # half a gigabyte for each checkpoint
 
 
-def measured(work_dir: Path, method: str, seed: int, epochs: Sequence[int], ks: Sequence[int]) -> np.ndarray:
+def counts(folder: Path, epochs: Sequence[int]) -> dict[str, list[int]]:
+    """Right answers of each test problem by epoch."""
+    results = {epoch: load_results(folder / f"epoch-{epoch}") for epoch in epochs}
+    return {str(epoch): [problem.num_correct for problem in found.problems] for epoch, found in results.items()}
+
+
+def measured(record: dict[str, Any], num_samples: int, epochs: Sequence[int], ks: Sequence[int]) -> np.ndarray:
     """Unbiased pass@k of each test problem by epoch, (epochs, problems, K)."""
-    tables = []
-    for epoch in epochs:
-        problems = load_results(folder_of(work_dir, method, seed) / f"epoch-{epoch}").problems
-        n, c = (np.array([getattr(problem, name) for problem in problems]) for name in ("num_samples", "num_correct"))
-        tables.append(np.stack([pass_at_k(n, c, k) for k in ks], axis=-1))
-    return np.stack(tables)
+    correct = np.array([record["correct"][str(epoch)] for epoch in epochs])
+    return np.stack([pass_at_k(np.full(correct.shape, num_samples), correct, k) for k in ks], axis=-1)
 
 
 def summarise(found: dict[str, dict[int, np.ndarray]], epochs: Sequence[int], ks: Sequence[int]) -> dict[str, Any]:
@@ -234,10 +244,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = []
     for method in METHODS:
         for seed in args.seeds:
-            done = folder_of(args.work_dir, method, seed) / "done.json"
+            done = record_of(args.work_dir, method, seed)
             if done.exists():
-                found.setdefault(method, {})[seed] = measured(args.work_dir, method, seed, sizes.epochs, ks)
                 records.append(json.loads(done.read_text()))
+                found.setdefault(method, {})[seed] = measured(records[-1], sizes.num_samples, sizes.epochs, ks)
     summary = summarise(found, sizes.epochs, ks)
     print_tables(summary)
     settings = {**TRAINING, "own": OWN, "engine": ENGINE, **asdict(sizes)}

@@ -53,6 +53,7 @@ def train(
     num_epochs: int,
     num_attempts: int = NUM_ATTEMPTS,
     repeat: int = 0,
+    checkpoints: Path | None = None,
 ) -> dict[str, Any]:
     """One training.
 
@@ -64,6 +65,7 @@ def train(
         num_epochs: Epochs.
         num_attempts: N.
         repeat: The same problems with another order of batches and other first weights of the adapter.
+        checkpoints: Folder that the epochs' adapters go to; None: they are not kept.
 
     Returns:
         A JSON-serialisable record: for each epoch, `tokens` trained on until then, `dead`, the share of what was
@@ -74,7 +76,7 @@ def train(
     leave_out_below, recheck_epochs = DROP_SETTING if method == "drop" else (0.0, 1)
     with TemporaryDirectory(prefix="dead-examples-") as folder:
         args = DCOConfig(
-            folder,
+            str(checkpoints or folder),
             num_attempts=num_attempts,
             leave_out_below=leave_out_below,
             recheck_epochs=recheck_epochs,

@@ -11,6 +11,7 @@ planned or chosen on one half is measured on the other, both ways. 25 minutes a 
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,9 +125,12 @@ def print_tables(summary: dict[str, Any]) -> None:
         print(f"| {row['of']} | {row['from']} | " + " | ".join(cells(row)) + " |")
 
 
-def train_run(model: str, dataset: str, num_attempts: int, repeat: int, seed: int, num_epochs: int) -> dict[str, Any]:
+def train_run(
+    model: str, dataset: str, work_dir: Path, num_attempts: int, repeat: int, seed: int, num_epochs: int
+) -> dict[str, Any]:
     """One training, for `run_all`."""
-    return train(model, dataset, "all", seed, num_epochs, num_attempts=num_attempts, repeat=repeat)
+    checkpoints = work_dir / f"N-{num_attempts}_run-{repeat}_seed-{seed}"
+    return train(model, dataset, "all", seed, num_epochs, num_attempts, repeat, checkpoints)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,15 +143,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         for n, repeat in runs
         for seed in args.seeds
     ]
-    records = run_all(partial(train_run, args.model, args.dataset), jobs, args.work_dir, args.workers)
+    records = run_all(partial(train_run, args.model, args.dataset, args.work_dir), jobs, args.work_dir, args.workers)
     log_p: dict[Run, list[NDArray]] = {}
     for record in records:
         log_p.setdefault((record["num_attempts"], record["repeat"]), []).append(np.array(record["log_p"]))
     summary = summarise(log_p)
     print_tables(summary)
-    write(
-        {"settings": {**SETTINGS, "lora": LORA}, "k": KS.tolist(), **environment(args.workers), **summary}, args.output
-    )
+    settings = {**SETTINGS, "lora": LORA}
+    results = {"settings": settings, "k": KS.tolist(), **environment(args.workers), **summary, "runs": records}
+    write(results, args.output)
     return 0
 
 

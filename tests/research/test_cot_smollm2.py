@@ -47,6 +47,7 @@ def test_a_command_that_fails_names_its_output(tmp_path):
 
 def test_counts_become_paired_differences(tmp_path, capsys):
     problems = [Problem(str(i), "?", "1") for i in range(20)]
+    found = {}
     for method, shares in (("cross-entropy", (0.2, 0.4)), ("DCO, own", (0.2, 0.8))):
         for epoch, share in zip((1, 2), shares, strict=True):
             run = script.folder_of(tmp_path, method, 0) / f"epoch-{epoch}"
@@ -55,9 +56,8 @@ def test_counts_become_paired_differences(tmp_path, capsys):
                     (p.problem_id, i, "1" if i < 10 * share else "2", 1, "stop") for p in problems for i in range(10)
                 )
             grade_run(run, "exact", progress=False)
-    found = {
-        method: {0: script.measured(tmp_path, method, 0, (1, 2), (1, 4))} for method in ("cross-entropy", "DCO, own")
-    }
+        record = {"correct": script.counts(script.folder_of(tmp_path, method, 0), (1, 2))}
+        found[method] = {0: script.measured(record, 10, (1, 2), (1, 4))}
     summary = script.summarise(found, (1, 2), (1, 4))
     script.print_tables(summary)
     assert np.array(summary["mean"]["DCO, own"])[:, 0].tolist() == pytest.approx([0.2, 0.8])
