@@ -93,8 +93,8 @@ def exact_coverage(
         Log-probabilities, one per problem (and temperature). Float32 within a token, summed in float64.
 
     Raises:
-        DataError: The template names an unknown column, a prompt and its answer do not fit into the model's context,
-            or the answer has no tokens.
+        DataError: The template names an unknown column, or `answer` where a column of that name is not the reference;
+            a prompt and its answer do not fit into the model's context; or the answer has no tokens.
         ValueError: There are no problems, `temperature` or `batch_size` is out of range, `references` has not some
             different ones for each problem, or neither the tokenizer nor the generation config names an end of
             sequence.
@@ -229,13 +229,21 @@ def _tokenize(
 def _completions(problems: Sequence[Problem], template: str) -> list[str]:
     completions = []
     for problem in problems:
+        columns = {**problem.columns, "answer": problem.answer}
         try:
-            completions.append(template.format(**{**problem.columns, "answer": problem.answer}))
+            completions.append(template.format(**columns))
         except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             raise DataError(
                 f"completion_template {template!r} cannot be filled in for problem {problem.problem_id!r}: {error!r}; "
-                f"it may name {['answer', *problem.columns]}. Double braces that are part of the text."
+                f"it may name {sorted(columns)}. Double braces that are part of the text."
             ) from error
+        other = problem.columns.get("answer", problem.answer)
+        if other != problem.answer and template != "{answer}" and "{answer" in template:
+            raise DataError(
+                f"completion_template {template!r} is ambiguous: of problem {problem.problem_id!r} the reference is "
+                f"{problem.answer!r}, and a column `answer` has {other!r}. Leave the template out to take the "
+                "reference as it is, or make that column the reference (answer_column)."
+            )
     return completions
 
 

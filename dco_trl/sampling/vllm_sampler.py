@@ -25,6 +25,7 @@ _HARMLESS = {
     *("tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend", "enforce_eager"),
     *("enable_lora", "max_lora_rank", "max_loras", "max_cpu_loras", "enable_prefix_caching", "enable_chunked_prefill"),
     *("enable_sleep_mode", "cpu_offload_gb", "disable_log_stats", "seed", "dtype", "hf_token", "download_dir"),
+    "block_size",
 }
 
 

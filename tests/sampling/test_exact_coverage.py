@@ -257,6 +257,18 @@ def test_completion_templates():
         exact_coverage(model, tokenizer, [problem("1+1=", "2", unit="m")], completion_template="{oops}")
 
 
+def test_an_answer_that_is_also_another_column_is_refused():
+    """Prompt-completion rows have ` 2` as reference, and may have `2` in a column `answer`."""
+    model, tokenizer = make_model(), make_tokenizer()
+    row = Problem("0", "1+1=", " 2", {"answer": "2"})
+    with pytest.raises(
+        DataError, match=r"' {answer}' is ambiguous.*'0' the reference is ' 2', and .* has '2'.*answer_column"
+    ):
+        exact_coverage(model, tokenizer, [row], completion_template=" {answer}", progress=False)
+    as_it_is = exact_coverage(model, tokenizer, [row], progress=False)
+    assert as_it_is.log_p == exact_coverage(model, tokenizer, [problem("1+1=", " 2")], progress=False).log_p
+
+
 @pytest.mark.parametrize("template", ["{oops}", "{answer!x}", "{answer.oops}", "{0}", "{answer", "{answer:d}"])
 def test_bad_templates_are_one_error(template):
     with pytest.raises(DataError, match="cannot be filled in for problem '0'.*it may name .*Double braces"):
