@@ -36,7 +36,7 @@ def test_held_out_problems_are_sampled_with_a_seed_for_each_epoch_and_run(tmp_pa
     assert len({sampling.seed for _, _, sampling, *_ in seen}) == 3
     data, model, sampling, *_ = seen[1]
     assert model.model == str(tmp_path / "model" / "checkpoint-48") and sampling.sampler == "vllm"
-    assert (data.num_problems, sampling.num_samples, sampling.max_tokens) == (120, 32, 96)
+    assert (data.num_problems, sampling.num_samples, sampling.max_tokens) == (160, 16, 96)
 
 
 def test_a_command_that_fails_names_its_output(tmp_path):
@@ -47,22 +47,22 @@ def test_a_command_that_fails_names_its_output(tmp_path):
 
 def test_counts_become_paired_differences(tmp_path, capsys):
     problems = [Problem(str(i), "?", "1") for i in range(20)]
-    found = {}
-    for method, shares in (("cross-entropy", (0.2, 0.4)), ("DCO, own", (0.2, 0.8))):
-        for epoch, share in zip((1, 2), shares, strict=True):
+    sizes, found = script.Sizes(epochs=(1, 2)), {}
+    for method, shares in (("cross-entropy", (0.5, 0.4)), ("DCO, own", (0.8,))):
+        for epoch, share in zip(sizes.epochs_of(method), shares, strict=True):
             run = script.folder_of(tmp_path, method, 0) / f"epoch-{epoch}"
             with RunStore.writing(run, {"model": method}, problems) as store:
                 store.write_samples(
                     (p.problem_id, i, "1" if i < 10 * share else "2", 1, "stop") for p in problems for i in range(10)
                 )
             grade_run(run, "exact", progress=False)
-        record = {"correct": script.counts(script.folder_of(tmp_path, method, 0), (1, 2))}
-        found[method] = {0: script.measured(record, 10, (1, 2), (1, 4))}
-    summary = script.summarise(found, (1, 2), (1, 4))
+        record = {"correct": script.counts(script.folder_of(tmp_path, method, 0), sizes.epochs_of(method))}
+        found[method] = {0: script.measured(record, 10, (1, 4))}
+    summary = script.summarise(found, sizes, (1, 4))
     script.print_tables(summary)
-    assert np.array(summary["mean"]["DCO, own"])[:, 0].tolist() == pytest.approx([0.2, 0.8])
-    [first, second, from_best] = summary["differences"]
-    assert from_best == {**second, "epoch": "2, rival's best"}  # it is best at the end too
-    assert first["difference"] == [0, 0] and second["difference"][0] == pytest.approx(0.4)
-    assert second["low"][0] <= 0.4 <= second["high"][0]
+    assert np.array(summary["mean"]["cross-entropy"])[:, 0].tolist() == pytest.approx([0.5, 0.4])
+    last, best = summary["differences"]
+    assert (last["from"], best["from"]) == ("cross-entropy, last epoch", "cross-entropy, best epoch")
+    assert (last["difference"][0], best["difference"][0]) == pytest.approx((0.4, 0.3))
+    assert best["low"][0] < 0.3 < best["high"][0]
     assert "| DCO, own | 2 | 80.0 | 100.0 |" in capsys.readouterr().out
