@@ -13,7 +13,6 @@ repeated. Methods come in order, each over all seeds, so that what a time limit 
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import platform
@@ -30,6 +29,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from cot_finetune_runs import EPOCHS, METHODS, SAMPLING, SETTINGS, train
 from cot_finetune_task import PRETRAINING, pretrained
+from in_processes import write
 
 import dco_trl
 
@@ -54,7 +54,7 @@ def path_of(work_dir: Path, job: Job) -> Path:
 
 
 def run_and_keep(job: Job, work_dir: Path, settings: dict[str, Any], deadline: float) -> float | None:
-    """One run, unless it would start after the deadline; its file appears whole or not at all."""
+    """One run, unless it would start after the deadline."""
     if time.time() > deadline:
         return None
     record = train(*job, work_dir, **settings)
@@ -65,10 +65,7 @@ def run_and_keep(job: Job, work_dir: Path, settings: dict[str, Any], deadline: f
         "dco-trl": dco_trl.__version__,  # it need not be installed
         **{name: version(name) for name in packages},
     }
-    path = path_of(work_dir, job)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(record, separators=(",", ":")))
-    unfinished.replace(path)
+    write(record, path_of(work_dir, job))
     return record["seconds"]["all"]
 
 

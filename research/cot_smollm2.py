@@ -10,8 +10,8 @@
 
 Everything is done by the commands of `dco-trl`, which are printed, and whose output is in --work_dir. What is finished
 is not run again, so the script can be stopped and repeated; --only makes some runs. A finished run is one small file
-there, which is enough to go on elsewhere. All weights are trained:
-vLLM without a GPU takes four times as long with an adapter. `docs/results/smollm2-gsm8k-cot.md` is the protocol.
+there, which is enough to go on elsewhere. All weights are trained: vLLM without a GPU takes four times as long with an
+adapter. `docs/results/smollm2-gsm8k-cot.md` is the protocol.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from best_epoch import at_best_epoch
 from in_processes import environment, write
 from paired import cells, paired
 
@@ -196,10 +197,10 @@ def summarise(found: dict[str, dict[int, np.ndarray]], sizes: Sizes, ks: Sequenc
     for method, rival in COMPARED:
         if method not in values or rival not in values:
             continue
-        best = values[rival].mean(axis=1).argmax(axis=0)  # for each k
-        of_best = np.stack([values[rival][epoch, :, i] for i, epoch in enumerate(best)], axis=-1)
-        pairs = {"last epoch": values[rival][-1], **({"best epoch": of_best} if rival == RIVAL else {})}
-        for name, of_rival in pairs.items():
+        rivals = {"last epoch": values[rival][-1]}
+        if rival == RIVAL:
+            rivals["best epoch"] = at_best_epoch(values[rival], values[rival])
+        for name, of_rival in rivals.items():
             differences.append({"of": method, "from": f"{rival}, {name}", **paired(of_rival, values[method][-1], ks)})
     return {
         "seeds": seeds,

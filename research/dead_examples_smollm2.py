@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from best_epoch import at_best_epoch
 from datasets import load_dataset
 from dead_examples import DROP_SETTING
 from in_processes import environment, run_all, write
@@ -53,7 +54,6 @@ def train(
     num_epochs: int,
     num_attempts: int = NUM_ATTEMPTS,
     repeat: int = 0,
-    checkpoints: Path | None = None,
 ) -> dict[str, Any]:
     """One training.
 
@@ -65,7 +65,6 @@ def train(
         num_epochs: Epochs.
         num_attempts: N.
         repeat: The same problems with another order of batches and other first weights of the adapter.
-        checkpoints: Folder that the epochs' adapters go to; None: they are not kept.
 
     Returns:
         A JSON-serialisable record: for each epoch, `tokens` trained on until then, `dead`, the share of what was
@@ -76,7 +75,7 @@ def train(
     leave_out_below, recheck_epochs = DROP_SETTING if method == "drop" else (0.0, 1)
     with TemporaryDirectory(prefix="dead-examples-") as folder:
         args = DCOConfig(
-            str(checkpoints or folder),
+            folder,
             num_attempts=num_attempts,
             leave_out_below=leave_out_below,
             recheck_epochs=recheck_epochs,
@@ -129,17 +128,12 @@ def summarise(records: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[s
     """Coverage by method, and the paired difference over the held-out problems of all seeds, at the end and where each
     method is best."""
 
-    def of_problems(method: str, epoch_of: Any) -> np.ndarray:
-        found = []
-        for seed in seeds:
-            log_p = np.array(next(r["log_p"] for r in records if (r["method"], r["seed"]) == (method, seed)))
-            values = coverage(log_p[..., None], KS)  # epochs, problems, k
-            found.append(np.stack([values[epoch_of(values[..., i]), :, i] for i in range(len(KS))], axis=-1))
-        return np.concatenate(found)
-
+    found: dict[tuple[str, int], np.ndarray] = {
+        (r["method"], r["seed"]): coverage(np.array(r["log_p"])[..., None], KS) for r in records
+    }  # epochs, problems, k
     summary: dict[str, Any] = {}
-    for name, epoch_of in (("last", lambda _: -1), ("best", lambda values: int(values.mean(axis=1).argmax()))):
-        values = {method: of_problems(method, epoch_of) for method in METHODS}
+    for name, at in (("last", lambda values: values[-1]), ("best", lambda values: at_best_epoch(values, values))):
+        values = {method: np.concatenate([at(found[method, seed]) for seed in seeds]) for method in METHODS}
         summary[name] = {method: of_method.mean(axis=0).round(5).tolist() for method, of_method in values.items()}
         summary[name]["drop less all"] = paired(values["all"], values["drop"], KS)
     for method in METHODS:

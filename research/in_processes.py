@@ -59,15 +59,16 @@ def environment(workers: int) -> dict[str, Any]:
 
 
 def write(results: dict[str, Any], output: Path) -> None:
+    """JSON into a file, which appears whole or not at all."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(results, separators=(",", ":")) + "\n")
+    unfinished = output.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(results, separators=(",", ":")) + "\n")
+    unfinished.replace(output)
 
 
 def _run_and_keep(train: Callable[..., dict[str, Any]], job: Job, path: Path) -> float:
-    """One run; its file appears whole or not at all."""
+    """One run."""
     started = time.perf_counter()
     record = {**job, **train(**job), "seconds": round(time.perf_counter() - started, 1)}
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(record, separators=(",", ":")))
-    unfinished.replace(path)
+    write(record, path)
     return record["seconds"]

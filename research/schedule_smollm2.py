@@ -11,10 +11,10 @@ planned or chosen on one half is measured on the other, both ways. 25 minutes a 
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from best_epoch import at_best_epoch
 from dead_examples_smollm2 import LORA, SETTINGS, make_parser, train
 from in_processes import environment, run_all, write
 from numpy.typing import NDArray
@@ -69,8 +69,7 @@ def along_schedule(plan_on: NDArray, held_out: NDArray) -> NDArray:
 
 
 def of_best_epoch(plan_on: NDArray, held_out: NDArray) -> NDArray:
-    best = coverage(plan_on[..., None], KS).mean(axis=1).argmax(axis=0)  # for each k
-    return np.stack([coverage(held_out[arm], k) for arm, k in zip(best, KS, strict=True)], axis=-1)
+    return at_best_epoch(coverage(plan_on[..., None], KS), coverage(held_out[..., None], KS))
 
 
 WAYS = {"schedule": along_schedule, "best epoch": of_best_epoch}
@@ -125,12 +124,9 @@ def print_tables(summary: dict[str, Any]) -> None:
         print(f"| {row['of']} | {row['from']} | " + " | ".join(cells(row)) + " |")
 
 
-def train_run(
-    model: str, dataset: str, work_dir: Path, num_attempts: int, repeat: int, seed: int, num_epochs: int
-) -> dict[str, Any]:
+def train_run(model: str, dataset: str, num_attempts: int, repeat: int, seed: int, num_epochs: int) -> dict[str, Any]:
     """One training, for `run_all`."""
-    checkpoints = work_dir / f"N-{num_attempts}_run-{repeat}_seed-{seed}"
-    return train(model, dataset, "all", seed, num_epochs, num_attempts, repeat, checkpoints)
+    return train(model, dataset, "all", seed, num_epochs, num_attempts=num_attempts, repeat=repeat)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for n, repeat in runs
         for seed in args.seeds
     ]
-    records = run_all(partial(train_run, args.model, args.dataset, args.work_dir), jobs, args.work_dir, args.workers)
+    records = run_all(partial(train_run, args.model, args.dataset), jobs, args.work_dir, args.workers)
     log_p: dict[Run, list[NDArray]] = {}
     for record in records:
         log_p.setdefault((record["num_attempts"], record["repeat"]), []).append(np.array(record["log_p"]))
