@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.special import betaln
 
 from dco_trl.statistics import (
     AttemptSchedule,
@@ -168,14 +169,21 @@ def test_a_schedule_survives_json():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["log_p", "counts"])
-def test_a_hundred_arms_and_ten_thousand_problems_take_seconds(kind):
+def test_a_hundred_arms_and_ten_thousand_problems_take_no_longer_than_300_passes_over_them(kind):
     rng = np.random.default_rng(7)
     log_p = np.minimum(rng.normal(-6, 3, size=10_000) + rng.normal(0, 2, size=(100, 10_000)), -1e-3)
     n = np.full(log_p.shape, 128)
-    data = {"log_p": log_p} if kind == "log_p" else {"num_sampled": n, "num_correct": rng.binomial(n, np.exp(log_p))}
+    c = rng.binomial(n, np.exp(log_p))
+    data = {"log_p": log_p} if kind == "log_p" else {"num_sampled": n, "num_correct": c}
+    passes = []
+    for _ in range(5):
+        start = time.process_time()
+        betaln(1.0 + c, 2.0 + n - c)
+        passes.append(time.process_time() - start)
     start = time.process_time()
     plan_attempts(16384, **data)
-    assert time.process_time() - start < 10
+    # 13 and 93 of them where they take .06 s each: 1 and 6 s.
+    assert time.process_time() - start < 300 * np.median(passes)
 
 
 # measuring
