@@ -37,6 +37,15 @@ DECIDED = (
     ("schedule, cross-entropy and DCO", RIVAL_SCHEDULE),
     ("schedule, cross-entropy and DCO", "schedule, cross-entropy and weight 1"),
 )
+# The same of the second round, where "DCO, 4 own" has its N chosen.
+DECIDED_SECOND = (
+    ("DCO, 4 own", "DCO, 4 own, N = 64"),
+    ("DCO, 4 own, floor", "DCO, 4 own, N = 64"),
+    ("DCO, 4 own, floor", "weight 1, 4 own"),
+    ("DCO, 4 own, held-out rates", "DCO, 4 own, N = 64"),
+    ("DCO, 4 own, N = 64", RIVAL),
+    ("DCO, 4 own, N = 64", "weight 1, 4 own"),
+)
 CONTEXT = (
     ("weight 1, own", RIVAL),
     ("weight 1, 4 own", RIVAL),
@@ -48,16 +57,11 @@ CONTEXT = (
     ("DCO, own", "DCO, reference"),
     ("DCO, reference, floor", "DCO, reference"),
     ("DCO, 4 own, floor", "DCO, 4 own"),
-    ("DCO, 4 own, floor", "weight 1, 4 own"),
     ("DCO, 4 own, floor", RIVAL),
-    ("DCO, 4 own", "DCO, 4 own, N = 64"),
     ("DCO, 4 own, N = 4", "DCO, 4 own, N = 64"),
     ("DCO, 4 own, N = 16", "DCO, 4 own, N = 64"),
-    ("DCO, 4 own, N = 64", RIVAL),
-    ("DCO, 4 own, N = 64", "weight 1, 4 own"),
-    ("DCO, 4 own, floor", "DCO, 4 own, N = 64"),
-    ("DCO, 4 own, floor", "DCO, 4 own"),
-    ("DCO, 4 own, held-out rates", "DCO, 4 own, N = 64"),
+    ("schedule, weight 1, 4 own", "DCO, 4 own, floor"),
+    ("schedule, DCO, 4 own, floor", "schedule, weight 1, 4 own"),
     ("schedule, weight 1", "DCO, 4 own"),
     ("schedule, weight 1", "schedule, DCO"),
     ("schedule, weight 1 and DCO", "schedule, weight 1"),
@@ -105,6 +109,9 @@ _DCO, _WEIGHT_1 = ("DCO, reference", "DCO, own", "DCO, 4 own"), ("weight 1, own"
 SCHEDULES: dict[str, tuple[str, ...]] = {
     RIVAL_SCHEDULE: ("cross-entropy",),
     "schedule, weight 1": _WEIGHT_1,
+    "schedule, weight 1, 4 own": ("weight 1, 4 own",),
+    "schedule, DCO, 4 own": ("DCO, 4 own",),
+    "schedule, DCO, 4 own, floor": ("DCO, 4 own, floor",),
     "schedule, DCO": _DCO,
     "schedule, weight 1 and DCO": (*_WEIGHT_1, *_DCO),
     "schedule, cross-entropy and weight 1": ("cross-entropy", *_WEIGHT_1),
@@ -163,7 +170,10 @@ def summarise(runs: list[dict[str, Any]], ks: Iterable[int] = KS) -> dict[str, A
             if not same or set(settings_of(same, [method])) != set(wanted):
                 continue
             arms = arms_of(same)[-1:] if name.endswith("last epoch") else arms_of(same)
-            arms += arms_of(same, further) if further else []
+            elsewhere = arms_of(same, further) if further else []
+            if further and not elsewhere:
+                continue
+            arms += elsewhere
             best = [chosen(arms, k) for k in ks]
             tests[name][seed] = np.stack([arm.pass_at("test", k) for arm, k in zip(best, ks, strict=True)], axis=1)
             choices[name][seed] = [arm.name for arm in best]
@@ -179,7 +189,7 @@ def summarise(runs: list[dict[str, Any]], ks: Iterable[int] = KS) -> dict[str, A
         return np.stack([tests[name][seed] for seed in some])
 
     differences = []
-    for name, rival in (*DECIDED, *CONTEXT):
+    for name, rival in (*DECIDED, *DECIDED_SECOND, *CONTEXT):
         both = [seed for seed in tests[name] if seed in tests[rival]]
         if both:
             values = stack(name, both) - stack(rival, both)
@@ -263,6 +273,8 @@ _STYLES: dict[str, dict[str, Any]] = {
     "weight 1, 4 own": dict(color=PALETTE[2], marker="X"),
     "DCO, reference": dict(color=PALETTE[4], marker="s"),
     "DCO, 4 own": dict(color=PALETTE[1], marker="P"),
+    "DCO, 4 own, N = 64": dict(color=PALETTE[3], marker="D"),
+    "DCO, 4 own, floor": dict(color=PALETTE[5], marker="v"),
     RIVAL_SCHEDULE: dict(color=PALETTE[0], linestyle="--", marker="^"),
     "schedule, weight 1": dict(color=PALETTE[2], linestyle="--", marker="^"),
 }
@@ -310,8 +322,10 @@ def _course(axes: Axes, summary: dict[str, Any]) -> None:
 
 
 def _differences(axes: Axes, summary: dict[str, Any]) -> None:
-    rows = [row for row in reversed(summary["differences"]) if (row["of"], row["from"]) in DECIDED]
-    at = [i for i, k in enumerate(summary["k"]) if k >= 64][-2:] or [len(summary["k"]) - 1]
+    is_second = "DCO, 4 own, N = 64" in summary["rows"]
+    decided, ks = (DECIDED_SECOND, (1, 64)) if is_second else (DECIDED, (64, 256))
+    rows = [row for row in reversed(summary["differences"]) if (row["of"], row["from"]) in decided]
+    at = [i for i, k in enumerate(summary["k"]) if k in ks] or [len(summary["k"]) - 1]
     for y, row in enumerate(rows):
         for shift, i in zip((0.15, -0.15), at, strict=False):
             colour = PALETTE[6] if i == at[-1] else "0.55"

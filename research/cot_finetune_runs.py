@@ -39,31 +39,22 @@ EPOCHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 TEMPERATURES = (1.25, 1.5, 2.0)
 DCO_ATTEMPTS = (4, 16, 64)
 _OWN, _OWN_4 = {"targets": "sampled"}, {"targets": "sampled", "num_targets": 4}
-# Method: its settings, a run each. "floor" is the least weight: 1 is rejection-sampling fine-tuning, which draws as
-# many rationales as DCO with N = 64 and gives each prompt the weight 1. "keep_out" problems are not trained on: they
-# tell how often a problem is solved that was not.
+# Method: its settings, a run each. With a floor of 1 every prompt has the weight 1: rejection-sampling fine-tuning,
+# which draws as many rationales as DCO with N = 64. "keep_out" problems are not trained on: they tell how often a
+# problem is solved that was not.
 METHODS: dict[str, list[dict[str, Any]]] = {
     "cross-entropy": [{"num_attempts": 1, "sampler": "none"}],
     "DCO, reference": [{"num_attempts": n} for n in DCO_ATTEMPTS],
     "DCO, own": [{"num_attempts": n, **_OWN} for n in DCO_ATTEMPTS],
     "DCO, 4 own": [{"num_attempts": n, **_OWN_4} for n in DCO_ATTEMPTS],
-    "weight 1, own": [{"num_attempts": 64, **_OWN, "floor": 1.0}],
-    "weight 1, 4 own": [{"num_attempts": 64, **_OWN_4, "floor": 1.0}],
-    "DCO, reference, floor": [{"num_attempts": 64, "floor": 0.1}],
-    "DCO, 4 own, floor": [{"num_attempts": 64, **_OWN_4, "floor": 0.1}],
+    "weight 1, own": [{"num_attempts": 64, **_OWN, "weight_floor": 1.0}],
+    "weight 1, 4 own": [{"num_attempts": 64, **_OWN_4, "weight_floor": 1.0}],
+    "DCO, reference, floor": [{"num_attempts": 64, "weight_floor": 0.1}],
+    "DCO, 4 own, floor": [{"num_attempts": 64, **_OWN_4, "weight_floor": 0.1}],
     "DCO, 4 own, held-out rates": [{"num_attempts": 64, **_OWN_4, "keep_out": 30}],
 }
 # Averages of cross-entropy's weights: an early epoch, and the share of the last epoch's weights.
 AVERAGES = [(early, late_weight) for early in (1, 2, 4, 8) for late_weight in (0.25, 0.5, 0.75)]
-
-
-class FlooredTrainer(CoTDCOTrainer):
-    """`CoTDCOTrainer` with no weight below `floor`."""
-
-    floor = 0.0
-
-    def _weights(self, log_p: torch.Tensor) -> torch.Tensor:
-        return super()._weights(log_p).clamp_min(self.floor)
 
 
 class ShiftedCounts(SuccessCounts):
@@ -80,7 +71,7 @@ class ShiftedCounts(SuccessCounts):
         return weights.mean(0), weights.std(0)
 
 
-class HeldOutTrainer(FlooredTrainer):
+class HeldOutTrainer(CoTDCOTrainer):
     """Shifts the log-odds of success rates by what problems that are kept out lack, before each window.
 
     Each window draws as many rationales of each kept-out problem as of as many of those trained on.
@@ -166,7 +157,7 @@ def train(
         pretrained(seed, work_dir, device, pretraining_steps), dtype=torch.float32
     )
     setting = dict(setting)
-    floor, keep_out = setting.pop("floor", 0.0), setting.pop("keep_out", 0)
+    keep_out = setting.pop("keep_out", 0)
     is_plain = setting.get("sampler") == "none"
     first_seed = 1000 * (1 + list(METHODS).index(method)) + 100_000 * setting["num_attempts"]
     recorder = Recorder(FastSampler(model, tokenizer, device), problems, num_samples, epochs, first_seed)
@@ -190,7 +181,7 @@ def train(
             **SAMPLING,
             **setting,
         )
-        trainer = (HeldOutTrainer if keep_out else FlooredTrainer)(
+        trainer = (HeldOutTrainer if keep_out else CoTDCOTrainer)(
             model,
             args=args,
             train_dataset=without_sampling(rows) if is_plain else Dataset.from_list(rows),
@@ -198,7 +189,6 @@ def train(
             processing_class=tokenizer,
             callbacks=[recorder],
         )
-        trainer.floor = floor
         if isinstance(trainer, HeldOutTrainer):
             trainer.kept_out, trainer.trained_on = problems["train"][:keep_out], rows[:keep_out]
             trainer.sampler, trainer.shifts = FastSampler(model, tokenizer), []
@@ -208,7 +198,7 @@ def train(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     seconds = {"training": time.perf_counter() - started}
-    record: dict[str, Any] = {"method": method, "setting": {**setting, "floor": floor}, "seed": seed}
+    record: dict[str, Any] = {"method": method, "setting": setting, "seed": seed}
     if isinstance(trainer, HeldOutTrainer):
         record["shifts"] = [round(shift, 3) for shift in trainer.shifts]
     record |= {"num_samples": num_samples, "correct": recorder.correct}

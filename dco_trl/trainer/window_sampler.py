@@ -183,6 +183,7 @@ class WindowSampler:
         weights = np.ones(len(ids))
         if known.any():
             weights[known], _ = self.counts.weights(ids[known], self._args.num_attempts, self._args.estimator)
+        weights = np.maximum(weights, self._args.weight_floor)
         rates = self.counts.rate(n, c)
         estimates = zip(weights.tolist(), np.log(rates).tolist(), strict=True)
         window.estimates = dict(zip(ids.tolist(), estimates, strict=True))
@@ -199,7 +200,8 @@ class WindowSampler:
                 "end its answers yet, raise `ce_warmup_steps`."
             )
         weight = float(np.mean([weight for weight, _ in (window.estimates or {}).values()]))
-        if not self._reported_idle and self._args.num_attempts > 1 and weight > _IDLE_WEIGHT:
+        is_meant = self._args.num_attempts == 1 or self._args.weight_floor > _IDLE_WEIGHT
+        if not self._reported_idle and not is_meant and weight > _IDLE_WEIGHT:
             self._reported_idle = True
             logger.warning(
                 f"DCO is cross-entropy at step {step}: the mean weight is {weight:.3f}, because the mean success rate "

@@ -83,23 +83,12 @@ def test_right_answers_are_counted_at_the_end_alone(monkeypatch):
     assert sampler.count_correct(rows, 4, 12, seed=0).tolist() == [1, 1]
 
 
-def test_no_weight_is_below_the_floor():
-    trainer = cot_finetune_runs.FlooredTrainer.__new__(cot_finetune_runs.FlooredTrainer)
-    trainer._of_batch = {"row_weight": torch.tensor([0.0, 0.05, 0.7])}
-    log_p = torch.zeros(3)
-    assert trainer._weights(log_p).tolist() == pytest.approx([0.0, 0.05, 0.7])
-    trainer.floor = 0.1
-    assert trainer._weights(log_p).tolist() == pytest.approx([0.1, 0.1, 0.7])
-    trainer.floor = 1.0
-    assert trainer._weights(log_p).tolist() == [1.0, 1.0, 1.0]
-
-
 def record(method, seed, rates, num_samples=64, **more):
     rng = np.random.default_rng([seed, len(method)])
     draw = lambda rate: {split: rng.binomial(num_samples, rate, 40).tolist() for split in ("validation", "test")}  # noqa: E731
     return {
         "method": method,
-        "setting": {"num_attempts": 1 if method == "cross-entropy" else 64, "floor": 0.0},
+        "setting": {"num_attempts": 1 if method == "cross-entropy" else 64},
         "seed": seed,
         "num_samples": num_samples,
         "correct": {str(epoch): draw(rate) for epoch, rate in enumerate(rates, start=1)},
@@ -143,7 +132,7 @@ def test_n_is_chosen_on_validation_and_each_n_has_a_row():
     for num_attempts, rate in ((4, 0.4), (64, 0.2)):
         for seed in (0, 1):
             run = record("DCO, 4 own", seed, [rate])
-            runs.append({**run, "setting": {"num_attempts": num_attempts, "floor": 0.0}})
+            runs.append({**run, "setting": {"num_attempts": num_attempts}})
     summary = report.summarise(runs, ks=[1])
     means = {name: row["mean"][0] for name, row in summary["rows"].items()}
     assert means["DCO, 4 own"] == means["DCO, 4 own, N = 4"] == pytest.approx(0.4, abs=0.05)

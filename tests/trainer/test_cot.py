@@ -70,6 +70,29 @@ def test_the_authors_estimator():
     assert steps_of(trainer)[0]["coverage_weight"] == pytest.approx(np.mean(naive), abs=1e-6)
 
 
+@pytest.mark.parametrize("estimator", ["posterior", "plugin"])
+@pytest.mark.parametrize("floor", [0.0, 0.3, 1.0])
+def test_no_weight_is_below_the_floor(floor, estimator):
+    rows = [{**row, "num_sampled": 64, "num_correct": i} for i, row in enumerate(ROWS)]
+    trainer = make_cot_trainer(
+        rows, sampler="none", estimator=estimator, weight_floor=floor,
+        per_device_train_batch_size=len(ROWS), max_steps=1,
+    )  # fmt: skip
+    trainer.train()
+    weights, _ = trainer._windows.counts.weights(np.arange(len(rows)), 16, estimator)
+    assert (weights < 0.3).any() and (weights > 0.3).any()
+    assert steps_of(trainer)[0]["coverage_weight"] == pytest.approx(np.maximum(weights, floor).mean(), abs=1e-6)
+
+
+def test_a_floor_of_one_is_training_on_own_rationales_with_weight_one():
+    """The very update of N = 1, whose weights are 1; what is drawn stays that of N."""
+    kwargs = dict(targets="sampled", weight_tolerance=0.0, max_steps=2)
+    one, floored = make_cot_trainer(num_attempts=1, **kwargs), make_cot_trainer(weight_floor=1.0, **kwargs)
+    expected, found = weights_after(one), weights_after(floored)
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=0, msg=name)
+
+
 def test_rows_of_the_same_prompt_share_their_counts():
     twice = [ROWS[0], {**ROWS[0], "completion": "other 2"}, ROWS[1]]
     trainer = make_cot_trainer(twice, num_rationales=8, per_device_train_batch_size=3, max_steps=1)
@@ -542,6 +565,9 @@ def test_evaluation_is_that_of_the_reference_rationale():
         ({"sampling_interval": "often"}, "`sampling_interval` must be 'epoch' or a number.*got 'often'"),
         ({"sampling_interval": "1.5"}, "`sampling_interval` must be 'epoch' or a number.*got '1.5'"),
         ({"weight_tolerance": float("nan")}, "`weight_tolerance` is a standard deviation.*got nan"),
+        ({"weight_floor": -0.1}, "`weight_floor` is a weight, so from 0 to 1, got -0.1"),
+        ({"weight_floor": 1.5}, "`weight_floor` is a weight, so from 0 to 1, got 1.5"),
+        ({"weight_floor": float("nan")}, "`weight_floor` is a weight, so from 0 to 1, got nan"),
         ({"count_memory": 1.5}, "`count_memory` must be from 0 to 1, got 1.5"),
         ({"max_success_rate": 0.0}, "`max_success_rate` must be above 0.*got 0.0.*The authors use 0.1"),
         ({"estimator": "mean"}, r"`estimator='mean'` is none of \('posterior', 'plugin'\). Choose one"),
@@ -661,3 +687,9 @@ def test_an_idle_method_is_said(caplog):
         make_cot_trainer(grader=lambda completions, **_: [0.0] * len(completions), num_rationales=64).train()
     said = [record for record in caplog.records if "DCO is cross-entropy at step" in record.message]
     assert len(said) == 1 and "mean success rate" in said[0].message
+
+
+def test_a_floor_of_one_is_not_idleness(caplog):
+    with caplog.at_level(logging.WARNING):
+        make_cot_trainer(weight_floor=1.0, max_steps=2).train()
+    assert not [record for record in caplog.records if "DCO is cross-entropy" in record.message]
