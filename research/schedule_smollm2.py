@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--without_16", action="store_true", help="Leave N = 16 out.")
     args = parser.parse_args(argv)
-    runs = [CE, DCO_256, CE_AGAIN, *([] if args.without_16 else [DCO_16])]
+    runs = [CE, DCO_256, *([] if args.without_16 else [DCO_16]), CE_AGAIN]
     jobs = [
         {"num_attempts": n, "repeat": repeat, "seed": seed, "num_epochs": args.epochs}
         for n, repeat in runs
