@@ -131,9 +131,9 @@ def train_run(model: str, dataset: str, num_attempts: int, repeat: int, seed: in
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__)
-    parser.add_argument("--without_16", action="store_true", help="Leave N = 16 out.")
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), help="Of which runs.")
     args = parser.parse_args(argv)
-    runs = [CE, DCO_256, *([] if args.without_16 else [DCO_16]), CE_AGAIN]
+    runs = list(dict.fromkeys(run for family in args.families for run in FAMILIES[family]))
     jobs = [
         {"num_attempts": n, "repeat": repeat, "seed": seed, "num_epochs": args.epochs}
         for n, repeat in runs
