@@ -37,7 +37,8 @@ class CoTDCOTrainer(DCOTrainer):
 
     $$w = \mathbb{E}\left[F(N, p) \mid p \sim \mathrm{Beta}(a + k,\, b + n - k)\right]$$
 
-    (`estimator="plugin"`: the authors' \(F(N, k/n)\)). The rest is [`DCOTrainer`][dco_trl.trainer.DCOTrainer].
+    (`estimator="plugin"`: the authors' \(F(N, k/n)\)), or by `weight_floor`, if that is more. The rest is
+    [`DCOTrainer`][dco_trl.trainer.DCOTrainer].
 
     Training goes in windows of `sampling_interval` optimizer steps. At the start of each the sampler gets the current
     weights and draws rationales for the window's distinct prompts, in rounds of `rationale_batch`. A prompt is left
