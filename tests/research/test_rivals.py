@@ -210,20 +210,22 @@ def test_dft_of_trl_weights_each_tokens_gradient_by_its_probability(tmp_path, pr
 
 def test_mixture_has_the_gradient_of_the_mean_of_the_coverage_losses(tmp_path, problem_set):
     trainer = make("DCO mixture", {}, tmp_path, problem_set[0])
-    with torch.no_grad():  # a surer model, so that the weights are neither all 1 nor all 0
-        for _ in range(60):
+    with torch.no_grad():  # a surer model, until the weights are neither all 1 nor all 0
+        for _ in range(200):
             batch = next(iter(trainer.get_train_dataloader()))
             with torch.enable_grad():
-                flat = [v for row in completion_log_probs(trainer.model, batch) for v in row]
-                gradient_of(trainer.model, -sum(flat) / len(flat))
+                rows = completion_log_probs(trainer.model, batch)
+                gradient_of(trainer.model, -sum(map(sum, rows)) / sum(map(len, rows)))
+            if trainer._weights(torch.stack([sum(row) for row in rows])).mean() < 0.7:
+                break
             for p in trainer.model.parameters():
-                p -= 0.05 * p.grad.sign() * p.abs().mean()
+                p -= 0.01 * p.grad.sign() * p.abs().mean()
     batch, _, gradient = loss_and_gradient(trainer)
     rows = completion_log_probs(trainer.model, batch)
     log_p = torch.stack([sum(row) for row in rows])
     losses = torch.stack([coverage_loss(log_p, n) for n in rival_training.DCO_ATTEMPTS]).mean(0)
     weights = trainer._weights(log_p.detach())
-    assert 0.02 < weights.mean() < 0.98
+    assert 0.1 < weights.mean() < 0.9
     expected = gradient_of(trainer.model, losses.sum() / sum(map(len, rows)))
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
 
