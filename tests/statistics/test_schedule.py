@@ -169,7 +169,7 @@ def test_a_schedule_survives_json():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["log_p", "counts"])
-def test_a_hundred_arms_and_ten_thousand_problems_take_no_longer_than_300_passes_over_them(kind):
+def test_a_hundred_arms_and_ten_thousand_problems_take_no_longer_than_170_passes_over_them(kind):
     rng = np.random.default_rng(7)
     log_p = np.minimum(rng.normal(-6, 3, size=10_000) + rng.normal(0, 2, size=(100, 10_000)), -1e-3)
     n = np.full(log_p.shape, 128)
@@ -182,8 +182,8 @@ def test_a_hundred_arms_and_ten_thousand_problems_take_no_longer_than_300_passes
         passes.append(time.process_time() - start)
     start = time.process_time()
     plan_attempts(16384, **data)
-    # 13 and 93 of them where they take .06 s each: 1 and 6 s.
-    assert time.process_time() - start < 300 * np.median(passes)
+    # 10 s where a pass takes .06 s, and there it is 13 passes from log p and 93 from counts.
+    assert time.process_time() - start < 170 * np.median(passes)
 
 
 # measuring
