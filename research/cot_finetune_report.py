@@ -42,6 +42,7 @@ DECIDED_SECOND = (
     ("DCO, 4 own", "DCO, 4 own, N = 64"),
     ("DCO, 4 own, floor", "DCO, 4 own, N = 64"),
     ("DCO, 4 own, floor", "weight 1, 4 own"),
+    ("DCO, 4 own, floor", "DCO, 4 own"),
     ("DCO, 4 own, held-out rates", "DCO, 4 own, N = 64"),
     ("DCO, 4 own, N = 64", RIVAL),
     ("DCO, 4 own, N = 64", "weight 1, 4 own"),
@@ -56,7 +57,6 @@ CONTEXT = (
     ("DCO, own", "weight 1, own"),
     ("DCO, own", "DCO, reference"),
     ("DCO, reference, floor", "DCO, reference"),
-    ("DCO, 4 own, floor", "DCO, 4 own"),
     ("DCO, 4 own, floor", RIVAL),
     ("DCO, 4 own, N = 4", "DCO, 4 own, N = 64"),
     ("DCO, 4 own, N = 16", "DCO, 4 own, N = 64"),
@@ -301,12 +301,15 @@ def _course(axes: Axes, summary: dict[str, Any]) -> None:
     largest = max((k for k in summary["k"] if k <= 64), default=1)
     styles = {**_STYLES, "cross-entropy": _STYLES[RIVAL]}
     for course in summary["epochs"]:
-        style = styles.get(course["method"])
+        name = f"{course['method']}, N = {course['num_attempts']}"
+        if name not in summary["rows"]:  # the one N that the method was run with
+            name = course["method"]
+        style = styles.get(name)
         if style is None or course["num_attempts"] not in (1, 64):
             continue
         values = np.array(course["mean"])
         for k, dashes in ((largest, "-"), (1, "--")):
-            label = course["method"] if k == largest else None
+            label = name if k == largest else None
             axes.plot(
                 course["epochs"],
                 values[:, summary["k"].index(k)],
