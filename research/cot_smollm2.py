@@ -217,11 +217,15 @@ def summarise(found: dict[str, dict[int, np.ndarray]], sizes: Sizes, ks: Sequenc
 
 def print_tables(summary: dict[str, Any]) -> None:
     """The tables of the page, in Markdown."""
-    head = " | ".join(f"pass@{k}" for k in summary["k"])
-    print(f"\nseeds {summary['seeds']}\n\n| | epoch | {head} |\n|---|---|" + "---|" * len(summary["k"]))
+    columns = [f"pass@{k}" for k in summary["k"]]
+    head = " | ".join(columns)
+    by_seed = [f"{columns[-1]}, seed {seed}" for seed in summary["seeds"]]
+    print(f"\n| | epoch | {' | '.join(columns + by_seed)} |\n|---|---|" + "---|" * len(columns + by_seed))
     for method, table in summary["mean"].items():
-        for epoch, row in zip(summary["epochs"][method], table, strict=True):
-            print(f"| {method} | {epoch} | " + " | ".join(f"{100 * value:.1f}" for value in row) + " |")
+        of_seeds = [summary["by_seed"][method][str(seed)] for seed in summary["seeds"]]
+        for i, (epoch, row) in enumerate(zip(summary["epochs"][method], table, strict=True)):
+            values = [*row, *(of_seed[i][-1] for of_seed in of_seeds)]
+            print(f"| {method} | {epoch} | " + " | ".join(f"{100 * value:.1f}" for value in values) + " |")
     print(f"\n| | less | {head} |\n|---|---|" + "---|" * len(summary["k"]))
     for row in summary["differences"]:
         print(f"| {row['of']} | {row['from']} | " + " | ".join(cells(row)) + " |")

@@ -65,4 +65,6 @@ def test_counts_become_paired_differences(tmp_path, capsys):
     assert (last["from"], best["from"]) == ("cross-entropy, last epoch", "cross-entropy, best epoch")
     assert (last["difference"][0], best["difference"][0]) == pytest.approx((0.4, 0.3))
     assert best["low"][0] < 0.3 < best["high"][0]
-    assert "| DCO, own | 2 | 80.0 | 100.0 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| | epoch | pass@1 | pass@4 | pass@4, seed 0 |\n|---|---|---|---|---|\n" in printed
+    assert "| DCO, own | 2 | 80.0 | 100.0 | 100.0 |" in printed
