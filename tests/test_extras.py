@@ -5,9 +5,12 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from test_architecture import FILES, imports
 from tiny_models import save_checkpoint
 
@@ -49,6 +52,21 @@ def test_what_is_imported_is_declared(file):
 def test_the_bare_package_declares_no_package_of_an_extra():
     extra = names(PROJECT["optional-dependencies"]["eval"]) | {"anyio", "httpx", "sandlock", "vllm"}
     assert not names(PROJECT["dependencies"]) & extra
+
+
+def test_what_is_pinned_installs_on_the_oldest_python():
+    """The pins are made with one Python 3.11; Debian 12's is an older one, on which a pin may not install."""
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    lines = (ROOT / "constraints-cpu.txt").read_text().splitlines()
+    pinned = {tuple(line.split("==")) for line in lines if "==" in line}
+    pinned = {(canonicalize_name(name), version) for name, version in pinned}
+    asked = {
+        (canonicalize_name(found.name), found.version): found.metadata["Requires-Python"] or ""
+        for found in distributions()
+    }
+    looked_at = pinned & set(asked)
+    assert len(looked_at) > len(pinned) / 2
+    assert {what: asked[what] for what in looked_at if oldest not in SpecifierSet(asked[what])} == {}
 
 
 @pytest.mark.parametrize(
