@@ -29,7 +29,7 @@ from rivals import Job, Task
 from schedule_figure import plot_schedules
 
 from dco_trl import __version__
-from dco_trl.statistics import AttemptSchedule, plan_attempts, scheduled_pass_at_k
+from dco_trl.statistics import AttemptOrder, plan_attempts, scheduled_pass_at_k
 
 KS = tuple(4**i for i in range(8))
 ARM_TEMPERATURES = (1.0, 1.25, 1.5, 2.0)
@@ -123,12 +123,12 @@ def coverage(log_p: NDArray, ks: Sequence[int]) -> NDArray:
     return np.stack([-np.expm1(k * log_miss).mean(axis=1) for k in ks], axis=1)
 
 
-def along(schedule: AttemptSchedule, arms: Arms, ks: Sequence[int]) -> NDArray:
+def along(schedule: AttemptOrder, arms: Arms, ks: Sequence[int]) -> NDArray:
     """Mean coverage of the test problems along a schedule, shape (K,)."""
     return scheduled_pass_at_k(schedule, ks, log_p=np.minimum(arms.test, 0.0)).mean(axis=0)
 
 
-def plan(arms: Arms, num_attempts: int, max_arms: int | None) -> AttemptSchedule:
+def plan(arms: Arms, num_attempts: int, max_arms: int | None) -> AttemptOrder:
     return plan_attempts(num_attempts, log_p=np.minimum(arms.validation, 0.0), max_arms=max_arms)
 
 

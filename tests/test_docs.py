@@ -43,7 +43,7 @@ EXAMPLES = [
     "dco_trl.statistics.extrapolation",
     "dco_trl.statistics.schedule",
     "dco_trl.statistics.expected_schedule",
-    "dco_trl.grading.call",
+    "dco_trl.grading.reward_function",
     "dco_trl.grading.extract",
     "dco_trl.grading.graders",
     "dco_trl.sampling.protocol",

@@ -157,7 +157,7 @@ def _best_arms(measured: Any, ks: list[int]) -> list[int]:
     """The arm with the largest coverage on all problems, for each k."""
     import numpy as np
 
-    from ..statistics.arms import Arms
+    from ..statistics.arm_coverage import Arms
 
     arms = Arms(measured.log_p, measured.num_sampled, measured.num_correct)
     alone = np.eye(arms.shape[0], dtype=np.int64)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from .cache import VerdictCache
-from .call import Grader, call_grader
+from .deduplicate import chunks, grade_pairs, progress_bar, shorten
 from .extract import completion_text, extract_answer
 from .graders import exact_grader, grader_name, load_grader, math_grader
-from .pairs import chunks, grade_pairs, progress_bar, shorten
 from .pool import WorkerPool, check_limits
+from .reward_function import Grader, call_grader
 from .simple import choice_answer, choice_grader, json_answer, json_grader
 from .verdict import GradingStats, Verdict
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from .judge import identity
+from .math_verdict import identity
 
 _SCHEMA = """CREATE TABLE IF NOT EXISTS verdicts
 (key BLOB PRIMARY KEY, score REAL, status TEXT NOT NULL, shown BLOB, timeout REAL, memory_limit INTEGER)

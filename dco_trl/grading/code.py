@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .confined import Outcome, run_program, unconfinable
+from .code_sandbox import Outcome, run_program, unconfinable
 from .errors import GraderError
 from .extract import completion_text
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..extras import require
-from .call import Grader
+from .deduplicate import exact_score, grade_pairs
 from .errors import GraderError
 from .extract import completion_text, extract_answer, extract_reference, normalize_answer
-from .pairs import exact_score, grade_pairs
 from .pool import WorkerPool, check_limits
+from .reward_function import Grader
 from .simple import choice_grader, json_grader, regex_grader
 from .verdict import GradingStats
 
@@ -137,7 +137,7 @@ def load_grader(name: str | Grader) -> Grader:
         return math_grader
     if name == "code":
         from .code import code_grader
-        from .confined import unconfinable
+        from .code_sandbox import unconfinable
 
         if reason := unconfinable():  # before anything is sampled for it
             raise GraderError(f"grader 'code' runs the model's programs, and {reason}.")

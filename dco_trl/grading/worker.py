@@ -68,10 +68,10 @@ def _confined_judge(timeout: float, memory_limit: int) -> tuple[Callable[..., Ve
     sys.dont_write_bytecode = True
     logging.disable(logging.CRITICAL)
 
-    from . import confinement, speedup
-    from .judge import judge
+    from . import confinement, math_verify_patches
+    from .math_verdict import judge
 
-    speedup.install()
+    math_verify_patches.install()
     judge("1", "\\frac{1}{2}")  # loads what is loaded on first use
     confinement.confine()
 
@@ -87,8 +87,8 @@ def _confined_judge(timeout: float, memory_limit: int) -> tuple[Callable[..., Ve
 
 
 def _user_function(grader: str) -> Callable[..., Verdict]:
-    from .call import call_grader
     from .graders import load_grader
+    from .reward_function import call_grader
 
     function = load_grader(grader)
 

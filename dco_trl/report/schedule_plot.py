@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..statistics import AttemptSchedule, CrossFittedSchedule, default_ks
+from ..statistics import AttemptOrder, CrossFittedSchedule, default_ks
 from .styles import PALETTE, attempts_axis, percent_axis, plain_axes, plain_text
 
 
 def plot_schedule(
-    schedule: AttemptSchedule, names: Sequence[str], expected: CrossFittedSchedule, given_arms: Sequence[int] = ()
+    schedule: AttemptOrder, names: Sequence[str], expected: CrossFittedSchedule, given_arms: Sequence[int] = ()
 ) -> Figure:
     """Plot coverage against k, beside the best single arm and an equal split, and each arm's share of k attempts.
 

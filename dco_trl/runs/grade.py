@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ..problem import Problem
 from .files import StoreError
 from .shards import WHOLE, Shard
-from .store import GRADE_SCHEMA, RunStore, storable
+from .store import GRADE_SCHEMA, RunStore, replace_surrogates
 
 if TYPE_CHECKING:
     from ..grading import BulkGrader
@@ -181,7 +181,7 @@ class PartGrader:
                 samples.column("problem_id"),
                 samples.column("sample_index"),
                 pa.array([verdict.score for verdict in verdicts], pa.float32()),
-                pa.array([storable(verdict.answer) for verdict in verdicts], pa.string()),
+                pa.array([replace_surrogates(verdict.answer) for verdict in verdicts], pa.string()),
                 pa.array([verdict.status for verdict in verdicts], pa.string()),
             ],
             schema=GRADE_SCHEMA,
@@ -201,7 +201,7 @@ def grader_source(grader: str | Callable) -> str | None:
         GraderError: There is no such grader.
     """
     from ..grading import exact_grader, load_grader, math_grader
-    from ..grading.judge import identity
+    from ..grading.math_verdict import identity
 
     function = load_grader(grader)
     if function in (exact_grader, math_grader):

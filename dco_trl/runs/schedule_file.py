@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ..statistics.schedule import AttemptSchedule
+from ..statistics.schedule import AttemptOrder
 from .arm import Arm
 from .files import StoreError, make_folder, write_atomically
 
@@ -23,13 +23,13 @@ class ArmSchedule(NamedTuple):
         arms: The arms, as many as the schedule has.
     """
 
-    schedule: AttemptSchedule
+    schedule: AttemptOrder
     arms: tuple[Arm, ...]
 
 
 def write_schedule(
     path: str | os.PathLike[str],
-    schedule: AttemptSchedule,
+    schedule: AttemptOrder,
     arms: Sequence[Arm],
     expected: Sequence[Mapping[str, Any]] = (),
 ) -> ArmSchedule:
@@ -62,7 +62,7 @@ def write_schedule(
     make_folder(Path(path).parent)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
     write_atomically(Path(path), text.encode())
-    return ArmSchedule(AttemptSchedule.from_dict(entries), kept)
+    return ArmSchedule(AttemptOrder.from_dict(entries), kept)
 
 
 def read_schedule(path: str | os.PathLike[str]) -> ArmSchedule:
@@ -96,7 +96,7 @@ def read_schedule(path: str | os.PathLike[str]) -> ArmSchedule:
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             found = content.get("format") if isinstance(content, dict) else None
             raise ValueError(f"its format is {found!r}, and this version of dco-trl reads {_FORMAT}")
-        schedule = AttemptSchedule.from_dict(content)
+        schedule = AttemptOrder.from_dict(content)
         arms = _arms(content.get("arms"))
         if len(arms) != schedule.num_arms:
             raise ValueError(f"it has {len(arms)} arms, and its blocks are for {schedule.num_arms}")
@@ -119,7 +119,7 @@ def schedule_of_run(folder: Path, manifest: Mapping[str, Any]) -> ArmSchedule | 
         entries = dict(manifest["schedule"])
         arms = _arms([{k: v for k, v in entry.items() if k != "adapter_fingerprint"} for entry in entries["arms"]])
         nothing = {"num_arms": len(arms), "k": [], "coverage": [], "optimum": []}
-        return ArmSchedule(AttemptSchedule.from_dict({**entries, **nothing}), arms)
+        return ArmSchedule(AttemptOrder.from_dict({**entries, **nothing}), arms)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise StoreError(
             f"the schedule in {folder / 'manifest.json'} is damaged: {error}. Put the file back as it was, or begin "

@@ -173,7 +173,7 @@ class RunStore:
         """
         require_lock(self.path)
         columns: list[Sequence[Any]] = [list(column) for column in zip(*rows, strict=True)]
-        columns[2] = [storable(text) for text in columns[2]]
+        columns[2] = [replace_surrogates(text) for text in columns[2]]
         schema = self.sample_schema
         table = pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
         part = write_part(self.samples_dir, f"{self._shard.stem}{self._next_number:06d}", table)
@@ -362,7 +362,7 @@ def grader_slug(grader: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", grader).strip(".-") or "grader"
 
 
-def storable(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """The text with "?" for each lone surrogate: half of a character cut by the token limit is not Unicode."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 

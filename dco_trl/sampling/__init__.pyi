@@ -1,8 +1,8 @@
-from .by_name import SAMPLER_NAMES as SAMPLER_NAMES
-from .by_name import make_sampler as make_sampler
 from .endpoint import EndpointError as EndpointError
 from .exact import ExactCoverage as ExactCoverage
 from .exact import exact_coverage as exact_coverage
+from .factory import SAMPLER_NAMES as SAMPLER_NAMES
+from .factory import make_sampler as make_sampler
 from .protocol import Sample as Sample
 from .protocol import Sampler as Sampler
 from .protocol import SampleRequest as SampleRequest

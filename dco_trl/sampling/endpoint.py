@@ -167,7 +167,7 @@ class Endpoint:
         if not response.is_success:
             passing = response.status_code in _PASSING or response.status_code >= 500
             raise _Failure(
-                f"HTTP {response.status_code}, {own_words(content)}",
+                f"HTTP {response.status_code}, {error_text(content)}",
                 _hint(response.status_code, path),
                 passing,
                 _retry_after(response.headers),
@@ -175,7 +175,7 @@ class Endpoint:
         try:
             return read(content)
         except UnusableAnswer as error:
-            raise _Failure(f"{error}, in {own_words(content)}", error.hint) from error
+            raise _Failure(f"{error}, in {error_text(content)}", error.hint) from error
 
     async def _exchange(
         self, client: httpx.AsyncClient, path: str, body: dict[str, Any] | None
@@ -198,7 +198,7 @@ def wait_for(work: Callable[[], Awaitable[Answer]]) -> Answer:
         return portal.call(work)
 
 
-def own_words(content: bytes) -> str:
+def error_text(content: bytes) -> str:
     """The endpoint's error text, or else the first 200 characters of what came."""
     try:
         answer = json.loads(content)

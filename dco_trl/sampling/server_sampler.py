@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tqdm.auto import tqdm
 
 from ..checks import check_integer
-from .completions import ONE_EACH, Choice, read_choices, read_json, read_models
 from .endpoint import Endpoint, EndpointError, UnusableAnswer, wait_for
+from .endpoint_answers import ONE_EACH, Choice, read_choices, read_json, read_models
 from .fingerprint import describe, describe_options
 from .protocol import Prompt, Sample, SampleRequest, SamplingParams, copy_greedy, request_seed
 from .tokens import encode_prompts, end_token_ids, is_token_ids, make_samples

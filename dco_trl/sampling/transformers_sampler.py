@@ -20,7 +20,7 @@ from transformers import (
 
 from ..checks import check_integer
 from .fingerprint import describe, describe_options
-from .generation import InverseCDF, StopStrings
+from .logits_processors import InverseCDF, StopStrings
 from .protocol import Sample, SampleRequest, SamplingParams, copy_greedy
 from .tokens import encode_prompts, end_token_ids, make_samples
 

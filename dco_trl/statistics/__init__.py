@@ -13,10 +13,10 @@ from .majority_vote import majority_at_k
 from .never_solved import NeverSolved, never_solved
 from .pass_at_k import exact_pass_at_k, pass_at_k
 from .posterior_weight import plugin_weight, posterior_weight
-from .schedule import AttemptSchedule, plan_attempts
+from .schedule import AttemptOrder, plan_attempts
 
 __all__ = [
-    "AttemptSchedule",
+    "AttemptOrder",
     "CrossFittedSchedule",
     "ExtrapolatedPassAtK",
     "ExtrapolationCheck",

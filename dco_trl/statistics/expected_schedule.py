@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..checks import check_confidence, check_integer, check_ks
-from .arms import Arms
+from .arm_coverage import Arms
 from .intervals import PairedDifference, PassAtKCurve, difference_of_means, mean_curve
-from .schedule import AttemptSchedule, plan
+from .schedule import AttemptOrder, plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class CrossFittedSchedule:
 
 
 def scheduled_pass_at_k(
-    schedule: AttemptSchedule,
+    schedule: AttemptOrder,
     k: ArrayLike,
     *,
     log_p: ArrayLike | None = None,

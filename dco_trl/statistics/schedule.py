@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 
 from ..checks import check_integer, check_whole_numbers
-from .arms import Arms
+from .arm_coverage import Arms
 from .intervals import default_ks
 
 # A block has at most this share of the attempts planned before it.
@@ -28,7 +28,7 @@ _TOLERANCE, _MOST_RESTARTS = 5e-4, 4
 
 
 @dataclass(frozen=True, eq=False)
-class AttemptSchedule:
+class AttemptOrder:
     """One order of attempts over several arms.
 
     Attributes:
@@ -89,7 +89,7 @@ class AttemptSchedule:
         }
 
     @classmethod
-    def from_dict(cls, entries: Mapping[str, Any]) -> "AttemptSchedule":
+    def from_dict(cls, entries: Mapping[str, Any]) -> "AttemptOrder":
         """The schedule that `to_dict` wrote.
 
         Args:
@@ -123,7 +123,7 @@ def plan_attempts(
     num_sampled: ArrayLike | None = None,
     num_correct: ArrayLike | None = None,
     max_arms: int | None = None,
-) -> AttemptSchedule:
+) -> AttemptOrder:
     r"""Plan which arm to sample for each of `num_attempts` attempts, so that every prefix is good.
 
     Block by block, the arm that adds most to mean coverage. A block is one attempt at first, and later the largest
@@ -178,7 +178,7 @@ def plan_attempts(
     return plan(num_attempts, Arms(log_p, num_sampled, num_correct), max_arms)
 
 
-def plan(num_attempts: int, arms: Arms, max_arms: int | None = None, with_optimum: bool = True) -> AttemptSchedule:
+def plan(num_attempts: int, arms: Arms, max_arms: int | None = None, with_optimum: bool = True) -> AttemptOrder:
     """`plan_attempts` for checked arguments."""
     if max_arms is not None and max_arms < arms.shape[0]:
         chosen = _choose(num_attempts, arms, max_arms)
@@ -207,13 +207,13 @@ def plan(num_attempts: int, arms: Arms, max_arms: int | None = None, with_optimu
     arm, attempts = np.array(blocks, dtype=np.int64).T
     ks = default_ks(num_attempts)
     nothing = np.full(ks.size, np.nan)
-    schedule = AttemptSchedule(arm, attempts, num_arms, ks, nothing, nothing)
+    schedule = AttemptOrder(arm, attempts, num_arms, ks, nothing, nothing)
     if not with_optimum:
         return schedule
     splits = schedule.counts(ks)
     coverage = np.array([arms.planned_coverage(split).mean() for split in splits])
     optimum = np.array([_largest_coverage(arms, split) for split in splits])
-    return AttemptSchedule(arm, attempts, num_arms, ks, coverage, optimum)
+    return AttemptOrder(arm, attempts, num_arms, ks, coverage, optimum)
 
 
 def _choose(num_attempts: int, arms: Arms, max_arms: int) -> NDArray[np.int64]:

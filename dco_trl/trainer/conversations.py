@@ -21,7 +21,7 @@ def has_conversations(dataset: Any) -> bool:
     return "messages" in columns and not columns & {"prompt", "input_ids", "text"}
 
 
-def unmarkable_conversations(dataset: Any, args: DCOConfig, model: Any, processing_class: Any) -> DCOConfig:
+def drop_unsupported_assistant_mask(dataset: Any, args: DCOConfig, model: Any, processing_class: Any) -> DCOConfig:
     """The arguments, without `assistant_only_loss` where no chat template could mark the assistant's tokens.
 
     Raises:

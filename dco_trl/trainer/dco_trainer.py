@@ -14,20 +14,20 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..coverage import coverage_weight
+from .argument_checks import (
+    CUTTING_STRATEGIES,
+    check_loss_is_trls,
+    check_sequences_stay_whole,
+    why_sequences_are_sharded,
+)
 from .collator import DOCUMENTS_PER_EXAMPLE, TRAIN_ROW, DCOCollator
-from .conversations import split_conversations, unmarkable_conversations
+from .conversations import drop_unsupported_assistant_mask, split_conversations
 from .data_checks import check_no_empty_completion, warn_about_completions, warn_about_labels, why_not_an_answer
 from .dco_config import DCOConfig
 from .eval_log_p import EVAL_ROW, EvalLogP, rows_fingerprint
 from .left_out import LeavesOutLearnt
 from .model_card import CITATION, complete_model_card
 from .references import REFERENCE_STARTS, has_references, join_references, one_row_per_reference
-from .refusals import (
-    CUTTING_STRATEGIES,
-    check_loss_is_trls,
-    check_sequences_stay_whole,
-    why_sequences_are_sharded,
-)
 from .segments import PROMPT_OF_SEQUENCE, Segments, one_label_per_unit, sum_by_example
 from .trl_contract import (
     DataCollatorForLanguageModeling,
@@ -140,7 +140,7 @@ class DCOTrainer(LeavesOutLearnt):
         if not self._is_sft:
             check_loss_is_trls(args, kwargs.get("compute_loss_func"))
             check_sequences_stay_whole(args, kwargs.get("formatting_func"))
-            args = unmarkable_conversations(train_dataset, args, model, processing_class)
+            args = drop_unsupported_assistant_mask(train_dataset, args, model, processing_class)
             train_dataset = split_conversations(train_dataset, args, "train")
             train_dataset = one_row_per_reference(train_dataset, args, "train")
 

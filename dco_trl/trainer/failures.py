@@ -8,7 +8,7 @@ from accelerate.utils import gather_object
 
 
 @contextmanager
-def failing_together(accelerator: Accelerator, what: str) -> Iterator[None]:
+def raise_on_all_ranks(accelerator: Accelerator, what: str) -> Iterator[None]:
     """Wait for every process at the end of the block, and raise on all of them if one of them failed in it.
 
     A process that raises alone leaves the others waiting for it, and with them the whole job. The block itself must

@@ -18,7 +18,7 @@ from ..checks import check_integer
 from ..sampling import Sampler, TransformersSampler, make_sampler
 from ..sampling.arguments import check_names
 from .cot_config import CoTDCOConfig
-from .failures import failing_together
+from .failures import raise_on_all_ranks
 from .sharded_weights import Replica, gather_weights, is_sharded
 
 logger = get_logger(__name__)
@@ -90,12 +90,12 @@ class PolicySampler:
             [name] = broadcast_object_list([f".dco-sampler-{uuid.uuid4().hex}"])
             self._folder = Path(self._args.output_dir or ".", name)
         state = self._gather() if self._is_sharded else None
-        with failing_together(self._accelerator, "saving the weights for the sampler"):
+        with raise_on_all_ranks(self._accelerator, "saving the weights for the sampler"):
             if self._accelerator.is_main_process:
                 self._save(self._folder, state)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        with failing_together(self._accelerator, "loading the weights into the sampler"):
+        with raise_on_all_ranks(self._accelerator, "loading the weights into the sampler"):
             if self._accelerator.is_main_process:
                 self._load(str(self._folder))
         if self._args.sampler == "server" and self._accelerator.num_processes > 1:
@@ -168,7 +168,7 @@ class PolicySampler:
         """Let the other processes sample what the main one has loaded into the server."""
         is_main = self._accelerator.is_main_process
         [adapter] = broadcast_object_list([self._sampler.adapter_name if is_main else None])
-        with failing_together(self._accelerator, "reaching the server"):
+        with raise_on_all_ranks(self._accelerator, "reaching the server"):
             if not is_main and self._sampler is None:
                 self._sampler = self._start_server(weights)
             if not is_main and adapter is not None:

@@ -15,7 +15,7 @@ from datasets import Dataset
 from ..grading import BulkGrader
 from ..sampling import Sampler
 from .cot_config import CoTDCOConfig
-from .failures import failing_together
+from .failures import raise_on_all_ranks
 from .policy_sampler import PolicySampler
 from .prepared_rows import PreparedRows
 from .rationales import Draws, RationaleDrawer, add_draws, draw_metrics
@@ -97,7 +97,7 @@ class WindowSampler:
         metrics: dict[str, float] = {}
         with self._policy.synchronised() if self._policy is not None else nullcontext() as sampler:
             # How often a process draws in here is its own affair.
-            with failing_together(self._accelerator, "sampling and grading rationales"):
+            with raise_on_all_ranks(self._accelerator, "sampling and grading rationales"):
                 all_draws = self._fill(window, metrics, sampler, step)
         if self._policy is not None:
             everywhere: list[Draws] = gather_object(all_draws)

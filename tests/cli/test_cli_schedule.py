@@ -19,7 +19,7 @@ from dco_trl.runs.arms import read_arms, write_arms
 from dco_trl.runs.attempts import Attempts
 from dco_trl.runs.schedule_file import read_schedule, write_schedule
 from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler, exact_coverage
-from dco_trl.statistics import AttemptSchedule, cross_fit_schedule, exact_pass_at_k
+from dco_trl.statistics import AttemptOrder, cross_fit_schedule, exact_pass_at_k
 
 TEMPLATE = ["--dataset", "problems.jsonl", "--prompt-template", "{problem}="]
 
@@ -254,7 +254,7 @@ def test_schedule_refuses(arms_file, tmp_path, capsys, arguments, told):
 
 def test_solve_draws_each_attempt_from_its_arm(here, tmp_path, capsys):
     arms = [Arm("MODEL", "runs/ce", 1.0), Arm("MODEL", "runs/dco", 1.5), Arm("MODEL")]
-    schedule = AttemptSchedule(*map(np.array, ([0, 1, 2, 0], [1, 2, 1, 2])), 3, *[np.array([6])] * 3)
+    schedule = AttemptOrder(*map(np.array, ([0, 1, 2, 0], [1, 2, 1, 2])), 3, *[np.array([6])] * 3)
     write_schedule(tmp_path / "schedule.yaml", schedule, arms)
     (tmp_path / "never.py").write_text("def accepts(completions, **columns):\n    return [0.0] * len(completions)\n")
     arguments = ["--num-attempts", "7", "--max-tokens", "4", "--output", str(tmp_path / "run"), "--grader"]
@@ -283,7 +283,7 @@ def test_solve_draws_each_attempt_from_its_arm(here, tmp_path, capsys):
 
 def test_eval_along_a_schedule_reports_it_and_goes_on(here, tmp_path, capsys):
     arms = [Arm("MODEL", "runs/ce", 1.0), Arm("MODEL", "runs/dco", 1.5), Arm("MODEL")]
-    schedule = AttemptSchedule(*map(np.array, ([0, 1, 2, 0], [1, 2, 1, 2])), 3, *[np.array([6])] * 3)
+    schedule = AttemptOrder(*map(np.array, ([0, 1, 2, 0], [1, 2, 1, 2])), 3, *[np.array([6])] * 3)
     write_schedule(tmp_path / "schedule.yaml", schedule, arms)
     arguments = ["--max-tokens", "3", "--output", str(tmp_path / "run"), "--schedule", str(tmp_path / "schedule.yaml")]
     command = ["--model", "MODEL", *TEMPLATE, *arguments, "--num-samples"]
@@ -328,7 +328,7 @@ def test_eval_along_a_schedule_reports_it_and_goes_on(here, tmp_path, capsys):
     ],
 )
 def test_solve_refuses(here, tmp_path, capsys, arguments, told):
-    one = AttemptSchedule(np.array([0]), np.array([4]), 1, *[np.array([4])] * 3)
+    one = AttemptOrder(np.array([0]), np.array([4]), 1, *[np.array([4])] * 3)
     write_schedule(tmp_path / "s.yaml", one, [Arm("MODEL", model_fingerprint="0" * 16)])
     arguments = [str(tmp_path / "s.yaml") if word == "SCHEDULE" else word for word in arguments]
     command = ["solve", "--model", "MODEL", *TEMPLATE, "--num-attempts", "4", "--output", str(tmp_path / "run")]

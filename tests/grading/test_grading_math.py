@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from math_verify import parse, verify
 
 from dco_trl.grading import BulkGrader, extract_answer, extract_reference
-from dco_trl.grading.judge import judge, math_verify_parse, quick_verdict
+from dco_trl.grading.math_verdict import judge, math_verify_parse, quick_verdict
 
 DATA = Path(os.environ.get("DCO_TRL_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data")
 

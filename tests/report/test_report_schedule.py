@@ -13,7 +13,7 @@ from dco_trl.report import page, print_report, summarise, tables, write_report
 from dco_trl.report.plots import plot_coverage
 from dco_trl.runs.arm import Arm
 from dco_trl.runs.schedule_file import ArmSchedule
-from dco_trl.statistics import AttemptSchedule, pass_at_k, scheduled_pass_at_k
+from dco_trl.statistics import AttemptOrder, pass_at_k, scheduled_pass_at_k
 
 # 8 attempts: one of arm 0, three of arm 1, two of arm 0, two of arm 1.
 BLOCKS, ATTEMPTS = [0, 1, 0, 1], [1, 3, 2, 2]
@@ -21,7 +21,7 @@ BLOCKS, ATTEMPTS = [0, 1, 0, 1], [1, 3, 2, 2]
 
 def schedule(blocks=BLOCKS, attempts=ATTEMPTS, names=("runs/ce", "runs/<b>dco</b>")):
     nothing = np.array([])
-    order = AttemptSchedule(np.array(blocks), np.array(attempts), len(names), nothing, nothing, nothing)
+    order = AttemptOrder(np.array(blocks), np.array(attempts), len(names), nothing, nothing, nothing)
     return ArmSchedule(order, tuple(Arm("m", name) for name in names))
 
 

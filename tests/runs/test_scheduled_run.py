@@ -11,7 +11,7 @@ from dco_trl.runs import RunStore, StoreError, evaluate, load_results, sample_ru
 from dco_trl.runs.arms import read_arms
 from dco_trl.runs.schedule_file import ArmSchedule, write_schedule
 from dco_trl.sampling import SamplingParams
-from dco_trl.statistics import AttemptSchedule
+from dco_trl.statistics import AttemptOrder
 
 PROBLEMS = make_problems(9)
 
@@ -116,7 +116,7 @@ def test_a_run_of_one_arm_takes_no_schedule(tmp_path, schedule):
 def test_a_long_schedule_is_told_in_few_words(tmp_path, schedule):
     blocks = np.tile([0, 1], 300)
     ks = np.array([600])
-    long = ArmSchedule(AttemptSchedule(blocks, np.ones(600, np.int64), 3, ks, ks / 600, ks / 600), schedule.arms)
+    long = ArmSchedule(AttemptOrder(blocks, np.ones(600, np.int64), 3, ks, ks / 600, ks / 600), schedule.arms)
     run(tmp_path / "run", 2, long)
     with pytest.raises(StoreError, match=r"schedule.blocks: the run has .{200}…, now") as caught:
         run(tmp_path / "run", 2, schedule)

@@ -14,7 +14,7 @@ from trl import apply_chat_template
 from word_llama import END_IDS, make_word_tokenizer
 
 from dco_trl.sampling import EndpointError, SampleRequest, SamplingParams, make_sampler, request_seed
-from dco_trl.sampling.by_name import check_sampler_kwargs
+from dco_trl.sampling.factory import check_sampler_kwargs
 from dco_trl.sampling.fingerprint import describe_options, folder_fingerprint
 from dco_trl.sampling.tokens import cut_at_stop, encode_prompt, encode_prompts, end_token_ids, make_samples
 

@@ -108,7 +108,7 @@ class TestDistribution:
         assert chi_squared(ids, exact) > 1e-3
 
     def test_no_token_of_probability_zero_is_drawn_at_the_ends_of_the_interval(self):
-        from dco_trl.sampling.generation import InverseCDF
+        from dco_trl.sampling.logits_processors import InverseCDF
 
         scores = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(4, -1).clone()
         uniforms = np.array([[0.0], [0.49999], [0.5], [np.nextafter(1.0, 0.0)]])

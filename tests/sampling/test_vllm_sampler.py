@@ -11,7 +11,7 @@ from exact_answers import answer_probabilities, chi_squared
 from word_llama import CONTEXT, END_IDS, load_reference
 
 from dco_trl.sampling import SampleRequest, SamplingParams, VLLMSampler, make_sampler, request_seed
-from dco_trl.sampling.by_name import check_sampler_kwargs
+from dco_trl.sampling.factory import check_sampler_kwargs
 
 NEEDS_VLLM = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.xdist_group("vllm")]
 PROMPT, PROMPT_IDS = "a b c", [5, 6, 7]

@@ -14,14 +14,14 @@ from scipy import stats
 from scipy.special import betaln
 
 from dco_trl.statistics import (
-    AttemptSchedule,
+    AttemptOrder,
     cross_fit_schedule,
     exact_pass_at_k,
     pass_at_k,
     plan_attempts,
     scheduled_pass_at_k,
 )
-from dco_trl.statistics.arms import Arms
+from dco_trl.statistics.arm_coverage import Arms
 
 
 def rates(rng, num_arms, num_problems):
@@ -161,7 +161,7 @@ def test_the_last_block_goes_on_beyond_the_plan():
 
 def test_a_schedule_survives_json():
     schedule = plan_attempts(100, log_p=np.log(rates(np.random.default_rng(6), 3, 20)))
-    again = AttemptSchedule.from_dict(json.loads(json.dumps(schedule.to_dict())))
+    again = AttemptOrder.from_dict(json.loads(json.dumps(schedule.to_dict())))
     np.testing.assert_array_equal(again.counts(np.arange(101)), schedule.counts(np.arange(101)))
     np.testing.assert_array_equal(again.gap, schedule.gap)
     assert again.num_attempts == 100 and again.num_arms == 3
@@ -191,7 +191,7 @@ def test_a_hundred_arms_and_ten_thousand_problems_take_no_longer_than_170_passes
 
 def test_the_estimator_is_unbiased():
     p, n = np.array([0.3, 0.05]), np.array([5, 4])
-    schedule = AttemptSchedule.from_dict(
+    schedule = AttemptOrder.from_dict(
         {"num_arms": 2, "blocks": [[0, 2], [1, 3]], "k": [], "coverage": [], "optimum": []}
     )
     mean = np.zeros(3)
@@ -306,7 +306,7 @@ def test_a_fold_is_measured_with_what_the_others_chose():
             "k=9 is more than the 8 samples that some arm has of some problem",
         ),
         (
-            lambda: AttemptSchedule.from_dict({"num_arms": 1}),
+            lambda: AttemptOrder.from_dict({"num_arms": 1}),
             "the schedule has no blocks, k, coverage, optimum: it needs",
         ),
     ],
@@ -331,9 +331,9 @@ def test_refuses(call, message):
 def test_a_file_that_makes_no_schedule_is_refused(changes, message):
     entries = {"num_arms": 2, "blocks": [[0, 1]], "k": [1], "coverage": [0.5], "optimum": [0.5], **changes}
     with pytest.raises(ValueError, match=re.escape(message)):
-        AttemptSchedule.from_dict(entries)
+        AttemptOrder.from_dict(entries)
     with pytest.raises(ValueError, match="the schedule has no num_arms, blocks"):
-        AttemptSchedule.from_dict(None)  # what an empty YAML file holds
+        AttemptOrder.from_dict(None)  # what an empty YAML file holds
 
 
 # few arms

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from .cache import VerdictCache
 from .extract import completion_text, extract_answer, extract_reference, normalize_answer
-from .judge import MAX_ANSWER_CHARS, MAX_SHOWN_CHARS, quick_verdict
+from .math_verdict import MAX_ANSWER_CHARS, MAX_SHOWN_CHARS, quick_verdict
 from .pool import Outcome, WorkerPool
 from .verdict import GradingStats, Verdict
 

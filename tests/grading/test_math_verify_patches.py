@@ -8,7 +8,7 @@ import pytest
 import sympy
 from sympy.abc import x, y
 
-from dco_trl.grading.speedup import certainly_nonzero
+from dco_trl.grading.math_verify_patches import certainly_nonzero
 
 STRINGS = [
     *("1", "x^5-x^4+1", "3x^2 + 27x + 60", "y = x^2 + 2", "\\left[ \\frac{\\pi^3}{32}, \\frac{7 \\pi^3}{8} \\right]"),
@@ -39,13 +39,13 @@ CODE = """
 import json, logging, sys
 logging.disable(logging.CRITICAL)
 from math_verify import verify
-from dco_trl.grading.judge import math_verify_parse
+from dco_trl.grading.math_verdict import math_verify_parse
 if sys.argv[1] == "fast":
-    from dco_trl.grading import speedup
-    speedup.install()
+    from dco_trl.grading import math_verify_patches as patches
+    patches.install()
     from latex2sympy2_extended import latex2sympy2
     from math_verify import grader
-    assert latex2sympy2._Latex2Sympy.create_parser.__module__ == grader.simplify.__module__ == speedup.__name__
+    assert latex2sympy2._Latex2Sympy.create_parser.__module__ == grader.simplify.__module__ == patches.__name__
 parsed = [math_verify_parse(s) for s in json.load(sys.stdin)]
 verdicts = [verify(a, b, timeout_seconds=None) for a in parsed for b in parsed]
 print(json.dumps([[repr(p) for p in parsed], verdicts]))

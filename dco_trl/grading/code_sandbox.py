@@ -97,7 +97,7 @@ def run_program(
 
     Examples:
         ```python
-        >>> from dco_trl.grading.confined import run_program
+        >>> from dco_trl.grading.code_sandbox import run_program
         >>> run_program("assert 1 + 1 == 2").status
         'passed'
         >>> run_program("open('/etc/passwd')")
