@@ -17,7 +17,10 @@ from tiny_models import save_checkpoint
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Distributions whose packages are named otherwise, and the one that a grader asks for by itself.
-DISTRIBUTIONS = {"yaml": "pyyaml", "math_verify": "math-verify", "latex2sympy2_extended": "latex2sympy2-extended"}
+DISTRIBUTIONS = {
+    **{"yaml": "pyyaml", "math_verify": "math-verify", "latex2sympy2_extended": "latex2sympy2-extended"},
+    "markdown_it": "markdown-it-py",
+}
 NOT_DECLARED = {"antlr4": "comes with math-verify[antlr4_13_2]", "reasoning_gym": "is asked for by its own grader"}
 EVAL_PACKAGES = ("math_verify", "latex2sympy2_extended", "matplotlib", "rich", "scipy")
 TRAIN = """

@@ -1,0 +1,86 @@
+"""Which blocks a Markdown text has: CommonMark's rules, what models write besides, and texts made to take long."""
+
+import time
+
+import pytest
+
+from dco_trl.grading.code_blocks import CodeBlock, code_blocks
+
+FENCE = "```"
+
+
+def first(text: str) -> CodeBlock | None:
+    return next(code_blocks(text), None)
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "code"),
+    [
+        ("a\n```python\nx = 1\n```\nb", "python", "x = 1\n"),
+        ("```\nx = 1\n```\n```Python\nx = 2\n```", "python", "x = 2\n"),
+        ("```\r\nx = 1\r\n```\r\n", "", "x = 1\n"),
+        ("\ufeff```py\nx = 1\n```", "py", "x = 1\n"),
+        ("~~~python\nx = '```'\n```\n~~~", "python", "x = '```'\n```\n"),
+        ("````md\n```\nx\n```\n````", "md", "```\nx\n```\n"),
+        ("``` python solution.py\nx = 1\n```", "python", "x = 1\n"),
+        ('```python title="a b"\nx = 1\n```', "python", "x = 1\n"),
+        ("```{.python .numberLines}\nx = 1\n```", "python", "x = 1\n"),
+        ("```c++\nx\n```", "c++", "x\n"),
+        ("1. So:\n\n   ```python\n   if x:\n       y\n   ```\n2. b", "python", "if x:\n    y\n"),
+        ("- a\n    - b\n      ```\n      x\n      ```", "", "x\n"),
+        ("> ```py\n> x\n> ```\n", "py", "x\n"),
+        ("<answer>\n```py\nx\n```\n</answer>", "py", "x\n"),
+        ("# Solution\n```py\nx\n```", "py", "x\n"),
+        ("so\n```python\nx = 1\ny = ", "python", "x = 1\ny = "),
+        ('```py\ndef f():\n    """\n    ```\n    x\n    ```\n    """\n```', "py", 'def f():\n    """\n    ```\n    x\n    ```\n    """\n'),
+        ("```py\nx = '```'\n```", "py", "x = '```'\n"),
+        ("```py\nx\n```", "py", "x\n"),
+        ("```py\n```", "py", ""),
+    ],
+)  # fmt: skip
+def test_the_first_choice(text, language, code):
+    assert first(text) == CodeBlock(language, code)
+
+
+@pytest.mark.parametrize("text", ["", "x = 1", "Use `x` and ``y``.", "~~", "``x``` is no fence"])
+def test_no_block(text):
+    assert first(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "codes"),
+    [
+        # The fence at the end of a line of code is none in Markdown: the longer reading comes first.
+        ("```py\nreturn x```\nSo.", ["return x```\nSo.", "return x\n"]),
+        ("```py\na```\n\n```py\nb```\nSo.", ["a```\n\n```py\nb```\nSo.", "b\n", "a\n"]),
+        ("So:\n    ```py\n    x\n    ```", ["x\n\n"]),  # indented too far
+        ("```py\na\n```\n```py\nb\n```", ["b\n", "a\n"]),
+    ],
+)
+def test_further_choices(text, codes):
+    found = [block.text for block in code_blocks(text)]
+    assert found[: len(codes)] == codes
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *(FENCE + " " * 400, FENCE + "\n", FENCE + "\n \n", "~~~ \n", "`", "~", FENCE + "a", "a" + FENCE, "a " + FENCE + "\n"),
+        *("> ", "> " + FENCE + "\n", ">\n", "- ", "- a\n", "- " + FENCE + "\n", "1. ", "* ", "\t", " ", "    a\n", "a\n", "\n"),
+        *("a" + FENCE + " " * 400, "[a]: b\n", "<a\n", "***\n", "# ", "\x00", "\r"),
+    ],
+)  # fmt: skip
+def test_time_is_linear(unit):
+    """Twice the text takes about twice the time; where it were quadratic, eight times as long would take 64 times."""
+
+    def seconds(size: int) -> float:
+        text = FENCE + " \n" + unit * (size // len(unit))
+        best = float("inf")
+        for _ in range(2):
+            start = time.process_time()
+            for _ in code_blocks(text):
+                pass
+            best = min(best, time.process_time() - start)
+        return best
+
+    assert seconds(24_000) < 24 * seconds(3_000) + 0.05
