@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 from ..extras import require
 
-# A fence at the end of a line of code, to be put on a line of its own, and one that is indented, which may not follow a
-# paragraph.
+# A fence at the end of a line of code is to stand on a line of its own; an indented one may not follow a paragraph.
 _NO_FENCE = re.compile(r"(?<=[^\s`])[ \t]*(?=```+[ \t]*$)|^(?=[ \t]+```)", re.MULTILINE)
 _LANGUAGE = re.compile(r"[\w+#-]+")
 
@@ -23,9 +22,9 @@ class CodeBlock(NamedTuple):
 def code_blocks(text: str) -> Iterator[CodeBlock]:
     r"""The fenced blocks of a text, the likeliest answer first: the caller takes the first that it can use.
 
-    The last block comes first. A block that is not closed ends with the text. After a block come its parts where fences
-    stand at the end of a line of code, which Markdown does not take for fences and models write; after all blocks come
-    those that are indented too far for Markdown.
+    The last block comes first. A block that is not closed ends with the text. After a block come its parts where
+    fences stand at the end of a line of code, which Markdown does not take for fences and models write; after all
+    blocks come those that are indented too far for Markdown.
 
     Args:
         text: A completion.

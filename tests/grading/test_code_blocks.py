@@ -6,7 +6,8 @@ import pytest
 
 from dco_trl.grading.code_blocks import CodeBlock, code_blocks
 
-FENCE = "```"
+
+DOCUMENTED = 'def f():\n    """\n    ```\n    x\n    ```\n    """\n'
 
 
 def first(text: str) -> CodeBlock | None:
@@ -32,7 +33,7 @@ def first(text: str) -> CodeBlock | None:
         ("<answer>\n```py\nx\n```\n</answer>", "py", "x\n"),
         ("# Solution\n```py\nx\n```", "py", "x\n"),
         ("so\n```python\nx = 1\ny = ", "python", "x = 1\ny = "),
-        ('```py\ndef f():\n    """\n    ```\n    x\n    ```\n    """\n```', "py", 'def f():\n    """\n    ```\n    x\n    ```\n    """\n'),
+        (f"```py\n{DOCUMENTED}```", "py", DOCUMENTED),
         ("```py\nx = '```'\n```", "py", "x = '```'\n"),
         ("```py\nx\n```", "py", "x\n"),
         ("```py\n```", "py", ""),
@@ -65,16 +66,16 @@ def test_further_choices(text, codes):
 @pytest.mark.parametrize(
     "unit",
     [
-        *(FENCE + " " * 400, FENCE + "\n", FENCE + "\n \n", "~~~ \n", "`", "~", FENCE + "a", "a" + FENCE, "a " + FENCE + "\n"),
-        *("> ", "> " + FENCE + "\n", ">\n", "- ", "- a\n", "- " + FENCE + "\n", "1. ", "* ", "\t", " ", "    a\n", "a\n", "\n"),
-        *("a" + FENCE + " " * 400, "[a]: b\n", "<a\n", "***\n", "# ", "\x00", "\r"),
+        *("```" + " " * 400, "```\n", "```\n \n", "~~~ \n", "`", "~", "```a", "a```", "a ```\n", "a```" + " " * 400),
+        *("> ", "> ```\n", ">\n", "- ", "- a\n", "- ```\n", "1. ", "* ", "\t", " ", "    a\n", "a\n", "\n"),
+        *("[a]: b\n", "<a\n", "***\n", "# ", "\x00", "\r"),
     ],
 )  # fmt: skip
 def test_time_is_linear(unit):
     """Twice the text takes about twice the time; where it were quadratic, eight times as long would take 64 times."""
 
     def seconds(size: int) -> float:
-        text = FENCE + " \n" + unit * (size // len(unit))
+        text = "``` \n" + unit * (size // len(unit))
         best = float("inf")
         for _ in range(2):
             start = time.process_time()
