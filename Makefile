@@ -56,7 +56,6 @@ research: .venv/.dev  ## measure anew what docs/results states of the tiny model
 	$(BIN)/python research/sampled_exact.py --output runs/sampled-exact.json
 	$(BIN)/python research/dead_examples.py --work_dir runs/dead-examples --output runs/dead-examples.json
 	$(BIN)/python research/schedules.py --work_dir runs/schedules --output runs/schedule.json --figure runs/schedule.png
-	$(BIN)/python research/references.py --work_dir runs/references --output runs/references.json
 	$(BIN)/python research/num_required.py --work_dir runs/num-required --output runs/num-required.json
 	$(BIN)/python research/tree_search.py --work_dir runs/tree-search --output runs/tree-search.json
 	$(BIN)/python research/cot_finetune.py --work_dir runs/cot-finetune

@@ -70,8 +70,7 @@ def main(argv: list[str]) -> int:
         ArmsConfig,
         CoverageConfig,
         description="Exact pass@k of short reference answers, without sampling. The answer is the column `completion` "
-        "if there is one, else any of the list `completions`, else `answer`, unless --answer-column names another. "
-        + NOTE,
+        "if there is one, else `answer`, unless --answer-column names another. " + NOTE,
     )
     return status("coverage", lambda: coverage(*configs), *configs)
 
@@ -95,12 +94,11 @@ def coverage(data: DatasetConfig, model: ArmsConfig, config: CoverageConfig) -> 
     ks = sorted(set(config.k))
     _check_arms(model, config)
     column, problems = _problems(data)
-    references = _references(problems) if column == "completions" else None
     sampled = _sampled(config, problems, ks) if config.run else None
     path = Path(config.output or "")
     measured: list[tuple[Any, Any, dict]] = []
     for loaded, adapter in _each_model(model):
-        measured += _measure(loaded, adapter, problems, references, model, config)
+        measured += _measure(loaded, adapter, problems, model, config)
         if path.suffix == ".parquet":  # after each, so that a run that is stopped leaves what it measured
             arms, exacts, _ = zip(*measured, strict=True)
             write_arms(path, arms, exacts[0].problem_ids, [exact.log_p for exact in exacts])
@@ -180,30 +178,12 @@ def _problems(data: DatasetConfig) -> tuple[str, list]:
 
     if data.answer_column is not None:
         return data.answer_column, load_problems(data)
-    for column in ("completion", "completions"):
-        try:
-            return column, load_problems(data, column)
-        except DataError as error:
-            if f"no column {column!r}" not in str(error):
-                raise
+    try:
+        return "completion", load_problems(data, "completion")
+    except DataError as error:
+        if "no column 'completion'" not in str(error):
+            raise
     return "answer", load_problems(data, "answer")
-
-
-def _references(problems: list) -> list[list[str]]:
-    """The lists in a column `completions`, which problems have as text; of messages the content."""
-    references = []
-    for problem in problems:
-        try:
-            texts = json.loads(problem.answer)
-        except ValueError:
-            texts = None
-        if not isinstance(texts, list):
-            raise ValueError(
-                f"the column `completions` of problem {problem.problem_id!r} holds {problem.answer[:80]!r} and no "
-                "list of right answers. One answer stands in `completion`."
-            )
-        references.append([text[-1]["content"] if isinstance(text, list) else str(text) for text in texts])
-    return references
 
 
 def _each_model(model: ArmsConfig) -> Iterator[tuple[Any, str]]:
@@ -224,12 +204,7 @@ def _each_model(model: ArmsConfig) -> Iterator[tuple[Any, str]]:
 
 
 def _measure(
-    loaded: Any,
-    adapter: str,
-    problems: list,
-    references: list[list[str]] | None,
-    model: ArmsConfig,
-    config: CoverageConfig,
+    loaded: Any, adapter: str, problems: list, model: ArmsConfig, config: CoverageConfig
 ) -> Iterator[tuple[Any, Any, dict]]:
     """The arm of each temperature, its log-probabilities, and who it is in full."""
     from ..runs.arm import Arm
@@ -244,7 +219,6 @@ def _measure(
         loaded.tokenizer,
         problems,
         completion_template=unescape(config.completion_template),
-        references=references,
         temperature=config.temperature,
         batch_size=model.batch_size,
     )

@@ -9,7 +9,7 @@ reached by way of an explanation, is not counted, so for a grader that accepts m
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,7 +63,6 @@ def exact_coverage(
     problems: Sequence[Problem],
     *,
     completion_template: str = "{answer}",
-    references: Sequence[Sequence[str]] | None = None,
     temperature: float | Sequence[float] = 1.0,
     batch_size: int = 64,
     progress: bool = True,
@@ -83,8 +82,6 @@ def exact_coverage(
         problems: What to compute.
         completion_template: A format string over `answer` and the further columns: what the model is to write, such as
             `" {answer}"` where the prompt ends without a space.
-        references: Several right answers of each problem, in place of its own: p is the sum of their probabilities,
-            the number of tokens that of the longest.
         temperature: Divides the logits, as in sampling; above 0. Several are computed from the same forward pass.
         batch_size: Answers in one forward pass, at most; fewer where the logits would exceed 0.5 GiB.
         progress: Show a progress bar on standard error.
@@ -95,9 +92,8 @@ def exact_coverage(
     Raises:
         DataError: The template names an unknown column, or `answer` where a column of that name is not the reference;
             a prompt and its answer do not fit into the model's context; or the answer has no tokens.
-        ValueError: There are no problems, `temperature` or `batch_size` is out of range, `references` has not some
-            different ones for each problem, or neither the tokenizer nor the generation config names an end of
-            sequence.
+        ValueError: There are no problems, `temperature` or `batch_size` is out of range, or neither the tokenizer nor
+            the generation config names an end of sequence.
 
     Examples:
         ```python
@@ -122,14 +118,6 @@ def exact_coverage(
 
     if not problems:
         raise ValueError("problems is empty: there is no answer to compute a probability of. Give at least one.")
-    if references is not None:
-        each = [replace(p, answer=text) for p, texts in _checked(problems, references) for text in texts]
-        options: dict[str, Any] = {"completion_template": completion_template, "temperature": temperature}
-        found = exact_coverage(model, tokenizer, each, **options, batch_size=batch_size, progress=progress)
-        starts = np.cumsum([0, *(len(texts) for texts in references[:-1])])
-        log_p = np.minimum(np.logaddexp.reduceat(found.log_p, starts, axis=-1), 0.0)
-        ids = tuple(problem.problem_id for problem in problems)
-        return ExactCoverage(ids, log_p, np.maximum.reduceat(found.num_tokens, starts))
     temperatures = np.atleast_1d(np.asarray(temperature, dtype=float))
     if temperatures.ndim > 1 or not temperatures.size or not (temperatures > 0).all():
         raise ValueError(f"temperature must be above 0, got {temperature}")
@@ -164,21 +152,6 @@ def exact_coverage(
         log_p if np.ndim(temperature) else log_p[0],
         np.array([len(ids) - start for ids, start in rows]),
     )
-
-
-def _checked(
-    problems: Sequence[Problem], references: Sequence[Sequence[str]]
-) -> Iterator[tuple[Problem, Sequence[str]]]:
-    """Each problem with its references, if it has some, and none twice."""
-    if len(references) != len(problems):
-        raise ValueError(f"references must be one list for each problem: {len(references)} for {len(problems)}")
-    for problem, texts in zip(problems, references, strict=True):
-        if isinstance(texts, str) or not texts or len(set(texts)) < len(texts):
-            raise ValueError(
-                f"references of problem {problem.problem_id!r} must be a list of different answers, and at least one: "
-                f"got {texts!r}. One that stands twice would be counted twice."
-            )
-        yield problem, texts
 
 
 def _tokenize(

@@ -7,8 +7,6 @@ import numpy as np
 import torch
 
 from .eval_log_p import EVAL_ROW
-from .references import REFERENCE_STARTS, prompts_of_sequences, sequence_lengths
-from .segments import PROMPT_OF_SEQUENCE
 from .trl_contract import DataCollatorForLanguageModeling
 
 DOCUMENTS_PER_EXAMPLE = "documents_per_example"
@@ -25,8 +23,6 @@ class DCOCollator(DataCollatorForLanguageModeling):
     Packing merges documents into examples and padding-free batches merge examples into one row. Distributed evaluation
     repeats *examples* to even out the last batch, so an exact mean over documents must know which belong to a repeat.
 
-    Examples that hold all references of a prompt become sequences, and the batch has the prompt of each.
-
     Args:
         splits_packs: Whether documents that were packed become rows of their own where batches are padded, as with
             `eval_packing` alone. TRL leaves such a pack one sequence, of which p would be that of all its documents.
@@ -42,20 +38,14 @@ class DCOCollator(DataCollatorForLanguageModeling):
             left_out = self.left_out.numpy()
             due = [example for example in examples if not left_out[example[TRAIN_ROW]]]
             examples = due or [_nothing_like(examples[0], len(left_out))]
-        starts = [example[REFERENCE_STARTS] for example in examples if REFERENCE_STARTS in example]
         lengths = [example["seq_lengths"] if "seq_lengths" in example else [0] for example in examples]
-        splits = not self.padding_free and (bool(starts) or (self.splits_packs and "seq_lengths" in examples[0]))
+        splits = not self.padding_free and self.splits_packs and "seq_lengths" in examples[0]
         sequences = examples
-        if starts:
-            lengths = [sequence_lengths(of_example) for of_example in starts]
-            sequences = [{**e, "seq_lengths": some} for e, some in zip(examples, lengths, strict=True)]
         if splits:
             sequences = [part for e, some in zip(examples, lengths, strict=True) for part in _parts(e, some)]
         batch = super().torch_call(sequences)
         if self.padding_free or splits:
             batch[DOCUMENTS_PER_EXAMPLE] = torch.tensor([len(some) for some in lengths])
-        if starts:
-            batch[PROMPT_OF_SEQUENCE] = torch.tensor(prompts_of_sequences(starts))
         for number in (EXAMPLE_ID, EVAL_ROW, TRAIN_ROW):
             if all(number in example for example in examples):
                 batch[number] = torch.tensor([example[number] for example in examples])
@@ -64,8 +54,7 @@ class DCOCollator(DataCollatorForLanguageModeling):
 
 def _nothing_like(example: dict[str, Any], row: int) -> dict[str, Any]:
     """An example that counts for nothing: every process needs a batch for every step."""
-    nothing = {"input_ids": example["input_ids"][:2], "labels": [-100, -100], TRAIN_ROW: row}
-    return nothing | ({REFERENCE_STARTS: [2, 0]} if REFERENCE_STARTS in example else {})
+    return {"input_ids": example["input_ids"][:2], "labels": [-100, -100], TRAIN_ROW: row}
 
 
 def _parts(example: dict[str, Any], lengths: list[int]) -> list[dict[str, Any]]:

@@ -202,12 +202,11 @@ class CoTDCOConfig(DCOConfig):
                 f"`leave_out_below={self.leave_out_below}` goes by the exact probability of an answer. Leave it at 0; "
                 "`max_success_rate` leaves out rows by the rate at which they are solved."
             )
-        for name, default in (("references", "separate"), ("unit", "sequence")):
-            if getattr(self, name) != default:
-                raise ValueError(
-                    f"`{name}={getattr(self, name)!r}` is for probabilities that are computed, and here p is that of "
-                    f"whatever the grader takes as right, estimated from samples. Leave it at {default!r}."
-                )
+        if self.unit != "sequence":
+            raise ValueError(
+                f"`unit={self.unit!r}` is for probabilities that are computed, and here p is that of whatever the "
+                "grader takes as right, estimated from samples. Leave it at 'sequence'."
+            )
         if self.auto_find_batch_size:
             raise ValueError(
                 "`auto_find_batch_size` would change the size of micro-batches whose rationales are sampled already. "

@@ -18,7 +18,6 @@ from .cot_config import STATE_NAME, CoTDCOConfig
 from .data_checks import check_has_answers, check_has_counts
 from .dco_trainer import DCOTrainer
 from .prepared_rows import PreparedRows
-from .references import COMPLETIONS
 from .segments import Segments
 from .window import Window
 from .window_sampler import WindowSampler
@@ -128,11 +127,6 @@ class CoTDCOTrainer(DCOTrainer):
             raise ValueError(
                 "`data_collator` is TRL's own here: rows are put together after their rationales are sampled. Leave "
                 "it out."
-            )
-        if COMPLETIONS in train_dataset.column_names:
-            raise ValueError(
-                f"The train dataset has a column `{COMPLETIONS}`: here one rationale is trained on per row, and the "
-                "grader decides which answers are right. Rename one of them to `completion`, or use `DCOTrainer`."
             )
         if EXAMPLE_ID in train_dataset.column_names:
             raise ValueError(f"The train dataset has a column `{EXAMPLE_ID}`, which the trainer adds. Rename it.")

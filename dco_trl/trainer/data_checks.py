@@ -1,7 +1,5 @@
 """What is wrong with a data set for DCO, reported before training starts and with a number."""
 
-import json
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +11,6 @@ from datasets import Dataset, IterableDataset
 
 from .collator import EXAMPLE_ID
 from .dco_config import DCOConfig
-from .references import PROMPT_NUMBER
 
 logger = get_logger(__name__)
 
@@ -39,6 +36,11 @@ def why_not_an_answer(dataset: Dataset | IterableDataset, args: DCOConfig, name:
         separated = bool(args.assistant_only_loss)
     if separated:
         return None
+    if "completions" in columns:
+        return (
+            f"The {name} dataset has the columns {columns}: each row needs one `completion`. Of a list of right "
+            "answers in `completions` make one row each, with the same prompt."
+        )
     return (
         f"The {name} dataset has the columns {columns}, which do not tell the answer from the prompt: DCO needs the "
         "probability of the answer alone. Give it `prompt` and `completion` columns (TRL's prompt-completion format; "
@@ -104,28 +106,17 @@ def check_has_counts(dataset: Dataset) -> None:
 
 
 def warn_about_completions(dataset: Dataset | IterableDataset, args: DCOConfig, name: str) -> None:
-    """Warn, with numbers, where a row's own p is not the probability of a right answer to its prompt."""
+    """Warn, with a number, about completions of several turns, whose p is that of all of them together."""
     if not isinstance(dataset, Dataset) or not {"prompt", "completion"} <= set(dataset.column_names):
         return
     if EXAMPLE_ID in dataset.column_names:  # of rows with an id, p is estimated from samples
         return
-    completions_of: defaultdict[str, set[str]] = defaultdict(set)
-    prompts, several_turns = [], []
-    for i, (prompt, completion) in enumerate(zip(dataset["prompt"], dataset["completion"], strict=True)):
-        prompts.append(prompt if isinstance(prompt, str) else json.dumps(prompt))
-        completions_of[prompts[-1]].add(completion if isinstance(completion, str) else json.dumps(completion))
-        if not isinstance(completion, str) and sum(message["role"] == "assistant" for message in completion) > 1:
-            several_turns.append(i)
-    shared = [i for i, prompt in enumerate(prompts) if len(completions_of[prompt]) > 1]
-    if shared and PROMPT_NUMBER not in dataset.column_names:
-        logger.warning(
-            f"{len(shared)} of {len(prompts)} rows of the {name} dataset have a prompt that also comes with another "
-            f"completion (first: row {shared[0]}). p is the probability of a row's own completion: where several "
-            "completions are right, it is less than that of a right answer, and the weight is too large: set "
-            "`references='grouped'` to add them up."
-        )
+    several_turns = sum(
+        not isinstance(completion, str) and sum(message["role"] == "assistant" for message in completion) > 1
+        for completion in dataset["completion"]
+    )
     if not args.assistant_only_loss:  # otherwise the labels tell
-        _warn_about_turns(len(several_turns), len(prompts), name, args)
+        _warn_about_turns(several_turns, len(dataset), name, args)
 
 
 def warn_about_labels(tokenized: Dataset, args: DCOConfig, packing: bool, name: str) -> None:

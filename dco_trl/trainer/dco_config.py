@@ -10,7 +10,6 @@ from ..checks import check_integer, check_num_attempts, check_num_required
 
 _CHOICES = {
     "loss_reduction": ("token", "sequence", "sequence_mean"),
-    "references": ("separate", "grouped"),
     "unit": ("sequence", "turn"),
 }
 
@@ -36,9 +35,6 @@ class DCOConfig(SFTConfig):
         loss_reduction: `"token"` is TRL's normaliser, so that `num_attempts=1` is `SFTTrainer`; `"sequence"` is the
             paper's formula, summed over an answer and averaged over answers; `"sequence_mean"` is the authors'
             released code, averaged over an answer's tokens first.
-        references: What rows with the same prompt are: `"separate"` problems, or `"grouped"`, several right answers to
-            one, any of which counts: p is the sum of their probabilities. A column `completions` (a list) says the
-            same within a row.
         unit: What has a probability of its own: the `"sequence"`, all labelled tokens of a row together, or each
             `"turn"`, a contiguous run of labelled tokens, sampled `num_attempts` times by itself.
         leave_out_below: Weight below which an example counts as learnt and is left out of the next epochs, relative to
@@ -82,13 +78,6 @@ class DCOConfig(SFTConfig):
             "answers.",
         },
     )
-    references: Literal["separate", "grouped"] = field(
-        default="separate",
-        metadata={
-            "help": "'grouped': rows with the same prompt are right answers to one problem, and p is the sum of their "
-            "probabilities. 'separate': each row is a problem."
-        },
-    )
     unit: Literal["sequence", "turn"] = field(
         default="sequence",
         metadata={
@@ -119,11 +108,6 @@ class DCOConfig(SFTConfig):
                 raise ValueError(
                     f"`{name}` must be one of {choices}, got {getattr(self, name)!r}. Leave it out for the first."
                 )
-        if self.unit == "turn" and self.references == "grouped":
-            raise ValueError(
-                "`unit='turn'` gives each turn a probability of its own, and `references='grouped'` adds those of "
-                "whole answers. Choose one of the two."
-            )
         if not 0 <= self.leave_out_below <= 1:
             raise ValueError(
                 f"`leave_out_below` is a weight relative to the largest, from 0 to 1, got {self.leave_out_below}. 0 "

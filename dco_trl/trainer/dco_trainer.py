@@ -27,8 +27,7 @@ from .dco_config import DCOConfig
 from .eval_log_p import EVAL_ROW, EvalLogP, rows_fingerprint
 from .left_out import LeavesOutLearnt
 from .model_card import CITATION, complete_model_card
-from .references import REFERENCE_STARTS, has_references, join_references, one_row_per_reference
-from .segments import PROMPT_OF_SEQUENCE, Segments, one_label_per_unit, sum_by_example
+from .segments import Segments, one_label_per_unit, sum_by_example
 from .trl_contract import (
     DataCollatorForLanguageModeling,
     check_attributes,
@@ -133,7 +132,6 @@ class DCOTrainer(LeavesOutLearnt):
         evaluation = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
         # Then nothing needs p, and everything that `SFTTrainer` takes is TRL's own affair.
         self._is_sft = args.num_attempts == 1 and args.loss_reduction == "token"
-        self._is_sft &= not any(has_references(dataset, args) for dataset in (train_dataset, *evaluation.values()))
         # With it, whether of "train" and "eval" p is not that of an answer: coverage metrics are left out.
         self._has_no_p: set[str] = set()
         self._eval_log_p = EvalLogP()
@@ -142,7 +140,6 @@ class DCOTrainer(LeavesOutLearnt):
             check_sequences_stay_whole(args, kwargs.get("formatting_func"))
             args = drop_unsupported_assistant_mask(train_dataset, args, model, processing_class)
             train_dataset = split_conversations(train_dataset, args, "train")
-            train_dataset = one_row_per_reference(train_dataset, args, "train")
 
         super().__init__(
             model=model,
@@ -189,9 +186,6 @@ class DCOTrainer(LeavesOutLearnt):
             is_one = packing and not self.padding_free  # TRL's packs are then one sequence each
             if is_cut or is_one or formatting_func is not None:
                 self._has_no_p.add(_mode_of(dataset_name))
-        if isinstance(dataset, Dataset) and REFERENCE_STARTS in dataset.column_names:
-            return dataset  # prepared already
-        joins = has_references(dataset, args)
         if isinstance(dataset, Dataset) and _mode_of(dataset_name) == "eval" and not packing:
             if EVAL_ROW not in dataset.column_names:
                 name = "" if dataset_name == "eval" else dataset_name
@@ -199,7 +193,6 @@ class DCOTrainer(LeavesOutLearnt):
                 dataset = dataset.add_column(EVAL_ROW, np.arange(len(dataset)))
         if not self._is_sft:
             dataset = split_conversations(dataset, args, dataset_name)
-            dataset = one_row_per_reference(dataset, args, dataset_name)
             check_no_empty_completion(dataset, dataset_name)
             warn_about_completions(dataset, args, dataset_name)
         self._refuse(why_not_an_answer(dataset, args, dataset_name), _mode_of(dataset_name))
@@ -209,13 +202,6 @@ class DCOTrainer(LeavesOutLearnt):
             whole.max_length, whole.shuffle_dataset = None, False
             dataset = super()._prepare_dataset(dataset, processing_class, whole, False, formatting_func, dataset_name)
             warn_about_labels(dataset, args, packing, dataset_name)
-            if joins:
-                if not packing:
-                    whole.max_length = args.max_length
-                    dataset = super()._prepare_dataset(
-                        dataset, processing_class, whole, False, formatting_func, dataset_name
-                    )
-                return join_references(dataset, args, packing, dataset_name)
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
     def _refuse(self, reason: str | None, *modes: str) -> None:
@@ -228,7 +214,7 @@ class DCOTrainer(LeavesOutLearnt):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        columns += [name for name in (EVAL_ROW, REFERENCE_STARTS) if name not in columns]
+        columns += [EVAL_ROW] if EVAL_ROW not in columns else []
 
     # ---------------------------------------------------------------- loss
 
@@ -239,9 +225,8 @@ class DCOTrainer(LeavesOutLearnt):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        names = (DOCUMENTS_PER_EXAMPLE, EVAL_ROW, PROMPT_OF_SEQUENCE, TRAIN_ROW)
+        names = (DOCUMENTS_PER_EXAMPLE, EVAL_ROW, TRAIN_ROW)
         ours = {name: inputs.pop(name, None) for name in names}
-        units = {name: value for name, value in ours.items() if value is not None}
 
         def weighted_model(*args: Any, **kwargs: Any) -> Any:
             outputs = model(*args, **kwargs)
@@ -249,13 +234,11 @@ class DCOTrainer(LeavesOutLearnt):
                 return outputs  # TRL wants the logits, for metrics
             if self._is_sft and not self._knows_p(inputs):
                 return outputs
-            segments = self._segments({**inputs, **units}, outputs.label_mask)
+            segments = self._segments(inputs, outputs.label_mask)
             log_p = self._log_p(segments, outputs.log_probs.detach())
             weights = self._weights(log_p)
             self._record(log_p, weights, segments, ours[DOCUMENTS_PER_EXAMPLE], ours[EVAL_ROW])
             self._see(ours[TRAIN_ROW], weights, segments, ours[DOCUMENTS_PER_EXAMPLE])
-            if segments.prompt_of is not None:
-                weights = weights * segments.share(segments.sum(outputs.log_probs.detach()))
             scale = self._reduction_scale(segments, num_items_in_batch)
             per_token = segments.expand(weights if scale is None else weights * scale)
             return dataclasses.replace(outputs, log_probs=outputs.log_probs * per_token.to(outputs.log_probs.dtype))
@@ -275,8 +258,8 @@ class DCOTrainer(LeavesOutLearnt):
         return segments.turns() if self.args.unit == "turn" else segments
 
     def _log_p(self, segments: Segments, log_probs: torch.Tensor) -> torch.Tensor:
-        """Log-probability of a right answer to each unit's prompt: here, of the unit itself or another reference."""
-        return segments.log_sum_exp(segments.sum(log_probs))
+        """Log-probability of a right answer to each unit's prompt: here, of the unit itself."""
+        return segments.sum(log_probs)
 
     def _weights(self, log_p: torch.Tensor) -> torch.Tensor:
         """What each unit's gradient is multiplied by, detached."""
@@ -289,7 +272,7 @@ class DCOTrainer(LeavesOutLearnt):
         if self.args.loss_reduction == "token":
             return None
         if num_items_in_batch is None:  # evaluation: this batch alone
-            num_tokens, num_sequences = segments.label_mask.sum(), segments.counted.sum()
+            num_tokens, num_sequences = segments.label_mask.sum(), segments.valid.sum()
         else:
             num_tokens, num_sequences = map(torch.as_tensor, (num_items_in_batch, self._num_sequences_in_batch))
         scale = num_tokens / num_sequences.clamp(min=1).double()

@@ -17,7 +17,7 @@ EVAL_ROW = "dco_eval_row"
 # Under this name the file's metadata has the fingerprint of each evaluation set, as JSON.
 ROWS_KEY = "dco_eval_rows"
 # What tells one problem from another.
-_CONTENT = ("prompt", "completion", "completions", "messages", "text", "input_ids")
+_CONTENT = ("prompt", "completion", "messages", "text", "input_ids")
 
 
 class EvalLogP(TrainerCallback):

@@ -111,7 +111,7 @@ class LeavesOutLearnt(CompleteCheckpoints):
         """Note which examples of a training batch still count: those with a unit whose weight is not small."""
         if self._left_out is None or not self.model.training:
             return
-        counts = segments.counted & ~(weights < self.args.leave_out_below * self.args.num_required)
+        counts = segments.valid & ~(weights < self.args.leave_out_below * self.args.num_required)
         by_example = sum_by_example(segments.by_sequence(counts.to(weights.dtype)[:, None]), documents)
         self._left_out.see(rows, by_example[:, 0] > 0)
 

@@ -2,10 +2,8 @@
 
 A unit is a row of a padded batch, or a document of a packed one, or a turn of either. Only tokens with a label count;
 a unit without any (padding, a document whose completion was cut off) is not `valid`, and is left out of every mean.
-Units that are right answers to the same prompt count once.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +12,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-# Of a batch whose prompts have several references: the prompt of each sequence, int64 `(sequences,)`, from 0.
-PROMPT_OF_SEQUENCE = "prompt_of_sequence"
 
 
 @dataclass(frozen=True)
@@ -27,8 +22,6 @@ class Segments:
         ids: Unit of each position, int64, `(batch, seq)`; from 0 to `num_segments - 1`.
         label_mask: Whether the position has a label, bool, `(batch, seq)`.
         num_segments: Number of units. A Python number, so that no shape waits for the device.
-        prompt_of: Prompt of each unit, int64, `(unit,)`, below `num_segments`, where several units answer one; None:
-            each has its own.
         sequence_of: Sequence of each unit, int64, `(unit,)`, where units are less than sequences; None: they are the
             sequences.
         num_sequences: Number of sequences, where units are less.
@@ -54,7 +47,6 @@ class Segments:
     ids: Int[Tensor, "batch seq"]
     label_mask: Bool[Tensor, "batch seq"]
     num_segments: int
-    prompt_of: Int[Tensor, " unit"] | None = None
     sequence_of: Int[Tensor, " unit"] | None = None
     num_sequences: int | None = None
 
@@ -88,20 +80,13 @@ class Segments:
             ValueError: A flattened batch does not tell its documents apart.
         """
         if "seq_idx" in batch:
-            segments = cls.packed(batch["seq_idx"][:, 1:], label_mask, batch["cu_seq_lens_q"].numel() - 1)
-        elif "attention_mask" in batch:
-            segments = cls.rows(label_mask)
-        else:
-            raise ValueError(
-                f"A flattened batch (padding-free or packed) came without `seq_idx`, got {sorted(batch)}: the whole "
-                "row would count as one answer. Use TRL's own collator, or padded batches with an `attention_mask`."
-            )
-        if PROMPT_OF_SEQUENCE not in batch:
-            return segments
-        # Units beyond the sequences are padding; the last number is then no prompt's.
-        extra, last = segments.num_segments - batch[PROMPT_OF_SEQUENCE].numel(), segments.num_segments - 1
-        prompt_of = torch.nn.functional.pad(batch[PROMPT_OF_SEQUENCE], (0, extra), value=last)
-        return dataclasses.replace(segments, prompt_of=prompt_of)
+            return cls.packed(batch["seq_idx"][:, 1:], label_mask, batch["cu_seq_lens_q"].numel() - 1)
+        if "attention_mask" in batch:
+            return cls.rows(label_mask)
+        raise ValueError(
+            f"A flattened batch (padding-free or packed) came without `seq_idx`, got {sorted(batch)}: the whole row "
+            "would count as one answer. Use TRL's own collator, or padded batches with an `attention_mask`."
+        )
 
     def turns(self) -> "Segments":
         """Each contiguous run of labelled positions of a sequence as a unit of its own."""
@@ -135,36 +120,6 @@ class Segments:
         """Whether the unit has any labelled position."""
         return self.num_tokens > 0
 
-    @property
-    def counted(self) -> Bool[Tensor, " unit"]:
-        """The valid units, of those of one prompt the first: what means are over."""
-        if self.prompt_of is None:
-            return self.valid
-        units = torch.arange(self.num_segments, device=self.prompt_of.device)
-        first = torch.full_like(units, self.num_segments)
-        first = first.scatter_reduce(0, self.prompt_of, torch.where(self.valid, units, self.num_segments), "amin")
-        return units == first[self.prompt_of]
-
-    def log_sum_exp(self, log_p: Float[Tensor, " unit"]) -> Float[Tensor, " unit"]:
-        """Log of the summed probabilities of the valid units of each unit's prompt; `log_p` itself where it is alone.
-
-        Args:
-            log_p: Log-probability of each unit, nats.
-        """
-        if self.prompt_of is None:
-            return log_p
-        x = torch.where(self.valid, log_p, -torch.inf)
-        largest = torch.full_like(x, -torch.inf).scatter_reduce(0, self.prompt_of, x, "amax")
-        # A prompt of probability 0, where the difference of two infinities would be NaN.
-        shift = torch.where(largest == -torch.inf, 0.0, largest)
-        totals = torch.zeros_like(x).index_add(0, self.prompt_of, (x - shift[self.prompt_of]).exp())
-        return (shift + totals.log())[self.prompt_of]
-
-    def share(self, log_p: Float[Tensor, " unit"]) -> Float[Tensor, " unit"]:
-        """Share of each unit in the probability of its prompt's units, from their log-probabilities."""
-        total = self.log_sum_exp(log_p)
-        return torch.where(total == -torch.inf, 0.0, log_p - total).exp()
-
     def by_sequence(self, table: Float[Tensor, "unit column"]) -> Float[Tensor, "sequence column"]:
         """Sum a table of units over the units of each sequence."""
         if self.sequence_of is None or self.num_sequences is None:
@@ -178,7 +133,7 @@ class Segments:
 
 def one_label_per_unit(segments: Segments) -> Int[Tensor, "1 units"]:
     """Labels of shape `(1, 1 + units)`: 0 for each unit that counts, -100 for the others."""
-    labels = torch.where(segments.counted, 0, -100)
+    labels = torch.where(segments.valid, 0, -100)
     return torch.nn.functional.pad(labels, (1, 0), value=-100)[None]
 
 

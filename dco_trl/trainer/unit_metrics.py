@@ -32,7 +32,7 @@ def metrics_of_units(
             log_coverage(log_p, k, num_required=required, validate=False).exp()
             for k, required in args.coverage_metrics.values()
         ]
-    return torch.where(segments.counted[:, None], torch.stack(columns, dim=1), 0.0)
+    return torch.where(segments.valid[:, None], torch.stack(columns, dim=1), 0.0)
 
 
 def warn_if_idle(count: float, weight: float, log_p: float, num_steps: int, args: DCOConfig) -> None:

@@ -162,22 +162,6 @@ def test_coverage_counts_the_reference_only(here, capsys):
     assert "reference from column 'answer'" in out and "is a lower" in out
 
 
-def test_coverage_of_any_of_several_answers(here, capsys, tmp_path):
-    found = {}
-    message = [{"role": "assistant", "content": "2"}]
-    for name, some in {"both": ["2", "3"], "two": ["2"], "three": ["3"], "message": [message]}.items():
-        file = tmp_path / f"{name}.jsonl"
-        file.write_text(json.dumps({"prompt": "1+1=", "completions": some}) + "\n")
-        assert main(["coverage", "--model", "MODEL", "--dataset", str(file), "--output", f"{file}.json"]) == 0
-        found[name] = json.loads((tmp_path / f"{name}.jsonl.json").read_text())["pass_at_k"][0]["exact"]
-    assert "reference from column 'completions'" in capsys.readouterr().out
-    assert found["both"] == pytest.approx(found["two"] + found["three"]) and found["message"] == found["two"]
-    file.write_text(json.dumps({"prompt": "1+1=", "completions": "2"}) + "\n")
-    assert main(["coverage", "--model", "MODEL", "--dataset", str(file)]) == 2
-    told = capsys.readouterr().err
-    assert "holds '2' and no list of right answers. One answer stands in `completion`" in told
-
-
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -1,17 +1,15 @@
-"""The measurements of several references and of at least m of N, at a small size."""
+"""The measurements of at least m of N, at a small size."""
 
 import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "research"))
 
 import in_processes
 import num_required
-import references
 import small_jobs
 
 from dco_trl.demo import task
@@ -27,15 +25,6 @@ def test_finished_runs_are_kept_and_not_run_again(tmp_path, capfd):
     assert "2 runs, 2 of them finished before" in capfd.readouterr().out
 
 
-def test_every_factorisation_is_a_reference():
-    train, validation, test = references.make_problems(0)
-    assert (len(train), len(validation), len(train + validation + test)) == (1700, 300, 2621)
-    of = {row["prompt"]: sorted(row["completions"]) for row in train + validation + test}
-    assert of["1001="] == ["11*91", "13*77", "77*13", "91*11"]
-    assert len(references.rows_of("one", train)) == len(references.rows_of("union", train)) == 1700
-    assert len(references.rows_of("rows", train)) == sum(len(row["completions"]) for row in train)
-
-
 def run_main(module, monkeypatch, tmp_path) -> dict:
     """The script's results, its runs in this process."""
 
@@ -48,22 +37,6 @@ def run_main(module, monkeypatch, tmp_path) -> dict:
     monkeypatch.setattr(sys, "argv", arguments.split())
     module.main()
     return json.loads(output.read_text())
-
-
-def test_references(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(references, "NUM_ATTEMPTS", [256])
-    make_problems = references.make_problems
-    monkeypatch.setattr(references, "make_problems", lambda seed: [part[:40] for part in make_problems(seed)])
-    results = run_main(references, monkeypatch, tmp_path)
-    assert [entry["way"] for entry in results["summary"]] == ["one", "rows", "union"]
-    for run in results["runs"]:
-        coverage = np.array(run["coverage"])
-        assert coverage.shape == (2, 2, 4) and (np.diff(coverage, axis=-1) > 0).all()
-        assert run["steps"] == 2
-    last = {run["way"]: max(epoch[1][2] for epoch in run["coverage"]) for run in results["runs"]}
-    found = {entry["against"][0]: entry["difference"][2]["mean"] for entry in results["comparisons"]}
-    assert found == {way: pytest.approx(last["union"] - last[way], abs=1e-5) for way in ("one", "rows")}
-    assert "union N=256" in capsys.readouterr().out
 
 
 def test_num_required(monkeypatch, tmp_path, capsys):

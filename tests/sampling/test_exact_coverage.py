@@ -316,32 +316,3 @@ def test_batches_are_bounded_by_their_logits():
         span = max(len(rows[i][0]) for i in batch) - min(rows[i][1] for i in batch)
         assert len(batch) == 1 or len(batch) * span * 2**25 <= 2**27
     assert max(len(batch) for batch in _batches(rows, 2, 10)) == 2
-
-
-def test_several_references_are_added():
-    model, tokenizer = make_model(initializer_range=0.2), make_tokenizer()
-    problems = [problem("12=", "none of these", "a"), problem("7=", "7", "b")]
-    references = [["2*6", "3*4", "12"], ["7"]]
-    each = [problem(p.prompt, text, text) for p, texts in zip(problems, references, strict=True) for text in texts]
-    alone = exact_coverage(model, tokenizer, each, temperature=[1.0, 2.0], progress=False)
-    exact = exact_coverage(
-        model, tokenizer, problems, references=references, temperature=[1.0, 2.0], batch_size=2, progress=False
-    )
-    np.testing.assert_allclose(exact.log_p[:, 0], np.logaddexp.reduce(alone.log_p[:, :3], axis=1), rtol=1e-5)
-    np.testing.assert_allclose(exact.log_p[:, 1], alone.log_p[:, 3], rtol=1e-5)
-    assert exact.problem_ids == ("a", "b") and exact.num_tokens.tolist() == [4, 2]
-
-
-@pytest.mark.parametrize(
-    ("references", "message"),
-    [
-        ([["2"]], "references must be one list for each problem: 1 for 2"),
-        ([["2"], []], "references of problem 'b' must be a list of different answers, and at least one: got"),
-        ([["2"], "7"], "references of problem 'b' must be a list of different answers"),
-        ([["2", "2"], ["7"]], "references of problem 'a' must be a list .* stands twice would be counted twice"),
-    ],
-)
-def test_references_that_cannot_be_added(references, message):
-    problems = [problem("1=", "1", "a"), problem("7=", "7", "b")]
-    with pytest.raises(ValueError, match=message):
-        exact_coverage(make_model(), make_tokenizer(), problems, references=references, progress=False)

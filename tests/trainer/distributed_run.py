@@ -16,11 +16,6 @@ for number, settings in enumerate(json.loads(sys.argv[1])):
     each = {"eval_strategy": "steps", "eval_steps": 0.99, "save_strategy": "steps", "save_steps": 0.99}
     settings = {**settings, **each, "output_dir": f"{folder}/{number}"}
     rows = dataset()
-    if settings.pop("several_references", False):
-        rows = rows.map(
-            lambda row: {"completions": [row["completion"] * n for n in range(1, 2 + len(row["prompt"]) % 3)]}
-        )
-        rows = rows.remove_columns("completion")
     kwargs = {"train_dataset": rows, "eval_dataset": rows.select(range(11))}
     trainer = make_trainer(num_attempts=MANY, trainer_kwargs=kwargs, **settings)
     trainer.train()

@@ -95,18 +95,14 @@ def test_a_training_step_reads_nothing_from_the_device(batches, reduction, bare_
     assert loss.device == model.scale.grad.device == trainer._train_sums.device == META
 
 
-REFERENCES = Dataset.from_list([{"prompt": f"{i}+1=", "completions": [str(i + 1), f"0{i + 1}"]} for i in range(8)])
-
-
 @pytest.mark.parametrize(
     "settings",
     [
         {"num_attempts": 1},
         {"num_required": 2},
         {"unit": "turn", "loss_reduction": "sequence"},
-        {"trainer_kwargs": {"train_dataset": REFERENCES}, "loss_reduction": "sequence"},
     ],
-    ids=["one attempt", "at least two", "turns", "references"],
+    ids=["one attempt", "at least two", "turns"],
 )
 def test_nor_does_one_with_other_units_and_counts(settings, bare_trl, device_is_meta):
     trainer = make_trainer(**{"num_attempts": 64, **settings})

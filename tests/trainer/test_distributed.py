@@ -18,8 +18,6 @@ RUNS = {
     "token": {"loss_reduction": "token"},
     "sequence, accumulated": {"loss_reduction": "sequence", "gradient_accumulation_steps": 3, "max_steps": 2},
     "sequence mean, padding-free": {"loss_reduction": "sequence_mean", "padding_free": True, "max_length": None},
-    "several references": {"several_references": True, "loss_reduction": "sequence", "gradient_accumulation_steps": 2},
-    "several references, padding-free": {"several_references": True, "padding_free": True, "max_length": None},
     "turns": {"unit": "turn", "loss_reduction": "sequence"},
     "learnt left out": {
         "leave_out_below": 0.5,

@@ -208,14 +208,12 @@ def test_several_answers_in_a_row_are_counted(caplog):
     assert "several answers" not in caplog.text
 
 
-def test_prompts_with_several_completions_are_counted(caplog):
-    rows = [*ROWS[:3], ROWS[0], {**ROWS[1], "completion": "another"}]
-    with caplog.at_level(logging.WARNING):
-        make_trainer(trainer_kwargs={"train_dataset": Dataset.from_list(rows)})
-    assert (
-        "2 of 5 rows of the train dataset have a prompt that also comes with another completion (first: row 1). p is "
-        "the probability of a row's own completion" in caplog.text
-    )
+def test_several_answers_to_a_prompt_are_several_rows():
+    rows = Dataset.from_list([{"prompt": "1+1=", "completions": ["2", "02"]}])
+    with pytest.raises(
+        ValueError, match="each row needs one `completion`. Of a list .* `completions` make one row each"
+    ):
+        make_trainer(trainer_kwargs={"train_dataset": rows})
 
 
 def test_whole_rows_raise_no_warning(caplog):
