@@ -54,7 +54,6 @@ research: .venv/.dev  ## measure anew what docs/results states of the tiny model
 	$(BIN)/python research/rivals.py --work_dir runs/rivals --output runs/rivals.json --figure runs/frontier.png
 	$(BIN)/python research/cot_tiny.py --output runs/cot-tiny.json
 	$(BIN)/python research/sampled_exact.py --output runs/sampled-exact.json
-	$(BIN)/python research/dead_examples.py --work_dir runs/dead-examples --output runs/dead-examples.json
 	$(BIN)/python research/schedules.py --work_dir runs/schedules --output runs/schedule.json --figure runs/schedule.png
 	$(BIN)/python research/num_required.py --work_dir runs/num-required --output runs/num-required.json
 	$(BIN)/python research/tree_search.py --work_dir runs/tree-search --output runs/tree-search.json

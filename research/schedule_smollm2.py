@@ -9,22 +9,42 @@ Every epoch is an arm, at temperature 1. Each seed draws its own problems; its h
 planned or chosen on one half is measured on the other, both ways. 25 minutes a run on one core.
 """
 
+import argparse
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from best_epoch import at_best_epoch
-from dead_examples_smollm2 import LORA, SETTINGS, make_parser, train
+from datasets import load_dataset
 from in_processes import environment, run_all, write
 from numpy.typing import NDArray
 from paired import cells, paired
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from dco_trl import DCOConfig, DCOTrainer
 from dco_trl.coverage_numpy import coverage
 from dco_trl.statistics import plan_attempts, scheduled_pass_at_k
+from dco_trl.trainer.eval_log_p import EVAL_LOG_P_NAME
 
 KS = np.array([1, 16, 256, 4096])
 MAX_ARMS = 8
+NUM_TRAIN, NUM_HELD_OUT, BATCH_SIZE = 256, 250, 16
+SETTINGS: dict[str, Any] = dict(
+    per_device_train_batch_size=BATCH_SIZE,
+    per_device_eval_batch_size=50,
+    learning_rate=1e-3,
+    lr_scheduler_type="cosine",
+    warmup_steps=8,
+    adam_beta2=0.99,
+)
+LORA: dict[str, Any] = dict(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+
 # N, and which repetition: the same problems, with another order of batches and other first weights of the adapter.
 Run = tuple[int, int]
 CE, CE_AGAIN, DCO_16, DCO_256 = (1, 0), (1, 1), (16, 0), (256, 0)
@@ -124,13 +144,79 @@ def print_tables(summary: dict[str, Any]) -> None:
         print(f"| {row['of']} | {row['from']} | " + " | ".join(cells(row)) + " |")
 
 
-def train_run(model: str, dataset: str, num_attempts: int, repeat: int, seed: int, num_epochs: int) -> dict[str, Any]:
-    """One training, for `run_all`."""
-    return train(model, dataset, "all", seed, num_epochs, num_attempts=num_attempts, repeat=repeat)
+def train(model: str, dataset: str, num_attempts: int, repeat: int, seed: int, num_epochs: int) -> dict[str, Any]:
+    """One training.
+
+    Args:
+        model: Folder or name.
+        dataset: JSON lines of prompt and completion.
+        num_attempts: N.
+        repeat: The same problems with another order of batches and other first weights of the adapter.
+        seed: Which problems, and in what order.
+        num_epochs: Epochs.
+
+    Returns:
+        A JSON-serialisable record: for each epoch, `tokens` trained on until then, `dead`, the share of what was
+        trained on with a weight below .1, and `log_p` of each held-out answer.
+    """
+    rows = load_dataset("json", data_files=dataset, split="train").shuffle(seed=seed)
+    with TemporaryDirectory(prefix="schedule-") as folder:
+        args = DCOConfig(
+            folder,
+            num_attempts=num_attempts,
+            num_train_epochs=num_epochs,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            save_only_model=True,
+            logging_steps=math.ceil(NUM_TRAIN / BATCH_SIZE),
+            report_to="none",
+            disable_tqdm=True,
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            seed=seed + 1000 * repeat,
+            **SETTINGS,
+        )
+        trainer = DCOTrainer(
+            AutoModelForCausalLM.from_pretrained(model, dtype="float32"),
+            args=args,
+            train_dataset=rows.select(range(NUM_TRAIN)),
+            eval_dataset=rows.select(range(NUM_TRAIN, NUM_TRAIN + NUM_HELD_OUT)),
+            processing_class=AutoTokenizer.from_pretrained(model),
+            peft_config=LoraConfig(**LORA),
+        )
+        log_p = HeldOut()
+        trainer.add_callback(log_p)
+        trainer.train()
+        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "tokens": [entry["num_tokens"] for entry in logs],
+        "dead": [entry["weight_below_0.1"] for entry in logs],
+        "log_p": log_p.of_epochs,
+    }
+
+
+class HeldOut(TrainerCallback):
+    """The held-out answers' log p after each epoch, as the checkpoints have them."""
+
+    def __init__(self) -> None:
+        self.of_epochs: list[list[float]] = []
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        found = pq.read_table(Path(args.output_dir, f"checkpoint-{state.global_step}", EVAL_LOG_P_NAME))
+        assert found["row"].to_pylist() == list(range(NUM_HELD_OUT))
+        self.of_epochs.append([round(value, 5) for value in found["log_p"].to_pylist()])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="Model folder or name.")
+    parser.add_argument("--dataset", required=True, help="JSON lines of prompt and completion.")
+    parser.add_argument("--work_dir", type=Path, required=True, help="Folder of the finished runs.")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file of the results.")
+    parser.add_argument("--workers", type=int, default=2, help="Processes at a time, a thread each.")
+    parser.add_argument("--epochs", type=int, default=10, help="Epochs a run.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="Seeds to report.")
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), help="Of which runs.")
     args = parser.parse_args(argv)
     runs = list(dict.fromkeys(run for family in args.families for run in FAMILIES[family]))
@@ -139,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for n, repeat in runs
         for seed in args.seeds
     ]
-    records = run_all(partial(train_run, args.model, args.dataset), jobs, args.work_dir, args.workers)
+    records = run_all(partial(train, args.model, args.dataset), jobs, args.work_dir, args.workers)
     log_p: dict[Run, list[NDArray]] = {}
     for record in records:
         log_p.setdefault((record["num_attempts"], record["repeat"]), []).append(np.array(record["log_p"]))

@@ -11,8 +11,6 @@ from .trl_contract import DataCollatorForLanguageModeling
 
 DOCUMENTS_PER_EXAMPLE = "documents_per_example"
 EXAMPLE_ID = "example_id"
-# A training example's row, where examples may be left out.
-TRAIN_ROW = "dco_train_row"
 
 
 @dataclass
@@ -26,18 +24,11 @@ class DCOCollator(DataCollatorForLanguageModeling):
     Args:
         splits_packs: Whether documents that were packed become rows of their own where batches are padded, as with
             `eval_packing` alone. TRL leaves such a pack one sequence, of which p would be that of all its documents.
-        left_out: Whether a training example is left out, bool, `(rows,)`. If all of a batch are, two tokens without
-            labels take their place, of a row that does not exist.
     """
 
     splits_packs: bool = False
-    left_out: torch.Tensor | None = None
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        if self.left_out is not None and TRAIN_ROW in examples[0]:
-            left_out = self.left_out.numpy()
-            due = [example for example in examples if not left_out[example[TRAIN_ROW]]]
-            examples = due or [_nothing_like(examples[0], len(left_out))]
         lengths = [example["seq_lengths"] if "seq_lengths" in example else [0] for example in examples]
         splits = not self.padding_free and self.splits_packs and "seq_lengths" in examples[0]
         sequences = examples
@@ -46,15 +37,10 @@ class DCOCollator(DataCollatorForLanguageModeling):
         batch = super().torch_call(sequences)
         if self.padding_free or splits:
             batch[DOCUMENTS_PER_EXAMPLE] = torch.tensor([len(some) for some in lengths])
-        for number in (EXAMPLE_ID, EVAL_ROW, TRAIN_ROW):
+        for number in (EXAMPLE_ID, EVAL_ROW):
             if all(number in example for example in examples):
                 batch[number] = torch.tensor([example[number] for example in examples])
         return batch
-
-
-def _nothing_like(example: dict[str, Any], row: int) -> dict[str, Any]:
-    """An example that counts for nothing: every process needs a batch for every step."""
-    return {"input_ids": example["input_ids"][:2], "labels": [-100, -100], TRAIN_ROW: row}
 
 
 def _parts(example: dict[str, Any], lengths: list[int]) -> list[dict[str, Any]]:

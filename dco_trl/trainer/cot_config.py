@@ -197,11 +197,6 @@ class CoTDCOConfig(DCOConfig):
                 f"`num_required={self.num_required}` has no weight from counts of sampled rationales yet. Leave it "
                 "at 1, or train short answers with `DCOConfig`."
             )
-        if self.leave_out_below > 0:
-            raise ValueError(
-                f"`leave_out_below={self.leave_out_below}` goes by the exact probability of an answer. Leave it at 0; "
-                "`max_success_rate` leaves out rows by the rate at which they are solved."
-            )
         if self.unit != "sequence":
             raise ValueError(
                 f"`unit={self.unit!r}` is for probabilities that are computed, and here p is that of whatever the "

@@ -37,9 +37,6 @@ class DCOConfig(SFTConfig):
             released code, averaged over an answer's tokens first.
         unit: What has a probability of its own: the `"sequence"`, all labelled tokens of a row together, or each
             `"turn"`, a contiguous run of labelled tokens, sampled `num_attempts` times by itself.
-        leave_out_below: Weight below which an example counts as learnt and is left out of the next epochs, relative to
-            the largest weight, `num_required`; 0 leaves out none. It saves tokens, and those left are more of a mean.
-        recheck_epochs: Epochs after which a learnt example is looked at again.
         coverage_at: The k's for which evaluation logs `eval_coverage@k`, and `eval_at_least_m@k` where m are required.
 
     Raises:
@@ -85,16 +82,6 @@ class DCOConfig(SFTConfig):
             "own, as a turn of a conversation or a step of a search that is sampled num_attempts times."
         },
     )
-    leave_out_below: float = field(
-        default=0.0,
-        metadata={
-            "help": "Weight below which an example counts as learnt and is left out of the next epochs, relative to "
-            "the largest weight. 0 leaves out none; 0.01 is what was measured."
-        },
-    )
-    recheck_epochs: int = field(
-        default=3, metadata={"help": "Epochs after which an example that was left out is looked at again."}
-    )
     coverage_at: list[int] = field(
         default_factory=lambda: [1, 16, 256, 4096],
         metadata={"help": "The k's for which evaluation logs eval_coverage@k, exactly and without sampling."},
@@ -108,12 +95,6 @@ class DCOConfig(SFTConfig):
                 raise ValueError(
                     f"`{name}` must be one of {choices}, got {getattr(self, name)!r}. Leave it out for the first."
                 )
-        if not 0 <= self.leave_out_below <= 1:
-            raise ValueError(
-                f"`leave_out_below` is a weight relative to the largest, from 0 to 1, got {self.leave_out_below}. 0 "
-                "leaves out no example."
-            )
-        self.recheck_epochs = check_integer("recheck_epochs", self.recheck_epochs)
         if not isinstance(self.coverage_at, Sequence) or isinstance(self.coverage_at, str):
             raise ValueError(f"`coverage_at` must be a list of integers, such as [1, 16], got {self.coverage_at!r}.")
         self.coverage_at = [check_integer(f"coverage_at[{i}]", k) for i, k in enumerate(self.coverage_at)]

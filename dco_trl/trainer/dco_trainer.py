@@ -20,12 +20,12 @@ from .argument_checks import (
     check_sequences_stay_whole,
     why_sequences_are_sharded,
 )
-from .collator import DOCUMENTS_PER_EXAMPLE, TRAIN_ROW, DCOCollator
+from .checkpoints import CompleteCheckpoints
+from .collator import DOCUMENTS_PER_EXAMPLE, DCOCollator
 from .conversations import drop_unsupported_assistant_mask, split_conversations
 from .data_checks import check_no_empty_completion, warn_about_completions, warn_about_labels, why_not_an_answer
 from .dco_config import DCOConfig
 from .eval_log_p import EVAL_ROW, EvalLogP, rows_fingerprint
-from .left_out import LeavesOutLearnt
 from .model_card import CITATION, complete_model_card
 from .segments import Segments, one_label_per_unit, sum_by_example
 from .trl_contract import (
@@ -38,7 +38,7 @@ from .trl_contract import (
 from .unit_metrics import IDLE_AFTER_STEPS, METRICS, metrics_of_units, warn_if_idle
 
 
-class DCOTrainer(LeavesOutLearnt):
+class DCOTrainer(CompleteCheckpoints):
     r"""TRL's `SFTTrainer` with Direct Coverage Optimization.
 
     Each sequence's cross-entropy gradient is multiplied by \(F(N, p)\), \(p\) being the model's own probability of the
@@ -160,8 +160,6 @@ class DCOTrainer(LeavesOutLearnt):
             check_loss_uses_log_probs(self)
         if type(self.data_collator) is DataCollatorForLanguageModeling:
             self.data_collator = DCOCollator(**vars(self.data_collator), splits_packs=not self._is_sft)
-        if args.leave_out_below > 0 and not self._is_sft:
-            self._leave_out_learnt()
 
         self._num_sequences_in_batch: torch.Tensor | int | None = None
         self._train_sums: torch.Tensor | None = None
@@ -225,7 +223,7 @@ class DCOTrainer(LeavesOutLearnt):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        names = (DOCUMENTS_PER_EXAMPLE, EVAL_ROW, TRAIN_ROW)
+        names = (DOCUMENTS_PER_EXAMPLE, EVAL_ROW)
         ours = {name: inputs.pop(name, None) for name in names}
 
         def weighted_model(*args: Any, **kwargs: Any) -> Any:
@@ -238,7 +236,6 @@ class DCOTrainer(LeavesOutLearnt):
             log_p = self._log_p(segments, outputs.log_probs.detach())
             weights = self._weights(log_p)
             self._record(log_p, weights, segments, ours[DOCUMENTS_PER_EXAMPLE], ours[EVAL_ROW])
-            self._see(ours[TRAIN_ROW], weights, segments, ours[DOCUMENTS_PER_EXAMPLE])
             scale = self._reduction_scale(segments, num_items_in_batch)
             per_token = segments.expand(weights if scale is None else weights * scale)
             return dataclasses.replace(outputs, log_probs=outputs.log_probs * per_token.to(outputs.log_probs.dtype))

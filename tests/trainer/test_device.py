@@ -179,8 +179,6 @@ def test_a_whole_step_waits_for_the_device_no_more_often_than_trls(batches, redu
     assert 0 < sft
     options = {"num_attempts": MANY, "loss_reduction": reduction, **BATCHES[batches]}
     assert waits_per_step(make_trainer, **options) <= sft
-    if not options.get("packing"):
-        assert waits_per_step(make_trainer, leave_out_below=0.5, **options) <= sft
 
 
 def test_nor_does_one_of_the_cot_trainer():
