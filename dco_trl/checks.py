@@ -132,7 +132,7 @@ def check_discounted_counts(
     return n, c
 
 
-def check_confidence(confidence: float, num_resamples: int) -> None:
+def check_confidence(confidence: float, num_resamples: int = 5000) -> None:
     """Refuse a confidence that the resamples of a bootstrap cannot resolve."""
     if not 0.5 <= confidence <= 0.999:
         raise ValueError(

@@ -9,8 +9,8 @@ from dco_trl.statistics.intervals import difference_of_means
 
 
 def paired(rival: NDArray, values: NDArray, ks: ArrayLike) -> dict[str, list[float]]:
-    """`values` less `rival`, both (problems, K): mean `difference`, and `low` and `high` of its BCa interval."""
-    found = difference_of_means(rival, values, np.asarray(ks), 0.95, 10_000, 0)
+    """`values` less `rival`, both (problems, K): mean `difference`, and `low` and `high` of its interval."""
+    found = difference_of_means(rival, values, np.asarray(ks))
     return {part: getattr(found, part).round(5).tolist() for part in ("difference", "low", "high")}
 
 

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("first, best arm", "second, schedule"),
         ("first, schedule", "second, schedule"),
     ):
-        found = difference_of_means(values[one], values[other], KS, 0.95, 10_000, 0)
+        found = difference_of_means(values[one], values[other], KS)
         cells = zip(found.difference, found.low, found.high, strict=True)
         row = "".join(f"{f'{100 * d:+.1f} [{100 * a:+.1f}, {100 * b:+.1f}]':>20}" for d, a, b in cells)
         print(f"{other} less {one}".ljust(36) + row)

@@ -208,6 +208,7 @@ def _measure(
 ) -> Iterator[tuple[Any, Any, dict]]:
     """The arm of each temperature, its log-probabilities, and who it is in full."""
     from ..runs.arm import Arm
+    from ..runs.arms import refuse_nan
     from ..sampling import exact_coverage
 
     identity = loaded.identity()
@@ -223,7 +224,9 @@ def _measure(
         batch_size=model.batch_size,
     )
     for temperature, log_p in zip(config.temperature, exact.log_p, strict=True):
-        yield Arm(name, adapter, temperature, fingerprint), replace(exact, log_p=log_p), identity
+        arm = Arm(name, adapter, temperature, fingerprint)
+        refuse_nan(arm.name, exact.problem_ids, log_p)
+        yield arm, replace(exact, log_p=log_p), identity
 
 
 def _sampled(config: CoverageConfig, problems: list, ks: list[int]) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import binom
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from ..problem import Problem
 from ..sampling import ExactCoverage, Sample, SampleRequest, SamplingParams, TransformersSampler, exact_coverage
+from ..statistics.pass_at_k import exact_pass_at_k, pass_at_k
 from ..trainer import DCOConfig, DCOTrainer
 from . import task
 
@@ -31,8 +33,8 @@ NUM_EPOCHS = 34
 _DECAY = 0.15  # share of the steps at the end, over which the learning rate falls to zero
 # Sequences in one forward pass.
 _BATCH = 4096
-# The check by sampling: rounds of 16 samples for each held-out problem.
-CHECK_ATTEMPTS, CHECK_REPEATS = 16, 4
+# The check by sampling: pass@16 from 64 samples of each held-out problem.
+CHECK_ATTEMPTS, CHECK_SAMPLES = 16, 64
 CURVE_K = [4**i for i in range(8)]
 
 
@@ -129,18 +131,23 @@ def greedy_answers(model: Any, tokenizer: Any, problems: list[Problem]) -> dict[
 
 
 def check_by_sampling(
-    model: Any, tokenizer: Any, problems: list[Problem], seed: int, repeats: int = CHECK_REPEATS
+    model: Any, tokenizer: Any, problems: list[Problem], seed: int, num_samples: int = CHECK_SAMPLES
 ) -> dict[str, Any]:
-    """Return coverage counted in rounds of samples, its standard error for these problems, and the exact value."""
-    samples = _sample(model, tokenizer, problems, CHECK_ATTEMPTS * repeats, temperature=1.0, seed=seed)
+    """Return pass@k estimated from samples, its standard error for these problems, and the exact value."""
+    samples = _sample(model, tokenizer, problems, num_samples, temperature=1.0, seed=seed)
     hits = np.array([[text == problem.answer for text in row] for problem, row in zip(problems, samples, strict=True)])
-    exact = -np.expm1(CHECK_ATTEMPTS * np.log1p(-np.exp(_exact(model, tokenizer, problems).log_p)))
+    log_p = _exact(model, tokenizer, problems).log_p
+    # What c correct samples of n estimate, and how likely each c is: the error is known, as p is.
+    counts = np.arange(num_samples + 1)
+    estimates = pass_at_k(num_samples, counts, CHECK_ATTEMPTS)
+    chances = binom.pmf(counts, num_samples, np.exp(log_p)[:, None])
+    variances = chances @ estimates**2 - (chances @ estimates) ** 2
     return {
         "k": CHECK_ATTEMPTS,
         "samples": hits.size,
-        "exact": float(exact.mean()),
-        "sampled": float(hits.reshape(-1, CHECK_ATTEMPTS).any(axis=1).mean()),
-        "standard_error": float(np.sqrt((exact * (1 - exact)).sum() / repeats) / len(problems)),
+        "exact": float(exact_pass_at_k(log_p, CHECK_ATTEMPTS).mean()),
+        "sampled": float(estimates[hits.sum(axis=1)].mean()),
+        "standard_error": float(np.sqrt(variances.sum()) / len(problems)),
     }
 
 

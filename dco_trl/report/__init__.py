@@ -61,7 +61,7 @@ def write_report(
 
     - `k`, `confidence`, `interval_method`, `warnings`, `created`, `dco_trl`, `format`;
     - `groups`: runs on the same problems: `runs` (indices), `num_problems`, `k`, `majority_k`, `comparisons` (each
-      with `baseline`, `run` and `pass_at_k`: `k`, `difference`, `low`, `high`);
+      with `baseline`, `run` and `pass_at_k`: `k`, `difference`, `low`, `high`, `reliable`);
     - `runs`: `name`, `grader`, `manifest`, `num_problems`, `num_samples`, `samples` (counts), `pass_at_k` and
       `curve` (`k`, `estimate`, `low`, `high`, `reliable`), `left_out`, `majority_at_k`, `at_least_m_of_k` (with
       `num_required`), `never_solved`, `extrapolation` (empty unless asked for), `problems` (counts, and the most

@@ -38,9 +38,9 @@ CONFIDENCE = 0.95
 # Beyond this many times the samples at hand, an extrapolation says more about its assumption than about the run.
 FARTHEST = 16
 INTERVAL_METHOD = (
-    "Brackets and bands are 95 % intervals for the mean over problems (BCa bootstrap over problems), each k on its "
-    "own. Where fewer than five problems' worth separate the mean from 0 or 1, the interval is too short; such values "
-    "are marked with *."
+    "Brackets and bands are 95 % intervals for the mean over problems (BCa bootstrap; Student's for paired "
+    "differences), each k on its own. Where fewer than five problems' worth separate the mean from 0 or 1, or fewer "
+    "than six make a difference, the interval is too short; such values are marked with *."
 )
 
 
@@ -187,9 +187,11 @@ def _comparison(baseline: RunResult, run: RunResult, baseline_summary: RunSummar
     first, second = Counts(baseline), Counts(run)
     order = [second.ids.index(problem_id) for problem_id in first.ids]
     values = first.pass_at_k(ks), second.pass_at_k(ks)[order]
-    found = difference_of_means(*values, np.array(ks), CONFIDENCE, num_resamples=5000, seed=0)
-    rows = zip(ks, found.difference, found.low, found.high, strict=True)
-    return Comparison(baseline.name, run.name, [Difference(k, *map(float, row)) for k, *row in rows])
+    found = difference_of_means(*values, np.array(ks), CONFIDENCE)
+    rows = zip(
+        ks, *(column.tolist() for column in (found.difference, found.low, found.high, found.reliable)), strict=True
+    )
+    return Comparison(baseline.name, run.name, [Difference(*row) for row in rows])
 
 
 def _run(result: RunResult, ks: list[int], extrapolate: bool) -> RunSummary:

@@ -30,12 +30,13 @@ class AtLeast(Estimate):
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference of two runs at one k, with its interval."""
+    """A paired difference of two runs at one k, with its interval; `reliable` as for an `Estimate`."""
 
     k: int
     difference: float
     low: float
     high: float
+    reliable: bool = True
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,9 @@ def with_interval(entry: Guess) -> str:
 
 
 def difference(entry: Difference) -> str:
-    """Return a difference in percentage points and its interval as text: "-3.1 [-5.0, -1.2]"."""
-    return f"{100 * entry.difference:+.1f} [{100 * entry.low:+.1f}, {100 * entry.high:+.1f}]"
+    """Return a difference in points and its interval: "-3.1 [-5.0, -1.2]", with * where a few problems decide."""
+    mark = "" if entry.reliable else "*"
+    return f"{100 * entry.difference:+.1f} [{100 * entry.low:+.1f}, {100 * entry.high:+.1f}]{mark}"
 
 
 def tables(summary: Summary, group: Group) -> list[TextTable]:

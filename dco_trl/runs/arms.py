@@ -77,11 +77,14 @@ def write_arms(
         log_p: Natural log-probability of each reference answer, shape (arms, problems).
 
     Raises:
-        StoreError: The file cannot be written.
+        StoreError: The file cannot be written, or an arm has a NaN.
     """
+    log_p = np.asarray(log_p, dtype=np.float64)
+    for arm, row in zip(arms, log_p, strict=True):
+        refuse_nan(arm.name, problem_ids, row)
     each = [(a.name, a.model, a.model_fingerprint, a.adapter, float(a.temperature)) for a in arms]
     columns: list[Any] = [[value for value in column for _ in problem_ids] for column in zip(*each, strict=True)]
-    columns += [list(problem_ids) * len(arms), np.asarray(log_p, dtype=np.float64).ravel()]
+    columns += [list(problem_ids) * len(arms), log_p.ravel()]
     make_folder(Path(path).parent)
     write_atomically(Path(path), parquet(pa.table(columns, schema=_SCHEMA)))
 
@@ -99,8 +102,8 @@ def read_arms(paths: Sequence[str | os.PathLike[str]], grader: str | None = None
         The arms, on the problems that all of them were measured on.
 
     Raises:
-        StoreError: A path holds none of these, an arm is there twice, checkpoints were evaluated on different rows, or
-            no problem was measured by all arms.
+        StoreError: A path holds none of these, an arm is there twice or has a NaN, checkpoints were evaluated on
+            different rows, or no problem was measured by all arms.
 
     Examples:
         ```python
@@ -121,6 +124,9 @@ def read_arms(paths: Sequence[str | os.PathLike[str]], grader: str | None = None
             if arm.name in (other.name for other in found):
                 raise StoreError(f"{path}: arm {arm.name!r} was read before. Name each arm's file once.")
             found[arm] = measured
+            # Absent is absent: where an arm has no samples of a problem, NaN is what its model gave.
+            exact = {problem_id: log_p for problem_id, (log_p, n, _) in measured.items() if not n}
+            refuse_nan(arm.name, list(exact), np.array(list(exact.values())))
     if not found:
         raise StoreError("there are no arms: name files of `dco-trl coverage`, checkpoints or graded runs")
     every = {problem_id for measured in found.values() for problem_id in measured}
@@ -137,6 +143,15 @@ def read_arms(paths: Sequence[str | os.PathLike[str]], grader: str | None = None
     return MeasuredArms(
         tuple(found), tuple(common), cells[..., 0], counts[..., 0], counts[..., 1], len(every) - len(common)
     )
+
+
+def refuse_nan(arm: str, problem_ids: Sequence[str], log_p: NDArray) -> None:
+    """Raise a `StoreError` for an arm, by its name, whose model gave NaN."""
+    if (nan := np.flatnonzero(np.isnan(log_p))).size:
+        raise StoreError(
+            f"log p of arm {arm!r} is NaN for {nan.size:,} of {log_p.size:,} problems (first "
+            f"{problem_ids[nan[0]]!r}). The model has diverged: look at its training loss, and leave this arm out."
+        )
 
 
 def adapter_base(folder: Path) -> str | None:

@@ -28,7 +28,13 @@ _NEVER = -745.0
 class Arms:
     """Measurements of several arms on the same problems, each of shape (arms, problems)."""
 
-    def __init__(self, log_p: ArrayLike | None, num_sampled: ArrayLike | None, num_correct: ArrayLike | None) -> None:
+    def __init__(
+        self,
+        log_p: ArrayLike | None,
+        num_sampled: ArrayLike | None,
+        num_correct: ArrayLike | None,
+        is_part: bool = False,
+    ) -> None:
         if (num_sampled is None) != (num_correct is None) or (log_p is None and num_sampled is None):
             raise ValueError(
                 "give log_p, or num_sampled and num_correct, or all three: there is nothing to plan from."
@@ -53,11 +59,13 @@ class Arms:
         self.log_p: NDArray[np.float64] = x
         self.num_sampled, self.num_correct = n, c
         self.counted = np.isnan(x)
-        if num_sampled is None and self.counted.any():
-            arm, problem = np.argwhere(self.counted)[0]
+        # An arm of which nothing was counted was measured by log p: its NaN is no absence but a broken model.
+        broken = self.counted & (n.max(axis=1, keepdims=True) == 0)
+        if log_p is not None and broken.any() and not is_part:
+            arm, problem = np.argwhere(broken)[0]
             raise ValueError(
-                f"log_p is NaN for arm {arm} and problem {problem} (counted from 0; {self.counted.sum()} in all) "
-                "and there are no counts. Give num_sampled and num_correct, or leave the problem out."
+                f"log_p is NaN for arm {arm} and problem {problem} (counted from 0; {broken.sum()} in all), and there "
+                "are no counts of that arm. Leave the arm or the problem out: a model that has diverged gives NaN."
             )
         self._log_miss = np.where(self.counted, 0.0, np.maximum(log1mexp(np.where(self.counted, -1.0, x)), _NEVER))
 
@@ -87,12 +95,14 @@ class Arms:
 
     def on(self, problems: NDArray) -> "Arms":
         """The same arms on some of the problems; priors are fitted to those alone."""
-        return Arms(self.log_p[:, problems], self.num_sampled[:, problems], self.num_correct[:, problems])
+        return Arms(
+            self.log_p[:, problems], self.num_sampled[:, problems], self.num_correct[:, problems], is_part=True
+        )
 
     def only(self, arms: Sequence[int] | NDArray) -> "Arms":
         """Some of the arms on the same problems, with the priors that they have."""
         index = np.asarray(arms)
-        part = Arms(self.log_p[index], self.num_sampled[index], self.num_correct[index])
+        part = Arms(self.log_p[index], self.num_sampled[index], self.num_correct[index], is_part=True)
         part._posteriors = [self._posteriors[arm] for arm in arms]
         return part
 

@@ -104,8 +104,9 @@ def cross_fit_schedule(
 
     Problems are dealt into folds. For each fold, the schedule is planned on the other folds, the best single arm for
     each k is chosen there too, and both are measured on the fold: exactly where p is known, elsewhere by the unbiased
-    estimator. So no problem has a say in what it is measured with. Intervals are BCa over problems; where schedule and
-    rival give every fold the same attempts, which is so for a best arm at k = 1, the difference is 0 without one.
+    estimator. So no problem has a say in what it is measured with. Intervals are over problems, of `mean_curve` and
+    `paired_difference`; where schedule and rival give every fold the same attempts, which is so for a best arm at
+    k = 1, the difference is 0 without one.
 
     Args:
         k: Numbers of attempts, shape (K,). From counts, none above the smallest number of samples.
@@ -188,11 +189,10 @@ def cross_fit_schedule(
             is_same[name] &= (rows == splits["schedule"]).all(axis=1)
 
     def against(name: object) -> PairedDifference:
-        found = difference_of_means(values[name], values["schedule"], ks, confidence, num_resamples, seed)
+        found = difference_of_means(values[name], values["schedule"], ks, confidence)
         # The same attempts in every fold: the difference is 0 on any problems, which zeros in a sample cannot tell.
-        return replace(
-            found, low=np.where(is_same[name], 0.0, found.low), high=np.where(is_same[name], 0.0, found.high)
-        )
+        low, high = (np.where(is_same[name], 0.0, end) for end in (found.low, found.high))
+        return replace(found, low=low, high=high, reliable=found.reliable | is_same[name])
 
     return CrossFittedSchedule(
         curve=mean_curve(values["schedule"], ks, confidence=confidence, num_resamples=num_resamples, seed=seed),

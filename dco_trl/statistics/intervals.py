@@ -2,7 +2,7 @@
 
 The problems are taken for a random sample of the problems that one cares about. The interval is for the mean over all
 of those; it covers both the luck of the problems and the luck of the samples, since the estimates of two problems are
-independent. For a fixed list of problems that is the whole of one's interest it is wider than needed.
+independent. If you care about these problems only, it is wider than needed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, stdtrit
 
 from ..checks import check_confidence, check_graded_counts, check_ks
 from .pass_at_k import pass_at_k
@@ -18,6 +18,8 @@ from .pass_at_k import pass_at_k
 # An interval is called reliable where its mean is at least this many problems away from both 0 and 1. Simulation
 # (tests/statistics/test_intervals.py): 93 to 97 % coverage above it, down to 20 % near 1 below it.
 _FEWEST_PROBLEMS = 5.0
+# A paired interval is called reliable where its differences are worth at least this many equal ones.
+_FEWEST_DIFFERENCES = 6.0
 # Bootstrap tables are made in pieces of at most this many numbers (32 MB).
 _PIECE = 4_000_000
 
@@ -58,6 +60,9 @@ class PairedDifference:
         difference: second - first, float64, shape (K,).
         low: Lower ends of the interval of the difference, float64, shape (K,).
         high: Upper ends, float64, shape (K,).
+        reliable: Whether the differences d of the problems are worth at least six of one size, by
+            (sum |d|)^2 / sum d^2 (or are all equal), bool, shape (K,). Where they are not, the stated confidence does
+            not hold: a few problems decide, and the interval tends to be too short.
         num_problems: Number of problems.
         confidence: Confidence of each interval, such as 0.95.
     """
@@ -68,6 +73,7 @@ class PairedDifference:
     difference: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+    reliable: NDArray[np.bool_]
     num_problems: int
     confidence: float
 
@@ -202,7 +208,8 @@ def mean_curve(
     if not np.all((table >= 0) & (table <= 1)):
         raise ValueError("values must lie in [0, 1] and not be NaN; they are probabilities, one for each problem.")
     estimate = table.mean(axis=0)
-    low, high = _mean_interval(table, (0.0, 1.0), confidence, num_resamples, seed)
+    check_confidence(confidence, num_resamples)
+    low, high = _or_bound(table, *_bca(table, confidence, num_resamples, seed), (0.0, 1.0), confidence)
     num_problems = table.shape[0]
     reliable = num_problems * np.minimum(estimate, 1.0 - estimate) >= _FEWEST_PROBLEMS
     reliable |= _constant(table)
@@ -215,16 +222,15 @@ def paired_difference(
     k: ArrayLike | None = None,
     *,
     confidence: float = 0.95,
-    num_resamples: int = 5000,
-    seed: int = 0,
 ) -> PairedDifference:
     r"""Difference of pass@k of two runs on the same problems, second minus first, with intervals.
 
     Problems are matched by id, and the interval is for the mean of the differences of one problem's two estimates:
-    what makes a problem hard for both runs cancels. It is BCa over problems, as in `mean_curve`.
+    what makes a problem hard for both runs cancels. It is Student's, \(\bar d \pm t_{P-1}\, s / \sqrt P\): with few
+    problems a bootstrap is too short. Where all differences are equal, it is the bound of `mean_curve`.
 
-    Simulated coverage of the 95 % interval with 100 to 500 problems is 93 to 97 %. It is lower where only a handful of
-    problems differ.
+    Simulated coverage of the 95 % interval where it is `reliable`: 93 to 97 %, from 20 problems on, for equal runs,
+    runs that differ slightly, and runs that differ much (64 samples; rates from Beta(.3, 1) and Beta(.2, 3)).
 
     Args:
         first: Problem id to (num_samples, num_correct) of the first run, the baseline.
@@ -232,8 +238,6 @@ def paired_difference(
         k: Numbers of samples allowed, shape (K,), none above the smallest number of samples of either run. By default
             powers of two, and that minimum.
         confidence: Confidence of each interval, 0.5 to 0.999.
-        num_resamples: Bootstrap resamples.
-        seed: Seed of the bootstrap.
 
     Returns:
         The difference. An interval without 0 is a difference at that confidence, for one k chosen beforehand.
@@ -270,23 +274,30 @@ def paired_difference(
             values.append(pass_at_k(c[:, :1], c[:, 1:], ks, ids))
         except ValueError as error:
             raise ValueError(f"{which} run: {error}") from None
-    return difference_of_means(values[0], values[1], ks, confidence, num_resamples, seed)
+    return difference_of_means(values[0], values[1], ks, confidence)
 
 
-def difference_of_means(
-    first: NDArray, second: NDArray, ks: NDArray, confidence: float, num_resamples: int, seed: int
-) -> PairedDifference:
+def difference_of_means(first: NDArray, second: NDArray, ks: NDArray, confidence: float = 0.95) -> PairedDifference:
     """`paired_difference` of values in [0, 1] of the same problems, each of shape (P, K)."""
-    difference = second - first
-    low, high = _mean_interval(difference, (-1.0, 1.0), confidence, num_resamples, seed)
+    check_confidence(confidence)
+    values, num_problems = second - first, len(first)
+    mean, total = values.mean(axis=0), (values**2).sum(axis=0)
+    constant = _constant(values)
+    sums = np.abs(values).sum(axis=0)
+    num_effective = np.divide(sums**2, total, out=np.zeros_like(sums), where=total > 0)
+    spread = np.zeros_like(mean)
+    if num_problems > 1:
+        spread = values.std(axis=0, ddof=1) / num_problems**0.5 * stdtrit(num_problems - 1, (1.0 + confidence) / 2.0)
+    low, high = _or_bound(values, mean - spread, mean + spread, (-1.0, 1.0), confidence)
     return PairedDifference(
         k=ks,
         first=first.mean(axis=0),
         second=second.mean(axis=0),
-        difference=difference.mean(axis=0),
+        difference=mean,
         low=low,
         high=high,
-        num_problems=len(first),
+        reliable=constant | (num_effective >= _FEWEST_DIFFERENCES),
+        num_problems=num_problems,
         confidence=confidence,
     )
 
@@ -310,15 +321,12 @@ def _check_same_problems(first: Mapping, second: Mapping) -> None:
         )
 
 
-def _mean_interval(
-    values: NDArray, bounds: tuple[float, float], confidence: float, num_resamples: int, seed: int
+def _or_bound(
+    values: NDArray, low: NDArray, high: NDArray, bounds: tuple[float, float], confidence: float
 ) -> tuple[NDArray, NDArray]:
-    """Interval for the mean of each column of `values` (P, K), whose entries lie within `bounds`."""
-    check_confidence(confidence, num_resamples)
-    low, high = _bca(values, confidence, num_resamples, seed)
-    # All values the same: with that confidence, at most the share q of the population has another.
-    value = values[0]
-    q = 1.0 - (1.0 - confidence) ** (1.0 / values.shape[0])
+    """The interval of each column of `values` (P, K) within `bounds`; a bound of its own where all are the same."""
+    # With that confidence, at most the share q of the population has another value.
+    value, q = values[0], 1.0 - (1.0 - confidence) ** (1.0 / values.shape[0])
     constant = _constant(values)
     low = np.where(constant, value - q * (value - bounds[0]), low)
     high = np.where(constant, value + q * (bounds[1] - value), high)

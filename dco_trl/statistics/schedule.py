@@ -136,8 +136,8 @@ def plan_attempts(
 
     Args:
         num_attempts: Number of attempts to plan, at least 1.
-        log_p: Natural log-probability that an arm answers a problem, at most 0, shape (arms, problems). NaN where
-            there are counts in its place.
+        log_p: Natural log-probability that an arm answers a problem, at most 0, shape (arms, problems). NaN for an
+            arm that has counts in its place.
         num_sampled: Samples of each problem by each arm, whole numbers, shape (arms, problems). 0 where an arm was
             not measured on a problem: its prior stands there. Used where `log_p` is NaN or absent.
         num_correct: Correct ones among them, same shape.

@@ -105,6 +105,17 @@ def test_coverage_of_whole_models(here, tmp_path):
     np.testing.assert_allclose(read.log_p[1], exact("OTHER", None, 1.0), rtol=1e-5)
 
 
+def test_coverage_of_a_diverged_model_writes_nothing_and_names_it(here, tmp_path, capsys):
+    broken = AutoModelForCausalLM.from_pretrained("MODEL")
+    broken.lm_head.weight.data.fill_(float("nan"))
+    broken.save_pretrained(tmp_path / "BROKEN")
+    make_tokenizer().save_pretrained(tmp_path / "BROKEN")
+    for name in ("exact.json", "arms.parquet"):
+        command = ["coverage", "--model", str(tmp_path / "BROKEN"), *TEMPLATE, "--output", str(tmp_path / name)]
+        assert main(command) == 2 and not (tmp_path / name).exists()
+        assert f"log p of arm '{tmp_path}/BROKEN' is NaN for 8 of 8 problems" in capsys.readouterr().err
+
+
 def test_coverage_from_a_yaml_file_with_one_name(here, tmp_path):
     config = tmp_path / "coverage.yaml"
     config.write_text(

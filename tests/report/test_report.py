@@ -230,6 +230,7 @@ def test_an_unreliable_interval_is_marked():
     assert tables.with_interval(Estimate(4, 0.99, 0.97, 1.0, reliable=False)) == "99.0 % [97.0, 100.0]*"
     assert tables.with_interval(Estimate(4, 0.0004, 0.0, 0.001, reliable=True)) == "0.040 % [0.000, 0.100]"
     assert tables.difference(Difference(4, -0.031, -0.05, 0.012)) == "-3.1 [-5.0, +1.2]"
+    assert tables.difference(Difference(4, -0.031, -0.05, 0.012, reliable=False)) == "-3.1 [-5.0, +1.2]*"
 
 
 def test_curve_points():

@@ -1,6 +1,7 @@
 """Measured arms: one file from `dco-trl coverage`, checkpoints and graded runs, on the same problems."""
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -168,3 +169,15 @@ def test_a_damaged_file_is_refused(tmp_path):
 def write(file, arms, problem_ids):
     write_arms(file, arms, problem_ids, np.full((len(arms), len(problem_ids)), -1.0))
     return file
+
+
+def test_the_nan_of_a_diverged_model_names_its_arm(tmp_path):
+    log_p = np.array([[-0.5, -1.0], [-1.0, np.nan]])
+    told = "log p of arm 'runs/a, T=1.5' is NaN for 1 of 2 problems (first 'y'). The model has diverged"
+    with pytest.raises(StoreError, match=re.escape(told)):
+        write_arms(tmp_path / "arms.parquet", ARMS[:2], ["x", "y"], log_p)
+    assert not (tmp_path / "arms.parquet").exists()
+    save_checkpoint_log_p(tmp_path / "checkpoint-9", {0: float("nan"), 1: float("nan"), 2: -1.0})
+    told = f"log p of arm '{tmp_path / 'checkpoint-9'}' is NaN for 2 of 3 problems (first '0')"
+    with pytest.raises(StoreError, match=re.escape(told)):
+        read_arms([tmp_path / "checkpoint-9"])

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from itertools import product
 from math import comb
 
@@ -11,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from scipy.special import betaln
 
 from dco_trl.statistics import (
     AttemptOrder,
@@ -167,25 +165,6 @@ def test_a_schedule_survives_json():
     assert again.num_attempts == 100 and again.num_arms == 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["log_p", "counts"])
-def test_a_hundred_arms_and_ten_thousand_problems_take_no_longer_than_170_passes_over_them(kind):
-    rng = np.random.default_rng(7)
-    log_p = np.minimum(rng.normal(-6, 3, size=10_000) + rng.normal(0, 2, size=(100, 10_000)), -1e-3)
-    n = np.full(log_p.shape, 128)
-    c = rng.binomial(n, np.exp(log_p))
-    data = {"log_p": log_p} if kind == "log_p" else {"num_sampled": n, "num_correct": c}
-    passes = []
-    for _ in range(5):
-        start = time.process_time()
-        betaln(1.0 + c, 2.0 + n - c)
-        passes.append(time.process_time() - start)
-    start = time.process_time()
-    plan_attempts(16384, **data)
-    # 10 s where a pass takes .06 s, and there it is 13 passes from log p and 93 from counts.
-    assert time.process_time() - start < 170 * np.median(passes)
-
-
 # measuring
 
 
@@ -272,7 +251,15 @@ def test_a_fold_is_measured_with_what_the_others_chose():
         (lambda: plan_attempts(4, log_p=[-1.0]), "one row per arm and one column per problem, got shapes (1,)"),
         (
             lambda: plan_attempts(4, log_p=[[-1.0, np.nan]]),
-            "log_p is NaN for arm 0 and problem 1 (counted from 0; 1 in all) and there are no counts",
+            "log_p is NaN for arm 0 and problem 1 (counted from 0; 1 in all), and there are no counts of that arm",
+        ),
+        (
+            # Where arm 1 has counts, NaN is their place; arm 0 has none, and its NaN is no absence.
+            lambda: plan_attempts(
+                4, log_p=[[-1.0, np.nan], [np.nan, np.nan]], num_sampled=[[0, 0], [4, 0]], num_correct=np.zeros((2, 2))
+            ),
+            "log_p is NaN for arm 0 and problem 1 (counted from 0; 1 in all), and there are no counts of that arm. "
+            "Leave the arm or the problem out: a model that has diverged gives NaN",
         ),
         (lambda: plan_attempts(4, log_p=[[0.5]]), "log_p must be a log-probability, at most 0, got 0.5"),
         (
