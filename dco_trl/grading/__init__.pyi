@@ -1,4 +1,5 @@
 from .bulk import BulkGrader as BulkGrader
+from .choice import choice_grader as choice_grader
 from .code import code_grader as code_grader
 from .code import extract_code as extract_code
 from .errors import GraderError as GraderError
@@ -10,9 +11,8 @@ from .graders import exact_grader as exact_grader
 from .graders import grader_name as grader_name
 from .graders import load_grader as load_grader
 from .graders import math_grader as math_grader
+from .json_answer import json_grader as json_grader
+from .regex import regex_grader as regex_grader
 from .reward_function import call_grader as call_grader
-from .simple import choice_grader as choice_grader
-from .simple import json_grader as json_grader
-from .simple import regex_grader as regex_grader
 from .verdict import GradingStats as GradingStats
 from .verdict import Verdict as Verdict

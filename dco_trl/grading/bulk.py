@@ -5,6 +5,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from itertools import repeat
 from typing import Any
@@ -12,13 +13,17 @@ from typing import Any
 import numpy as np
 
 from .cache import VerdictCache
-from .deduplicate import chunks, grade_pairs, progress_bar, shorten
+from .choice import choice_answer, choice_grader
+from .code import extract_code
+from .deduplicate import chunks, grade_pairs, progress_bar
+from .errors import GraderError
 from .extract import completion_text, extract_answer
 from .graders import exact_grader, grader_name, load_grader, math_grader
+from .json_answer import json_answer, json_grader
 from .pool import WorkerPool, check_limits
+from .regex import regex_grader
 from .reward_function import Grader, call_grader
-from .simple import choice_answer, choice_grader, json_answer, json_grader
-from .verdict import GradingStats, Verdict
+from .verdict import GradingStats, Verdict, shorten
 
 _ROWS_PER_BATCH = 1_024
 
@@ -144,7 +149,7 @@ class BulkGrader:
         else:
             verdicts, slots = self._grade_rows(prompts, completions, answers, columns or {}, progress)
         warned = bool(self.stats.undecided)
-        self.stats.count(verdicts, slots)
+        self.stats.count(verdicts, np.bincount(slots, minlength=len(verdicts)).tolist())
         if self.stats.undecided and not warned:
             warnings.warn(
                 f"grader {self.name!r}: {self.stats.undecided} of {self.stats.rows} scores are exactly 0.5. Only a "
@@ -185,15 +190,14 @@ class BulkGrader:
             prompts, completions, answers, *columns = map(list, zip(*rows, strict=True))
             return prompts if with_prompts else None, completions, answers, dict(zip(names, columns, strict=True))
 
-        self.stats.computed += len(batch)
+        self.stats.add(computed=len(batch))
         if self._pool is None:
             scores = call_grader(self._function, *arguments(batch), name=self.name)
-            outcomes = [(score, "unparsed" if score is None else "graded") for score in scores]
+            verdicts = {i: Verdict(s, "", "unparsed" if s is None else "graded") for i, s in enumerate(scores)}
         else:
-            found = dict(self._pool.run([arguments([row]) for row in batch]))
-            outcomes = [found[i][:2] for i in range(len(batch))]
+            verdicts = dict(self._pool.run([arguments([row]) for row in batch]))
         answers = [shorten(self._answer(row[1], dict(zip(names, row[3:], strict=True)))) for row in batch]
-        return [Verdict(score, answer, status) for answer, (score, status) in zip(answers, outcomes, strict=True)]
+        return [replace(verdicts[i], answer=answer) for i, answer in enumerate(answers)]
 
     def _answer(self, completion: Any, columns: Mapping[str, Any]) -> str:
         """What a completion answers, as a vote counts it."""
@@ -201,7 +205,27 @@ class BulkGrader:
             return choice_answer(completion, columns.get("choices"))
         if self._function is json_grader:
             return json_answer(completion)
-        return extract_answer(completion_text(completion))
+        text = completion_text(completion)
+        if self._function is regex_grader:
+            return extract_answer(text)
+        if self.name == "code":
+            return extract_code(text).strip()
+        if hasattr(self._function, "answer_of"):
+            return _own_answer(self.name, self._function.answer_of, completion)
+        return extract_answer(text) or text.strip()
+
+
+def _own_answer(name: str, answer_of: Callable[[Any], Any], completion: Any) -> str:
+    try:
+        answer = answer_of(completion)
+    except Exception as error:
+        raise GraderError(f"grader {name!r}: its `answer_of` raised {type(error).__name__}: {error}") from error
+    if not isinstance(answer, str):
+        raise GraderError(
+            f"grader {name!r}: its `answer_of` must return what a completion answers, as a string, got "
+            f"{type(answer).__name__}: {str(answer)[:80]!r}"
+        )
+    return answer
 
 
 def _values(column: Sequence) -> Iterator:

@@ -1,16 +1,16 @@
 """Grade by reference and extracted answer alone, as "math" and "exact" do: each distinct pair is judged once."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from .cache import VerdictCache
 from .extract import completion_text, extract_answer, extract_reference, normalize_answer
-from .math_verdict import MAX_ANSWER_CHARS, MAX_SHOWN_CHARS, quick_verdict
-from .pool import Outcome, WorkerPool
-from .verdict import GradingStats, Verdict
+from .math_verdict import MAX_ANSWER_CHARS, quick_verdict
+from .pool import WorkerPool
+from .verdict import GradingStats, Verdict, shorten
 
 _CHUNK = 65_536
 
@@ -25,29 +25,23 @@ def grade_pairs(
 ) -> tuple[list[Verdict], np.ndarray]:
     """The distinct verdicts, and for each completion its verdict's index. Without a pool, strings are compared."""
     pairs, too_long, slots = _distinct_pairs(completions, answers, None if pool is None else MAX_ANSWER_CHARS)
-    outcomes: list[Outcome | None] = [None] * len(pairs)
-    unsettled = []
-    for i, pair in enumerate(pairs):
+    verdicts: list[Verdict | None] = [None] * len(pairs)
+    for i, (reference, answer) in enumerate(pairs):
         if pool is None:
-            outcomes[i] = (exact_score(*pair), "graded" if pair[1] else "unparsed", None)
-        elif (quick := (None, "unparsed") if i in too_long else quick_verdict(*pair)) is not None:
-            outcomes[i] = (*quick, None)
+            status = "graded" if answer else "unparsed"
+            verdicts[i] = Verdict(exact_score(reference, answer), shorten(answer), status)
         else:
-            unsettled.append(i)
+            verdicts[i] = Verdict(None, answer, "unparsed") if i in too_long else quick_verdict(reference, answer)
     if pool is not None:
-        _judge(pairs, unsettled, outcomes, pool, cache, stats, progress)
-    verdicts = []
-    for (_, answer), outcome in zip(pairs, outcomes, strict=True):
-        assert outcome is not None
-        score, status, shown = outcome
-        verdicts.append(Verdict(score, shorten(answer if shown is None else shown), status))
-    return verdicts, slots
+        unsettled = [i for i, verdict in enumerate(verdicts) if verdict is None]
+        _judge(pairs, unsettled, verdicts, pool, cache, stats, progress)
+    return cast(list[Verdict], verdicts), slots
 
 
 def _judge(
     pairs: list[tuple[str, str]],
     unsettled: list[int],
-    outcomes: list[Outcome | None],
+    verdicts: list[Verdict | None],
     pool: WorkerPool,
     cache: VerdictCache | None,
     stats: GradingStats,
@@ -55,15 +49,15 @@ def _judge(
 ) -> None:
     if cache is not None:
         for i, known in cache.get(pairs[u] for u in unsettled):
-            outcomes[unsettled[i]] = known
-            stats.from_cache += 1
-        unsettled = [u for u in unsettled if outcomes[u] is None]
+            verdicts[unsettled[i]] = known
+        stats.add(from_cache=sum(verdicts[u] is not None for u in unsettled))
+        unsettled = [u for u in unsettled if verdicts[u] is None]
     with progress_bar("math", len(unsettled), progress) as bar:
-        for i, outcome in pool.run([pairs[u] for u in unsettled]):
-            outcomes[unsettled[i]] = outcome
-            stats.computed += 1
+        for i, verdict in pool.run([pairs[u] for u in unsettled]):
+            verdicts[unsettled[i]] = verdict
+            stats.add(computed=1)
             if cache is not None:
-                cache.put(pairs[unsettled[i]], outcome)
+                cache.put(pairs[unsettled[i]], verdict)
             bar.update()
     if cache is not None:
         cache.flush()
@@ -78,11 +72,6 @@ def exact_score(reference: str, answer: str, normalize: Callable[[str], str] = n
 def progress_bar(grader: str, total: int, enabled: bool) -> tqdm:
     """The bar of a grader."""
     return tqdm(total=total, desc=f"grading ({grader})", unit="sample", disable=not enabled or not total)
-
-
-def shorten(answer: str) -> str:
-    """An answer as a verdict shows it."""
-    return answer if len(answer) <= MAX_SHOWN_CHARS else answer[:MAX_SHOWN_CHARS] + "…"
 
 
 def chunks(column: Sequence) -> Iterator[Sequence]:

@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..extras import require
+from .choice import choice_grader
 from .deduplicate import exact_score, grade_pairs
 from .errors import GraderError
 from .extract import completion_text, extract_answer, extract_reference, normalize_answer
+from .json_answer import json_grader
 from .pool import WorkerPool, check_limits
-from .reward_function import Grader
-from .simple import choice_grader, json_grader, regex_grader
+from .regex import regex_grader
+from .reward_function import Grader, reference_column
 from .verdict import GradingStats
 
 _math_pools: dict[int, WorkerPool] = {}
@@ -54,7 +56,7 @@ def exact_grader(
     Relations:
         `math_grader` also accepts equal values written differently.
     """
-    references = _references("exact", completions, answer, solution)
+    references = reference_column("exact", completions, ("answer", answer), ("solution", solution))
     return [
         exact_score(extract_reference(reference), extract_answer(completion_text(completion)), normalize)
         for completion, reference in zip(completions, references, strict=True)
@@ -90,12 +92,11 @@ def math_grader(
         `trl.rewards.accuracy_reward` grades in the calling process, without a memory limit, and reads LaTeX
         references only within delimiters.
     """
-    references = _references("math", completions, answer, solution)
+    references = reference_column("math", completions, ("answer", answer), ("solution", solution))
     # A fork must not talk to its parent's workers.
-    pool = _math_pools.get(os.getpid())
-    if pool is None:
-        _math_pools.clear()
-        pool = _math_pools[os.getpid()] = WorkerPool(*check_limits(None, 10.0, 1 << 30))
+    for process in _math_pools.keys() - {os.getpid()}:
+        _math_pools.pop(process, None)
+    pool = _math_pools.setdefault(os.getpid(), WorkerPool(*check_limits(None, 10.0, 1 << 30)))
     verdicts, slots = grade_pairs(completions, references, pool, None, GradingStats(), progress=False)
     return [verdicts[slot].score for slot in slots.tolist()]
 
@@ -190,17 +191,3 @@ def grader_name(grader: str | Grader) -> str:
             return name
     qualified = getattr(grader, "__qualname__", None) or type(grader).__qualname__
     return f"{getattr(grader, '__module__', None) or type(grader).__module__}:{qualified}"
-
-
-def _references(name: str, completions: Sequence, answer: Sequence | None, solution: Sequence | None) -> Sequence:
-    references = answer if answer is not None else solution
-    if references is None:
-        raise GraderError(
-            f"grader {name!r} needs the reference answers: give the data set a column named `answer` or `solution`"
-        )
-    if len(references) != len(completions):
-        raise GraderError(
-            f"grader {name!r}: one reference per completion is needed, got {len(references)} references for "
-            f"{len(completions)} completions"
-        )
-    return references

@@ -16,13 +16,10 @@ from importlib.metadata import version
 
 from .notation import as_interval, mixed_number, rewrite
 from .rules import settle
-
-# Part of the cache's key: raise it when a change here, in extract.py, notation.py or rules.py can change a verdict.
-JUDGE_VERSION = 2
+from .verdict import Verdict, builtin_source, shorten
 
 # Longer answers are not sent to math-verify: its regular expressions need quadratic time.
 MAX_ANSWER_CHARS = 10_000
-MAX_SHOWN_CHARS = 1_000
 
 _DELIMITED = re.compile(r"(?<!\\)\$.+?(?<!\\)\$|\\\(.+?\\\)|\\\[.+?\\\]|\\boxed", re.DOTALL)
 _FUNCTION_NAMES = (
@@ -33,51 +30,44 @@ _INTEGER = re.compile(r"-?[0-9]{1,15}")
 
 
 def identity() -> str:
-    """Names everything a verdict depends on: this module, math-verify and the two libraries under it."""
+    """Names everything a verdict of `math` depends on: this package, math-verify and the two libraries under it."""
     libraries = ("math-verify", "latex2sympy2_extended", "sympy")
-    return "; ".join([f"math {JUDGE_VERSION}", *(f"{name} {version(name)}" for name in libraries)])
+    return ", ".join([builtin_source(), *(f"{name} {version(name)}" for name in libraries)])
 
 
-def quick_verdict(reference: str, answer: str) -> tuple[float | None, str] | None:
-    """The (score, status) of an extracted reference and answer where strings settle it, else None.
+def quick_verdict(reference: str, answer: str) -> Verdict | None:
+    """The verdict on an extracted reference and answer where strings settle it, else None.
 
     Equal strings are equal (math-verify agrees whenever it can read the reference at all), and two plain integers are
     equal if their values are. What `settle` adds is where math-verify reads only a part.
     """
     if not reference:
-        return None, "unparsed"
+        return Verdict(None, shorten(answer), "unparsed")
     if not answer:
-        return 0.0, "unparsed"
+        return Verdict(0.0, "", "unparsed")
     if answer == reference:
-        return 1.0, "graded"
+        return Verdict(1.0, shorten(answer))
     if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(reference):
-        return float(int(answer) == int(reference)), "graded"
+        return Verdict(float(int(answer) == int(reference)), answer)
     if len(answer) > MAX_ANSWER_CHARS or len(reference) > MAX_ANSWER_CHARS:
-        return None, "unparsed"
+        return Verdict(None, shorten(answer), "unparsed")
     score = settle(reference, answer)
-    return None if score is None else (score, "graded")
+    return None if score is None else Verdict(score, answer)
 
 
-def judge(reference: str, answer: str) -> tuple[float | None, str, str | None]:
-    """Ask math-verify. To be called where it may be killed: it can run for ever and fill the memory.
-
-    Returns:
-        Score (1.0, 0.0, or None if the reference cannot be read), status ("graded" or "unparsed"), and, where the
-        answer was prose, what math-verify took from it.
-    """
+def judge(reference: str, answer: str) -> Verdict:
+    """Ask math-verify. To be called where it may be killed: it can run for ever and fill the memory."""
     from math_verify import verify
 
     gold = math_verify_parse(reference)
     if not gold:
-        return None, "unparsed", None
+        return Verdict(None, shorten(answer), "unparsed")
     predicted = math_verify_parse(as_interval(answer, reference))
     correct = verify(gold, predicted, timeout_seconds=None)
     if correct or any(not isinstance(part, str) for part in predicted):
-        shown = None
-        if predicted and isinstance(predicted[-1], str) and reads_as_text(answer):
-            shown = predicted[-1][:MAX_SHOWN_CHARS]
-        return float(correct), "graded", shown
-    return 0.0, "unparsed", None
+        is_read = predicted and isinstance(predicted[-1], str) and reads_as_text(answer)
+        return Verdict(float(correct), shorten(predicted[-1] if is_read else answer))
+    return Verdict(0.0, shorten(answer), "unparsed")
 
 
 @lru_cache(maxsize=2048)

@@ -8,6 +8,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import weakref
@@ -17,6 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 from .errors import GraderError
+from .verdict import LIMITED, Verdict, shorten
 
 _BATCH_ITEMS = 32
 _BATCH_CHARS = 20_000
@@ -26,8 +28,6 @@ _START_SECONDS = 120.0
 
 # A pair (reference, answer) for math-verify; the arguments of `call_grader` for a function of the user's.
 Item = tuple[Any, ...]
-# Score, status, and what was read from an answer that is prose.
-Outcome = tuple[float | None, str, str | None]
 
 
 def check_limits(num_workers: int | None, timeout: float, memory_limit: int) -> tuple[int, float, int]:
@@ -52,7 +52,8 @@ class WorkerPool:
     """Runs `judge`, or a function of the user's, in worker processes; a kill enforces the wall-clock limit.
 
     A worker that hangs or dies is replaced; only the item it was working on is affected. An item whose worker died
-    (rather than hung) is tried once more in a fresh process, because an earlier item may have eaten the memory.
+    (rather than hung) is tried once more in a fresh process, because an earlier item may have eaten the memory. Any
+    thread may use it: one at a time does, and the others wait.
 
     Args:
         num_workers: Processes; they start when there is something to do.
@@ -66,20 +67,25 @@ class WorkerPool:
         self.timeout = timeout
         self._options = (timeout, memory_limit, grader)
         self._workers: list[_Worker] = []
+        self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, _kill_all, self._workers)
 
-    def run(self, items: Sequence[Item]) -> Iterator[tuple[int, Outcome]]:
+    def run(self, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
         """Judge items, in any order.
 
         Args:
             items: Pairs (reference, answer), fastest where those of one reference are side by side, or rows.
 
         Returns:
-            An iterator of (index into `items`, outcome); the status is "timeout" or "error" where a limit was hit.
+            An iterator of (index into `items`, verdict); the status is "timeout" or "error" where a limit was hit.
 
         Raises:
             GraderError: A worker cannot start, or the user's function fails.
         """
+        with self._lock:
+            yield from self._run(items)
+
+    def _run(self, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
         batches = deque(_batches(items))
         died_once: set[int] = set()
         busy: set[_Worker] = set()
@@ -96,15 +102,14 @@ class WorkerPool:
                         yield from results
                         if not alive:
                             self._remove(worker, busy, selector)
-                            lost = worker.pending
+                            lost = list(worker.pending.items())
                             if lost and lost[0][0] in died_once:
-                                index, _ = lost.popleft()
-                                yield index, (None, "error", None)
+                                yield _no_verdict(lost.pop(0), "error")
                             elif lost:
                                 died_once.add(lost[0][0])
-                                batches.appendleft([lost.popleft()])
+                                batches.appendleft([lost.pop(0)])
                             if lost:
-                                batches.append(list(lost))
+                                batches.append(lost)
                         elif not worker.pending and worker in busy:
                             busy.discard(worker)
                             if worker.served >= _ITEMS_PER_WORKER:
@@ -118,15 +123,16 @@ class WorkerPool:
                                 f"a grading worker did not start within {_START_SECONDS:g} seconds. Use fewer "
                                 f"num_workers, or close other programs.\n{errors}"
                             )
-                        index, _ = worker.pending.popleft()
-                        yield index, (None, "timeout", None)
-                        if worker.pending:
-                            batches.append(list(worker.pending))
+                        lost = list(worker.pending.items())
+                        yield _no_verdict(lost.pop(0), "timeout")
+                        if lost:
+                            batches.append(lost)
         finally:
             # Left early (an exception, a generator not exhausted): no worker may keep answers to old questions.
             for worker in list(busy):
                 worker.kill()
-                self._workers.remove(worker)
+                with suppress(ValueError):  # the pool has been closed meanwhile
+                    self._workers.remove(worker)
 
     def close(self) -> None:
         """End the workers. The pool can be used again, with new ones."""
@@ -172,16 +178,16 @@ class _Worker:
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
         self.ready = False
         self.served = 0
-        self.pending: deque[tuple[int, Item]] = deque()
+        self.pending: dict[int, Item] = {}  # by their numbers, in the order in which they are worked on
         self.deadline = time.monotonic() + _START_SECONDS
         self._timeout = timeout
         self._partial = b""
 
     def send(self, batch: list[tuple[int, Item]], timeout: float) -> None:
-        self.pending.extend(batch)
+        self.pending.update(batch)
         self.deadline = time.monotonic() + timeout
         try:
-            data = pickle.dumps([item for _, item in batch])
+            data = pickle.dumps(batch)
         except Exception as error:
             raise GraderError(
                 f"a row cannot be sent to a grading worker: {type(error).__name__}: {error}. Leave out the column "
@@ -193,7 +199,7 @@ class _Worker:
         except BrokenPipeError:
             pass  # it died: the end of its output says so next
 
-    def receive(self) -> tuple[list[tuple[int, Outcome]], bool]:
+    def receive(self) -> tuple[list[tuple[int, Verdict]], bool]:
         data = os.read(self.stdout.fileno(), 1 << 16)
         if not data:
             if not self.ready:
@@ -203,18 +209,26 @@ class _Worker:
         *lines, self._partial = (self._partial + data).split(b"\n")
         results = []
         for line in lines:
-            value = json.loads(line)
-            if isinstance(value, str):
-                raise GraderError(value)
-            if not self.ready:
-                self.ready = True
-                if not value["memory_limited"]:
-                    warnings.warn(
-                        "memory_limit: this system does not limit a process's address space. Watch it yourself",
-                        stacklevel=2,
+            try:
+                message = json.loads(line)
+            except ValueError:
+                continue  # the user's function has written to a descriptor that is not its own
+            match message:
+                case {"error": str(reason)}:
+                    raise GraderError(reason)
+                case {"ready": True, "memory_limited": limited} if not self.ready:
+                    self.ready = True
+                    if not limited:
+                        warnings.warn(
+                            "memory_limit: this system does not limit a process's address space. Watch it yourself",
+                            stacklevel=2,
+                        )
+                case {"number": int(number), "verdict": [score, str(answer), str(status)]} if number in self.pending:
+                    question = number, self.pending.pop(number)
+                    limited = status in LIMITED
+                    results.append(
+                        _no_verdict(question, status) if limited else (number, Verdict(score, answer, status))
                     )
-                continue
-            results.append((self.pending.popleft()[0], tuple(value)))
         self.served += len(results)
         self.deadline = time.monotonic() + self._timeout if self.pending else float("inf")
         return results, True
@@ -238,6 +252,11 @@ class _Worker:
             with suppress(BrokenPipeError):
                 if stream is not None:
                     stream.close()
+
+
+def _no_verdict(question: tuple[int, Item], status: str) -> tuple[int, Verdict]:
+    number, item = question
+    return number, Verdict(None, shorten(item[1]) if isinstance(item[1], str) else "", status)
 
 
 def _batches(items: Sequence[Item]) -> Iterator[list[tuple[int, Item]]]:

@@ -3,14 +3,18 @@
 import asyncio
 import inspect
 import math
+import os
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from .errors import GraderError
 from .extract import completion_text
 
 Grader = Callable[..., list[float | None]]
+
+_loops: dict[int, asyncio.AbstractEventLoop] = {}
+_loops_lock = threading.Lock()
 
 
 def call_grader(
@@ -24,8 +28,9 @@ def call_grader(
     """Call a reward function as TRL's GRPOTrainer does, and check what comes back.
 
     Keyword lists: `prompts`, `completions`, `answer`, `solution` (the same list), and every further column. A function
-    without `**kwargs` gets the ones it names. Coroutine functions are awaited. TRL's own reward functions read
-    messages only, so they get messages also where the prompt is plain.
+    without `**kwargs` gets the ones it names. Coroutine functions are awaited in one event loop, which stays for the
+    next call, so that they may hold a client open. TRL's own reward functions read messages only, so they get messages
+    also where the prompt is plain.
 
     Args:
         grader: The function.
@@ -66,9 +71,7 @@ def call_grader(
     try:
         result: Any = grader(**arguments)
         if inspect.isawaitable(result):
-            # In a thread of its own: the caller (a notebook) may run an event loop already.
-            with ThreadPoolExecutor(1) as executor:
-                result = executor.submit(asyncio.run, _await(result)).result()
+            result = asyncio.run_coroutine_threadsafe(_await(result), _event_loop()).result()
     except Exception as error:
         raise GraderError(
             f"grader {name!r} raised {type(error).__name__}: {error}. It was called with "
@@ -79,6 +82,30 @@ def call_grader(
 
 async def _await(awaitable: Awaitable) -> Any:
     return await awaitable
+
+
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """This process's loop, in a thread of its own: the caller (a notebook) may run one already."""
+    with _loops_lock:
+        loop = _loops.get(os.getpid())
+        if loop is None:
+            loop = _loops[os.getpid()] = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, daemon=True, name="dco_trl-graders").start()
+    return loop
+
+
+def reference_column(name: str, completions: Sequence, *columns: tuple[str, Sequence | None]) -> Sequence:
+    """The first of these named columns that is there, as the references of grader `name`."""
+    references = next((column for _, column in columns if column is not None), None)
+    if references is None:
+        names = " or ".join(f"`{column}`" for column, _ in columns)
+        raise GraderError(f"grader {name!r} needs the reference answers: give the data set a column named {names}")
+    if len(references) != len(completions):
+        raise GraderError(
+            f"grader {name!r}: one reference per completion is needed, got {len(references)} references for "
+            f"{len(completions)} completions"
+        )
+    return references
 
 
 def _check_scores(name: str, result: Any, expected: int) -> list[float | None]:

@@ -1,9 +1,32 @@
 """What a grader finds: one verdict per sample, and counts over all samples."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from threading import Lock
 
-import numpy as np
+from .. import __version__
+
+# Raise it when a change in this folder can change a verdict of a built-in grader: run folders and the verdict cache
+# keep the verdicts of different numbers apart.
+GRADERS_VERSION = 3
+LIMITED = ("timeout", "error")
+STATUSES = ("graded", "unparsed", *LIMITED)
+MAX_SHOWN_CHARS = 1_000
+
+
+def builtin_source() -> str:
+    """What the verdicts of the built-in graders depend on, other libraries apart."""
+    return f"dco_trl {__version__}, graders {GRADERS_VERSION}"
+
+
+def shorten(answer: str) -> str:
+    """An answer as a verdict shows it: at most 1,000 characters, and different for different answers."""
+    if len(answer) <= MAX_SHOWN_CHARS:
+        return answer
+    digest = blake2b(answer.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return f"{answer[: MAX_SHOWN_CHARS - 18]}… {digest}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,15 +35,16 @@ class Verdict:
 
     Args:
         score: Above 0.5 is correct; None: could not be graded.
-        answer: The extracted answer ("" if there is none), cut after 1,000 characters.
+        answer: What the grader takes for the answer ("" if there is none), shortened to 1,000 characters: what a vote
+            counts. Of prose that `math` reads, the part that it compared.
         status: "graded"; "unparsed", with score 0.0 (the text has no answer, or math-verify cannot read it) or None
             (math-verify cannot read the reference, the answer has more than 10,000 characters, or a user's function
             returned None); "timeout" or "error" (a limit was hit, or the worker died twice), with score None.
     """
 
     score: float | None
-    answer: str
-    status: str
+    answer: str = ""
+    status: str = "graded"
 
 
 @dataclass
@@ -48,6 +72,7 @@ class GradingStats:
     distinct: int = 0
     from_cache: int = 0
     computed: int = 0
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     def __str__(self) -> str:
         return (
@@ -56,14 +81,16 @@ class GradingStats:
             + (f", {self.undecided} with a score of exactly 0.5" if self.undecided else "")
         )
 
-    def count(self, verdicts: list[Verdict], slots: np.ndarray) -> None:
-        """Add samples: `slots`, `(samples,)`, are their indices into the distinct `verdicts`."""
-        by_status: Counter[str] = Counter()
-        for verdict, count in zip(verdicts, np.bincount(slots, minlength=len(verdicts)).tolist(), strict=True):
-            by_status[verdict.status] += count
-            if verdict.score == 0.5:
-                self.undecided += count
-        self.rows += len(slots)
-        self.distinct += len(verdicts)
-        for status, count in by_status.items():
-            setattr(self, status, getattr(self, status) + count)
+    def count(self, verdicts: Sequence[Verdict], counts: Sequence[int]) -> None:
+        """Add the distinct `verdicts`, each as often as `counts` says."""
+        added: Counter[str] = Counter(rows=sum(counts), distinct=len(verdicts))
+        for verdict, count in zip(verdicts, counts, strict=True):
+            added[verdict.status] += count
+            added["undecided"] += count * (verdict.score == 0.5)
+        self.add(**added)
+
+    def add(self, **counts: int) -> None:
+        """Add to the counts of these names; from any thread."""
+        with self._lock:
+            for name, count in counts.items():
+                setattr(self, name, getattr(self, name) + count)

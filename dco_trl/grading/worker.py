@@ -18,8 +18,7 @@ from io import FileIO
 from typing import Any
 
 from .errors import GraderError
-
-Verdict = tuple[float | None, str, str | None]
+from .verdict import Verdict
 
 
 def main(timeout: float, memory_limit: int, grader: str | None) -> None:
@@ -44,7 +43,7 @@ def main(timeout: float, memory_limit: int, grader: str | None) -> None:
         try:
             evaluate = _user_function(grader)
         except GraderError as error:
-            return _write(out, f"{error} (in a worker process)")
+            return _write(out, {"error": f"{error} (in a worker process)"})
         limited = _limit(resource.RLIMIT_AS, _address_space() + memory_limit)
     _write(out, {"ready": True, "memory_limited": limited})
     while True:
@@ -52,14 +51,16 @@ def main(timeout: float, memory_limit: int, grader: str | None) -> None:
             items = pickle.load(source)
         except EOFError:
             return
-        for item in items:
+        for number, item in items:
+            verdict = Verdict(None, "", "error")
             try:
-                verdict: Any = evaluate(*item)
+                verdict = evaluate(*item)
             except GraderError as error:  # the user's function's fault
-                verdict = (None, "error", None) if isinstance(error.__cause__, MemoryError) else str(error)
-            except Exception:  # MemoryError and RecursionError too: this pair's, not the worker's
-                verdict = (None, "error", None)
-            _write(out, verdict)
+                if not isinstance(error.__cause__, MemoryError):
+                    return _write(out, {"error": str(error)})
+            except Exception:  # MemoryError and RecursionError too: this item's, not the worker's
+                pass
+            _write(out, {"number": number, "verdict": [verdict.score, verdict.answer, verdict.status]})
 
 
 def _confined_judge(timeout: float, memory_limit: int) -> tuple[Callable[..., Verdict], bool]:
@@ -94,7 +95,7 @@ def _user_function(grader: str) -> Callable[..., Verdict]:
 
     def evaluate(prompts: list | None, completions: list, answers: list, columns: dict[str, list]) -> Verdict:
         score = call_grader(function, prompts, completions, answers, columns, name=grader)[0]
-        return score, "unparsed" if score is None else "graded", None
+        return Verdict(score, "", "unparsed" if score is None else "graded")
 
     return evaluate
 
@@ -107,7 +108,8 @@ def _end_with_parent(parent: int) -> None:
 
 
 def _write(out: FileIO, value: Any) -> None:
-    data = memoryview(json.dumps(value).encode() + b"\n")
+    # On a line of its own, whatever the user's function may have written to this descriptor.
+    data = memoryview(b"\n" + json.dumps(value).encode() + b"\n")
     while data:
         data = data[out.write(data) :]
 

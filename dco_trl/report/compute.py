@@ -264,10 +264,22 @@ def _majority(problems: Sequence[ProblemResult], ks: list[int]) -> list[Estimate
         return []
     values = []
     for problem in problems:
-        voting = [answer for answer in problem.answers if answer.answer]
-        silent = problem.num_samples - sum(answer.count for answer in voting)
-        values.append(majority_at_k([a.count for a in voting], [a.correct for a in voting], ks, silent))
+        piles = _piles(problem)
+        counts, shares = [count for _, count, _ in piles], [correct / count for _, count, correct in piles]
+        values.append(majority_at_k(counts, shares, ks, problem.num_samples - sum(counts)))
     return _entries(mean_curve(values, ks, confidence=CONFIDENCE))
+
+
+def _piles(problem: ProblemResult) -> list[tuple[str, int, int]]:
+    """What a vote counts: each answer, its samples, and those that were accepted; the most frequent first."""
+    piles: dict[str, list[int]] = {}
+    for answer in problem.answers:
+        if answer.answer:  # a sample without an answer casts no vote
+            pile = piles.setdefault(answer.answer, [0, 0])
+            pile[0] += answer.count
+            pile[1] += answer.count * answer.correct
+    found = [(answer, count, correct) for answer, (count, correct) in piles.items()]
+    return sorted(found, key=lambda pile: -pile[1])
 
 
 def _at_least(n: NDArray, c: NDArray, ks: list[int]) -> list[AtLeast]:
@@ -320,15 +332,14 @@ def _extrapolation(counts: Counts, ks: list[int]) -> Extrapolation:
 
 
 def _problem(problem: ProblemResult) -> ProblemSummary:
-    # The most frequent answer; a sample without an answer gives none.
-    top = next((answer for answer in problem.answers if answer.answer), None)
+    top, top_count, top_correct = next(iter(_piles(problem)), (None, 0, 0))
     return ProblemSummary(
         problem_id=problem.problem_id,
         num_samples=problem.num_samples,
         num_correct=problem.num_correct,
         num_truncated=problem.num_truncated,
-        num_distinct=len(problem.answers),
-        top_answer=None if top is None else top.answer,
-        top_count=0 if top is None else top.count,
-        top_correct=top is not None and top.correct,
+        num_distinct=len({answer.answer for answer in problem.answers}),
+        top_answer=top,
+        top_count=top_count,
+        top_correct=2 * top_correct > top_count,
     )

@@ -17,7 +17,7 @@ _BATCH = 2**14
 
 def majority_at_k(
     answer_counts: Sequence[int] | NDArray,
-    answer_correct: Sequence[bool] | NDArray,
+    answer_correct: Sequence[bool] | Sequence[float] | NDArray,
     k: ArrayLike,
     num_abstained: int = 0,
 ) -> NDArray[np.float64]:
@@ -25,7 +25,8 @@ def majority_at_k(
 
     The k samples are a random subset of the n at hand, without replacement, as for pass@k: it is the exact mean over
     all \(\binom{n}{k}\) subsets, hence unbiased. Of the answers that tie for the most votes each wins with the same
-    probability. Two different strings are two answers, even if both are correct.
+    probability. Two different strings are two answers, even if both are correct. An answer that the grader accepted in
+    some samples only is correct with the share of those: the sample that speaks for it is one of its voters at random.
 
     Method: the counts in a random k-subset are independent \(X_j \sim \mathrm{Binomial}(c_j, k/n)\) given
     \(\sum_j X_j = k\). So, summed over the winning count m and the correct answers i,
@@ -39,7 +40,7 @@ def majority_at_k(
 
     Args:
         answer_counts: How often each distinct answer occurs, shape (A,), whole numbers.
-        answer_correct: Whether that answer is correct, shape (A,).
+        answer_correct: Whether that answer is correct, shape (A,), or the share of its samples that are, in [0, 1].
         k: Numbers of votes, whole numbers from 1 to n, any shape.
         num_abstained: Samples without an answer (nothing could be extracted). They count towards n and may be among
             the k, but cast no vote; if all k abstain, the vote is wrong.
@@ -48,7 +49,7 @@ def majority_at_k(
         Probabilities in [0, 1], float64, of the shape of `k`.
 
     Raises:
-        ValueError: k exceeds the samples, or the two lists differ in length.
+        ValueError: k exceeds the samples, the two lists differ in length, or a share is not in [0, 1].
 
     Examples:
         ```python
@@ -67,12 +68,14 @@ def majority_at_k(
         problems give the rows to [`mean_curve`][dco_trl.statistics.mean_curve].
     """
     counts, ks = check_whole_numbers("answer_counts", answer_counts), check_whole_numbers("k", k, at_least=1)
-    correct = np.asarray(answer_correct, dtype=bool)
+    correct = np.asarray(answer_correct, dtype=np.float64)
     if counts.ndim != 1 or counts.shape != correct.shape:
         raise ValueError(
             "answer_counts and answer_correct must be two lists of one length, one entry for each distinct answer, "
             f"got shapes {counts.shape} and {correct.shape}."
         )
+    if not ((correct >= 0) & (correct <= 1)).all():
+        raise ValueError(f"answer_correct must be true or false, or shares in [0, 1], got {answer_correct!r:.80}")
     num_silent = int(check_whole_numbers("num_abstained", num_abstained))
     num_samples = int(counts.sum()) + num_silent
     if ks.size and ks.max() > num_samples:

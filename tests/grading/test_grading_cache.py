@@ -4,10 +4,11 @@ import sqlite3
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from dco_trl.grading import BulkGrader
+from dco_trl.grading import BulkGrader, Verdict
 from dco_trl.grading.cache import VerdictCache
 
 PAIRS = [("1", f"\\frac{{{i}}}{{3}}") for i in range(6)]
@@ -19,7 +20,7 @@ def grade(folder, pairs=PAIRS, **options):
     return verdicts, grader.stats
 
 
-def outcome(cache, *pair):
+def known(cache, *pair):
     return dict(cache.get([pair])).get(0)
 
 
@@ -37,28 +38,28 @@ def test_keys(tmp_path, monkeypatch):
     cache = VerdictCache(tmp_path, 10.0, 1 << 30)
     hostile = [("a", "b"), ("ab", ""), ("", "ab"), ("1", "\ud800"), ("1", "\x00"), ("1:", "2"), ("1", ":2")]
     for i, pair in enumerate(hostile):
-        cache.put(pair, (float(i), "graded", "\ud800" if i else None))
+        cache.put(pair, Verdict(float(i % 2), "\ud800" if i else ""))
     cache.flush()
-    assert [outcome(cache, *pair)[0] for pair in hostile] == list(range(7))
-    assert outcome(cache, "1", "\ud800")[2] == "\ud800" and outcome(cache, "a", "b")[2] is None
+    assert [known(cache, *pair).score for pair in hostile] == [0, 1, 0, 1, 0, 1, 0]
+    assert known(cache, "1", "\ud800").answer == "\ud800" and known(cache, "a", "b").answer == ""
     many = [("x", str(i)) for i in range(1200)]
     for pair in many[::2]:
-        cache.put(pair, (1.0, "graded", None))
+        cache.put(pair, Verdict(1.0))
     cache.flush()
     assert sorted(i for i, _ in cache.get(many)) == list(range(0, 1200, 2))
     cache.close()
     # Another version of a library may judge otherwise.
     monkeypatch.setattr("dco_trl.grading.cache.identity", lambda: "math 1; math-verify 99")
     other = VerdictCache(tmp_path, 10.0, 1 << 30)
-    assert outcome(other, "a", "b") is None
+    assert known(other, "a", "b") is None
     other.close()
 
 
 def test_limits_are_tried_again_only_if_raised(tmp_path):
     cache = VerdictCache(tmp_path, 2.0, 1 << 30)
-    cache.put(("1", "hang"), (None, "timeout", None))
-    cache.put(("1", "crash"), (None, "error", None))
-    cache.put(("1", "2"), (0.0, "graded", None))
+    cache.put(("1", "hang"), Verdict(None, "", "timeout"))
+    cache.put(("1", "crash"), Verdict(None, "", "error"))
+    cache.put(("1", "2"), Verdict(0.0))
     cache.close()
     for timeout, memory, known in [(2.0, 1 << 30, 3), (1.0, 1 << 29, 3), (3.0, 1 << 30, 1), (2.0, 1 << 31, 1)]:
         cache = VerdictCache(tmp_path, timeout, memory)
@@ -66,7 +67,7 @@ def test_limits_are_tried_again_only_if_raised(tmp_path):
         cache.close()
 
 
-@pytest.mark.parametrize("damage", ["text", "torn", "layout"])
+@pytest.mark.parametrize("damage", ["text", "torn", "layout", "status", "score", "answer"])
 def test_a_damaged_file_is_set_aside(tmp_path, damage):
     path = tmp_path / "verdicts.sqlite"
     if damage == "text":
@@ -74,14 +75,17 @@ def test_a_damaged_file_is_set_aside(tmp_path, damage):
     elif damage == "torn":
         cache = VerdictCache(tmp_path, 10.0, 1 << 30)
         for i in range(5000):
-            cache.put(("1", str(i)), (0.0, "graded", None))
+            cache.put(("1", str(i)), Verdict(0.0))
         cache.close()
         data = bytearray(path.read_bytes())
         data[4096:] = b"\xa5" * (len(data) - 4096)
         path.write_bytes(data)
     else:
+        if damage != "layout":
+            grade(tmp_path)
         connection = sqlite3.connect(path)
-        connection.execute("CREATE TABLE verdicts (something)")
+        change = {"status": "status = 'maybe'", "score": "score = 7", "answer": "answer = x'ff'"}.get(damage)
+        connection.execute(f"UPDATE verdicts SET {change}" if change else "CREATE TABLE verdicts (something)")
         connection.commit()
         connection.close()
     with pytest.warns(UserWarning, match="verdict cache .*verdicts.sqlite is damaged .* a new one begun"):
@@ -104,7 +108,7 @@ def test_a_folder_that_cannot_be_used(tmp_path):
 def test_a_locked_file_is_done_without(tmp_path, monkeypatch):
     grade(tmp_path)
     real = sqlite3.connect
-    monkeypatch.setattr("dco_trl.grading.cache.sqlite3.connect", lambda path, timeout: real(path, timeout=0.1))
+    monkeypatch.setattr("dco_trl.grading.cache.sqlite3.connect", lambda path, **options: real(path, timeout=0.1))
     other = real(tmp_path / "verdicts.sqlite")
     other.execute("BEGIN EXCLUSIVE")
     with pytest.warns(UserWarning, match="database is locked"):
@@ -117,11 +121,11 @@ def test_a_locked_file_is_done_without(tmp_path, monkeypatch):
 def test_two_processes_write_at_once(tmp_path):
     code = (
         "import sys, warnings\nwarnings.simplefilter('error')\n"
-        "from dco_trl.grading.cache import VerdictCache\n"
+        "from dco_trl.grading import Verdict\nfrom dco_trl.grading.cache import VerdictCache\n"
         "me = int(sys.argv[2])\n"
         "cache = VerdictCache(sys.argv[1], 10.0, 1 << 30)\n"
         "for i in range(3000):\n"
-        "    cache.put(('both' if i % 2 else str(me), str(i)), (float(i), 'graded', None))\n"
+        "    cache.put(('both' if i % 2 else str(me), str(i)), Verdict(float(i % 3 == 0), str(i)))\n"
         "    if i % 50 == 0: cache.flush()\n"
         "cache.close()"
     )
@@ -133,8 +137,26 @@ def test_two_processes_write_at_once(tmp_path):
     cache = VerdictCache(tmp_path, 10.0, 1 << 30)
     for who in ("1", "2", "both"):
         pairs = [(who, str(i)) for i in range(3000)]
-        found = {i: o[0] for i, o in cache.get(pairs)}
-        assert found == {i: float(i) for i in range(3000) if bool(i % 2) == (who == "both")}
+        found = {i: (v.score, v.answer) for i, v in cache.get(pairs)}
+        assert found == {i: (float(i % 3 == 0), str(i)) for i in range(3000) if bool(i % 2) == (who == "both")}
+    cache.close()
+
+
+def test_threads_share_a_cache(tmp_path):
+    cache = VerdictCache(tmp_path, 10.0, 1 << 30)
+
+    def use(me):
+        found = []
+        for i in range(300):
+            cache.put((str(me), str(i)), Verdict(float(i % 2), f"{me} {i}"))
+            if i % 20 == 0:
+                cache.flush()
+                found += [v.answer == f"{me} {j}" for j, v in cache.get([(str(me), str(j)) for j in range(i)])]
+        return all(found) and len(found)
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(8) as executor:
+        warnings.simplefilter("error")
+        assert set(executor.map(use, range(8))) == {sum(range(0, 300, 20))}
     cache.close()
 
 

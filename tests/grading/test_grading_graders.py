@@ -1,8 +1,10 @@
 """The two built-in graders, the loader, and reward functions of others: TRL's, reasoning-gym's, the user's."""
 
+import asyncio
 import math
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -169,6 +171,43 @@ def test_coroutine_arrays_and_callable_objects():
 
     assert call_grader(later, None, ["a", "b"], ["1", "1"]) == [0.25, 0.25]
     assert call_grader(Reward(), None, ["a"], ["1"]) == [1.0]
+
+
+def test_coroutines_share_one_event_loop():
+    """So that a client may be held open: over calls, batches of 1,024 rows, and threads."""
+    loops = []
+
+    async def grader(completions, **kwargs):
+        loops.append(asyncio.get_running_loop())
+        await asyncio.sleep(0)
+        return [1.0] * len(completions)
+
+    with BulkGrader(grader) as bulk:
+        verdicts = bulk.grade(None, [str(i) for i in range(1030)], ["a"] * 1030, progress=False)
+    with ThreadPoolExecutor(4) as executor:
+        list(executor.map(lambda i: call_grader(grader, None, ["a"], ["a"]), range(8)))
+
+    async def in_a_notebook():
+        return call_grader(grader, None, ["a"], ["a"])
+
+    asyncio.run(in_a_notebook())
+    assert len(verdicts) == 1030 and len(loops) == 11 and len(set(loops)) == 1
+
+
+def test_threads_get_their_own_verdicts():
+    """Eight threads in one pool, each with problems of its own."""
+
+    def use(me):
+        answers = [f"\\frac{{{i}}}{{{me + 7}}}" for i in range(40)]
+        return math_grader(answers, answer=[f"{me + 3}/{me + 7}"] * 40) == [float(i == me + 3) for i in range(40)]
+
+    with ThreadPoolExecutor(8) as executor:
+        assert list(executor.map(use, range(8))) == [True] * 8
+    with BulkGrader("math", num_workers=1) as bulk, ThreadPoolExecutor(8) as executor:
+        texts = [[f"\\frac{{{i}}}{{{me + 7}}}" for i in range(20)] for me in range(8)]
+        found = executor.map(lambda me: bulk.grade(None, texts[me], [f"4/{me + 7}"] * 20, progress=False), range(8))
+        assert [[v.score for v in verdicts] for verdicts in found] == [[float(i == 4) for i in range(20)]] * 8
+        assert (bulk.stats.rows, bulk.stats.graded) == (160, 160)
 
 
 def _raise(completions, **kwargs):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_verify import parse, verify
 
-from dco_trl.grading import BulkGrader, extract_answer, extract_reference
+from dco_trl.grading import BulkGrader, Verdict, extract_answer, extract_reference
 from dco_trl.grading.math_verdict import judge, math_verify_parse, quick_verdict
 
 DATA = Path(os.environ.get("DCO_TRL_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data")
@@ -104,7 +104,7 @@ def test_every_math_reference_is_equal_to_itself():
     """The string comparison says 1; math-verify must, too. The exceptions are references that it cannot read."""
     answers = sorted({row["answer"] for row in math_rows()})
     # One in 24 keeps this test short.
-    unequal = [a for a in answers[::24] if a and quick_verdict(*(extract_reference(a),) * 2) != (1.0, "graded")]
+    unequal = [a for a in answers[::24] if a and quick_verdict(*(extract_reference(a),) * 2).score != 1.0]
     assert unequal == []
     assert [a for a in answers[::24] if a and not verified(a, a)] == []
 
@@ -119,8 +119,8 @@ def test_integers_are_compared_as_math_verify_does(a, b, form):
         answer = form.format(right) if right >= 0 else str(right)
         quick = quick_verdict(str(left), answer)
         if quick is not None:
-            assert quick == (float(left == right), "graded")
-            assert (quick[0] == 1.0) == verify(math_verify_parse(str(left)), math_verify_parse(answer))
+            assert quick == Verdict(float(left == right), answer, "graded")
+            assert (quick.score == 1.0) == verify(math_verify_parse(str(left)), math_verify_parse(answer))
 
 
 FRACTION_FORMS = ["\\frac{{{p}}}{{{q}}}", "{p}/{q}", "\\dfrac{{{p}}}{{{q}}}", "-\\frac{{{p}}}{{{q}}}", "{p}"]
@@ -130,8 +130,7 @@ FRACTION_FORMS = ["\\frac{{{p}}}{{{q}}}", "{p}/{q}", "\\dfrac{{{p}}}{{{q}}}", "-
 @settings(max_examples=100, deadline=None)
 def test_fractions_are_compared_as_math_verify_does(p1, p2, q1, q2, form1, form2):
     left, right = form1.format(p=p1, q=q1), form2.format(p=p2, q=q2)
-    quick = quick_verdict(left, right)
-    got = quick[0] if quick is not None else judge(left, right)[0]
+    got = (quick_verdict(left, right) or judge(left, right)).score
 
     def value(form, p, q):
         return (-1 if form.startswith("-") else 1) * Fraction(p, 1 if form == "{p}" else q)
@@ -165,6 +164,5 @@ def test_fractions_are_compared_as_math_verify_does(p1, p2, q1, q2, form1, form2
     ],
 )
 def test_meanings(gold, answer, score):
-    quick = quick_verdict(gold, answer)
-    assert (quick[0] if quick is not None else judge(gold, answer)[0]) == score
+    assert (quick_verdict(gold, answer) or judge(gold, answer)).score == score
     assert verified(gold, answer) == (score == 1.0)

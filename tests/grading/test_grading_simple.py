@@ -123,9 +123,11 @@ def test_regex(text, pattern, score):
 @pytest.mark.parametrize("grader", [choice_grader, json_grader, regex_grader])
 def test_references_are_needed(grader):
     name = grader.__name__.removesuffix("_grader")
-    with pytest.raises(GraderError, match=f"grader '{name}' needs a column named `answer` or `.*`, and there is nei"):
+    with pytest.raises(GraderError, match=f"grader '{name}' needs the reference answers: .* named `answer` or `"):
         grader(["x"])
-    with pytest.raises(GraderError, match=f"grader '{name}' needs a reference for each completion, got 2 for 1"):
+    with pytest.raises(
+        GraderError, match=f"grader '{name}': one reference per completion is needed, got 2 references"
+    ):
         grader(["x"], answer=["x", "y"])
     assert grader([], answer=[]) == []
 

@@ -58,6 +58,14 @@ def starts_a_program(completions, **kwargs):
     open(completions[0], "w").write(str(child.pid))
     time.sleep(600)
 
+def prints_everywhere(completions, answer):
+    for descriptor in range(1, 10):
+        try:
+            os.write(descriptor, b'[1.0, "graded", null]\\n{"number": 99, "verdict": [1.0, "", "graded"]}\\n7')
+        except OSError:
+            pass
+    return [float(completions[0] == answer[0])]
+
 def reads_standard_input(completions, **kwargs):
     return [float(sys.stdin.read() == "")]
 
@@ -159,6 +167,11 @@ def test_output_and_input_are_not_the_protocols(capfd):
     assert grade("reads_standard_input", ["a"])[0] == [(1.0, "graded")]
 
 
+def test_what_it_writes_to_any_descriptor_shifts_no_verdict():
+    verdicts, _ = grade("prints_everywhere", [str(i) for i in range(50)], [str(i - i % 2) for i in range(50)])
+    assert verdicts == [(float(i % 2 == 0), "graded") for i in range(50)]
+
+
 def test_coroutines_in_a_worker():
     assert grade("later", ["a", "b"])[0] == [(0.75, "graded")] * 2
 
@@ -168,6 +181,27 @@ def test_in_this_process_where_asked_for():
     assert grade("process", ["a"])[0] != [(float(os.getpid()), "graded")]
     with BulkGrader(lambda completions, **k: [float(os.getpid())]) as bulk:
         assert bulk.grade(None, ["a"], ["a"], progress=False)[0].score == os.getpid()
+
+
+def test_a_vote_counts_what_the_grader_calls_the_answer():
+    def grader(completions, **kwargs):
+        return [1.0] * len(completions)
+
+    long = "\n".join(["x = 1"] * 100)
+    with BulkGrader(grader) as bulk:
+        verdicts = bulk.grade(None, ["so \\boxed{5}", long, long + "0"], ["a"] * 3, progress=False)
+    # Without a marked answer, the whole text: no sample abstains, and no two texts are one.
+    assert [v.answer for v in verdicts] == ["5", long, long + "0"]
+    grader.answer_of = lambda completion: completion[-1]
+    with BulkGrader(grader) as bulk:
+        assert [v.answer for v in bulk.grade(None, ["ab", "cb"], ["a"] * 2, progress=False)] == ["b", "b"]
+    for answer_of, text in (
+        (len, "its `answer_of` must return what a completion answers, as a string, got int: '1'"),
+        (lambda completion: completion["text"], "its `answer_of` raised TypeError: string indices"),
+    ):
+        grader.answer_of = answer_of
+        with BulkGrader(grader) as bulk, pytest.raises(GraderError, match=text):
+            bulk.grade(None, ["a"], ["a"], progress=False)
 
 
 def test_half_throughout_is_warned_of_once():

@@ -104,6 +104,14 @@ def test_answers_that_nobody_gave_do_not_vote_and_are_no_top_answer():
     assert got.samples.unparsed == 12
 
 
+def test_one_answer_judged_both_ways_is_one_pile():
+    answers = tuple(AnswerCount(*row, "graded") for row in (("7", 7, False), ("42", 5, True), ("42", 4, False)))
+    (got,) = summarise([RunResult("ce", {}, "f", (problem("p0", 5, answers=answers),))], k=(16,)).runs
+    top = got.problems[0]
+    assert (top.top_answer, top.top_count, top.top_correct, top.num_distinct) == ("42", 9, True, 2)
+    assert got.majority_at_k[-1].estimate == pytest.approx(5 / 9)
+
+
 def test_runs_on_the_same_problems_are_compared_whatever_their_order():
     second = run("dco", (1, 5, 8, 9, 2))
     second = dataclasses.replace(second, problems=second.problems[::-1])

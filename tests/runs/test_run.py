@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from known_sampler import KnownSampler, make_problems, sampler_params
 
+from dco_trl import __version__
 from dco_trl.grading import GraderError
+from dco_trl.grading.verdict import GRADERS_VERSION
 from dco_trl.runs import (
     Problem,
     RunStore,
@@ -150,6 +152,14 @@ def test_a_grader_with_arguments_bound_is_as_its_module(tmp_path, monkeypatch):
         sources.append(grader_source("bound_grader:names"))
     assert sources[0].startswith("sha256 ") and sources[0] != sources[1]
     assert grader_source(functools.partial(print)) is None
+
+
+def test_the_source_of_a_built_in_grader_is_one_number_and_the_packages_version():
+    """Not a hash of one file, which a change in another would get past."""
+    source = f"dco_trl {__version__}, graders {GRADERS_VERSION}"
+    builtin = ("exact", "choice", "json", "regex", "dco_trl.grading.reasoning_gym:score")
+    assert {grader_source(name) for name in builtin} == {source}
+    assert grader_source("math").startswith(f"{source}, math-verify ")
 
 
 def test_a_shard_that_comes_first_and_draws_nothing_has_nothing_to_grade(tmp_path):

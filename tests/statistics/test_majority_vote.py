@@ -67,6 +67,8 @@ def test_ends():
     assert majority_at_k(counts, correct, 10) == 0.0
     assert majority_at_k([4, 4], [True, False], 8) == 0.5
     assert majority_at_k([4, 4], [False, False], 3) == 0.0
+    # An answer accepted in half of its samples wins like any other, and is then right half of the time.
+    assert majority_at_k([6, 1], [0.5, False], [1, 7]) == pytest.approx([3 / 7, 0.5])
     assert majority_at_k([7, 2], [True, True], 4) == pytest.approx(1.0, abs=1e-14)
     assert majority_at_k([1], [True], 1) == 1.0
     assert majority_at_k([], [], 2, num_abstained=3) == 0.0
@@ -107,6 +109,7 @@ def test_majority_of_a_million_samples():
         (([2, 1], [True], 1), r"two lists of one length.*got shapes \(2,\) and \(1,\)"),
         (([2, 1], [True, False], 4), r"k=4 is more than the 3 samples counted in answer_counts and .* Draw more"),
         (([2, -1], [True, False], 1), r"answer_counts must be whole numbers of at least 0, got -1"),
+        (([2, 1], [1.5, 0], 1), r"answer_correct must be true or false, or shares in \[0, 1\], got \[1.5, 0\]"),
         (([2, 1], [True, False], 0), r"k must be whole numbers of at least 1, got 0"),
     ],
 )
