@@ -10,12 +10,14 @@ CONSTRAINTS := $(if $(GPU),,constraints-cpu.txt)
 TRL :=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
 PYTEST := $(BIN)/python -m pytest
+# On every core. Tests of one file share a process, and so do all that need vLLM: see tests/conftest.py.
+SUITE := $(PYTEST) -n auto --dist loadgroup --no-loadscope-reorder
 
 # Material for MkDocs announces its successor on every build.
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage fuzz check docs notebooks research bench bench-peers gpu-check wheel
+.PHONY: help setup demo test test-long coverage fuzz check docs notebooks research bench bench-peers gpu-check wheel
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,14 +28,17 @@ demo: .venv/.package  ## reproduce the paper's Table 1 at small scale, in minute
 	$(BIN)/dco-trl demo
 
 test: .venv/.dev  ## run every test, the slow ones too
-	$(PYTEST) -m "" -n 2 --dist loadgroup
+	$(SUITE) -m "not long"
+
+test-long: .venv/.dev  ## the same at full length: more kills, draws and generated text, and notebooks whole
+	DCO_TRL_TEST_LENGTH=long $(SUITE) -m ""
 
 # From Python 3.12 on, sys.monitoring counts lines at nearly no cost.
 coverage: .venv/.dev  ## run every test, and print which lines of the package they reach
 	COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
-		$(PYTEST) -m "" -n 2 --dist loadgroup --cov=dco_trl --cov-report=term:skip-covered
+		$(SUITE) -m "not long" --cov=dco_trl --cov-report=term:skip-covered
 
-# The suite runs about a hundred examples of each of the ten properties; an example of a grader is 20 cases.
+# The suite runs a hundred examples of each of the ten properties; an example of a grader is 20 cases.
 EXAMPLES := 10000
 fuzz: .venv/.dev  ## feed graders, endpoints and files EXAMPLES random inputs per property: half an hour
 	for file in tests/fuzz/fuzz_*.py; do echo $$file; PYTHONPATH=tests $(BIN)/python $$file $(EXAMPLES) || exit 1; done
@@ -47,8 +52,8 @@ check: .venv/.dev  ## lint, format, types, documentation
 docs: .venv/.dev  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
-notebooks: .venv/.dev  ## execute the example notebooks
-	$(PYTEST) -m "" tests/test_notebooks.py
+notebooks: .venv/.dev  ## execute the example notebooks whole
+	DCO_TRL_TEST_LENGTH=long $(PYTEST) -m "" tests/test_notebooks.py
 
 research: .venv/.dev  ## measure anew what docs/results states of the tiny models: many hours, goes on where it was stopped
 	$(BIN)/python research/rivals.py --work_dir runs/rivals --output runs/rivals.json --figure runs/frontier.png

@@ -1,4 +1,4 @@
-"""Shared by all tests: quiet, offline, single-threaded, and honest about what was skipped."""
+"""Shared by all tests: quiet, offline, single-threaded, spread over the cores, and honest about what was skipped."""
 
 import logging
 import os
@@ -10,6 +10,23 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+
+
+def pytest_xdist_auto_num_workers():
+    """`-n auto`: one process per core that this process may use; xdist itself counts no hyper-threads."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Keep a file's tests in one process, as they share its models, and start the long files first."""
+    if not hasattr(config, "workerinput"):
+        return
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    items.sort(key=lambda item: (not item.get_closest_marker("vllm"), item.path not in slow))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -114,6 +114,7 @@ def test_training_from_the_shell_needs_no_extra(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_bare_package_installs_and_trains(tmp_path):
     """From nothing: an environment of its own, the package without extras, two steps, and an extra added later."""
     python = tmp_path / "venv" / "bin" / "python"

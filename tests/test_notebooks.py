@@ -36,7 +36,7 @@ def execute(notebook, folder: Path) -> None:
     """Run in a fresh kernel; a cell that raises makes this raise, with the cell and its traceback in the message."""
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
-    NotebookClient(notebook, timeout=800, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+    NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ numbers differ.
 """
 
 import math
-import time
 import unicodedata
 from collections.abc import Callable
 from decimal import Decimal
@@ -103,9 +102,7 @@ def fuzz_texts(examples: int) -> int:
             references = [reference for reference, _ in pairs] * 2
             completions = [completion for _, completion in pairs] + references[: len(pairs)]
             for bulk in (math_bulk, exact_bulk):
-                start = time.monotonic()
                 verdicts = bulk.grade(None, completions, references, progress=False)
-                assert time.monotonic() - start < 60 + 2 * TIMEOUT * len(verdicts), "hung"
                 assert len(verdicts) == len(completions)
                 for reference, completion, verdict in zip(references, completions, verdicts, strict=True):
                     assert verdict.status in STATUSES and verdict.score in (0.0, 1.0, None)

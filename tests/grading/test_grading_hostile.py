@@ -5,10 +5,10 @@ import random
 import resource
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
+from lengths import GENERATED_TEXTS
 
 from dco_trl.grading import BulkGrader, exact_grader
 from dco_trl.grading.confinement import audit, readable_folders
@@ -134,21 +134,15 @@ def test_hostile_references():
 
 
 @pytest.mark.slow
-def test_ten_thousand_generated_strings(tmp_path, monkeypatch):
+def test_generated_strings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    texts = generated(0, 10_000)
-    assert len(set(texts)) > 9_000
+    texts = generated(0, GENERATED_TEXTS)
+    assert len(set(texts)) > 0.9 * len(texts)
     children_before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    start = time.monotonic()
     with BulkGrader("math", num_workers=2, timeout=TIMEOUT, memory_limit=512 << 20) as grader:
         verdicts = grader.grade(None, texts, ["\\frac{1}{2}"] * len(texts), progress=False)
-    elapsed = time.monotonic() - start
     stats = grader.stats
-    print(f"{stats}; {elapsed:.0f} s")
-    assert len(verdicts) == 10_000
-    assert stats.graded + stats.unparsed + stats.timeout + stats.error == 10_000
-    # Every string costs at most its limit, twice if its worker died.
-    assert elapsed < 60 + 2 * TIMEOUT * (stats.timeout + stats.error) + 0.1 * stats.computed
+    assert len(verdicts) == len(texts) == stats.graded + stats.unparsed + stats.timeout + stats.error
     if children_before < 512 << 10:  # kilobytes; otherwise another test had a larger child
         assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 512 << 10
     assert os.listdir(tmp_path) == []

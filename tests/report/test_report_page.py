@@ -218,7 +218,7 @@ def test_narrow_and_dark(opened):
     assert opened.locator("#coverage-0 text").first.evaluate("e => getComputedStyle(e).fill") == "rgb(160, 168, 177)"
     opened.set_viewport_size({"width": 360, "height": 800})
     # The plots follow the window a moment later. (wait_for_function would need eval, which the policy forbids.)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while opened.evaluate("document.documentElement.scrollWidth") > 360 and time.monotonic() < deadline:
         opened.wait_for_timeout(100)
     assert opened.evaluate("document.documentElement.scrollWidth") <= 360

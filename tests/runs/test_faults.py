@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from known_sampler import KnownSampler, environment, make_problems
+from lengths import KILLS
 from tiny_models import save_checkpoint
 
 from dco_trl.runs import RunStore, grade_run, load_results, sample_run
 from dco_trl.sampling import SamplingParams
 
 SCRIPT = Path(__file__).with_name("known_sampler.py")
-KILLS = 10
 
 
 def parts(run):
@@ -43,13 +43,15 @@ def kill(command, is_time, seed):
     return process.wait() == -signal.SIGKILL
 
 
-def kill_until_done(command, run, folders):
-    """Kill the command `KILLS` times, each some parts later; nothing that was whole is ever lost."""
+def kill_until_done(command, run, folders, num_parts):
+    """Kill the command `KILLS` times on its way to `num_parts` parts; nothing that was whole is ever lost."""
     seed = random.randrange(2**32)
     moments = random.Random(seed)
-    seen, grew = {}, []
+    seen, grown = parts(run), []
+    first, last = len(seen), num_parts - 15
     for number in range(KILLS):
-        target = len(seen) + moments.randrange(8)
+        target = first + int((last - first) * (number + moments.random()) / KILLS)
+        target = max(target, len(seen) + 1 if number else 0)
 
         def is_time(pid, target=target):
             return any(held(folder, pid) for folder in folders) and len(list(run.rglob("part-*.parquet"))) >= target
@@ -58,15 +60,15 @@ def kill_until_done(command, run, folders):
         now = parts(run)
         assert {name: now.get(name) for name in seen} == seen, f"seed {seed}"
         seen = now
-        grew.append(len(seen))
-    assert len(set(grew)) >= KILLS // 2, f"kills came while it worked: {grew}; seed {seed}"
+        grown.append(len(seen))
+    assert len(set(grown)) == KILLS, f"some kill came before the run went on: {grown}; seed {seed}"
     assert subprocess.run(command, env=environment(), stdout=subprocess.DEVNULL).returncode == 0
     assert not list(run.rglob(".tmp-*"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", ["sample", "sample and grade"])
-def test_an_evaluation_killed_at_ten_moments_equals_one_never_stopped(tmp_path, steps):
+def test_an_evaluation_killed_at_any_moment_equals_one_never_stopped(tmp_path, steps):
     grader = ["known_sampler:slow_grader"] if steps != "sample" else []
 
     def command(run):
@@ -74,21 +76,21 @@ def test_an_evaluation_killed_at_ten_moments_equals_one_never_stopped(tmp_path, 
 
     run, whole = tmp_path / "run", tmp_path / "whole"
     subprocess.run(command(whole), env=environment(), check=True, stdout=subprocess.DEVNULL)
-    kill_until_done(command(run), run, [run, run / "grades/known_sampler-slow_grader"])
+    kill_until_done(command(run), run, [run, run / "grades/known_sampler-slow_grader"], len(parts(whole)))
     assert parts(run) == parts(whole) and len(parts(run)) == 100 * (1 + len(grader))
     if grader:
         assert load_results(run).problems == load_results(whole).problems
 
 
 @pytest.mark.slow
-def test_grading_killed_at_ten_moments_equals_grading_never_stopped(tmp_path):
+def test_grading_killed_at_any_moment_equals_grading_never_stopped(tmp_path):
     grader, runs = "known_sampler:slow_grader", [tmp_path / "run", tmp_path / "whole"]
     for run in runs:
         sample_run(run, make_problems(40), KnownSampler(), 50, SamplingParams(), chunk_size=20, progress=False)
     code = "import sys; from dco_trl.runs import grade_run; grade_run(sys.argv[1], sys.argv[2], progress=False)"
     command = [[sys.executable, "-c", code, str(run), grader] for run in runs]
     subprocess.run(command[1], env=environment(), check=True)
-    kill_until_done(command[0], runs[0], [runs[0] / "grades/known_sampler-slow_grader"])
+    kill_until_done(command[0], runs[0], [runs[0] / "grades/known_sampler-slow_grader"], len(parts(runs[1])))
     assert parts(runs[0]) == parts(runs[1]) and len(parts(runs[0])) == 200
     assert load_results(runs[0]).problems == load_results(runs[1]).problems
 
@@ -111,11 +113,11 @@ def estimating(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_estimate_killed_at_ten_moments_writes_what_one_never_stopped_writes(tmp_path, estimating):
+def test_estimate_killed_at_any_moment_writes_what_one_never_stopped_writes(tmp_path, estimating):
     whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
     subprocess.run(estimating(whole), env=environment(), check=True, capture_output=True)
     run = tmp_path / "stopped.samples"
-    kill_until_done(estimating(stopped), run, [run, run / "grades/exact"])
+    kill_until_done(estimating(stopped), run, [run, run / "grades/exact"], len(parts(tmp_path / "whole.samples")))
     assert stopped.read_bytes() == whole.read_bytes()
     assert parts(run) == parts(tmp_path / "whole.samples")
 

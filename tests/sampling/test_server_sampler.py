@@ -39,8 +39,8 @@ class Endpoint:
     """A small endpoint on the loopback address that serves "small" and answers each completion with its seed, if any.
 
     `script` says how the next requests for samples go: "ok", a status code, a status code and headers, "drop" (closes
-    the connection), "drip" and "drip headers" (a byte every 0.05 s), bytes to answer with, a function that changes
-    the answer, "short" (one sample less), or the finish reason to give.
+    the connection), "drip" and "drip headers" (a byte every 0.05 s, for hours), bytes to answer with, a function that
+    changes the answer, "short" (one sample less), or the finish reason to give.
     """
 
     def __init__(self, owned_by="nobody"):
@@ -102,11 +102,11 @@ class Endpoint:
                     return self.connection.close()
                 if what == "drip":
                     self.send_response(200)
-                    self.send_header("Content-Length", "1000")
+                    self.send_header("Content-Length", "1000000")
                     self.end_headers()
-                    return self.drip(b" " * 1000)
+                    return self.drip(b" " * 1_000_000)
                 if what == "drip headers":
-                    return self.drip(b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 1000)
+                    return self.drip(b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 1_000_000)
                 if isinstance(what, int):
                     # 0.01 s, so that the tests do not wait for the sampler's own back-off.
                     what = (what, [("Retry-After-Ms", "10")])
@@ -415,21 +415,17 @@ class TestFailures:
     @pytest.mark.parametrize("drip", ["drip", "drip headers"])
     def test_an_endpoint_that_drips_is_timed_out(self, endpoint, drip):
         endpoint.script = [drip] * 100
-        started = time.monotonic()
         with pytest.raises(
             EndpointError,
             match=r"no whole answer within 0.5 seconds \(2 attempts\). Raise the sampler's option timeout",
         ):
             draw(endpoint.sampler(timeout=0.5, max_retries=1), 1)
-        assert time.monotonic() - started < 20  # 1,000 bytes would take 50 s
 
     def test_after_an_error_nobody_waits_for_the_rest(self, endpoint):
         endpoint.script = ["drip"] * 3 + [400]
         sampler = endpoint.sampler(concurrency=4)
-        started = time.monotonic()
         with pytest.raises(EndpointError, match="said 400"):
             draw(sampler, 40)
-        assert time.monotonic() - started < 20
         assert len(endpoint.bodies) <= 5
 
     def test_ctrl_c_ends_it(self, endpoint):
@@ -439,13 +435,11 @@ class TestFailures:
         # Libraries loaded by other tests may have put a handler of their own.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         threading.Timer(0.5, signal.pthread_kill, interrupt).start()
-        started = time.monotonic()
         try:
             with pytest.raises(KeyboardInterrupt):
                 draw(sampler, 4)
         finally:
             signal.signal(signal.SIGINT, before)
-        assert time.monotonic() - started < 20
 
     def test_an_endpoint_that_goes_away_is_reported(self, endpoint):
         sampler = endpoint.sampler(max_retries=1)

@@ -165,6 +165,28 @@ def test_a_schedule_survives_json():
     assert again.num_attempts == 100 and again.num_arms == 3
 
 
+@pytest.mark.parametrize("kind", ["log_p", "counts"])
+def test_planning_goes_over_the_data_a_bounded_number_of_times(kind, monkeypatch):
+    """Not once per attempt: blocks grow with what is planned, and the bound's search ends."""
+    arms, problems, passes = 20, 50, [0.0]
+    for method, weight in (("log_miss", 1 / arms), ("coverage_and_gradient", 1)):
+        original = getattr(Arms, method)
+
+        def counted(*args, original=original, weight=weight, **kwargs):
+            passes[0] += weight
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(Arms, method, counted)
+    rng = np.random.default_rng(7)
+    log_p = np.minimum(rng.normal(-6, 3, size=problems) + rng.normal(0, 2, size=(arms, problems)), -1e-3)
+    n = np.full(log_p.shape, 128)
+    plan_attempts(
+        16384,
+        **({"log_p": log_p} if kind == "log_p" else {"num_sampled": n, "num_correct": rng.binomial(n, np.exp(log_p))}),
+    )
+    assert 100 < passes[0] < 600
+
+
 # measuring
 
 

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from accelerate import PartialState
 from fault_runs import ROWS, STEPS, Run, newest_step, options_of, start_endpoint
+from lengths import KILLS
 from safetensors.torch import load_file
 from tiny_models import save_checkpoint
 
@@ -17,7 +18,6 @@ from dco_trl.trainer.checkpoints import checkpoint_to_resume
 from dco_trl.trainer.cot_trainer import STATE_NAME
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training faults")]
-KILLS = 10
 OWN_FILES = {"direct": (), "cot": (STATE_NAME,)}
 
 
@@ -67,9 +67,9 @@ def children(pid):
 
 
 def has_ended(process):
-    """Whether a process ends within ten seconds; who adopts it may leave it a zombie."""
+    """Whether a process ends within two minutes; who adopts it may leave it a zombie."""
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
             time.sleep(0.01)
         return time.monotonic() < deadline
@@ -86,7 +86,7 @@ def assert_ends_as(straight, run):
     assert not list(run.output.glob(".dco-sampler-*"))
 
 
-def test_ten_kills_at_random_moments_change_nothing(kind, place, straight, tmp_path):
+def test_kills_at_random_moments_change_nothing(kind, place, straight, tmp_path):
     seed = random.randrange(2**32)
     moments = random.Random(seed)
     print(f"seed {seed}")  # shown where the test fails
@@ -101,7 +101,7 @@ def test_ten_kills_at_random_moments_change_nothing(kind, place, straight, tmp_p
         assert run.kill(), f"it ended before it was killed: {run.log.read_text()[-3000:]}"
         assert step_to_resume(kind, tmp_path) >= resumed[-1], f"kill {number}"
         assert all(map(has_ended, workers)), "graders outlive the run"
-    assert len(set(resumed)) >= KILLS // 2, resumed
+    assert step_to_resume(kind, tmp_path) >= KILLS - 1, resumed
     assert_ends_as(straight, Run(kind, moments.choice(["shell", "api"]), place, options, resume=True))
 
 
