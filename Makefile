@@ -55,22 +55,21 @@ docs: .venv/.dev  ## build the documentation into site/
 notebooks: .venv/.dev  ## execute the example notebooks whole
 	DCO_TRL_TEST_LENGTH=long $(PYTEST) -m "" tests/test_notebooks.py
 
-research: .venv/.dev  ## measure anew what docs/results states of the tiny models: many hours, goes on where it was stopped
-	$(BIN)/python research/rivals.py --work_dir runs/rivals --output runs/rivals.json --figure runs/frontier.png
-	$(BIN)/python research/cot_tiny.py --output runs/cot-tiny.json
-	$(BIN)/python research/sampled_exact.py --output runs/sampled-exact.json
-	$(BIN)/python research/schedules.py --work_dir runs/schedules --output runs/schedule.json --figure runs/schedule.png
-	$(BIN)/python research/num_required.py --work_dir runs/num-required --output runs/num-required.json
-	$(BIN)/python research/tree_search.py --work_dir runs/tree-search --output runs/tree-search.json
-	$(BIN)/python research/cot_finetune.py --work_dir runs/cot-finetune
-	$(BIN)/python research/cot_finetune_report.py --work_dir runs/cot-finetune --output runs/cot.json --figure runs/cot.png
+research: .venv/.dev  ## measure anew what docs/results states of the tiny models: many hours, resumable
+	$(BIN)/python -m research.baselines.run --work_dir runs/baselines --output runs/baselines.json --figure runs/baselines.png
+	$(BIN)/python -m research.schedules.run --work_dir runs/schedules --output runs/schedules.json --figure runs/schedules.png
+	$(BIN)/python -m research.options.num_required --work_dir runs/num-required --output runs/num-required.json
+	$(BIN)/python -m research.options.tree_search --work_dir runs/tree-search --output runs/tree-search.json
+	$(BIN)/python -m research.chain_of_thought.tiny --output runs/cot-tiny.json
+	$(BIN)/python -m research.chain_of_thought.run --work_dir runs/cot
+	$(BIN)/python -m research.chain_of_thought.report --work_dir runs/cot --output runs/cot.json --figure runs/cot.png
 
 bench: .venv/.dev  ## measure what docs/results/benchmarks.md states
 	$(BIN)/python benchmarks/run.py
 
 # lighteval needs another version of latex2sympy2_extended than math-verify does: the peers have their own environment.
 bench-peers: .venv/.dev build/peers/.done  ## measure what docs/results/peers.md states of packages that do a part of the same
-	$(BIN)/python benchmarks/peers.py --peers build/peers/bin/python --output docs/results/peers.json
+	$(BIN)/python benchmarks/peers.py --peers build/peers/bin/python --output benchmarks/results/peers.json
 
 build/peers/.done: | .venv/bin/python
 	$(BIN)/python -m venv build/peers

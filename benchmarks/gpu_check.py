@@ -50,7 +50,7 @@ DEFAULT_STEPS = [name for name in LIMITS if name != "table-1"]
 # What a step needs beyond the package. It starts CUDA as it is imported, so these steps are not forked.
 NEEDS = {"qlora": "bitsandbytes", "vllm": "vllm"}
 PACKAGES = ("torch", "triton", "transformers", "trl", "accelerate", "peft", "bitsandbytes", "vllm", "numpy")
-TABLE_1 = "The paper's Table 1 on MATH with direct answers (research/rivals.py --task math)."
+TABLE_1 = "The paper's Table 1 on MATH with direct answers (research/baselines/run.py --task math)."
 
 
 def in_step(name: str, tiny: bool, log: Path, result: Path) -> None:
@@ -114,21 +114,21 @@ def end(process: Any) -> None:
 
 
 def run_table_1(arguments: str, folder: Path, limit: float) -> dict[str, Any]:
-    command = [sys.executable, str(HERE.parent / "research" / "rivals.py"), "--task", "math"]
+    command = [sys.executable, "-m", "research.baselines.run", "--task", "math"]
     command += [
         "--work_dir",
-        str(folder / "table-1"),
+        str(folder.resolve() / "table-1"),
         "--output",
-        str(folder / "table-1.json"),
+        str(folder.resolve() / "table-1.json"),
         *shlex.split(arguments),
     ]
     started = time.perf_counter()
-    done = subprocess.run(command, timeout=limit)
+    done = subprocess.run(command, timeout=limit, cwd=HERE.parent)
     seconds = time.perf_counter() - started
     if done.returncode:
         return {
             "status": "failed",
-            "reason": f"research/rivals.py ended with code {done.returncode}",
+            "reason": f"research/baselines/run.py ended with code {done.returncode}",
             "seconds": seconds,
         }
     headline = f"see {folder / 'table-1.json'}"
@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--again", action="store_true", help="run steps that are done, too")
     parser.add_argument("--limit", type=float, help="seconds for each step; unless given, each has its own")
-    parser.add_argument("--table-1", help="arguments of research/rivals.py for the step table-1: model, data, size")
+    parser.add_argument("--table-1", help="arguments of research.baselines.run for the step table-1")
     args = parser.parse_args(arguments)
     names = args.steps or DEFAULT_STEPS
     if "table-1" in names and not args.table_1:

@@ -1,10 +1,10 @@
-"""Run every benchmark, each in a process of its own, and write their numbers to docs/results/.
+"""Run every benchmark, each in a process of its own, and put their numbers together.
 
     python benchmarks/run.py            # what `make bench` runs
     python benchmarks/run.py loss       # one of them
 
 Each script prints its own table and writes its own JSON; this one puts the JSON files together into
-docs/results/benchmarks.json, where docs/results/benchmarks.md takes its numbers from.
+benchmarks/results/benchmarks.json, where docs/results/benchmarks.md takes its numbers from.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-RESULTS = HERE.parent / "docs" / "results" / "benchmarks.json"
+RESULTS = HERE / "results" / "benchmarks.json"
 BENCHMARKS = ("training", "loss", "grading", "sampling", "adapters", "success")
 
 

@@ -13,7 +13,7 @@ simulated on success rates that are known:
 - conditional: averaging the probability of the answer after each rationale, in place of its 0 or 1.
 
 `--log-p FILE` adds the rates of a file that `dco-trl coverage --output FILE` wrote; `--run DIR` those of a graded run
-(its c/n taken for the truth). By default the two coverage files beside docs/results/success-rates.md are added.
+(its c/n taken for the truth). By default the two coverage files of benchmarks/results are added.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from dco_trl import __version__
 from dco_trl.statistics import fit_prior, plugin_weight, posterior_weight
 from dco_trl.trainer.success_counts import SuccessCounts, needs_sampling
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+RESULTS = Path(__file__).parent / "results"
 REAL = tuple(RESULTS / f"success-rates-smollm2-{when}.json" for when in ("before", "after"))
 NUM_ATTEMPTS = (16, 64, 256)
 PROMPTS = 1000

@@ -6,7 +6,6 @@ import pytest
 
 from dco_trl.grading.code_blocks import CodeBlock, code_blocks
 
-
 DOCUMENTED = 'def f():\n    """\n    ```\n    x\n    ```\n    """\n'
 
 

@@ -1,19 +1,13 @@
 """Chains of thought with SmolLM2: the commands that the script gives, and what it makes of their counts."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "research"))
-
-import cot_smollm2 as script
 
 from dco_trl.cli import eval as eval_cli
 from dco_trl.cli import train
 from dco_trl.runs import Problem, RunStore, grade_run
 from dco_trl.trainer import CoTDCOConfig, DCOConfig
+from research.chain_of_thought import smollm2 as script
 
 
 @pytest.mark.parametrize("method", script.METHODS)

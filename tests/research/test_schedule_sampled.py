@@ -1,20 +1,15 @@
 """Samples along a schedule beside what exact probabilities expect: a case that can be counted by hand."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "research"))
-
-import schedule_sampled as script
 
 from dco_trl.runs import Problem, RunStore
 from dco_trl.runs.arm import Arm
 from dco_trl.runs.arms import write_arms
 from dco_trl.runs.schedule_file import write_schedule
 from dco_trl.statistics import plan_attempts
+from research.schedules import sampled as script
 
 
 def test_what_was_sampled_stands_beside_what_was_expected(tmp_path, capsys):

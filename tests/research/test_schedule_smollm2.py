@@ -1,16 +1,10 @@
 """Schedules over the epochs of SmolLM2: planned on one half of the problems, measured on the other."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "research"))
-
-import schedule_smollm2 as script
-
 from dco_trl.statistics import cross_fit_schedule
+from research.schedules import smollm2 as script
 
 
 def rates(seed, num_arms, num_problems=60):

@@ -1,15 +1,11 @@
 """The noise of several targets: the estimator against a known covariance, and the command on two problems."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-# The script is imported by name, as it is when it is run.
-sys.path.insert(0, str(Path(__file__).parents[2] / "research"))
-
-import target_variance
+from research.chain_of_thought import target_variance
 
 
 def test_noise_is_the_trace_of_the_covariance_over_the_squared_mean():

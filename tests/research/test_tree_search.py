@@ -3,14 +3,11 @@
 import json
 import sys
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "research"))
-
-import tree_search as tree
+from research.options import tree_search as tree
 
 
 def test_the_checker_allows_whole_numbers_within_bounds():
