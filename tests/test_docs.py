@@ -40,7 +40,6 @@ EXAMPLES = [
     "dco_trl.statistics.intervals",
     "dco_trl.statistics.majority_vote",
     "dco_trl.statistics.never_solved",
-    "dco_trl.statistics.extrapolation",
     "dco_trl.statistics.schedule",
     "dco_trl.statistics.expected_schedule",
     "dco_trl.grading.reward_function",

@@ -16,9 +16,6 @@ class EvalConfig(ReportConfig):
     report: str | None = field(
         default=None, metadata={"help": "Folder for the report. Unless given, `report` in the run's folder."}
     )
-    extrapolate: bool = field(
-        default=False, metadata={"help": "Also guess pass@k beyond the samples; marked as a guess, not a measurement."}
-    )
 
 
 def main(argv: list[str]) -> int:
@@ -70,6 +67,6 @@ def evaluate(
         return
     results = load_results(sampling.output, summary.grader)
     folder = report.report or str(Path(sampling.output) / "report")
-    written = write_report([results], folder, report.k or DEFAULT_K, report.extrapolate)
+    written = write_report([results], folder, report.k or DEFAULT_K)
     print_report(written.summary)
     print(f"look at {written.html}")

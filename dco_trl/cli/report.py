@@ -27,9 +27,6 @@ class ReportCommandConfig(ReportConfig):
     grader: str | None = field(
         default=None, metadata={"help": "Whose verdicts to read, where a run was graded by more than one."}
     )
-    extrapolate: bool = field(
-        default=False, metadata={"help": "Also guess pass@k beyond the samples; marked as a guess, not a measurement."}
-    )
 
 
 def main(argv: list[str]) -> int:
@@ -65,6 +62,6 @@ def report(runs: list[str], config: ReportCommandConfig) -> None:
         dataclasses.replace(result, name=Path(run).as_posix()) if names.count(result.name) > 1 else result
         for run, result in zip(runs, results, strict=True)
     ]
-    written = write_report(results, config.output, config.k or DEFAULT_K, config.extrapolate)
+    written = write_report(results, config.output, config.k or DEFAULT_K)
     print_report(written.summary)
     print(f"look at {written.html}")

@@ -39,7 +39,6 @@ def write_report(
     results: Sequence[RunResult],
     output_dir: str | os.PathLike[str],
     k: Sequence[int] = DEFAULT_K,
-    extrapolate: bool = False,
 ) -> Report:
     r"""Write the report of one or more runs into a folder.
 
@@ -64,7 +63,7 @@ def write_report(
       with `baseline`, `run` and `pass_at_k`: `k`, `difference`, `low`, `high`, `reliable`);
     - `runs`: `name`, `grader`, `manifest`, `num_problems`, `num_samples`, `samples` (counts), `pass_at_k` and
       `curve` (`k`, `estimate`, `low`, `high`, `reliable`), `left_out`, `majority_at_k`, `at_least_m_of_k` (with
-      `num_required`), `never_solved`, `extrapolation` (empty unless asked for), `problems` (counts, and the most
+      `num_required`), `never_solved`, `problems` (counts, and the most
       frequent answer of each), and `arms` (of a run along a schedule: `name`, `num_samples` and the `curve` of each
       arm alone). Along a schedule there is no majority vote and no `at_least_m_of_k`.
 
@@ -72,7 +71,6 @@ def write_report(
         results: The runs, as `load_results` reads them, with different names.
         output_dir: The folder, made if need be.
         k: Numbers of attempts to report; those above the number of samples are left out, and the report says so.
-        extrapolate: Also guess pass@k for the k that are left out, in a table of its own and as thin lines.
 
     Returns:
         The numbers, and the paths of the files.
@@ -97,7 +95,7 @@ def write_report(
     Relations:
         `print_report` prints the tables. `dco-trl report` is this from the command line.
     """
-    summary = summarise(results, k, extrapolate)
+    summary = summarise(results, k)
     pictures = {"coverage": plot_coverage, "confidence": plot_confidence, "success": plot_success}
     plots = {
         f"{stem}{tables.plot_suffix(summary, index)}.{kind}": _image(plot(summary.runs_of(group)), kind)

@@ -75,16 +75,15 @@ const bar = (x0, x1, y0, y1, fill) =>
 const ink = (r) => `var(${runColour(r)})`;
 
 function coverageChart(node, group) {
-  const largest = Math.max(2, ...group.runs.flatMap((run) => [...run.curve.k, ...run.extrapolated.k]));
+  const largest = Math.max(2, ...group.runs.flatMap((run) => run.curve.k));
   const at = (k) => 0.02 + 0.96 * (Math.log(k) / Math.log(largest));
   const ticks = [];
   for (let k = 1; k <= largest; k *= largest > 32 ? 4 : 2) ticks.push([at(k), count(k)]);
-  const all = [...new Set(group.runs.flatMap((run) => [...run.curve.k, ...run.extrapolated.k]))].sort((a, b) => a - b);
+  const all = [...new Set(group.runs.flatMap((run) => run.curve.k))].sort((a, b) => a - b);
   const interval = (curve, i) => `${percent(curve.estimate[i])} [${percent(curve.low[i])}, ${percent(curve.high[i])}]`;
   const line = (run, k) => {
-    const [i, j] = [run.curve.k.indexOf(k), run.extrapolated.k.indexOf(k)];
-    if (i >= 0) return [`${run.name}: ${interval(run.curve, i)}`];
-    return j >= 0 ? [`${run.name}: about ${interval(run.extrapolated, j)}, extrapolated`] : [];
+    const i = run.curve.k.indexOf(k);
+    return i >= 0 ? [`${run.name}: ${interval(run.curve, i)}`] : [];
   };
   chart(node, {
     xTicks: ticks, xLabel: "k, attempts per problem",
@@ -98,13 +97,10 @@ function coverageChart(node, group) {
     draw: (x, y) => group.runs.flatMap((run, r) => {
       const points = (curve, name) => curve.k.map((k, i) => [x(at(k)), y(curve[name][i])]);
       const measured = (name) => points(run.curve, name);
-      const guessed = (name) => [measured(name).at(-1), ...points(run.extrapolated, name)];
       const band = (of, opacity) => shape("path", { class: "band", fill: ink(r), opacity,
         d: `${path([...of("low"), ...of("high").reverse()])}Z` });
-      const beyond = run.extrapolated.k.length ? [band(guessed, 0.07),
-        shape("path", { class: "guess", stroke: ink(r), d: path(guessed("estimate")) })] : [];
       const arms = run.arms.map((arm) => shape("path", { class: "arm", stroke: ink(r), d: path(points(arm, "estimate")) }));
-      return [band(measured, 0.18), ...arms, ...beyond,
+      return [band(measured, 0.18), ...arms,
         shape("path", { class: "line", d: path(measured("estimate")), stroke: ink(r), "stroke-dasharray": DASHES[r % 4] }),
         ...measured("estimate").filter((_, i) => group.k.includes(run.curve.k[i])).map(([px, py]) =>
           shape("path", { class: "mark", d: MARKS[r % 7], transform: `translate(${px} ${py})`, fill: ink(r), stroke: ink(r) }))];

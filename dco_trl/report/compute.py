@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..runs.results import ProblemResult, RunResult
 from ..statistics.at_least_m import at_least_m_of_k
-from ..statistics.extrapolation import check_extrapolation, extrapolate_pass_at_k
 from ..statistics.intervals import PassAtKCurve, difference_of_means, mean_curve, pass_at_k_curve
 from ..statistics.majority_vote import majority_at_k
 from ..statistics.never_solved import never_solved
@@ -20,10 +19,7 @@ from .summary import (
     Comparison,
     Difference,
     Estimate,
-    Extrapolation,
-    ExtrapolationError,
     Group,
-    Guess,
     LeftOut,
     NeverSolved,
     NumSamples,
@@ -35,8 +31,6 @@ from .summary import (
 
 DEFAULT_K = (1, 4, 16, 64, 256, 1024, 4096)
 CONFIDENCE = 0.95
-# Beyond this many times the samples at hand, an extrapolation says more about its assumption than about the run.
-FARTHEST = 16
 INTERVAL_METHOD = (
     "Brackets and bands are 95 % intervals for the mean over problems (BCa bootstrap; Student's for paired "
     "differences), each k on its own. Where fewer than five problems' worth separate the mean from 0 or 1, or fewer "
@@ -44,7 +38,7 @@ INTERVAL_METHOD = (
 )
 
 
-def summarise(results: Sequence[RunResult], k: Sequence[int] = DEFAULT_K, extrapolate: bool = False) -> Summary:
+def summarise(results: Sequence[RunResult], k: Sequence[int] = DEFAULT_K) -> Summary:
     """Compute everything a report shows about one or more runs.
 
     Runs on the same problems (same ids, same reference answers) form a group and are compared pair by pair with the
@@ -55,7 +49,6 @@ def summarise(results: Sequence[RunResult], k: Sequence[int] = DEFAULT_K, extrap
         results: The runs, each with a name of its own.
         k: Numbers of attempts to report, at least 1. Those above the fewest samples of a problem are left out, and
             listed as left out.
-        extrapolate: Also guess pass@k for those k that are left out, up to 16 times the samples; not a measurement.
 
     Returns:
         The numbers; the keys of `report.json` in the documentation of `write_report` are its fields.
@@ -70,7 +63,7 @@ def summarise(results: Sequence[RunResult], k: Sequence[int] = DEFAULT_K, extrap
     _check(results, k)
     ks = sorted({int(value) for value in k})
     groups = _groups(results)
-    runs = [_run(result, ks, extrapolate) for result in results]
+    runs = [_run(result, ks) for result in results]
     return Summary(
         format=1,
         dco_trl=__version__,
@@ -194,7 +187,7 @@ def _comparison(baseline: RunResult, run: RunResult, baseline_summary: RunSummar
     return Comparison(baseline.name, run.name, [Difference(*row) for row in rows])
 
 
-def _run(result: RunResult, ks: list[int], extrapolate: bool) -> RunSummary:
+def _run(result: RunResult, ks: list[int]) -> RunSummary:
     problems = result.problems
     counts = Counts(result)
     n, c, ids, fewest = counts.num_samples, counts.num_correct, counts.ids, int(counts.reach.min())
@@ -232,7 +225,6 @@ def _run(result: RunResult, ks: list[int], extrapolate: bool) -> RunSummary:
         majority_at_k=[] if result.schedule else _majority(problems, reported),
         at_least_m_of_k=[] if result.schedule else _at_least(n, c, reported),
         never_solved=NeverSolved(never.count, never.share, never.low, never.high),
-        extrapolation=_extrapolation(counts, ks) if extrapolate else Extrapolation(),
         curve=_curve(counts, sorted({*reported, *curve_points(fewest)})),
         problems=[_problem(problem) for problem in problems],
         arms=_arms(counts, ks),
@@ -298,37 +290,6 @@ def _entries(curve: PassAtKCurve) -> list[Estimate]:
         Estimate(int(k), float(value), float(low), float(high), bool(reliable))
         for k, value, low, high, reliable in columns
     ]
-
-
-def _extrapolation(counts: Counts, ks: list[int]) -> Extrapolation:
-    """Guess the k that were asked for and have too few samples, up to FARTHEST times as many; where none, 4 n."""
-    if counts.schedule is not None:
-        return Extrapolation(note="pass@k is not extrapolated along a schedule, whose arms differ.")
-    n, c = counts.num_samples, counts.num_correct
-    fewest = int(n.min())
-    beyond = [k for k in ks if fewest < k <= FARTHEST * fewest] or [4 * fewest]
-    points = [k for k in curve_points(beyond[-1]) if k > fewest]
-    try:
-        guess = extrapolate_pass_at_k(n, c, sorted({*beyond, *points}), confidence=CONFIDENCE)
-    except ValueError as error:
-        return Extrapolation(note=f"pass@k is not extrapolated: {error}")
-    entries = tuple(
-        Guess(int(k), float(value), float(low), float(high))
-        for k, value, low, high in zip(guess.k, guess.estimate, guess.low, guess.high, strict=True)
-    )
-    note, check = guess.note, None
-    try:
-        found = check_extrapolation(n, c)
-    except ValueError:
-        # Half of so few samples holds too little to fit.
-        note += " There are too few samples to check it on this run."
-    else:
-        check = ExtrapolationError(found.fitted_on, int(found.k[-1]), float(found.rms_error[-1]))
-        note += (
-            f" Fitted on {check.fitted_on} samples per problem of this run, it missed its pass@{check.k} by "
-            f"{100 * check.rms_error:.1f} points (root mean square)."
-        )
-    return Extrapolation(note, tuple(entry for entry in entries if entry.k in beyond), entries, check)
 
 
 def _problem(problem: ProblemResult) -> ProblemSummary:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..runs.results import ProblemResult, RunResult
 from .plots import count_success_rates
-from .summary import Group, Guess, ProblemSummary, RunSummary, Summary
+from .summary import Estimate, Group, ProblemSummary, RunSummary, Summary
 
 # The details of all problems; the rest of the page is small beside them.
 DETAIL_BYTES = 12_000_000
@@ -78,7 +78,6 @@ def group_data(summary: Summary, results: Sequence[RunResult], group: Group) -> 
             {
                 "name": run.name,
                 "curve": _columns(run.curve),
-                "extrapolated": _columns(run.extrapolation.curve),
                 "arms": [_columns(arm.curve) for arm in run.arms],
                 "confidence": {"right": right, "wrong": wrong},
                 "success": counts.tolist(),
@@ -105,7 +104,7 @@ def _confidences(run: RunSummary, correct: bool) -> list[float]:
     return [problem.confidence for problem in run.problems if problem.top_correct is correct]
 
 
-def _columns(curve: Sequence[Guess]) -> dict[str, list[float]]:
+def _columns(curve: Sequence[Estimate]) -> dict[str, list[float]]:
     return {name: [getattr(entry, name) for entry in curve] for name in ("k", "estimate", "low", "high")}
 
 

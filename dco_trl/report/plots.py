@@ -31,26 +31,23 @@ from .summary import Estimate, RunSummary
 __all__ = ["LINE_STYLES", "MARKERS", "PALETTE", "RIGHT", "WRONG", "plot_confidence", "plot_coverage", "plot_success"]
 
 _ONE_ARM: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.7}
-_GUESSED: dict[str, Any] = {"linestyle": (0, (1, 2)), "linewidth": 1.0}
 
 
 def plot_coverage(runs: Sequence[RunSummary]) -> Figure:
-    """Plot pass@k against k on a log axis with its band, and thinly a schedule's arms and what was extrapolated."""
+    """Plot pass@k against k on a log axis with its band, and thinly a schedule's arms."""
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
     axes = figure.subplots()
     for index, run in enumerate(runs):
         colour = PALETTE[index % len(PALETTE)]
-        for entries, alpha in ((run.curve, 0.15), ((run.curve[-1], *run.extrapolation.curve), 0.07)):
-            low, high = [entry.low for entry in entries], [entry.high for entry in entries]
-            axes.fill_between([entry.k for entry in entries], low, high, color=colour, alpha=alpha, linewidth=0)
+        ks = [entry.k for entry in run.curve]
+        low, high = [entry.low for entry in run.curve], [entry.high for entry in run.curve]
+        axes.fill_between(ks, low, high, color=colour, alpha=0.15, linewidth=0)
         for arm in run.arms:
             axes.plot(
                 [entry.k for entry in arm.curve], [entry.estimate for entry in arm.curve], color=colour, **_ONE_ARM
             )
-        guessed = (run.curve[-1], *run.extrapolation.curve)
-        axes.plot([entry.k for entry in guessed], [entry.estimate for entry in guessed], color=colour, **_GUESSED)
         axes.plot(
-            [entry.k for entry in run.curve],
+            ks,
             [entry.estimate for entry in run.curve],
             color=colour,
             linestyle=LINE_STYLES[index % len(LINE_STYLES)],
@@ -62,9 +59,7 @@ def plot_coverage(runs: Sequence[RunSummary]) -> Figure:
         )
     if any(run.arms for run in runs):
         axes.plot([], [], color="0.4", **_ONE_ARM, label="an arm of the schedule, alone")
-    if any(run.extrapolation.curve for run in runs):
-        axes.plot([], [], color="0.4", **_GUESSED, label="extrapolated, not measured")
-    largest = max(entry.k for run in runs for entry in (*run.curve, *run.extrapolation.curve))
+    largest = max(entry.k for run in runs for entry in run.curve)
     base = 4 if largest >= 16 else 2
     attempts_axis(axes, [base**i for i in range(20) if base**i <= largest])
     axes.set_xlim(0.93, max(largest, 2) * 1.07)

@@ -5,19 +5,13 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Guess:
-    """An extrapolated pass@k with its interval: not a measurement."""
+class Estimate:
+    """A measured mean over problems with its interval; `reliable` is False where the interval is too short."""
 
     k: int
     estimate: float
     low: float
     high: float
-
-
-@dataclass(frozen=True)
-class Estimate(Guess):
-    """A measured mean over problems with its interval; `reliable` is False where the interval is too short."""
-
     reliable: bool
 
 
@@ -89,25 +83,6 @@ class NeverSolved:
 
 
 @dataclass(frozen=True)
-class ExtrapolationError:
-    """How far an extrapolation from part of a run's own samples missed pass@k."""
-
-    fitted_on: int
-    k: int
-    rms_error: float
-
-
-@dataclass(frozen=True)
-class Extrapolation:
-    """pass@k beyond the samples, where it was asked for; `note` says what it assumes, or why there is none."""
-
-    note: str = ""
-    pass_at_k: tuple[Guess, ...] = ()
-    curve: tuple[Guess, ...] = ()
-    check: ExtrapolationError | None = None
-
-
-@dataclass(frozen=True)
 class ProblemSummary:
     """The counts of one problem; the top answer is the most frequent one."""
 
@@ -155,7 +130,6 @@ class RunSummary:
     majority_at_k: list[Estimate]
     at_least_m_of_k: list[AtLeast]
     never_solved: NeverSolved
-    extrapolation: Extrapolation
     curve: list[Estimate]
     problems: list[ProblemSummary]
     arms: list[ArmSummary] = field(default_factory=list)

@@ -8,13 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .summary import ArmSummary, Difference, Group, Guess, RunSummary, Summary
+from .summary import ArmSummary, Difference, Estimate, Group, RunSummary, Summary
 
 Rows = list[list[str]]
 
 TITLE = "Coverage report"
 PAIRED_TITLE = "Paired differences in percentage points, on the same problems"
-EXTRAPOLATED_TITLE = "Extrapolated, not measured"
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.3f} %" if 0 < share < 0.001 else f"{100 * share:.1f} %"
 
 
-def with_interval(entry: Guess) -> str:
+def with_interval(entry: Estimate) -> str:
     """Return an estimate and its interval as text: "12.3 % [10.1, 14.7]", with * where the interval is too short."""
     value, low, high = 100 * entry.estimate, 100 * entry.low, 100 * entry.high
     digits = 3 if 0 < value < 0.1 else 1
-    mark = "" if getattr(entry, "reliable", True) else "*"
+    mark = "" if entry.reliable else "*"
     return f"{value:.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]{mark}"
 
 
@@ -46,7 +45,7 @@ def difference(entry: Difference) -> str:
 
 
 def tables(summary: Summary, group: Group) -> list[TextTable]:
-    """Return the tables of a group: the main one, paired differences, arms of schedules, and what was extrapolated."""
+    """Return the tables of a group: the main one, paired differences, and arms of schedules."""
     runs = summary.runs_of(group)
     found = [TextTable(group_title(summary, group), *_pass_at_k(group, runs))]
     if group.comparisons:
@@ -54,10 +53,6 @@ def tables(summary: Summary, group: Group) -> list[TextTable]:
     found += [
         TextTable(f"{run.name}: each arm of the schedule, alone", *_arms(group, run)) for run in runs if run.arms
     ]
-    ks = sorted({entry.k for run in runs for entry in run.extrapolation.pass_at_k})
-    if ks:
-        rows = [[f"pass@{k}", *(_cell(run.extrapolation.pass_at_k, k, with_interval) for run in runs)] for k in ks]
-        found.append(TextTable(EXTRAPOLATED_TITLE, ["", *(run.name for run in runs)], rows))
     return found
 
 
@@ -183,8 +178,6 @@ def notes(summary: Summary, runs: list[RunSummary]) -> list[str]:
                 f"{run.name}: {names} left out, because not every problem has that many samples "
                 f"(fewest: {first.fewest:,}, problem {first.problem_id!r})."
             )
-        if run.extrapolation.note:
-            lines.append(f"{run.name}: {run.extrapolation.note}")
     return lines
 
 

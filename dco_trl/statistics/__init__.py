@@ -5,9 +5,8 @@ from ..extras import require
 require("dco_trl.statistics", "eval", "scipy")
 
 from .at_least_m import at_least_m_of_k
-from .beta_binomial import fit_beta_binomial, fit_prior
+from .beta_binomial import fit_prior
 from .expected_schedule import CrossFittedSchedule, cross_fit_schedule, scheduled_pass_at_k
-from .extrapolation import ExtrapolatedPassAtK, ExtrapolationCheck, check_extrapolation, extrapolate_pass_at_k
 from .intervals import PairedDifference, PassAtKCurve, default_ks, mean_curve, paired_difference, pass_at_k_curve
 from .majority_vote import majority_at_k
 from .never_solved import NeverSolved, never_solved
@@ -18,18 +17,13 @@ from .schedule import AttemptOrder, plan_attempts
 __all__ = [
     "AttemptOrder",
     "CrossFittedSchedule",
-    "ExtrapolatedPassAtK",
-    "ExtrapolationCheck",
     "NeverSolved",
     "PairedDifference",
     "PassAtKCurve",
     "at_least_m_of_k",
-    "check_extrapolation",
     "cross_fit_schedule",
     "default_ks",
     "exact_pass_at_k",
-    "extrapolate_pass_at_k",
-    "fit_beta_binomial",
     "fit_prior",
     "majority_at_k",
     "mean_curve",

@@ -13,60 +13,10 @@ from ..checks import check_discounted_counts
 # Jeffreys' prior for a success rate.
 JEFFREYS = (0.5, 0.5)
 
-# Bounds of log alpha and log beta in a fit. At the lower ones nearly all rates are 0 or 1, at the upper ones all are
-# equal.
-_LOG_BOUNDS = (-12.0, 14.0)
-# The same for a prior: the range over which `posterior_weight` is tested.
-_LOG_PRIOR_BOUNDS = (math.log(0.01), math.log(1000.0))
+# Bounds of log a and log b: the range over which `posterior_weight` is tested.
+_LOG_BOUNDS = (math.log(0.01), math.log(1000.0))
 # Standard deviation of the log-normal around Jeffreys' prior that `fit_prior` starts from.
 _LOG_PRIOR_SPREAD = 1.5
-
-
-def fit_beta_binomial(
-    num_sampled: ArrayLike,
-    num_correct: ArrayLike,
-    *,
-    multiplicity: ArrayLike | None = None,
-    start: tuple[float, float] = JEFFREYS,
-) -> tuple[float, float]:
-    r"""Maximum-likelihood Beta distribution of success rates that counts come from.
-
-    $$\max_{\alpha, \beta} \sum_i \log \frac{B(\alpha + c_i, \beta + n_i - c_i)}{B(\alpha, \beta)}$$
-
-    by L-BFGS on \(\log\alpha\), \(\log\beta\) with the gradient in digammas. Equal counts are one term.
-
-    Args:
-        num_sampled: Samples of each prompt, n >= 0, shape (P,) or a scalar. Real numbers are fine.
-        num_correct: Correct ones, 0 <= c <= n, shape (P,).
-        multiplicity: How often each pair of counts is there, shape (P,); 1, unless given.
-        start: Where the search starts.
-
-    Returns:
-        \(\alpha\) and \(\beta\), between e^-12 and e^14: counts that are all 0 or all n have no maximum and end at
-        those bounds.
-
-    Raises:
-        ValueError: Impossible counts, or none.
-
-    Examples:
-        ```python
-        >>> import numpy as np
-        >>> from dco_trl.statistics import fit_beta_binomial
-        >>> rng = np.random.default_rng(0)
-        >>> alpha, beta = fit_beta_binomial(64, rng.binomial(64, rng.beta(0.3, 2.0, size=20_000)))
-        >>> round(alpha, 1), round(beta, 1)
-        (0.3, 2.0)
-
-        ```
-
-    References:
-        Griffiths, "Maximum Likelihood Estimation for the Beta-Binomial Distribution", Biometrics 29 (1973).
-
-    Relations:
-        [`fit_prior`][dco_trl.statistics.fit_prior] is the same with a pull to Jeffreys' prior that few counts cannot
-        overcome: prefer it for weights. `dco_trl.statistics.extrapolate_pass_at_k` uses this one.
-    """
-    return _fit(*_fit_arguments(num_sampled, num_correct, multiplicity), start, _LOG_BOUNDS, spread=math.inf)
 
 
 def fit_prior(
@@ -74,7 +24,8 @@ def fit_prior(
 ) -> tuple[float, float]:
     r"""Beta prior of a data set's success rates, from its own counts (empirical Bayes).
 
-    The beta-binomial likelihood, with a \(\mathrm{Normal}(\log\frac12, 1.5^2)\) on each of \(\log a\) and \(\log b\):
+    Maximises the beta-binomial likelihood, with a \(\mathrm{Normal}(\log\frac12, 1.5^2)\) on each of \(\log a\) and
+    \(\log b\):
 
     $$\max_{a, b}\ \sum_i \log \frac{B(a + c_i, b + n_i - c_i)}{B(a, b)}
       - \frac{(\log 2a)^2 + (\log 2b)^2}{2 \cdot 1.5^2}$$
@@ -84,6 +35,8 @@ def fit_prior(
     With some 50 prompts of 8 samples it is the maximum-likelihood fit for all purposes. It has a maximum where
     likelihood alone has none: one sample per prompt (it says nothing about the spread of the rates), counts that are
     all 0, counts that are all n.
+
+    By L-BFGS on the logarithms, with the gradient in digammas; equal counts are one term.
 
     Args:
         num_sampled: Rationales drawn for each prompt, n >= 0, shape (P,) or a scalar. Real numbers are fine. Prompts
@@ -108,18 +61,33 @@ def fit_prior(
         ```
 
     References:
-        Casella, "An Introduction to Empirical Bayes Data Analysis", The American Statistician 39 (1985).
-
-    Relations:
-        [`fit_beta_binomial`][dco_trl.statistics.fit_beta_binomial] is likelihood alone.
+        Casella, "An Introduction to Empirical Bayes Data Analysis", The American Statistician 39 (1985). Griffiths,
+        "Maximum Likelihood Estimation for the Beta-Binomial Distribution", Biometrics 29 (1973).
     """
-    n, c, times = _fit_arguments(num_sampled, num_correct, multiplicity)
+    n, c, times = _distinct(num_sampled, num_correct, multiplicity)
     if not n.any():
         return JEFFREYS
-    return _fit(n, c, times, JEFFREYS, _LOG_PRIOR_BOUNDS, _LOG_PRIOR_SPREAD)
+    total, centre = times.sum(), np.log(JEFFREYS)
+
+    def objective(log_parameters: NDArray) -> tuple[float, NDArray]:
+        a, b = np.exp(log_parameters)
+        value = times @ (betaln(a + c, b + n - c) - betaln(a, b))
+        both = digamma(a + b) - digamma(a + b + n)
+        slope_a = times @ (digamma(a + c) - digamma(a) + both)
+        slope_b = times @ (digamma(b + n - c) - digamma(b) + both)
+        pull = (log_parameters - centre) / _LOG_PRIOR_SPREAD
+        value -= pull @ pull / 2
+        slope = np.array([a * slope_a, b * slope_b]) - pull / _LOG_PRIOR_SPREAD
+        # For each prompt, so that the optimiser's tolerances do not depend on how many there are.
+        return -value / total, -slope / total
+
+    options = {"ftol": 1e-13, "gtol": 1e-9}
+    fit = minimize(objective, centre, jac=True, method="L-BFGS-B", bounds=[_LOG_BOUNDS] * 2, options=options)
+    a, b = np.exp(fit.x)
+    return float(a), float(b)
 
 
-def _fit_arguments(
+def _distinct(
     num_sampled: ArrayLike, num_correct: ArrayLike, multiplicity: ArrayLike | None
 ) -> tuple[NDArray, NDArray, NDArray]:
     """Distinct pairs of counts, and how often each is there."""
@@ -135,36 +103,6 @@ def _fit_arguments(
             )
     (n, c), kind = np.unique(np.stack([n.ravel(), c.ravel()]), axis=1, return_inverse=True)
     return n, c, np.bincount(kind.ravel(), weights=times)
-
-
-def _fit(
-    n: NDArray,
-    c: NDArray,
-    multiplicity: NDArray,
-    start: tuple[float, float],
-    log_bounds: tuple[float, float],
-    spread: float,
-) -> tuple[float, float]:
-    """Maximum of the beta-binomial likelihood times a log-normal of that spread around Jeffreys' prior."""
-    total = multiplicity.sum()
-    centre = np.log(JEFFREYS)
-
-    def objective(log_parameters: NDArray) -> tuple[float, NDArray]:
-        a, b = np.exp(log_parameters)
-        value = multiplicity @ (betaln(a + c, b + n - c) - betaln(a, b))
-        both = digamma(a + b) - digamma(a + b + n)
-        slope_a = multiplicity @ (digamma(a + c) - digamma(a) + both)
-        slope_b = multiplicity @ (digamma(b + n - c) - digamma(b) + both)
-        pull = (log_parameters - centre) / spread
-        value -= pull @ pull / 2
-        slope = np.array([a * slope_a, b * slope_b]) - pull / spread
-        # For each prompt, so that the optimiser's tolerances do not depend on how many there are.
-        return -value / total, -slope / total
-
-    options = {"ftol": 1e-13, "gtol": 1e-9}
-    fit = minimize(objective, np.log(start), jac=True, method="L-BFGS-B", bounds=[log_bounds] * 2, options=options)
-    alpha, beta = np.exp(fit.x)
-    return float(alpha), float(beta)
 
 
 def check_prior(prior: Any) -> tuple[float, float]:

@@ -66,10 +66,6 @@ def never_solved(num_samples: ArrayLike, num_correct: ArrayLike, confidence: flo
     References:
         Clopper and Pearson, Biometrika 26 (1934). Hanley and Lippman-Hand, "If nothing goes wrong, is everything all
         right?", JAMA 249 (1983).
-
-    Relations:
-        [`extrapolate_pass_at_k`][dco_trl.statistics.extrapolate_pass_at_k] guesses how many would be solved with more
-        samples.
     """
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}. Write 0.95 for 95 %.")

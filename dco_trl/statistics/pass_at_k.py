@@ -59,8 +59,8 @@ def pass_at_k(
         Chen et al., "Evaluating Large Language Models Trained on Code", arXiv 2107.03374, section 2.1.
 
     Relations:
-        `pass_at_k_curve` adds the mean over problems and its interval; `extrapolate_pass_at_k` guesses beyond n;
-        `exact_pass_at_k` needs no samples where the probability itself is known.
+        `pass_at_k_curve` adds the mean over problems and its interval; `exact_pass_at_k` needs no samples where the
+        probability itself is known.
     """
     samples, correct, names = check_graded_counts(num_samples, num_correct, problem_ids)
     ks = check_whole_numbers("k", k, at_least=1)
@@ -73,8 +73,8 @@ def pass_at_k(
         num_short = np.unique(position.flat[short]).size
         raise ValueError(
             f"k={kk.flat[i]} is more than num_samples={n.flat[i]} of problem {names[position.flat[i]]}"
-            f"{and_others(num_short)}. pass@k needs at least k samples of every problem: draw more samples, ask for "
-            "a smaller k, or use extrapolate_pass_at_k."
+            f"{and_others(num_short)}. pass@k needs at least k samples of every problem: draw more samples, or ask "
+            "for a smaller k."
         )
 
     log_fail = _log_fail(n.ravel(), np.minimum(c, kk).ravel(), np.maximum(c, kk).ravel())

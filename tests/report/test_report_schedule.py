@@ -105,8 +105,8 @@ def test_a_schedule_is_compared_with_a_run_of_one_arm_pair_by_pair():
 
 def test_arms_stand_in_the_tables_the_picture_and_the_files_as_text(tmp_path):
     results = [scheduled_run(CORRECT), run("one", [sum(c) for c in CORRECT], num_samples=8)]
-    report = write_report(results, tmp_path, k=(1, 4), extrapolate=True)
-    _, _, arms, _ = tables.tables(report.summary, report.summary.groups[0])
+    report = write_report(results, tmp_path, k=(1, 4))
+    _, _, arms = tables.tables(report.summary, report.summary.groups[0])
     assert arms.title == "scheduled: each arm of the schedule, alone"
     assert arms.header == ["", "samples per problem", "pass@1", "pass@4"]
     assert arms.rows[0][:2] == ["runs/ce", "3"] and arms.rows[0][3] == "–" and arms.rows[1][3].endswith("%")
@@ -114,7 +114,6 @@ def test_arms_stand_in_the_tables_the_picture_and_the_files_as_text(tmp_path):
     assert "scheduled: each arm of the schedule, alone" in markdown and "runs/\\<b\\>dco" in markdown
     assert "<b>dco</b>" not in html and "runs/&lt;b&gt;dco" in html
     assert "pass@k of the first k attempts along its schedule of 2 arms" in markdown
-    assert "pass@k is not extrapolated along a schedule" in markdown
     numbers = json.loads(report.json.read_text())["runs"]
     assert [arm["name"] for arm in numbers[0]["arms"]] == ["runs/ce", "runs/<b>dco</b>"] and numbers[1]["arms"] == []
     console = Console(file=io.StringIO(), width=200)
