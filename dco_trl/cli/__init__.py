@@ -13,6 +13,7 @@ COMMANDS = {
     "solve": "answer problems within a budget of attempts, verifying as it goes; resumable",
     "eval": "sample, grade and report in one go",
     "sample": "draw samples into a run folder; resumable",
+    "merge": "make one run of several that were drawn on machines that share nothing",
     "grade": "grade a run's samples, again and again, without sampling anew",
     "report": "pass@k with intervals, plots and one HTML page for one or more runs",
 }

@@ -62,19 +62,6 @@ class ModelConfig:
     batch_size: int = field(default=64, metadata={"help": "Sequences at a time; not for vllm and server."})
 
 
-@dataclass
-class ShardConfig:
-    """The division of the work among processes."""
-
-    shard: str | None = field(
-        default=None,
-        metadata={
-            "help": "i/n: do only part i of n, i from 0. The n processes may be on any machines that share the run's "
-            "folder."
-        },
-    )
-
-
 def parse(
     command: str, argv: list[str], *configs: Any, run: str | None = None, runs: str | None = None, description: str
 ) -> tuple[Any, ...]:

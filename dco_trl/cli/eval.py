@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ._common import DatasetConfig, ModelConfig, ShardConfig, load_graded_problems, parse, status
+from ._common import DatasetConfig, ModelConfig, load_graded_problems, parse, status
 from .grade import GradingConfig, grade
 from .report import ReportConfig
 from .sample import SamplingConfig, sample
@@ -28,9 +28,7 @@ def main(argv: list[str]) -> int:
         SamplingConfig,
         GradingConfig,
         EvalConfig,
-        ShardConfig,
-        description="Sample, grade and report. Stopped at any moment, the same command goes on from there. A --shard "
-        "samples and grades its part; `dco-trl report` then reports on all of them.",
+        description="Sample, grade and report. Stopped at any moment, the same command goes on from there.",
     )
     return status("eval", lambda: evaluate(*configs), *configs)
 
@@ -41,7 +39,6 @@ def evaluate(
     sampling: SamplingConfig,
     grading: GradingConfig,
     report: EvalConfig,
-    shard: ShardConfig,
 ) -> None:
     """Do what the command does.
 
@@ -51,7 +48,6 @@ def evaluate(
         sampling: How to sample.
         grading: How to grade.
         report: What to report, and where.
-        shard: Which part of the work.
     """
     from ..grading import load_grader
     from ..report import DEFAULT_K, print_report, write_report
@@ -59,12 +55,9 @@ def evaluate(
 
     load_grader(grading.grader)  # a grader that is not there is better found before sampling than after
     problems = load_graded_problems(data, grading.grader)
-    print(sample(data, model, sampling, problems, shard=shard.shard))
-    summary = grade(sampling.output, grading, shard.shard)
+    print(sample(data, model, sampling, problems))
+    summary = grade(sampling.output, grading)
     print(summary)
-    if shard.shard is not None:
-        print(f"shard {shard.shard} is done; when all are: dco-trl report {sampling.output}")
-        return
     results = load_results(sampling.output, summary.grader)
     folder = report.report or str(Path(sampling.output) / "report")
     written = write_report([results], folder, report.k or DEFAULT_K)

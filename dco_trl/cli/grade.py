@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._common import ShardConfig, parse, status
+from ._common import parse, status
 from .cache import cache_folder
 
 
@@ -34,31 +34,29 @@ class GradingConfig:
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    grading, shard, run = parse(
+    grading, run = parse(
         "grade",
         argv,
         GradingConfig,
-        ShardConfig,
         run="the run's folder",
         description="Grade the samples of a run that this grader has not graded yet.",
     )
-    return status("grade", lambda: print(grade(run, grading, shard.shard)), grading, shard)
+    return status("grade", lambda: print(grade(run, grading)), grading)
 
 
-def grade(run: str, grading: GradingConfig, shard: str | None = None) -> Any:
+def grade(run: str, grading: GradingConfig) -> Any:
     """Do what the command does.
 
     Args:
         run: The run's folder.
         grading: How to grade.
-        shard: Which part of the work, as `i/n`; None does all of it.
 
     Returns:
         A `GradingSummary`.
     """
     from ..runs import grade_run
 
-    return grade_run(run, grading.grader, shard=shard, **grading_limits(grading))
+    return grade_run(run, grading.grader, **grading_limits(grading))
 
 
 def grading_limits(grading: GradingConfig) -> dict[str, Any]:

@@ -4,17 +4,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._common import (
-    DatasetConfig,
-    ModelConfig,
-    ShardConfig,
-    json_object,
-    load_problems,
-    naming,
-    parse,
-    status,
-    unescape,
-)
+from ._common import DatasetConfig, ModelConfig, json_object, load_problems, naming, parse, status, unescape
 
 if TYPE_CHECKING:
     from ..runs.schedule_file import ArmSchedule
@@ -71,19 +61,34 @@ class SamplingConfig(SamplerConfig):
     num_samples: int = field(kw_only=True, metadata={"help": "Samples per problem. Raised later, it adds to the run."})
 
 
+@dataclass
+class RangeConfig:
+    """Which samples."""
+
+    first_sample: int = field(
+        default=0,
+        metadata={
+            "help": "Draw the --num-samples from this index on, for runs on machines that share nothing; "
+            "`dco-trl merge` makes them one."
+        },
+    )
+
+
 def main(argv: list[str]) -> int:
     """Run the command."""
-    data, model, sampling, shard = parse(
+    data, model, sampling, which = parse(
         "sample",
         argv,
         DatasetConfig,
         ModelConfig,
         SamplingConfig,
-        ShardConfig,
+        RangeConfig,
         description="Draw samples into a run folder. Stopped at any moment, the same command goes on from there.",
     )
     return status(
-        "sample", lambda: print(sample(data, model, sampling, shard=shard.shard)), data, model, sampling, shard
+        "sample",
+        lambda: print(sample(data, model, sampling, first_sample=which.first_sample)),
+        *(data, model, sampling, which),
     )
 
 
@@ -92,7 +97,7 @@ def sample(
     model: ModelConfig,
     sampling: SamplingConfig,
     problems: list | None = None,
-    shard: str | None = None,
+    first_sample: int = 0,
 ) -> Any:
     """Do what the command does.
 
@@ -101,23 +106,22 @@ def sample(
         model: The model.
         sampling: How to sample.
         problems: Those of `data`, if they have been read before.
-        shard: Which part of the work, as `i/n`; None does all of it.
+        first_sample: Index of the first sample of each problem.
 
     Returns:
         A `SamplingSummary`.
     """
     # What can be wrong without the model is found out before minutes are spent on loading it.
+    from ..checks import check_integer
     from ..runs import sample_run
     from ..runs.sample import check_run_size
-    from ..runs.shards import Shard
 
     check_run_size(sampling.num_samples, sampling.chunk_size)
-    Shard.parse(shard)
+    check_integer("first_sample", first_sample, at_least=0)
     params = sampling_params(sampling)
     schedule = load_schedule(model, sampling, params)
     problems = load_problems(data) if problems is None else problems
-    of_it = f", of these shard {shard}" if shard else ""
-    print(f"{len(problems):,} problems × {sampling.num_samples:,} samples{of_it}", file=sys.stderr)
+    print(f"{len(problems):,} problems × {sampling.num_samples:,} samples", file=sys.stderr)
     sampler = load_sampler(model, sampling, progress=True, schedule=schedule)
     try:
         return sample_run(
@@ -129,7 +133,7 @@ def sample(
             schedule=schedule,
             chunk_size=sampling.chunk_size,
             dataset=asdict(data),
-            shard=shard,
+            first_sample=first_sample,
         )
     finally:
         sampler.close()

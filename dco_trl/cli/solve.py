@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict, dataclass, field
 
-from ._common import DatasetConfig, ModelConfig, ShardConfig, load_graded_problems, parse, status
+from ._common import DatasetConfig, ModelConfig, load_graded_problems, parse, status
 from .grade import GradingConfig, grading_limits
 from .sample import SamplerConfig, load_sampler, load_schedule, sampling_params
 
@@ -25,9 +25,8 @@ def main(argv: list[str]) -> int:
         SamplerConfig,
         GradingConfig,
         SolveConfig,
-        ShardConfig,
         description="Sample in rounds and leave a problem alone once the grader accepts an answer. Answers go to "
-        "answers.jsonl in the --output folder, those of shard 0/4 to answers-0of4.jsonl. A grader of one's own needs "
+        "answers.jsonl in the --output folder. A grader of one's own needs "
         "no column with reference answers. Stopped at any moment, the same command goes on from there.",
     )
     return status("solve", lambda: solve(*configs), *configs)
@@ -39,7 +38,6 @@ def solve(
     sampling: SamplerConfig,
     grading: GradingConfig,
     config: SolveConfig,
-    shard: ShardConfig,
 ) -> None:
     """Do what the command does.
 
@@ -49,17 +47,14 @@ def solve(
         sampling: How to sample, and where to.
         grading: How to verify.
         config: What to spend.
-        shard: Which part of the work.
     """
     from ..checks import check_integer
     from ..grading import load_grader
-    from ..runs.shards import Shard
-    from ..runs.solve import answers_name
+    from ..runs.solve import ANSWERS
     from ..runs.solve import solve as solve_problems
 
     # What can be wrong without the model is found out before minutes are spent on loading it.
     check_integer("num_attempts", config.num_attempts)
-    answers = answers_name(Shard.parse(shard.shard))
     params = sampling_params(sampling)
     load_grader(grading.grader)
     schedule = load_schedule(model, sampling, params)
@@ -78,9 +73,8 @@ def solve(
             chunk_size=sampling.chunk_size,
             dataset=asdict(data),
             grading=grading_limits(grading),
-            shard=shard.shard,
         )
     finally:
         sampler.close()
     print(summary)
-    print(f"written: {sampling.output}/{answers}")
+    print(f"written: {sampling.output}/{ANSWERS}")

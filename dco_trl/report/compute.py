@@ -195,8 +195,8 @@ def _run(result: RunResult, ks: list[int]) -> RunSummary:
         missing = [problem_id for problem_id, reach in zip(ids, counts.reach, strict=True) if not reach]
         raise ValueError(
             f"run {result.name}: {len(missing):,} of {len(ids):,} problems ({missing[0]!r}) have no sample of the "
-            "schedule's first attempt, so that nothing can be said of any k. A shard has not drawn yet: finish "
-            "it first."
+            "schedule's first attempt, so that nothing can be said of any k. A range is missing: draw it, and merge "
+            "it into this run."
         )
     reported = [k for k in ks if k <= fewest]
     never = never_solved(n, c, CONFIDENCE)

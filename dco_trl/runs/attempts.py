@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..problem import Problem
 from ..sampling.fingerprint import describe
-from ..sampling.protocol import SampleRequest, SamplingParams
+from ..sampling.protocol import Sample, SampleRequest, SamplingParams
 from .arm import Arm
 from .files import StoreError
 
@@ -35,6 +35,8 @@ class Attempts:
         schedule: Which arm each attempt samples, or the file that says so; None: the sampler's own.
 
     Attributes:
+        identity: What the sampler says of itself.
+        streams: Whether it gives results as they come, and not all of a call at its end.
         arms: What is sampled.
         sampler_params: What the sampler is given: `params`, its seed joined with the arms.
 
@@ -51,7 +53,8 @@ class Attempts:
         schedule: "ArmSchedule | str | os.PathLike[str] | None" = None,
     ) -> None:
         self.problems, self.sampler, self.params = problems, sampler, params
-        own = sampler.identity()
+        self.identity = own = sampler.identity()
+        self.streams = hasattr(sampler, "stream")
         self.arms: tuple[Arm, ...] = (Arm(own.get("model", ""), own.get("adapter", ""), params.temperature),)
         self.schedule: ArmSchedule | None = None
         if schedule is not None:
@@ -85,33 +88,38 @@ class Attempts:
         block = np.searchsorted(np.cumsum(order.attempts), attempts, side="right")
         return order.arm[np.minimum(block, order.arm.size - 1)]
 
-    def draw(self, pieces: Sequence[tuple[int, int, int]]) -> list[Row]:
+    def draw(self, pieces: Sequence[tuple[int, int, int]]) -> Iterator[list[Row]]:
         """Draw some attempts.
 
         Args:
             pieces: (position of the problem, first index, number) each.
 
-        Returns:
-            A row of the store for each attempt, in order.
+        Yields:
+            A row of the store for each attempt: all in order at once, or as they come from a sampler that streams.
         """
         requests = [request for piece in pieces for request in self._requests(*piece)]
+        if self.streams:
+            for request, samples in self.sampler.stream(requests, self.sampler_params):  # type: ignore[attr-defined]
+                yield self._rows(request, samples)
+            return
         drawn = self.sampler.sample(requests, self.sampler_params)
         if [len(samples) for samples in drawn] != [request.num_samples for request in requests]:
             raise ValueError(
                 f"sampler {type(self.sampler).__name__} was asked for {[r.num_samples for r in requests]} samples "
                 f"and returned {[len(samples) for samples in drawn]}; it must return as many as asked for, in order"
             )
-        rows: list[Row] = []
-        for request, samples in zip(requests, drawn, strict=True):
-            problem_id = self.problems[request.stream].problem_id
-            arm: Row = ()
-            if self.schedule is not None:
-                arm = (self.arms[int(self.arm_of(np.array([request.first_index]))[0])].name,)
-            rows += [
-                (problem_id, request.first_index + i, sample.text, sample.num_tokens, sample.finish_reason, *arm)
-                for i, sample in enumerate(samples)
-            ]
-        return rows
+        pairs = zip(requests, drawn, strict=True)
+        yield [row for request, samples in pairs for row in self._rows(request, samples)]
+
+    def _rows(self, request: SampleRequest, samples: Sequence[Sample]) -> list[Row]:
+        problem_id, first = self.problems[request.stream].problem_id, request.first_index
+        arm: Row = ()
+        if self.schedule is not None:
+            arm = (self.arms[int(self.arm_of(np.array([first]))[0])].name,)
+        return [
+            (problem_id, first + i, sample.text, sample.num_tokens, sample.finish_reason, *arm)
+            for i, sample in enumerate(samples)
+        ]
 
     def _requests(self, position: int, first: int, count: int) -> Iterator[SampleRequest]:
         """One request, or as many as there are changes of the arm and one more."""

@@ -1,22 +1,71 @@
-"""Files that are there whole and unchanged or not at all."""
+"""Files that are there whole and unchanged or not at all, in folders that one process at a time writes to."""
 
 import errno
 import hashlib
 import os
 import re
-from contextlib import suppress
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
-# part-000003-<hash of its content>.parquet, of shard 1 of 4 part-1of4-000003-<hash>.parquet; for verdicts, the hash of
-# the samples stands before their own.
-PART_NAME = re.compile(r"part-(?:(\d+)of(\d+)-)?(\d{6,})((?:-[0-9a-f]{16})+)\.parquet")
+# part-000003-<hash>.parquet; for verdicts, the hash of the samples stands before their own.
+PART_NAME = re.compile(r"part-\d{6,}(?:-[0-9a-f]{16})+\.parquet")
+# The last 8 bytes of a Parquet file: the length of the footer, and the letters PAR1.
+_END = 8
 
 
 class StoreError(ValueError):
     """A run folder that cannot be used as asked; nothing in it has been changed."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[FileLock]:
+    """Hold a folder alone. The lock ends with this process, however it ends, also if a child lives on.
+
+    Args:
+        folder: The folder; it gets a file `.lock` that says who holds it.
+
+    Yields:
+        The lock; in a process that was forked meanwhile it is not held.
+
+    Raises:
+        StoreError: Somebody, named in the message, holds the folder, or its file system knows no locks.
+    """
+    path = folder / ".lock"
+    lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+    except Timeout as error:
+        holder = path.read_text(errors="replace").strip() or "another process"
+        raise StoreError(
+            f"{folder} is in use by {holder}. Wait until it has ended, or name another folder."
+        ) from error
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be locked: {error.strerror}. Check the folder's permissions, or name a folder on another "
+            "file system."
+        ) from error
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def refresh_listing(folder: Path) -> None:
+    """See what other machines wrote, and remove what a killed process left half-written.
+
+    A client of NFS may list a folder from its memory until it changes the folder.
+    """
+    (folder / ".tmp-probe").touch()
+    for unfinished in folder.glob(".tmp-*"):
+        unfinished.unlink()
 
 
 def write_atomically(path: Path, data: bytes | pa.Buffer) -> None:
@@ -51,25 +100,6 @@ def write_atomically(path: Path, data: bytes | pa.Buffer) -> None:
         ) from error
 
 
-def remove_unfinished(folder: Path, stem: str = "") -> None:
-    """Remove what a killed process left half-written in a folder that this process holds now.
-
-    Args:
-        folder: The folder.
-        stem: What the names of the files begin with that are this process's: others may be at work on theirs.
-    """
-    for stale in folder.glob(f".tmp-*-{stem}*"):
-        stale.unlink()
-
-
-def look_anew(folder: Path, stem: str = "") -> None:
-    """See what other machines wrote: a client of NFS may list a folder from its memory until it changes the folder."""
-    with suppress(OSError):  # what is written next gives the reason
-        probe = folder / f".tmp-{os.getpid()}-{stem}probe"
-        probe.touch()
-        probe.unlink()
-
-
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it."""
     try:
@@ -78,22 +108,25 @@ def make_folder(folder: Path) -> None:
         raise StoreError(f"the folder {folder} cannot be made: {error.strerror}. Name a folder elsewhere.") from error
 
 
-def parquet(table: pa.Table) -> pa.Buffer:
-    """The content of a Parquet file."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
 def sha256(data: bytes | pa.Buffer) -> str:
     """64 hexadecimal digits, as `sha256sum` prints them."""
     return hashlib.sha256(data).hexdigest()
 
 
+def parquet(table: pa.Table) -> bytes:
+    """The content of a Parquet file whose pages have checksums, and whose footer has the hash of all pages."""
+    sink = BytesIO()
+    with pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"sha256": sha256(sink.getvalue())})
+    return sink.getvalue()
+
+
 def write_part(folder: Path, stem: str, table: pa.Table) -> Path:
-    """Write `stem-<hash>.parquet`: its name tells whether its content is still what was written."""
+    """Write `stem-<hash of the footer>.parquet`: any change of it is noticed by whoever reads some of its columns."""
     data = parquet(table)
-    path = folder / f"{stem}-{sha256(data)[:16]}.parquet"
+    footer = data[-_END - int.from_bytes(data[-_END:-4], "little") :]
+    path = folder / f"{stem}-{sha256(footer)[:16]}.parquet"
     write_atomically(path, data)
     return path
 
@@ -116,12 +149,12 @@ def list_parts(folder: Path) -> list[Path]:
 
 
 def read_part(path: Path, schema: pa.Schema, remedy: str) -> pa.Table:
-    """Read columns of a part, and check that it is what was written.
+    """Read columns of a part, and nothing else of it; what is read is what was written.
 
     Args:
         path: The file.
         schema: The columns to read, with their types.
-        remedy: What running the same command again does about it, for the message.
+        remedy: What running the same command again does about damage, for the message.
 
     Returns:
         The table.
@@ -130,11 +163,14 @@ def read_part(path: Path, schema: pa.Schema, remedy: str) -> pa.Table:
         StoreError: The file is damaged; the message names it and says what to do.
     """
     try:
-        data = path.read_bytes()
-        found = sha256(data)[:16]
-        if not path.stem.endswith(found):
-            raise OSError(f"its content has the hash {found}, which is not the one in its name")
-        table = pq.read_table(pa.BufferReader(data), columns=schema.names)
+        with open(path, "rb") as file:
+            # Before it is parsed: Arrow ends the process upon some damaged footers.
+            end = os.pread(file.fileno(), _END, max(os.fstat(file.fileno()).st_size - _END, 0))
+            length = _END + int.from_bytes(end[:4], "little")
+            footer = os.pread(file.fileno(), length, max(os.fstat(file.fileno()).st_size - length, 0))
+            if not path.stem.endswith(sha256(footer)[:16]):
+                raise OSError(f"its footer has the hash {sha256(footer)[:16]}, which is not the one in its name")
+            table = pq.ParquetFile(file, page_checksum_verification=True).read(columns=schema.names)
         if table.schema.remove_metadata() != schema:
             types = dict(zip(table.schema.names, map(str, table.schema.types), strict=True))
             raise OSError(f"its columns are of other types: {types}")

@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 
 from ..problem import Problem
 from .files import StoreError
-from .shards import WHOLE, Shard
 from .store import GRADE_SCHEMA, RunStore, replace_surrogates
 
 if TYPE_CHECKING:
@@ -57,7 +56,6 @@ def grade_run(
     memory_limit: int = 1 << 30,
     cache_dir: str | os.PathLike[str] | None = None,
     in_process: bool = False,
-    shard: str | None = None,
     progress: bool = True,
 ) -> GradingSummary:
     """Grade the samples that this grader has not graded yet, one part at a time.
@@ -71,12 +69,10 @@ def grade_run(
         memory_limit: Bytes of address space of a worker.
         cache_dir: Folder for verdicts to remember, shared between runs; None remembers none.
         in_process: Run an import path in this process, without limits, because it holds a model.
-        shard: `i/n`: grade only part i of n, i from 0: what shard i of n drew, or an equal share of the parts where
-            the run was drawn by another number of processes.
         progress: Show progress on standard error.
 
     Returns:
-        Counts over the whole run, or over what is the shard's.
+        Counts over the whole run.
 
     Raises:
         StoreError: There is no run or it has no samples; the folder is in use; the grader's code has changed.
@@ -92,12 +88,10 @@ def grade_run(
     """
     from ..grading import BulkGrader
 
-    source, part_of_run = grader_source(grader), Shard.parse(shard)
-    store = RunStore(run_dir)
+    source, store = grader_source(grader), RunStore(run_dir)
     parts = store.sample_parts()
-    own = [part for part in parts if part_of_run.has_part(part)]
-    total = sum(len(indices) for indices in store.present(own).values())
-    if not parts and part_of_run == WHOLE:  # a shard may be the first to come, and have nothing to draw
+    total = sum(map(len, store.present().values()))
+    if not parts:
         raise StoreError(f"{store.path} has no samples to grade; `dco-trl sample` draws them")
     with (
         BulkGrader(
@@ -108,9 +102,9 @@ def grade_run(
             cache_dir=cache_dir,
             in_process=in_process,
         ) as bulk,
-        store.grading(bulk.name, source, part_of_run),
+        store.grading(bulk.name, source),
     ):
-        return _grade_parts(store, own, total, bulk, progress)
+        return _grade_parts(store, parts, total, bulk, progress)
 
 
 def _grade_parts(store: RunStore, parts: list[Path], total: int, bulk: "BulkGrader", progress: bool) -> GradingSummary:

@@ -7,19 +7,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ..sampling.protocol import SamplingParams
 from .files import StoreError
-from .shards import WHOLE, Shard
 
-if TYPE_CHECKING:
-    from ..sampling.protocol import Sampler
-
-FORMAT = 2
+FORMAT = 3
 
 # Recorded, and not compared: they do not say what the samples are draws of.
 _FREE = frozenset({"versions", "num_samples", "dataset", "created", "sessions", "problems_sha256"})
@@ -43,12 +39,12 @@ _REQUIRED = ("format", "dataset_fingerprint", "problems_sha256", "num_problems")
 
 
 def run_manifest(
-    sampler: "Sampler", params: SamplingParams, num_samples: int, dataset: Mapping[str, Any] | None = None
+    identity: Mapping[str, Any], params: SamplingParams, num_samples: int, dataset: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """What a run is draws of. Versions are recorded; everything else must be the same for the run to go on.
 
     Args:
-        sampler: Says which model, adapter, options and software; entries whose names end in `version` are versions.
+        identity: What the sampler says of itself; entries whose names end in `version` are versions.
         params: How to sample.
         num_samples: Samples wanted per problem; may be raised later.
         dataset: Where the problems come from; recorded only, because their fingerprint says what they are.
@@ -61,12 +57,10 @@ def run_manifest(
     """
     from .. import __version__
 
-    identity = dict(sampler.identity())
-    taken = sorted(identity.keys() & (_TYPES.keys() | _FREE))
-    if taken:
+    if taken := sorted(identity.keys() & (_TYPES.keys() | _FREE)):
         raise ValueError(
-            f"sampler {type(sampler).__name__} has {taken} in its identity(), names that the manifest of a run uses "
-            "itself. Name them otherwise."
+            f"the sampler has {taken} in its identity(), names that the manifest of a run uses itself. Name them "
+            "otherwise."
         )
     versions = {key: value for key, value in identity.items() if key.endswith("version")}
     versions |= {"dco_trl": __version__, "python": platform.python_version(), "pyarrow": pa.__version__}
@@ -106,16 +100,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def continued(
-    folder: Path, found: Mapping[str, Any] | None, asked: Mapping[str, Any], shard: Shard = WHOLE
-) -> dict[str, Any]:
+def resume_manifest(folder: Path, found: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest after a start: a new run's, or that of a run that goes on, with one more session.
 
     Args:
         folder: The run's folder, for the message.
         found: The manifest there; None for a new run.
         asked: What is to be drawn now.
-        shard: By whom.
 
     Returns:
         The manifest to write.
@@ -125,11 +116,9 @@ def continued(
     """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     session = {"started": now, "versions": asked.get("versions"), "num_samples": asked.get("num_samples")}
-    if shard != WHOLE:
-        session["shard"] = str(shard)
     if found is None:
         return {**asked, "created": now, "sessions": [session]}
-    _refuse_changes(folder, found, asked)
+    refuse_changes(folder, found, asked)
     return {
         **asked,
         "problems_sha256": found["problems_sha256"],
@@ -166,7 +155,8 @@ def _check_types(manifest: Mapping[str, Any]) -> None:
     SamplingParams(**manifest.get("sampling", {}))
 
 
-def _refuse_changes(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def refuse_changes(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse to draw into a run what is drawn of something else; the message lists each key with both values."""
     before, after = (
         _flat({key: value for key, value in manifest.items() if key not in _FREE}) for manifest in (old, new)
     )

@@ -24,7 +24,7 @@ PROBLEM_SCHEMA = pa.schema(
 )
 
 
-def problem_table(problems: Sequence[Problem]) -> pa.Buffer:
+def problem_table(problems: Sequence[Problem]) -> bytes:
     """The file's content."""
     rows = [
         {
@@ -45,20 +45,15 @@ def read_problem_table(path: Path, manifest: Mapping[str, Any]) -> list[Problem]
     Raises:
         StoreError: The file is missing, damaged, or another run's.
     """
-    if not path.exists():
-        raise StoreError(f"{path} is missing; restore it, or sample into a new folder")
     try:
         data = path.read_bytes()
         if sha256(data) != manifest["problems_sha256"]:
             raise OSError("its SHA-256 is not the one in manifest.json: it was changed after sampling")
         problems = [_problem(row) for row in pq.read_table(pa.BufferReader(data)).to_pylist()]
+        if fingerprint(problems) != manifest["dataset_fingerprint"]:
+            raise OSError("it does not have the fingerprint in manifest.json: one of the two was changed")
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error}); restore it, or sample into a new folder") from error
-    if fingerprint(problems) != manifest["dataset_fingerprint"]:
-        raise StoreError(
-            f"{path} does not have the fingerprint in manifest.json: one of the two was changed after sampling. "
-            "Restore it, or sample into a new folder."
-        )
+        raise StoreError(f"{path} is damaged or missing ({error}); restore it, or sample into a new folder") from error
     return problems
 
 

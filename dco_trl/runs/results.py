@@ -229,7 +229,7 @@ def _count_part(store: RunStore, part: Path, graded: Path, tallies: dict[str, _T
             tally.answers[seen.setdefault(answer, answer), correct, statuses[row]] += 1
             wanted[correct].append((index, row))
         for correct, chosen in wanted.items():
-            # Those with the lowest indices, whichever part they are in: so shards and one process show the same.
+            # Those with the lowest indices, whichever part they are in: so a cluster and one process show the same.
             found = [(index, texts[row].as_py(), correct) for index, row in heapq.nsmallest(EXAMPLES, chosen)]
             tally.examples[correct] = sorted(tally.examples[correct] + found)[:EXAMPLES]
 

@@ -1,34 +1,24 @@
-"""Draw what a run lacks, chunk by chunk: killed at any moment, it goes on where it was."""
+"""Draw so many samples of each problem into a run: killed at any moment, it goes on where it was."""
 
 import os
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from ..checks import check_integer
 from ..problem import Problem
 from ..sampling.protocol import SamplingParams
 from .attempts import Attempts
+from .drawing import Drawing, plan
 from .manifest import run_manifest
-from .shards import WHOLE, Shard
 from .store import RunStore
 
 if TYPE_CHECKING:
     from ..sampling.protocol import Sampler
     from .schedule_file import ArmSchedule
-
-# A part holds at most this many sequences, and fewer if they may be long: all of them are in memory at a time, where
-# a token takes about 40 bytes.
-MAX_SEQUENCES = 16_384
-_MAX_TOKENS = 2**25
-# Without a chunk size, the first chunk is small, and the next ones take up to five minutes: what a kill loses.
-_FIRST_CHUNK = 2_048
-_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -37,11 +27,10 @@ class SamplingSummary:
 
     Args:
         num_drawn: Samples drawn by this call.
-        num_present: Samples the run, or the shard, has now.
+        num_present: Samples the run has now.
         num_tokens: Tokens of the samples drawn.
         num_truncated: Samples drawn that were cut off at the token limit.
         seconds: Time spent in the sampler.
-        where: Whose samples were drawn: "the run", or "shard 0/4".
     """
 
     num_drawn: int
@@ -49,14 +38,13 @@ class SamplingSummary:
     num_tokens: int
     num_truncated: int
     seconds: float
-    where: str = "the run"
 
     def __str__(self) -> str:
         if not self.num_drawn:
-            return f"nothing to draw: {self.where} has all of its {self.num_present:,} samples"
+            return f"nothing to draw: the run has all of its {self.num_present:,} samples"
         text = (
             f"{self.num_drawn:,} samples drawn in {_duration(self.seconds)} "
-            f"({self.num_tokens / max(self.seconds, 1e-9):,.0f} tokens/s), {self.num_present:,} in {self.where}"
+            f"({self.num_tokens / max(self.seconds, 1e-9):,.0f} tokens/s), {self.num_present:,} in the run"
         )
         if self.num_truncated:
             text += (
@@ -76,12 +64,12 @@ def sample_run(
     schedule: "ArmSchedule | str | os.PathLike[str] | None" = None,
     chunk_size: int | None = None,
     dataset: Mapping[str, Any] | None = None,
-    shard: str | None = None,
+    first_sample: int = 0,
     progress: bool = True,
 ) -> SamplingSummary:
-    """Draw what is missing of `num_samples` samples per problem, chunk by chunk.
+    """Draw what is missing of `num_samples` samples per problem, part by part.
 
-    A run that was killed goes on where it was: each chunk is on disk before the next begins. Calling it again with a
+    A run that was killed goes on where it was: each part is on disk before the next is begun. Calling it again with a
     larger `num_samples` adds to the run.
 
     Args:
@@ -96,16 +84,15 @@ def sample_run(
             is planned, the last arm goes on. None: the sampler's own.
         chunk_size: Sequences per chunk. None: up to 16,384, and about five minutes of work.
         dataset: Where the problems come from, for the record.
-        shard: `i/n`: draw only part i of n, i from 0. The n processes, on any number of machines that share the
-            folder, need nothing else of each other, and together they draw what one process draws.
+        first_sample: Draw the samples from this index on. Runs of several ranges, on machines that share nothing, are
+            made one by `merge_runs`.
         progress: Show a bar on standard error.
 
     Returns:
-        A summary; of the shard, where there is one.
+        A summary.
 
     Raises:
-        ValueError: `num_samples` or `chunk_size` is no integer or below 1, `shard` no `i/n`, or a temperature beside a
-            schedule.
+        ValueError: `num_samples` or `chunk_size` is no integer or below 1, or a temperature beside a schedule.
         StoreError: The folder is in use, holds another run, or cannot be written; the schedule cannot be read, is for
             another model, or one of its adapters is gone.
 
@@ -122,26 +109,20 @@ def sample_run(
         [`evaluate`][dco_trl.runs.evaluate] samples, grades and reads the results.
     """
     num_samples, chunk_size = check_run_size(num_samples, chunk_size)
-    params, part_of_run = params or SamplingParams(), Shard.parse(shard)
+    first_sample = check_integer("first_sample", first_sample, at_least=0)
+    params = params or SamplingParams()
     attempts = Attempts(problems, sampler, params, schedule)
-    manifest = {**run_manifest(sampler, params, num_samples, dataset), **attempts.manifest()}
-    with RunStore.writing(run_dir, manifest, problems, part_of_run) as store:
-        present = store.present([part for part in store.sample_parts() if not part_of_run.is_done_by_sibling(part)])
-        ids = [problem.problem_id for problem in problems]
-        before = sum(
-            int(part_of_run.has_samples(position, len(ids), present[problem_id]).sum())
-            for position, problem_id in enumerate(ids)
-            if problem_id in present
-        )
-        gaps = list(plan(present, ids, num_samples, part_of_run))
+    manifest = {**run_manifest(attempts.identity, params, num_samples, dataset), **attempts.manifest()}
+    with RunStore.writing(run_dir, manifest, problems) as store:
+        present = store.present()
+        before = sum(map(len, present.values()))
+        gaps = plan(present, [problem.problem_id for problem in problems], num_samples, first_sample)
         missing = sum(count for _, _, count in gaps)
         if progress and before and missing:
             print(f"{store.path}: {before:,} samples are there, {missing:,} are to be drawn", file=sys.stderr)
-        if progress and (note := attempts.note(num_samples)):
+        if progress and (note := attempts.note(first_sample + num_samples)):
             print(note, file=sys.stderr)
-        drawn = tokens = truncated = 0
-        seconds = 0.0
-        chunks = Chunks(gaps)
+        drawing = Drawing(store, attempts, chunk_size)
         with tqdm(
             desc=store.path.name,
             total=before + missing,
@@ -149,86 +130,19 @@ def sample_run(
             unit="sample",
             disable=not progress or not missing,
         ) as bar:
-            while chunks:
-                pieces = chunks.take(chunk_size or next_chunk_size(params.max_tokens, drawn, seconds))
-                began = time.perf_counter()
-                rows = attempts.draw(pieces)
-                seconds += time.perf_counter() - began
-                store.write_samples(rows)
-                drawn += len(rows)
-                tokens += sum(row[3] for row in rows)
-                truncated += sum(row[4] == "length" for row in rows)
-                bar.set_postfix_str(f"{tokens / max(seconds, 1e-9):,.0f} tokens/s", refresh=False)
+            for _, rows in drawing(gaps):
+                bar.set_postfix_str(f"{drawing.num_tokens / max(drawing.seconds, 1e-9):,.0f} tokens/s", refresh=False)
                 bar.update(len(rows))
-                rows.clear()  # before the next chunk's are drawn: one chunk in memory, not two
-    where = "the run" if part_of_run == WHOLE else f"shard {part_of_run}"
-    return SamplingSummary(drawn, before + drawn, tokens, truncated, seconds, where)
+                rows.clear()  # before the next ones are drawn: one part in memory, not two
+    return SamplingSummary(
+        drawing.num_drawn, before + drawing.num_drawn, drawing.num_tokens, drawing.num_truncated, drawing.seconds
+    )
 
 
 def check_run_size(num_samples: int, chunk_size: int | None) -> tuple[int, int | None]:
     """The two counts as integers; those that make no run are refused."""
     num_samples = check_integer("num_samples", num_samples)
     return num_samples, None if chunk_size is None else check_integer("chunk_size", chunk_size)
-
-
-def plan(
-    present: Mapping[str, np.ndarray], problem_ids: Sequence[str], num_samples: int, shard: Shard = WHOLE
-) -> Iterator[tuple[int, int, int]]:
-    """List what is still to be drawn, problem by problem.
-
-    Args:
-        present: The sample indices there are, by problem.
-        problem_ids: All problems, in order.
-        num_samples: Samples wanted per problem.
-        shard: Whose samples to list.
-
-    Yields:
-        (position of the problem, first index, number of samples) for each gap.
-
-    Examples:
-        ```python
-        >>> import numpy as np
-        >>> from dco_trl.runs.sample import plan
-        >>> list(plan({"a": np.array([0, 1, 3])}, ["a", "b"], 5))
-        [(0, 2, 1), (0, 4, 1), (1, 0, 5)]
-
-        ```
-    """
-    nothing, wanted = np.empty(0, np.int32), np.arange(num_samples)
-    for position, problem_id in enumerate(problem_ids):
-        own = wanted[shard.has_samples(position, len(problem_ids), wanted)]
-        missing = np.setdiff1d(own, present.get(problem_id, nothing), assume_unique=True)
-        if missing.size:
-            for gap in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1):
-                yield position, int(gap[0]), len(gap)
-
-
-class Chunks:
-    """The plan, cut into chunks of whole gaps; only the last gap of a chunk may be cut."""
-
-    def __init__(self, gaps: list[tuple[int, int, int]]):
-        self._gaps = gaps[::-1]
-
-    def __bool__(self) -> bool:
-        return bool(self._gaps)
-
-    def take(self, size: int) -> list[tuple[int, int, int]]:
-        pieces = []
-        while self._gaps and size:
-            position, first, count = self._gaps.pop()
-            taken = min(count, size)
-            pieces.append((position, first, taken))
-            if taken < count:
-                self._gaps.append((position, first + taken, count - taken))
-            size -= taken
-        return pieces
-
-
-def next_chunk_size(max_tokens: int, drawn: int, seconds: float) -> int:
-    largest = min(MAX_SEQUENCES, max(1, _MAX_TOKENS // max_tokens))
-    if not drawn:
-        return min(_FIRST_CHUNK, largest)
-    return max(1, min(largest, int(drawn / max(seconds, 1e-9) * _SECONDS)))
 
 
 def _duration(seconds: float) -> str:

@@ -3,13 +3,13 @@
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -17,18 +17,20 @@ from ..checks import check_integer
 from ..problem import Problem
 from ..sampling.protocol import SamplingParams
 from .attempts import Attempts
+from .drawing import Drawing, Gap, gaps_of
 from .files import write_atomically
 from .grade import PartGrader, grader_source, is_correct
 from .manifest import run_manifest
-from .sample import Chunks, check_run_size, next_chunk_size
-from .shards import WHOLE, Shard
-from .store import RunStore, rows_by_problem
+from .sample import check_run_size
+from .store import RunStore, rows_by_problem, sample_table
 
 if TYPE_CHECKING:
     from ..grading import BulkGrader
     from ..sampling.protocol import Sampler
     from .schedule_file import ArmSchedule
 
+# The file with the answers, in the run's folder.
+ANSWERS = "answers.jsonl"
 # A round adds half of the attempts before it: what is drawn after the accepted one stays below that.
 _GROWTH = 1.5
 
@@ -96,7 +98,6 @@ def solve(
     chunk_size: int | None = None,
     dataset: Mapping[str, Any] | None = None,
     grading: Mapping[str, Any] | None = None,
-    shard: str | None = None,
     progress: bool = True,
 ) -> SolveSummary:
     """Sample until the verifier accepts an answer, up to a budget per problem.
@@ -119,15 +120,13 @@ def solve(
         chunk_size: Sequences per chunk.
         dataset: Where the problems come from, for the record.
         grading: Further arguments of `BulkGrader`, such as `{"timeout": 5.0}`.
-        shard: `i/n`: solve only part i of n, i from 0. It has every n-th problem, and writes `answers-iofn.jsonl`.
         progress: Show problems solved, open ones and attempts spent, on standard error.
 
     Returns:
         The answers, and what they took.
 
     Raises:
-        ValueError: The verifier needs a reference and a problem has none, a temperature beside a schedule, or a shard
-            that has no problem.
+        ValueError: The verifier needs a reference and a problem has none, or a temperature beside a schedule.
         GraderError: The verifier raises. The samples are kept: the same call verifies them again.
         StoreError: The folder is in use, holds another run, or cannot be written; the schedule is of another model,
             or one of its adapters is gone.
@@ -151,30 +150,20 @@ def solve(
     from ..grading.graders import grader_name
 
     num_attempts, chunk_size = check_run_size(check_integer("num_attempts", num_attempts), chunk_size)
-    params, part_of_run = params or SamplingParams(), Shard.parse(shard)
-    if part_of_run.index >= len(problems) > 0:
-        raise ValueError(
-            f"shard={shard!r} has none of the {len(problems)} problems. Use {len(problems)} shards at most."
-        )
+    params = params or SamplingParams()
     name, source = grader_name(verifier), grader_source(verifier)
     _check_references(problems, name)
     attempts = Attempts(problems, sampler, params, schedule)
-    manifest = {**run_manifest(sampler, params, num_attempts, dataset), **attempts.manifest()}
+    manifest = {**run_manifest(attempts.identity, params, num_attempts, dataset), **attempts.manifest()}
     manifest["solve"] = {"verifier": name}
     if progress and (note := attempts.note(num_attempts)):
         print(note, file=sys.stderr)
     with (
         BulkGrader(verifier, **(grading or {})) as bulk,
-        RunStore.writing(run_dir, manifest, problems, part_of_run) as store,
-        store.grading(name, source, part_of_run),
+        RunStore.writing(run_dir, manifest, problems) as store,
+        store.grading(name, source),
     ):
-        work = _Solving(store, bulk, attempts, part_of_run, chunk_size, progress)
-        return work.run(num_attempts)
-
-
-def answers_name(shard: Shard) -> str:
-    """The file with the answers, in the run's folder."""
-    return "answers.jsonl" if shard == WHOLE else f"answers-{shard.index}of{shard.count}.jsonl"
+        return _Solving(store, bulk, attempts, chunk_size, progress).run(num_attempts)
 
 
 def round_ends(num_attempts: int) -> list[int]:
@@ -194,27 +183,23 @@ class _Solving:
     """One call's work: what is on disk first, then round by round."""
 
     def __init__(
-        self,
-        store: RunStore,
-        bulk: "BulkGrader",
-        attempts: Attempts,
-        shard: Shard,
-        chunk_size: int | None,
-        progress: bool,
+        self, store: RunStore, bulk: "BulkGrader", attempts: Attempts, chunk_size: int | None, progress: bool
     ) -> None:
         self.store, self.bulk, self.attempts, self.progress = store, bulk, attempts, progress
-        self.shard, self.chunk_size = shard, chunk_size
-        self.drawn, self.seconds, self.budget = 0, 0.0, 0
+        self.drawing, self.budget = Drawing(store, attempts, chunk_size), 0
         self.grade = PartGrader(store.problems, bulk)
-        self.position = {p.problem_id: i for i, p in enumerate(store.problems) if shard.has_problem(i)}
-        self.ids = list(self.position)
-        parts = [part for part in store.sample_parts() if not shard.is_done_by_sibling(part)]
-        present = store.present(parts)
+        self.ids = [problem.problem_id for problem in store.problems]
+        present = store.present()
         self.present: dict[str, NDArray[Any]] = {i: present.get(i, np.empty(0, np.int32)) for i in self.ids}
         self.accepted: dict[str, tuple[int, str, str]] = {}  # sample index, answer, completion
         graded = store.grade_parts(bulk.name)
-        for part in parts:
-            self._verify(part, graded.get(part.stem))
+        for part in store.sample_parts():
+            if part.stem not in graded:
+                self._verify(part, store.read_samples(part, ["problem_id", "sample_index", "text"]))
+                continue
+            grades = store.read_grades(graded[part.stem], ["problem_id", "sample_index", "score", "answer"])
+            if any(map(is_correct, grades["score"].to_pylist())):
+                self._accept(grades, store.read_samples(part, ["text"]))
 
     def run(self, num_attempts: int) -> SolveSummary:
         self.budget, ends = num_attempts, round_ends(num_attempts)
@@ -231,50 +216,33 @@ class _Solving:
         return SolveSummary(tuple(self._answers()), num_attempts, tuple(map(self._within, budgets)))
 
     def _round(self, start: int, end: int) -> None:
-        chunks = Chunks(self._missing(np.arange(start, end)))
-        while chunks:
-            size = self.chunk_size or next_chunk_size(self.attempts.params.max_tokens, self.drawn, self.seconds)
-            pieces = chunks.take(size)
-            began = time.perf_counter()
-            rows = self.attempts.draw(pieces)
-            self.seconds += time.perf_counter() - began
-            self.drawn += len(rows)
-            part = self.store.write_samples(rows)
-            for i, first, count in pieces:
-                problem_id = self.store.problems[i].problem_id
-                self.present[problem_id] = np.union1d(self.present[problem_id], np.arange(first, first + count))
-            self._verify(part)
+        for part, rows in self.drawing(self._missing(np.arange(start, end))):
+            samples = sample_table(rows, self.store.sample_schema)
+            for problem_id, columns in rows_by_problem(samples.select(["problem_id", "sample_index"])):
+                self.present[problem_id] = np.union1d(self.present[problem_id], columns["sample_index"])
+            self._verify(part, samples)
             self._show()
 
-    def _missing(self, attempts: NDArray) -> list[tuple[int, int, int]]:
-        """Gaps of the open problems: (position, first index, number). Only what comes before an accepted attempt."""
-        gaps = []
-        for problem_id, position in self.position.items():
+    def _missing(self, attempts: NDArray) -> list[Gap]:
+        """Gaps of the open problems. Of a solved one, only what comes before its accepted attempt."""
+        gaps: list[Gap] = []
+        for position, problem_id in enumerate(self.ids):
             wanted = attempts
             if problem_id in self.accepted:
                 wanted = attempts[attempts < self.accepted[problem_id][0]]
-            wanted = np.setdiff1d(wanted, self.present[problem_id], assume_unique=True)
-            if wanted.size:
-                for gap in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1):
-                    gaps.append((position, int(gap[0]), len(gap)))
+            gaps += gaps_of(position, wanted, self.present[problem_id])
         return gaps
 
-    def _verify(self, part: Path, graded: Path | None = None) -> None:
-        """Grade a part unless it is graded, and remember each problem's first accepted attempt."""
-        if graded is None:
-            grades = self.grade(self.store.read_samples(part, ["problem_id", "sample_index", "text"]), False)
-            if self.shard.has_part(part):  # of another division's part, the other shards need the verdicts too
-                self.store.write_grades(self.bulk.name, part, grades)
-        else:
-            grades = self.store.read_grades(graded, ["problem_id", "sample_index", "score", "answer"])
+    def _verify(self, part: Path, samples: pa.Table) -> None:
+        grades = self.grade(samples, False)
+        self.store.write_grades(self.bulk.name, part, grades)
+        self._accept(grades, samples)
+
+    def _accept(self, grades: pa.Table, samples: pa.Table) -> None:
+        """Remember each problem's first accepted attempt."""
         right = np.flatnonzero([is_correct(score) for score in grades["score"].to_pylist()])
-        if not right.size:
-            return
-        texts = self.store.read_samples(part, ["text"])["text"].take(right).to_pylist()
-        rows = grades.take(right).append_column("text", [texts])
+        rows = grades.take(right).append_column("text", [samples["text"].take(right).to_pylist()])
         for problem_id, columns in rows_by_problem(rows):
-            if problem_id not in self.position:
-                continue
             first = int(np.argmin(columns["sample_index"]))
             found = (int(columns["sample_index"][first]), columns["answer"][first], columns["text"][first])
             self.accepted[problem_id] = min(self.accepted.get(problem_id, found), found)
@@ -307,7 +275,7 @@ class _Solving:
 
     def _write(self) -> None:
         lines = [json.dumps(asdict(answer), ensure_ascii=False) for answer in self._answers()]
-        write_atomically(self.store.path / answers_name(self.shard), ("\n".join(lines) + "\n").encode())
+        write_atomically(self.store.path / ANSWERS, ("\n".join(lines) + "\n").encode())
 
 
 def _check_references(problems: Sequence[Problem], verifier: str) -> None:

@@ -8,12 +8,11 @@
     grades/GRADER/part-000000-SAMPLES-HASH.parquet
                                               problem_id, sample_index, score, answer, status
 
-A shard's parts have its own names, part-1of4-000000-… for shard 1/4, and numbers of their own.
-
 The key of a sample is (problem_id, sample_index). A file is written under a temporary name, forced to disk and
 renamed, so a process killed at any moment leaves only whole parts; what is missing is found again from the parts' key
-columns. The last HASH in a name is the beginning of the file's SHA-256, so any damage is noticed. Verdicts have the
-rows of one part of samples; SAMPLES is the HASH of that part, so they never judge others.
+columns. The last HASH in a name is that of the file's footer, and the pages have checksums, so any damage to what is
+read is noticed. Verdicts have the rows of one part of samples; SAMPLES is the HASH of that part, so they never judge
+others. `docs/evaluating.md` describes the columns.
 """
 
 import json
@@ -26,45 +25,29 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from filelock import FileLock
 
 from ..problem import Problem
 from .files import (
     StoreError,
     list_parts,
-    look_anew,
+    locked,
     make_folder,
     read_part,
-    remove_unfinished,
+    refresh_listing,
     sha256,
     write_atomically,
     write_part,
 )
-from .locks import alone_for_a_moment, is_lock, locked, require_lock
-from .manifest import FORMAT, continued, jsonable, read_manifest, to_json
+from .manifest import FORMAT, jsonable, read_manifest, resume_manifest, to_json
 from .problem_table import problem_table, read_problem_table
 from .problems import fingerprint
-from .shards import WHOLE, Shard, part_origin
 
-SAMPLE_SCHEMA = pa.schema(
-    [
-        ("problem_id", pa.string()),
-        ("sample_index", pa.int32()),
-        ("text", pa.string()),
-        ("num_tokens", pa.int32()),
-        ("finish_reason", pa.string()),
-    ]
-)
+_KEY = [("problem_id", pa.string()), ("sample_index", pa.int32())]
+SAMPLE_SCHEMA = pa.schema([*_KEY, ("text", pa.string()), ("num_tokens", pa.int32()), ("finish_reason", pa.string())])
 # Of a run along a schedule.
 SCHEDULED_SCHEMA = SAMPLE_SCHEMA.append(pa.field("arm", pa.string()))
-GRADE_SCHEMA = pa.schema(
-    [
-        ("problem_id", pa.string()),
-        ("sample_index", pa.int32()),
-        ("score", pa.float32()),
-        ("answer", pa.string()),
-        ("status", pa.string()),
-    ]
-)
+GRADE_SCHEMA = pa.schema([*_KEY, ("score", pa.float32()), ("answer", pa.string()), ("status", pa.string())])
 
 
 class RunStore:
@@ -91,34 +74,29 @@ class RunStore:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
+        self.samples_dir = self.path / "samples"
         manifest = self.path / "manifest.json"
         if not manifest.exists():
             raise StoreError(f"{self.path} holds no run: it has no manifest.json. `dco-trl sample` makes one.")
         self.manifest: dict[str, Any] = read_manifest(manifest)
         self.problems = read_problem_table(self.path / "problems.parquet", self.manifest)
-        self._shard, self._next_number = WHOLE, 0
+        self._locks: dict[Path, FileLock] = {}
+        self._next_number = 0
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
     @classmethod
     @contextmanager
     def writing(
-        cls,
-        path: str | os.PathLike[str],
-        manifest: Mapping[str, Any],
-        problems: Sequence[Problem],
-        shard: Shard = WHOLE,
+        cls, path: str | os.PathLike[str], manifest: Mapping[str, Any], problems: Sequence[Problem]
     ) -> Iterator["RunStore"]:
         """Make the folder, or go on with the run in it, alone: the folder is locked until the block ends.
-
-        A shard is alone with its own parts, beside other shards of the same number.
 
         Args:
             path: The folder.
             manifest: What the samples are draws of. A run in the folder must have the same, key by key and down into
                 nested mappings; the keys `versions`, `num_samples` and `dataset` are recorded but may differ.
             problems: The problems. A run in the folder must have the same ids, prompts and answers.
-            shard: Which shard writes; unless given, the whole run.
 
         Yields:
             The store.
@@ -134,27 +112,23 @@ class RunStore:
             raise StoreError(f"{folder} is a file; name a folder for the run")
         make_folder(folder)
         _refuse_other_files(folder)
-        with locked(folder, shard):
-            with alone_for_a_moment(folder):
-                asked = jsonable({"format": FORMAT, **manifest, "dataset_fingerprint": fingerprint(problems)})
-                asked["num_problems"] = len(problems)
-                if (folder / "manifest.json").exists():
-                    asked = continued(folder, cls(folder).manifest, asked, shard)
-                else:
-                    table = problem_table(problems)
-                    asked = continued(folder, None, {**asked, "problems_sha256": sha256(table)}, shard)
-                    write_atomically(folder / "problems.parquet", table)
-                # The manifest comes last: a folder with a manifest is a run.
-                write_atomically(folder / "manifest.json", (to_json(asked, indent=2) + "\n").encode())
+        with locked(folder) as lock:
+            refresh_listing(folder)
+            asked = jsonable({"format": FORMAT, **manifest, "dataset_fingerprint": fingerprint(problems)})
+            asked["num_problems"] = len(problems)
+            if (folder / "manifest.json").exists():
+                asked = resume_manifest(folder, cls(folder).manifest, asked)
+            else:
+                table = problem_table(problems)
+                asked = resume_manifest(folder, None, {**asked, "problems_sha256": sha256(table)})
+                write_atomically(folder / "problems.parquet", table)
+            # The manifest comes last: a folder with a manifest is a run.
+            write_atomically(folder / "manifest.json", (to_json(asked, indent=2) + "\n").encode())
             store = cls(folder)
             make_folder(store.samples_dir)
-            look_anew(store.samples_dir, shard.stem)
-            if shard == WHOLE:
-                remove_unfinished(folder)
-            remove_unfinished(store.samples_dir, shard.stem)
-            origins = [part_origin(part) for part in store.sample_parts()]
-            store._shard = shard
-            store._next_number = max((number + 1 for by, number in origins if by == shard), default=0)
+            refresh_listing(store.samples_dir)
+            store._locks[store.samples_dir] = lock
+            store._next_number = max((int(part.name.split("-")[1]) + 1 for part in store.sample_parts()), default=0)
             yield store
 
     def write_samples(self, rows: Sequence[tuple[Any, ...]]) -> Path:
@@ -171,53 +145,46 @@ class RunStore:
             StoreError: The disk is full or cannot be written, or this store is open for reading only. Earlier parts
                 are unharmed.
         """
-        require_lock(self.path)
-        columns: list[Sequence[Any]] = [list(column) for column in zip(*rows, strict=True)]
-        columns[2] = [replace_surrogates(text) for text in columns[2]]
-        schema = self.sample_schema
-        table = pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
-        part = write_part(self.samples_dir, f"{self._shard.stem}{self._next_number:06d}", table)
+        self._require_lock(self.samples_dir)
+        table = sample_table(rows, self.sample_schema)
+        part = write_part(self.samples_dir, f"part-{self._next_number:06d}", table)
         self._next_number += 1
         return part
 
+    def add_part(self, part: Path) -> None:
+        """Copy a part of samples of another run, under its hash and a number of this run's own."""
+        self._require_lock(self.samples_dir)
+        name = f"part-{self._next_number:06d}-{part.stem.rpartition('-')[2]}.parquet"
+        write_atomically(self.samples_dir / name, part.read_bytes())
+        self._next_number += 1
+
     @contextmanager
-    def grading(self, grader: str, source: str | None, shard: Shard = WHOLE) -> Iterator[None]:
+    def grading(self, grader: str, source: str | None) -> Iterator[None]:
         """Make or enter the folder of one grader's verdicts, alone: it is locked until the block ends.
 
         Args:
             grader: The grader's name.
             source: What its verdicts depend on: the versions of the libraries, or a hash of its code.
-            shard: Which shard grades; unless given, the whole run.
 
         Raises:
             StoreError: Another process grades there, or there are verdicts of another grader, or of another version.
         """
-        folder = self.grades_dir(grader)
+        folder, asked = self.grades_dir(grader), {"grader": grader, "source": source}
         make_folder(folder)
-        with locked(folder, shard):
-            with alone_for_a_moment(folder):
-                self._check_header(folder, {"grader": grader, "source": source})
-            look_anew(folder, shard.stem)
-            remove_unfinished(folder, shard.stem)
-            yield
-
-    def _check_header(self, folder: Path, asked: dict[str, str | None]) -> None:
-        header = folder / "grader.json"
-        if header.exists():
-            found = _read_header(header)
-            if found != asked:
+        with locked(folder) as lock:
+            refresh_listing(folder)
+            header = folder / "grader.json"
+            if header.exists():
+                refuse_other_verdicts(folder, read_header(header), asked)
+            elif list_parts(folder):
                 raise StoreError(
-                    f"{folder} holds verdicts of grader {found['grader']!r} with {_source(found['source'])}, "
-                    f"and {asked['grader']!r} now has {_source(asked['source'])}. Verdicts of the two must not be "
-                    "mixed: move the folder away and grade anew. Nothing was changed."
+                    f"{folder} has verdicts and no grader.json that tells whose: restore it, or move the folder away "
+                    "and grade anew."
                 )
-        elif list_parts(folder):
-            raise StoreError(
-                f"{folder} has verdicts and no grader.json that tells whose: restore it, or move the folder away "
-                "and grade anew."
-            )
-        else:
-            write_atomically(header, (json.dumps(asked, indent=2) + "\n").encode())
+            else:
+                write_atomically(header, (json.dumps(asked, indent=2) + "\n").encode())
+            self._locks[folder] = lock
+            yield
 
     def write_grades(self, grader: str, samples: Path, table: pa.Table) -> Path:
         """Add the grades of one part of samples, whole.
@@ -234,8 +201,14 @@ class RunStore:
             StoreError: The disk is full or cannot be written, or the folder of these verdicts is not held.
         """
         folder = self.grades_dir(grader)
-        require_lock(folder)
+        self._require_lock(folder)
         return write_part(folder, samples.stem, table.cast(GRADE_SCHEMA))
+
+    def _require_lock(self, folder: Path) -> None:
+        if folder not in self._locks or not self._locks[folder].is_locked:
+            raise StoreError(
+                f"{folder} is open for reading only; write inside `with RunStore.writing(…)` or `.grading(…)`"
+            )
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -244,17 +217,13 @@ class RunStore:
         """The columns of the samples."""
         return SCHEDULED_SCHEMA if "schedule" in self.manifest else SAMPLE_SCHEMA
 
-    @property
-    def samples_dir(self) -> Path:
-        return self.path / "samples"
-
     def sample_parts(self) -> list[Path]:
-        """The files with samples: those of each shard together, oldest first."""
+        """The files with samples, oldest first."""
         return list_parts(self.samples_dir)
 
     def graders(self) -> list[str]:
         """The names of the graders that have graded this run, wholly or in part."""
-        return [_read_header(header)["grader"] for header in sorted(self.path.glob("grades/*/grader.json"))]
+        return [read_header(header)["grader"] for header in sorted(self.path.glob("grades/*/grader.json"))]
 
     def grades_dir(self, grader: str) -> Path:
         """The folder for one grader's verdicts."""
@@ -278,7 +247,7 @@ class RunStore:
         return found
 
     def read_samples(self, part: Path, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read one part of samples, or some of its columns.
+        """Read one part of samples, or some of its columns, and nothing else of the file.
 
         Args:
             part: The file.
@@ -296,11 +265,8 @@ class RunStore:
         """Read one part of verdicts, as [`read_samples`][dco_trl.runs.RunStore.read_samples] reads samples."""
         return read_part(part, _some_of(GRADE_SCHEMA, columns), "its samples are then graded")
 
-    def present(self, parts: Sequence[Path] | None = None) -> dict[str, np.ndarray]:
+    def present(self) -> dict[str, np.ndarray]:
         """Which samples there are, from the key columns alone: what sampling, grading and the report ask first.
-
-        Args:
-            parts: Parts of samples to look into; unless given, all.
 
         Returns:
             For each problem with samples, their indices in increasing order, int32.
@@ -309,7 +275,7 @@ class RunStore:
             StoreError: A part is damaged, has a problem that is not the run's, or a sample that another part has too.
         """
         found: dict[str, list[np.ndarray]] = {problem.problem_id: [] for problem in self.problems}
-        for part in self.sample_parts() if parts is None else parts:
+        for part in self.sample_parts():
             for problem_id, rows in rows_by_problem(self.read_samples(part, ["problem_id", "sample_index"])):
                 if problem_id not in found:
                     raise StoreError(
@@ -328,6 +294,13 @@ class RunStore:
                         "copied in by hand? Move the copy out of the folder."
                     )
         return present
+
+
+def sample_table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+    """Rows of samples as a table; half of a character, cut by the token limit, becomes "?"."""
+    columns: list[Sequence[Any]] = [list(column) for column in zip(*rows, strict=True)]
+    columns[2] = [replace_surrogates(text) for text in columns[2]]
+    return pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
 
 
 def rows_by_problem(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -367,24 +340,8 @@ def replace_surrogates(text: str) -> str:
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
-def _some_of(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
-    return schema if columns is None else pa.schema([schema.field(name) for name in columns])
-
-
-def _refuse_other_files(folder: Path) -> None:
-    # In this order: another shard may be making the run just now, and makes the manifest before anything else.
-    names = sorted(path.name for path in folder.iterdir())
-    if (folder / "manifest.json").exists():
-        return
-    foreign = [n for n in names if n != "problems.parquet" and not is_lock(n) and not n.startswith(".tmp-")]
-    if foreign:
-        raise StoreError(
-            f"{folder} holds other files ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}) and no run. "
-            "Name a new or an empty folder."
-        )
-
-
-def _read_header(path: Path) -> dict[str, Any]:
+def read_header(path: Path) -> dict[str, Any]:
+    """Whose verdicts a folder has: `grader`, its name, and `source`, what its verdicts depend on."""
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
         found = {"grader": header["grader"], "source": header["source"]}
@@ -397,5 +354,29 @@ def _read_header(path: Path) -> dict[str, Any]:
     return found
 
 
+def refuse_other_verdicts(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Verdicts of another grader, or of another version of it, are not to be mixed with these."""
+    if found != asked:
+        raise StoreError(
+            f"{folder} holds verdicts of grader {found['grader']!r} with {_source(found['source'])}, and "
+            f"{asked['grader']!r} now has {_source(asked['source'])}. Verdicts of the two must not be mixed: move the "
+            "folder away and grade anew. Nothing was changed."
+        )
+
+
 def _source(source: str | None) -> str:
     return f"source {source!r}" if source else "no known source"
+
+
+def _some_of(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+    return schema if columns is None else pa.schema([schema.field(name) for name in columns])
+
+
+def _refuse_other_files(folder: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir())
+    foreign = [name for name in names if name not in ("problems.parquet", ".lock") and not name.startswith(".tmp-")]
+    if foreign and "manifest.json" not in names:
+        raise StoreError(
+            f"{folder} holds other files ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}) and no run. "
+            "Name a new or an empty folder."
+        )

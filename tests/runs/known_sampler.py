@@ -89,22 +89,6 @@ def slow_grader(completions, **kwargs):
     return [float(text.endswith(" 0.")) for text in completions]
 
 
-def digit_grader(completions, **kwargs):
-    """Right where a text has a digit."""
-    return [float(any(character.isdecimal() for character in text)) for text in completions]
-
-
-def sample_and_grade(num_problems, num_samples, checkpoint, run, shard=None):
-    """A run, or a shard of it, of a real model whose draws are seeded one by one, as a process of its own."""
-    from dco_trl.sampling import TransformersSampler
-
-    # In float64 a sample does not depend on the rounding of its batch, which a kill changes.
-    sampler = TransformersSampler(checkpoint, batch_size=32, progress=False, dtype="float64")
-    params, problems = SamplingParams(max_tokens=6), make_problems(num_problems)
-    sample_run(run, problems, sampler, num_samples, params, chunk_size=32, shard=shard, progress=False)
-    grade_run(run, "known_sampler:digit_grader", in_process=True, shard=shard, progress=False)
-
-
 def environment():
     """For processes that import this module."""
     here = str(Path(__file__).parent)

@@ -26,7 +26,7 @@ def parts(run):
 
 def held(folder, pid):
     try:
-        return (folder / ".lock").read_text().startswith(f"pid {pid} ")
+        return (folder / ".lock").read_text().startswith(f"process {pid} ")
     except OSError:
         return False
 

@@ -67,7 +67,7 @@ def test_versions_may_differ_and_are_recorded(tmp_path):
 
 @pytest.mark.parametrize("name", ["dataset", "sampling", "sessions", "num_samples", "versions"])
 def test_an_identity_cannot_hide_behind_a_name_that_is_not_compared(tmp_path, name):
-    with pytest.raises(ValueError, match=rf"Served has \['{name}'\] in its identity\(\), names that the manifest"):
+    with pytest.raises(ValueError, match=rf"the sampler has \['{name}'\] in its identity\(\), names that the"):
         draw(tmp_path / "run", **{name: "x"})
     assert not (tmp_path / "run").exists()
 
@@ -150,5 +150,5 @@ def test_a_run_of_an_earlier_version_is_refused(tmp_path):
     draw(tmp_path / "run")
     path = tmp_path / "run/manifest.json"
     path.write_text(json.dumps({"format": 1, "dataset_fingerprint": "x"}))
-    with pytest.raises(StoreError, match="has format 1, but this version of dco-trl reads format 2. Use the version"):
+    with pytest.raises(StoreError, match="has format 1, but this version of dco-trl reads format 3. Use the version"):
         RunStore(tmp_path / "run")

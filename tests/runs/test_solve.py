@@ -257,28 +257,3 @@ def test_nothing_is_asked_of_no_problems(tmp_path):
 def test_a_problem_with_its_own_id(tmp_path):
     [answer] = solved(tmp_path / "run", problems=[Problem("ö", "0 - 0 =", "0")]).answers
     assert read_answers(tmp_path / "run")[0]["problem_id"] == "ö" and answer.solved
-
-
-def test_shards_solve_what_one_process_solves(tmp_path):
-    whole = solved(tmp_path / "whole")
-    shards = [solved(tmp_path / "run", shard=f"{i}/4") for i in range(4)]
-    answers = [answer for shard in shards for answer in shard.answers]
-    assert sorted(answers, key=lambda a: int(a.problem_id[1:])) == list(whole.answers)
-    assert [len(shard.answers) for shard in shards] == [8, 8, 7, 7]
-    assert samples_of(tmp_path / "run") == samples_of(tmp_path / "whole")
-    files = [tmp_path / f"run/answers-{i}of4.jsonl" for i in range(4)]
-    written = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    assert written == [vars(answer) for answer in answers]
-    # Another number of shards, and then one process, take over what there is; a part may not be verified yet.
-    for part in [*(tmp_path / "run/grades/exact").glob("part-1of4-*")]:
-        part.unlink()
-    again = [solved(tmp_path / "run", shard=f"{i}/3") for i in range(3)]
-    assert sorted((a for s in again for a in s.answers), key=lambda a: int(a.problem_id[1:])) == list(whole.answers)
-    assert samples_of(tmp_path / "run") == samples_of(tmp_path / "whole")
-    assert solved(tmp_path / "run") == whole and read_answers(tmp_path / "run") == written_in_order(written)
-    with pytest.raises(ValueError, match="shard='30/31' has none of the 30 problems. Use 30 shards at most"):
-        solved(tmp_path / "run", shard="30/31")
-
-
-def written_in_order(rows):
-    return sorted(rows, key=lambda row: int(row["problem_id"][1:]))

@@ -9,8 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -23,9 +21,8 @@ from hypothesis import strategies as st
 from known_sampler import KnownSampler, environment, make_problems, sampler_params
 
 from dco_trl.runs import Problem, RunStore, StoreError, grade_run, load_results, sample_run
-from dco_trl.runs.files import parquet, write_atomically
-from dco_trl.runs.locks import locked
-from dco_trl.runs.sample import plan
+from dco_trl.runs.drawing import plan
+from dco_trl.runs.files import locked, write_atomically, write_part
 from dco_trl.runs.store import grader_slug
 from dco_trl.sampling import SamplingParams
 
@@ -53,6 +50,11 @@ def part(run, number, folder="samples"):
     return path
 
 
+def footer_hash(data):
+    """Of the footer with its length and the letters behind it, which is found from the file's end."""
+    return hashlib.sha256(data[-8 - int.from_bytes(data[-8:-4], "little") :]).hexdigest()[:16]
+
+
 def exactly(problems, samples):
     return Counter((f"p{i}", j) for i in range(problems) for j in range(samples))
 
@@ -69,9 +71,8 @@ def test_a_run_has_each_sample_once_in_parts_of_bounded_size(tmp_path):
     summary = draw(tmp_path / "run", problems=4, samples=6, chunk=5)
     assert keys(tmp_path / "run") == exactly(4, 6)
     parts = sorted((tmp_path / "run/samples").iterdir())
-    # As `sha256sum` would tell.
     assert [part.name for part in parts] == [
-        f"part-{i:06d}-{hashlib.sha256(part.read_bytes()).hexdigest()[:16]}.parquet" for i, part in enumerate(parts)
+        f"part-{i:06d}-{footer_hash(part.read_bytes())}.parquet" for i, part in enumerate(parts)
     ]
     sizes = [len(read(part)) for part in parts]
     assert sizes == [5, 5, 5, 5, 4]
@@ -141,8 +142,10 @@ def test_running_again_draws_nothing_and_more_samples_add_to_the_run(tmp_path):
 def test_the_plan_is_what_is_missing(present, num_samples):
     ids = [str(i) for i in range(len(present))]
     there = {i: np.array(sorted(indices), np.int32) for i, indices in zip(ids, present, strict=True) if indices}
-    planned = [(p, first + i) for p, first, count in plan(there, ids, num_samples) for i in range(count)]
-    assert planned == [(p, i) for p, has in enumerate(present) for i in range(num_samples) if i not in has]
+    for start in (0, 4):
+        planned = [(p, first + i) for p, first, count in plan(there, ids, num_samples, start) for i in range(count)]
+        wanted = range(start, start + num_samples)
+        assert planned == [(p, i) for p, has in enumerate(present) for i in wanted if i not in has]
 
 
 def test_a_lost_part_is_drawn_again(tmp_path):
@@ -213,26 +216,46 @@ def test_a_corrupt_part_is_named_and_left_alone(tmp_path):
     assert keys(run) == exactly(4, 6)
 
 
-def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
-    draw(tmp_path / "run", chunk=100)
+def test_a_flipped_bit_is_found_by_whoever_reads_it_and_by_nobody_else(tmp_path):
+    draw(tmp_path / "run", samples=2)
     store = RunStore(tmp_path / "run")
-    (path,) = store.sample_parts()
-    whole = path.read_bytes()
+    path = store.sample_parts()[0]
+    whole, before = path.read_bytes(), store.read_samples(path)
     footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
-    # Texts, names of columns (a flip there once renamed one), lengths, the end.
-    places = [4, footer // 2, footer - 1, whole.index(b"sample_index", footer), *range(footer, len(whole), 41), -1]
-    for place in places:
+    texts = pq.ParquetFile(path).metadata.row_group(0).column(2)
+    first = texts.dictionary_page_offset
+    found = Counter()
+    for place in [*range(4, footer, 3), *range(footer, len(whole), 41), -1]:
         data = bytearray(whole)
-        data[place] ^= 1
+        data[place] ^= 1 << place % 8
         path.write_bytes(data)
-        for ask in (store.present, lambda: store.read_samples(path), lambda: draw(tmp_path / "run")):
-            with pytest.raises(
-                StoreError,
-                match=r"part-000000-\w+.parquet is damaged and was left as it is \(its content has the hash \w+, ",
-            ):
-                ask()
-    path.write_bytes(whole)
-    assert store.present()
+        for columns in (None, ["problem_id", "sample_index"]):
+            try:  # unless it is noticed, the bit says nothing, as in a page's statistics, or is of another column
+                assert store.read_samples(path, columns) == before.select(columns or before.column_names)
+                assert 0 <= place < footer, f"byte {place} of the footer"
+                found[columns is None, "same"] += 1
+            except StoreError as error:
+                assert "is damaged and was left as it is (" in str(error) and str(path) in str(error)
+                assert columns is None or not first <= place < first + texts.total_compressed_size
+                found[columns is None, "damaged"] += 1
+    assert found[True, "damaged"] > found[False, "damaged"] > 20 and found[True, "same"] > 0
+    path.write_bytes(whole[:-1] + b"\0")
+    with pytest.raises(StoreError, match=r"its footer has the hash \w+, which is not the one in its name"):
+        draw(tmp_path / "run")
+
+
+def test_what_is_there_is_asked_of_the_key_columns_alone(tmp_path):
+    """On a run of long texts, `present` reads a fraction of the bytes."""
+    samples = [("p0", i, f"{i} " + os.urandom(2_000).hex(), 1, "stop") for i in range(1500)]
+    with RunStore.writing(tmp_path / "run", {"model": "m"}, make_problems(1)) as store:
+        path = store.write_samples(samples)
+    code = (
+        "import os, sys\nfrom dco_trl.runs import RunStore\nstore = RunStore(sys.argv[1])\n"
+        "def read(): return int(open('/proc/self/io').readline().split()[1])\n"
+        "before = read(); assert len(store.present()['p0']) == 1500; print(read() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True)
+    assert 0 < int(done.stdout) < path.stat().st_size / 20, done.stderr
 
 
 def test_a_table_of_other_columns_is_not_read(tmp_path):
@@ -240,8 +263,7 @@ def test_a_table_of_other_columns_is_not_read(tmp_path):
     store = RunStore(tmp_path / "run")
     (path,) = store.sample_parts()
     path.unlink()
-    data = parquet(pa.table({"problem_id": ["p0"], "sample_index": ["zero"]}))
-    (store.samples_dir / f"part-000000-{hashlib.sha256(data).hexdigest()[:16]}.parquet").write_bytes(data)
+    write_part(store.samples_dir, "part-000000", pa.table({"problem_id": ["p0"], "sample_index": ["zero"]}))
     with pytest.raises(
         StoreError,
         match=r"is damaged .* \(its columns are of other types: {'problem_id': 'string', 'sample_index': 'str",
@@ -300,8 +322,8 @@ def test_a_damaged_manifest_is_named(tmp_path, content):
 def test_a_manifest_of_a_later_version_is_refused(tmp_path):
     draw(tmp_path / "run")
     manifest = tmp_path / "run/manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 3}))
-    with pytest.raises(StoreError, match="has format 3, but this version of dco-trl reads format 2. Use the version"):
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 9}))
+    with pytest.raises(StoreError, match="has format 9, but this version of dco-trl reads format 3. Use the version"):
         RunStore(tmp_path / "run")
 
 
@@ -310,21 +332,21 @@ def test_changed_or_missing_problems_are_noticed(tmp_path):
     draw(tmp_path / "other", problems=3)
     problems = tmp_path / "run/problems.parquet"
     problems.write_bytes((tmp_path / "other/problems.parquet").read_bytes())
-    with pytest.raises(StoreError, match="problems.parquet is damaged .its SHA-256 is not the one in manifest.json"):
+    with pytest.raises(StoreError, match="problems.parquet is damaged or missing .its SHA-256 is not the one in"):
         RunStore(tmp_path / "run")
     # With a hash to match, it is still not what was sampled.
     manifest = tmp_path / "run/manifest.json"
     whole = manifest.read_text()
     forged = json.loads(whole) | {"problems_sha256": hashlib.sha256(problems.read_bytes()).hexdigest()}
     manifest.write_text(json.dumps(forged))
-    with pytest.raises(StoreError, match="problems.parquet does not have the fingerprint in manifest.json"):
+    with pytest.raises(StoreError, match="does not have the fingerprint in manifest.json: one of the two was"):
         RunStore(tmp_path / "run")
     manifest.write_text(whole)
     problems.write_bytes(b"PAR1")
-    with pytest.raises(StoreError, match="problems.parquet is damaged .*; restore it, or sample into a new folder"):
+    with pytest.raises(StoreError, match="problems.parquet is damaged or missing .*; restore it, or sample"):
         RunStore(tmp_path / "run")
     problems.unlink()
-    with pytest.raises(StoreError, match="problems.parquet is missing; restore it, or sample into"):
+    with pytest.raises(StoreError, match="problems.parquet is damaged or missing .*No such file.*; restore it"):
         RunStore(tmp_path / "run")
 
 
@@ -335,16 +357,14 @@ def test_folders_that_cannot_be_made_or_held_are_named(tmp_path, monkeypatch):
     ):
         draw(tmp_path / "file/run")
     (tmp_path / "run/.lock").mkdir(parents=True)
-    with pytest.raises(StoreError, match="run/.lock cannot be opened for writing: Is a directory. Check the folder's"):
+    with pytest.raises(StoreError, match="run/.lock cannot be locked: Is a directory. Check the folder's permissions"):
         draw(tmp_path / "run")
 
     def no_locks(*_):  # as NFS without its lock daemon
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("fcntl.lockf", no_locks)
-    with pytest.raises(
-        StoreError, match="cannot be locked on this file system: .*No locks.* Name a folder on another"
-    ):
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(StoreError, match="cannot be locked: No locks available.*a folder on another file system"):
         draw(tmp_path / "other")
 
 
@@ -384,42 +404,12 @@ def test_a_sampler_that_loses_samples_is_refused(tmp_path):
 
 
 def test_two_stores_of_one_process_cannot_write_one_folder(tmp_path):
-    with locked(tmp_path):
-        with pytest.raises(
-            StoreError, match=rf"in use by this process \(pid {os.getpid()}\) already: leave the other `with` first"
-        ):
-            draw(tmp_path)
-        # And the first still holds it.
-        code = (
-            "from pathlib import Path; from dco_trl.runs.locks import locked\n"
-            f"with locked(Path({str(tmp_path)!r})): pass"
-        )
-        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert other.returncode and f"in use by another process (pid {os.getpid()} on " in other.stderr
+    for _ in range(2):  # and the first still holds it afterwards
+        with locked(tmp_path):
+            for _ in range(2):
+                with pytest.raises(StoreError, match=rf"in use by process {os.getpid()} on .*Wait until it has ended"):
+                    draw(tmp_path)
     draw(tmp_path)
-
-
-def test_two_threads_cannot_write_one_folder(tmp_path):
-    # Record locks belong to the process: between its threads, the store itself decides.
-    begin, outcomes = threading.Barrier(8), []
-
-    def hold():
-        begin.wait()
-        try:
-            with locked(tmp_path):
-                deadline = time.monotonic() + 5
-                while len(outcomes) < 7 and time.monotonic() < deadline:
-                    time.sleep(0.001)
-                outcomes.append("held")
-        except StoreError:
-            outcomes.append("refused")
-
-    threads = [threading.Thread(target=hold) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert outcomes == ["refused"] * 7 + ["held"]
 
 
 @pytest.mark.parametrize("command", ["sample", "grade"])
@@ -438,9 +428,7 @@ def test_two_processes_cannot_write_one_run(tmp_path, command):
     ) as other:
         assert other.stdout.readline() == "held\n"
         before = contents(run)
-        with pytest.raises(
-            StoreError, match=rf"in use by another process \(pid {other.pid} on .*Wait until it has ended"
-        ):
+        with pytest.raises(StoreError, match=rf"in use by process {other.pid} on .*Wait until it has ended"):
             draw(run, samples=9) if command == "sample" else grade_run(run, "exact", progress=False)
         assert contents(run) == before
         other.stdin.close()
@@ -450,30 +438,36 @@ def test_what_is_not_held_is_not_written(tmp_path):
     draw(tmp_path / "run")
     store = RunStore(tmp_path / "run")
     before = contents(tmp_path / "run")
-    with pytest.raises(StoreError, match="run is open for reading only; write inside `with RunStore.writing"):
+    with pytest.raises(StoreError, match="samples is open for reading only; write inside `with RunStore.writing"):
         store.write_samples([("p0", 99, "text", 1, "stop")])
     with pytest.raises(StoreError, match="exact is open for reading only"):
         store.write_grades("exact", store.sample_parts()[0], pa.table({}))
     assert contents(tmp_path / "run") == before
 
 
-def test_a_lock_ends_with_its_process_even_if_a_child_lives_on(tmp_path):
+def test_a_lock_ends_with_its_process_and_no_child_has_it(tmp_path):
+    """A forked child does not hold its parent's folder, neither by what it believes nor by living on."""
     code = (
-        "import os, time; from pathlib import Path; from dco_trl.runs.locks import locked\n"
-        f"with locked(Path({str(tmp_path)!r})):\n"
+        "import os, sys, time; from dco_trl.runs import Problem, RunStore, StoreError\n"
+        "with RunStore.writing(sys.argv[1], {'model': 'm'}, [Problem('p0', 'a', 'b')]) as store:\n"
+        "    read, write = os.pipe()\n"
         "    child = os.fork()\n"
-        "    if child == 0: os.close(1); os.close(2); time.sleep(30); os._exit(0)\n"
-        "    print(child, flush=True); os.kill(os.getpid(), 9)\n"
+        "    if child == 0:\n"
+        "        try: store.write_samples([('p0', 0, 'x', 1, 'stop')]); told = 'wrote'\n"
+        "        except StoreError as error: told = str(error)\n"
+        "        os.write(write, told.encode()); os.close(1); os.close(2); time.sleep(30); os._exit(0)\n"
+        "    print(child, os.read(read, 1000).decode(), flush=True); os.kill(os.getpid(), 9)\n"
     )
-    parent = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert parent.returncode == -signal.SIGKILL
-    child = int(parent.stdout)
+    parent = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True)
+    assert parent.returncode == -signal.SIGKILL, parent.stderr
+    child, told = parent.stdout.split(maxsplit=1)
     try:
-        os.kill(child, 0)  # it lives
-        with locked(tmp_path):
+        os.kill(int(child), 0)  # it lives
+        assert "samples is open for reading only" in told
+        with locked(tmp_path / "run"):
             pass
     finally:
-        os.kill(child, signal.SIGKILL)
+        os.kill(int(child), signal.SIGKILL)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

@@ -1,0 +1,90 @@
+"""One run of several that are draws of the same: what machines that share nothing drew, each its own range."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .files import StoreError, write_atomically
+from .manifest import refuse_changes
+from .store import RunStore, read_header, refuse_other_verdicts, rows_by_problem
+
+# What `RunStore.writing` puts into a manifest by itself.
+_ITS_OWN = ("format", "dataset_fingerprint", "problems_sha256", "num_problems", "created", "sessions")
+
+
+def merge_runs(run_dirs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> int:
+    """Copy the samples and verdicts of several runs into one. Killed at any moment, the same call goes on.
+
+    Args:
+        run_dirs: The runs' folders; they stay as they are.
+        output: The folder of the whole, made if there is none. A run in it gets what it lacks of the others.
+
+    Returns:
+        The number of samples that the whole has now.
+
+    Raises:
+        StoreError: The runs are draws of different things, a sample is there twice, or verdicts of one grader are of
+            different versions of it. Nothing has been copied then.
+
+    Examples:
+        ```python
+        >>> from dco_trl.runs.merge import merge_runs
+        >>> merge_runs(["runs/ce.0", "runs/ce.1"], "runs/ce")  # doctest: +SKIP
+
+        ```
+
+    Relations:
+        `sample_run(…, first_sample=…)` draws a range.
+    """
+    if not run_dirs:
+        raise StoreError("there are no runs to merge: name the folders of two or more")
+    stores = [RunStore(folder) for folder in run_dirs]
+    headers: dict[str, dict] = {}
+    for store in stores:
+        refuse_changes(stores[0].path, stores[0].manifest, store.manifest)
+        for grader in store.graders():
+            folder = store.grades_dir(grader)
+            header = read_header(folder / "grader.json")
+            refuse_other_verdicts(folder, header, headers.setdefault(grader, header))
+    wholes = [RunStore(output)] if Path(output, "manifest.json").exists() else []
+    there = {_hash(part) for whole in wholes for part in whole.sample_parts()}
+    new = [part for store in stores for part in store.sample_parts() if _hash(part) not in there]
+    _refuse_repeated(stores[0], [*(part for whole in wholes for part in whole.sample_parts()), *new])
+
+    manifest = {key: value for key, value in stores[0].manifest.items() if key not in _ITS_OWN}
+    with RunStore.writing(output, manifest, stores[0].problems) as whole:
+        for part in new:
+            whole.read_samples(part)  # damage is not copied
+            whole.add_part(part)
+        by_hash = {_hash(part): part for part in whole.sample_parts()}
+        for grader, header in headers.items():
+            with whole.grading(grader, header["source"]):
+                graded = whole.grade_parts(grader)
+                for store in stores:
+                    for samples, grades in store.grade_parts(grader).items():
+                        target = by_hash.get(samples.rpartition("-")[2])
+                        if target is not None and target.stem not in graded:
+                            whole.read_grades(grades)
+                            path = whole.grades_dir(grader) / f"{target.stem}-{_hash(grades)}.parquet"
+                            write_atomically(path, grades.read_bytes())
+        return sum(map(len, whole.present().values()))
+
+
+def _hash(part: Path) -> str:
+    return part.stem.rpartition("-")[2]
+
+
+def _refuse_repeated(store: RunStore, parts: Sequence[Path]) -> None:
+    seen: dict[str, np.ndarray] = {}
+    for part in parts:
+        for problem_id, rows in rows_by_problem(store.read_samples(part, ["problem_id", "sample_index"])):
+            before = seen.get(problem_id, np.empty(0, np.int32))
+            twice = np.intersect1d(before, rows["sample_index"])
+            if twice.size:
+                raise StoreError(
+                    f"sample {twice[0]} of problem {problem_id!r} is in {part}, and in a part before it. Each run "
+                    "needs a range of its own (--first-sample). Nothing was copied."
+                )
+            seen[problem_id] = np.concatenate([before, rows["sample_index"]])
