@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trl import TrlParser
 
-from .config_file import check_config_file
+from .config_file import with_config_file
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -87,9 +87,7 @@ def parse(
     if runs:
         parser.add_argument("runs", nargs="*", metavar="RUN", help=runs)
     try:
-        if "--config" in argv[:-1]:
-            check_config_file(argv[argv.index("--config") + 1], parser)
-        parsed = parser.parse_args_and_config(argv)
+        parsed = parser.parse_args_and_config(with_config_file(argv, parser))
         for config in parsed[: len(configs)]:
             _check_types(config)
         if runs and not _fits(parsed[-1].runs, list[str]):

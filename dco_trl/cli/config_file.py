@@ -7,6 +7,21 @@ from typing import Any
 import yaml
 
 
+def with_config_file(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
+    """The arguments as TRL's parser wants them, with `--config FILE` in two words; the file is checked.
+
+    Raises:
+        ValueError: As `check_config_file`, or there is no file after `--config`.
+        OSError: The file cannot be read.
+    """
+    argv = [word for given in argv for word in (given.split("=", 1) if given.startswith("--config=") else [given])]
+    if "--config" in argv:
+        if argv[-1] == "--config":
+            raise ValueError("`--config` needs a file.")
+        check_config_file(argv[argv.index("--config") + 1], parser)
+    return argv
+
+
 def check_config_file(path: str, parser: argparse.ArgumentParser) -> None:
     """Raise a `ValueError` for a key that is given twice or is no text, or a value of another kind than the argument.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from datasets.exceptions import DatasetsError
 from trl import (
     DatasetMixtureConfig,
@@ -22,13 +22,13 @@ from trl import (
 )
 
 from ..grading import GraderError
+from ..runs.rows import is_file, load_with_datasets, read_dataset, split_files
 from ..trainer import CoTDCOConfig, DCOConfig, DCOTrainer
 from ..trainer.checkpoints import checkpoint_to_resume
 from ..trainer.cot_config import STATE_NAME
 from ._common import with_flags
-from .config_file import check_config_file
+from .config_file import with_config_file
 
-_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 # What a user's mistake raises, in TRL and below it, before the first step.
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, DatasetsError, GraderError)
 
@@ -115,23 +115,14 @@ def parse(
         ValueError: An unknown key or flag, a value out of its range, or no model or no data.
     """
     parser = make_parser(config_class)
-    argv = [word for given in argv for word in (given.split("=", 1) if given.startswith("--config=") else [given])]
-    if "--config" in argv:
-        if argv[-1] == "--config":
-            raise ValueError("`--config` needs a file.")
-        check_config_file(argv[argv.index("--config") + 1], parser)
+    argv = with_config_file(argv, parser)
     try:
         parsed: Any = parser.parse_args_and_config(
             argv, return_remaining_strings=True, separate_remaining_strings=True
         )
-    except ValueError as error:  # from a value; what is missing comes first
+    except ValueError:  # from a value; what is missing comes first
         given, _ = parser.parse_known_args(argv)
         _check_model_and_data(given, given, given)
-        if "bf16/gpu" in str(error):
-            raise ValueError(
-                "bfloat16, TRL's default, needs a GPU, and none was found. To train on the CPU, add `--use_cpu true`; "
-                "for float32, `--bf16 false`."
-            ) from error
         raise
     *arguments, from_config, from_flags = parsed
     known = [action.dest for action in parser._actions]
@@ -164,7 +155,7 @@ def load_data(
 
     Raises:
         ValueError: A split is not there.
-        FileNotFoundError: A file or folder is not there.
+        DataError: A file or folder is not there, or is not as it must be.
     """
     if mixture.datasets:
         if script_args.dataset_name:
@@ -192,27 +183,13 @@ def load_data(
 
 def _load(name: str, script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict:
     path = Path(name)
-    if path.suffix in _BUILDERS:
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no data file {name}.")
-        return load_dataset(
-            _BUILDERS[path.suffix], data_files={"train": name}, streaming=script_args.dataset_streaming
-        )
-    splits = _split_files(path)
-    if splits and script_args.dataset_config is None:
-        # The folder's own files alone: what a run writes into folders below, such as `eval_log_p.parquet`, is no data.
-        [suffix] = {Path(file).suffix for file in splits.values()}
-        return load_dataset(_BUILDERS[suffix], data_files=splits, streaming=script_args.dataset_streaming)
-    return load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
-
-
-def _split_files(folder: Path) -> dict[str, str]:
-    """The files of a folder that are named by splits, of the kind that its `train` has."""
-    for suffix in _BUILDERS:
-        files = {split: folder / f"{split}{suffix}" for split in ("train", "validation", "test")}
-        if files["train"].is_file():
-            return {split: str(file) for split, file in files.items() if file.is_file()}
-    return {}
+    files = {"train": path} if is_file(path) else split_files(path)
+    if not files or script_args.dataset_config is not None:
+        return load_with_datasets(name, script_args.dataset_config, streaming=script_args.dataset_streaming)
+    splits = {split: read_dataset(file) for split, file in files.items()}
+    if script_args.dataset_streaming:
+        return IterableDatasetDict({split: rows.to_iterable_dataset() for split, rows in splits.items()})
+    return DatasetDict(splits)
 
 
 def _split(data: DatasetDict | IterableDatasetDict, split: str, where: str, way_out: str) -> Any:

@@ -14,12 +14,9 @@ import numpy as np
 
 from ..checks import check_integer
 from ..problem import DataError, Problem, Prompt
-from .rows import RepeatedKey, read_rows
+from .rows import checked_row, read_rows, short
 
 logger = logging.getLogger(__name__)
-
-# Levels of lists and objects in a value. Python's own limit depends on where it is asked.
-MAX_DEPTH = 100
 
 
 def read_problems(
@@ -128,7 +125,7 @@ def problems_from_rows(
     for row in rows:
         if num_problems is not None and len(table) == num_problems:
             break
-        table.append(_checked_row(row, f"{name}: row {len(table)}"))
+        table.append(checked_row(row, f"{name}: row {len(table)}"))
     if not table:
         raise DataError(f"{name} is empty: there is nothing to sample. Check the file or the split.")
     if num_problems is not None and len(table) < num_problems:
@@ -161,16 +158,16 @@ def problems_from_rows(
                 f"numbers {_some(empty)}). Remove or fill these rows: a problem without it cannot be asked and graded."
             )
 
-    ids = _problem_ids(table, id_column, present, name)
+    id_column, ids = _problem_ids(table, id_column, present, name)
     problems = []
     for number, row in enumerate(table):
         where = f"{name}: row {number}"
         prompt: Any = row[prompt_column] if prompt_template is None else _filled(template, row, where)
         # The columns that have become the prompt, the answer and the id are not kept twice.
-        taken = {answer_column, id_column or "id"} | ({prompt_column} if prompt_template is None else set())
+        taken = {answer_column, id_column} | ({prompt_column} if prompt_template is None else set())
         columns = {column: value for column, value in row.items() if column not in taken}
         problem = Problem(
-            _checked_text(ids[number], f"{where}, column {id_column or 'id'!r}"),
+            _checked_text(ids[number], f"{where}, column {id_column!r}"),
             _checked_prompt(prompt, chat, f"{where}, {source}"),
             "" if answer_column is None else _reference(row[answer_column], f"{where}, column {answer_column!r}"),
             columns,
@@ -202,31 +199,6 @@ def fingerprint(problems: Sequence[Problem]) -> str:
         row = [problem.problem_id, problem.prompt, problem.answer]
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=True).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _checked_row(row: Any, where: str) -> dict[str, Any]:
-    if not isinstance(row, Mapping):
-        raise DataError(f"{where} is not an object with columns but {_short(row)}")
-    if isinstance(row, RepeatedKey):
-        raise DataError(f"{where}: column {row.key!r} is there twice. Rename or remove one of the two.")
-    for column, value in row.items():
-        if not isinstance(column, str):
-            raise DataError(f"{where}: the name of a column must be text, got {_short(column)}")
-        inner = [(value, 1)]
-        while inner:
-            item, depth = inner.pop()
-            if isinstance(item, RepeatedKey):
-                raise DataError(
-                    f"{where}, column {column!r}: the key {item.key!r} is there twice. Remove one of them."
-                )
-            if isinstance(item, list | tuple | Mapping):
-                if depth > MAX_DEPTH:
-                    raise DataError(
-                        f"{where}, column {column!r}: nested deeper than {MAX_DEPTH} levels. Write it as text, or "
-                        "remove the column."
-                    )
-                inner += [(part, depth + 1) for part in (item.values() if isinstance(item, Mapping) else item)]
-    return dict(row)
 
 
 _Field = tuple[str, str | None, str | None, str | None]  # text, then a column, its format and its conversion
@@ -270,37 +242,37 @@ def _filled(template: list[_Field], row: Mapping[str, Any], where: str) -> str:
                 parts.append(formatter.format_field(value, form or ""))
             except (ValueError, TypeError, OverflowError, MemoryError) as error:
                 raise DataError(
-                    f"{where}, column {column!r}: prompt_template cannot format {_short(row[column])} as "
+                    f"{where}, column {column!r}: prompt_template cannot format {short(row[column])} as "
                     f"{{{column}:{form}}}: {error}"
                 ) from error
     return "".join(parts)
 
 
-def _problem_ids(table: list[dict[str, Any]], id_column: str | None, present: list[str], name: str) -> list[str]:
-    numbers = [str(number) for number in range(len(table))]
-    if id_column is None:
-        ids = [row.get("id") for row in table]
-        if any(_is_missing(value) for value in ids) or len({str(value) for value in ids}) < len(ids):
-            if "id" in present:
-                logger.warning("%s: column 'id' is not unique; problems are named by row number instead", name)
-            return numbers
-        return [str(value) for value in ids]
-    if id_column not in present:
-        raise DataError(f"{name} has no column {id_column!r} (id_column); its columns are {present}")
-    ids = [row.get(id_column) for row in table]
+def _problem_ids(
+    table: list[dict[str, Any]], id_column: str | None, present: list[str], name: str
+) -> tuple[str | None, list[str]]:
+    """The column that has the ids, None where rows are numbered, and the ids."""
+    column = "id" if id_column is None else id_column
+    ids = [row.get(column) for row in table]
     missing = [number for number, value in enumerate(ids) if _is_missing(value)]
+    repeated = [value for value, count in Counter(str(value) for value in ids).items() if count > 1]
+    if id_column is None and (missing or repeated):
+        if "id" in present:
+            logger.warning("%s: column 'id' is not unique; problems are named by row number instead", name)
+        return None, [str(number) for number in range(len(table))]
+    if column not in present:
+        raise DataError(f"{name} has no column {column!r} (id_column); its columns are {present}")
     if missing:
         raise DataError(
-            f"{name}: id_column {id_column!r} is empty in {len(missing)} rows (numbers {_some(missing)}). Fill them, "
+            f"{name}: id_column {column!r} is empty in {len(missing)} rows (numbers {_some(missing)}). Fill them, "
             "or leave id_column out to number the rows."
         )
-    repeated = [value for value, count in Counter(str(value) for value in ids).items() if count > 1]
     if repeated:
         raise DataError(
-            f"{name}: id_column {id_column!r} is not unique: {_some(repeated)} occur more than once. Name a column "
+            f"{name}: id_column {column!r} is not unique: {_some(repeated)} occur more than once. Name a column "
             "that is, or leave id_column out to number the rows."
         )
-    return [str(value) for value in ids]
+    return column, [str(value) for value in ids]
 
 
 def _checked_prompt(prompt: Any, chat: bool, where: str) -> Prompt:
@@ -311,11 +283,11 @@ def _checked_prompt(prompt: Any, chat: bool, where: str) -> Prompt:
         isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in prompt
     ):
         raise DataError(
-            f"{where}: the prompt must be text or a list of messages with 'role' and 'content', got {_short(prompt)}"
+            f"{where}: the prompt must be text or a list of messages with 'role' and 'content', got {short(prompt)}"
         )
     messages = [{"role": message["role"], "content": message["content"]} for message in prompt]
     if not all(isinstance(m["role"], str) and isinstance(m["content"], str) for m in messages):
-        raise DataError(f"{where}: the role and the content of a message must be text, got {_short(prompt)}")
+        raise DataError(f"{where}: the role and the content of a message must be text, got {short(prompt)}")
     if messages[-1]["role"] == "assistant":
         raise DataError(
             f"{where}: the prompt ends with the assistant's message, so there is nothing left to answer. Put it into "
@@ -348,7 +320,7 @@ def _reference(value: Any, where: str) -> str:
             value = json.dumps(value, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise DataError(
-                f"{where}: {_short(value)} cannot be written as text: {error}. Write it as text."
+                f"{where}: {short(value)} cannot be written as text: {error}. Write it as text."
             ) from error
     return _checked_text(str(value), where)
 
@@ -361,25 +333,32 @@ def _is_missing(value: Any) -> bool:
 
 def _warn_of_repeats(problems: list[Problem], name: str) -> None:
     first: dict[str, Problem] = {}
-    repeats = []
+    repeats, others = [], []
     for problem in problems:
         earlier = first.setdefault(json.dumps(problem.prompt), problem)
-        if earlier is not problem:
-            if earlier.answer != problem.answer:
+        if earlier is problem:
+            continue
+        repeats.append(problem.problem_id)
+        if earlier.answer != problem.answer:
+            others.append(f"{short(earlier.answer)} and {short(problem.answer)}")
+            if not _is_same_number(earlier.answer, problem.answer):
                 raise DataError(
                     f"{name}: problems {earlier.problem_id!r} and {problem.problem_id!r} have the same prompt but "
-                    f"different answers, {_short(earlier.answer)} and {_short(problem.answer)}. Remove one of them."
+                    f"different answers, {others[-1]}. Remove one of them."
                 )
-            repeats.append(problem.problem_id)
     if repeats:
         logger.warning("%s: %d problems repeat an earlier one (ids %s)", name, len(repeats), _some(repeats))
+    if others:
+        logger.warning("%s: one prompt has one number in several spellings: %s", name, _some(others))
+
+
+def _is_same_number(first: str, second: str) -> bool:
+    try:
+        return float(first) == float(second)
+    except ValueError:
+        return False
 
 
 def _some(values: Sequence[Any], limit: int = 5) -> str:
     listed = ", ".join(str(value) for value in values[:limit])
     return listed + (", …" if len(values) > limit else "")
-
-
-def _short(value: Any, limit: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[:limit] + "…"

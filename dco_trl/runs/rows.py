@@ -3,15 +3,24 @@
 import csv
 import io
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..problem import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
 
 FILE_TYPES = (".jsonl", ".json", ".parquet", ".csv")
 # The longest field of a CSV file, in characters; Python's own limit is shorter than many a prompt.
 _LONGEST_FIELD = 2**31 - 1
+# Levels of lists and objects in a value. Python's own limit depends on where it is asked.
+MAX_DEPTH = 100
+# Columns of training data that are numbers, also in a CSV file.
+_COUNTS = ("num_sampled", "num_correct")
 
 
 class RepeatedKey(dict):
@@ -35,20 +44,127 @@ def read_rows(source: str | Path, *, split: str = "test", config: str | None = N
     Raises:
         DataError: The source cannot be read; the message names the file and the line.
     """
-    path, source = Path(source), str(source)
-    kind = path.suffix.lower()
+    path = Path(source)
+    path = split_files(path).get(split, path) if config is None else path
+    if is_file(path):
+        return _read(path, f"data set {str(path)!r}")
+    return load_with_datasets(str(source), config, split)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file of ours is meant; raises a `DataError` where there is none, or of another type."""
+    kind, source = path.suffix.lower(), str(path)
     if path.is_dir() or (kind not in FILE_TYPES and not path.exists()):
-        return _load_with_datasets(path, source, split, config)
+        return False
     if not path.exists():
         raise DataError(f"data set {source!r}: there is no such file. Check its name and the folder you are in.")
     if kind not in FILE_TYPES:
         raise DataError(
             f"data set {source!r}: cannot read a file of type {kind!r}; use one of {', '.join(FILE_TYPES)}"
         )
+    return True
+
+
+def split_files(folder: Path) -> dict[str, Path]:
+    """The files of a folder that are named by splits, of the kind that its `train` (or `test`) has.
+
+    `datasets` takes every file below a folder for data, also what a run writes there.
+    """
+    for suffix in FILE_TYPES:
+        files = {split: folder / f"{split}{suffix}" for split in ("train", "validation", "test")}
+        found = {split: file for split, file in files.items() if file.is_file()}
+        if "train" in found or "test" in found:
+            return found
+    return {}
+
+
+def read_dataset(path: Path) -> "Dataset":
+    """The rows of a file as a data set to train on; text stays text, as it is written.
+
+    Raises:
+        DataError: The file cannot be read, is empty, or has a column of several kinds of values.
+    """
+    import pyarrow as pa
+    from datasets import Dataset
+
+    name = f"data set {str(path)!r}"
+    if path.suffix.lower() == ".parquet":
+        return Dataset(_guarded(_parquet_table, path, name))  # with its features, images among them
+    rows = [checked_row(row, f"{name}: row {number}") for number, row in enumerate(_read(path, name))]
+    if not rows:
+        raise DataError(f"{name} is empty: there is nothing to train on. Check the file or the split.")
+    columns = {column: [row.get(column) for row in rows] for column in dict.fromkeys(c for row in rows for c in row)}
+    if path.suffix.lower() == ".csv":
+        columns |= {column: _whole_numbers(columns[column], column, name) for column in _COUNTS if column in columns}
+    return Dataset(pa.table({column: _array(values, column, name) for column, values in columns.items()}))
+
+
+def _whole_numbers(values: list[str], column: str, name: str) -> list[int]:
+    for number, value in enumerate(values):
+        if not value.strip().isdecimal():
+            raise DataError(f"{name}: row {number}, column {column!r}: {short(value)} is no whole number. Correct it.")
+    return [int(value) for value in values]
+
+
+def _array(values: list[Any], column: str, name: str) -> "pa.Array":
+    import pyarrow as pa
+
+    def error_of(num_rows: int) -> Exception | None:
+        try:
+            pa.array(values[:num_rows])
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+            return error
+        return None
+
+    if error_of(len(values)) is None:
+        return pa.array(values)
+    number = bisect_left(range(len(values)), True, key=lambda row: error_of(row + 1) is not None)
+    raise DataError(
+        f"{name}: row {number}, column {column!r}: {short(values[number])} does not go with the rows before it "
+        f"({error_of(number + 1)}). Give a column one kind of value: put text, also of digits, into quotes."
+    )
+
+
+def checked_row(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where} is not an object with columns but {short(row)}")
+    if isinstance(row, RepeatedKey):
+        raise DataError(f"{where}: column {row.key!r} is there twice. Rename or remove one of the two.")
+    for column, value in row.items():
+        if not isinstance(column, str):
+            raise DataError(f"{where}: the name of a column must be text, got {short(column)}")
+        inner = [(value, 1)]
+        while inner:
+            item, depth = inner.pop()
+            if isinstance(item, RepeatedKey):
+                raise DataError(
+                    f"{where}, column {column!r}: the key {item.key!r} is there twice. Remove one of them."
+                )
+            if isinstance(item, list | tuple | Mapping):
+                if depth > MAX_DEPTH:
+                    raise DataError(
+                        f"{where}, column {column!r}: nested deeper than {MAX_DEPTH} levels. Write it as text, or "
+                        "remove the column."
+                    )
+                inner += [(part, depth + 1) for part in (item.values() if isinstance(item, Mapping) else item)]
+    return dict(row)
+
+
+def short(value: Any, limit: int = 80) -> str:
+    """A value as an error shows it."""
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def _guarded(read: Callable[[Path, str], Any], path: Path, name: str) -> Any:
     try:
-        return _READERS[kind](path, f"data set {source!r}")
+        return read(path, name)
     except OSError as error:
-        raise DataError(f"data set {source!r} cannot be read: {error}. Check that you may read it.") from error
+        raise DataError(f"{name} cannot be read: {error}. Check that you may read it.") from error
+
+
+def _read(path: Path, name: str) -> list[Any]:
+    return _guarded(_READERS[path.suffix.lower()], path, name)
 
 
 def _read_json_lines(path: Path, name: str) -> list[Any]:
@@ -90,25 +206,23 @@ def _read_csv(path: Path, name: str) -> list[dict[str, str]]:
     return rows
 
 
-def _read_parquet(path: Path, name: str) -> list[dict[str, Any]]:
+def _parquet_table(path: Path, name: str) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         # Not read_table, which makes a column of a folder named `a=b`.
         table = pq.ParquetFile(path).read()
-        _refuse_repeated(table.column_names, name)
-        return table.to_pylist()
     except (pa.ArrowException, ValueError, OverflowError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{name} cannot be read as Parquet: {error}. Write the file again.") from error
+    _refuse_repeated(table.column_names, name)
+    return table
 
 
 _READERS: dict[str, Callable[[Path, str], list[Any]]] = {
     ".jsonl": _read_json_lines,
     ".json": _read_json,
-    ".parquet": _read_parquet,
+    ".parquet": lambda path, name: _parquet_table(path, name).to_pylist(),
     ".csv": _read_csv,
 }
 
@@ -146,24 +260,28 @@ def _refuse_repeated(columns: list[str], where: str) -> None:
         raise DataError(f"{where}: column {repeated!r} is there twice in {columns}. Rename or remove one of the two.")
 
 
-def _load_with_datasets(path: Path, source: str, split: str, config: str | None) -> Iterable[Mapping[str, Any]]:
+def load_with_datasets(
+    source: str, config: str | None = None, split: str | None = None, streaming: bool = False
+) -> Any:
+    """A split, or all of them by name, of a folder or a name that `datasets` can load.
+
+    Raises:
+        DataError: It cannot, or there is no such split.
+    """
     import datasets
 
+    path = Path(source)
     try:
-        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            loaded = datasets.load_from_disk(source)
-            if not isinstance(loaded, datasets.DatasetDict):
-                return loaded
-            if split not in loaded:
-                raise DataError(
-                    f"data set {source!r} has no split {split!r}. Choose one that it has: {sorted(loaded)}"
-                )
-            return loaded[split]
-        return datasets.load_dataset(source, config, split=split)
-    except DataError:
-        raise
+        if not (path / "dataset_dict.json").exists() and not (path / "state.json").exists():
+            return datasets.load_dataset(source, config, split=split, streaming=streaming)
+        loaded = datasets.load_from_disk(source)
     except Exception as error:  # the Hub, the network and loading each raise classes of their own
         raise DataError(
-            f"data set {source!r} is neither a file here nor could `datasets` load it (split {split!r}): "
-            f"{type(error).__name__}: {error}"
+            f"data set {source!r} is neither a file here nor could the datasets library load it"
+            f"{f' (split {split!r})' if split else ''}: {type(error).__name__}: {error}"
         ) from error
+    if not isinstance(loaded, datasets.DatasetDict):
+        return loaded if split else datasets.DatasetDict({"train": loaded})
+    if split and split not in loaded:
+        raise DataError(f"data set {source!r} has no split {split!r}. Choose one that it has: {sorted(loaded)}")
+    return loaded[split] if split else loaded

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from accelerate.logging import get_logger
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, Value
 
 from .collator import EXAMPLE_ID
 from .dco_config import DCOConfig
@@ -47,6 +47,20 @@ def why_not_an_answer(dataset: Dataset | IterableDataset, args: DCOConfig, name:
         "of a conversation, one row per turn of the assistant, with all messages before it as `prompt`), or a "
         "conversational dataset with `assistant_only_loss=True`, or tokenised rows with `labels`."
     )
+
+
+def check_text(dataset: Dataset | IterableDataset, name: str) -> None:
+    """Raise a `ValueError` that names the column, a row and the way out where a prompt or completion is no text."""
+    if not isinstance(dataset, Dataset):
+        return
+    for column in {"prompt", "completion", "text"} & set(dataset.column_names):
+        kind = dataset.features[column]
+        if isinstance(kind, Value) and kind.dtype not in ("string", "large_string", "null"):
+            raise ValueError(
+                f"The column `{column}` of the {name} dataset holds {kind.dtype} and no text (row 0: "
+                f"{dataset[0][column]!r}). Put the values into quotes in your file, or cast them, which may spell "
+                f"them otherwise: dataset.cast_column({column!r}, Value('string'))."
+            )
 
 
 def check_no_empty_completion(dataset: Dataset | IterableDataset, name: str) -> None:

@@ -98,7 +98,15 @@ class DCOConfig(SFTConfig):
         if not isinstance(self.coverage_at, Sequence) or isinstance(self.coverage_at, str):
             raise ValueError(f"`coverage_at` must be a list of integers, such as [1, 16], got {self.coverage_at!r}.")
         self.coverage_at = [check_integer(f"coverage_at[{i}]", k) for i, k in enumerate(self.coverage_at)]
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            if "bf16/gpu" not in str(error):
+                raise
+            raise ValueError(
+                "bfloat16, TRL's default, needs a GPU, and none was found. To train on the CPU, set `use_cpu=True`; "
+                "for float32, `bf16=False`."
+            ) from error
 
     @property
     def coverage_metrics(self) -> dict[str, tuple[int, int]]:

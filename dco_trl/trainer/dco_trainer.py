@@ -23,7 +23,13 @@ from .argument_checks import (
 from .checkpoints import CompleteCheckpoints
 from .collator import DOCUMENTS_PER_EXAMPLE, DCOCollator
 from .conversations import drop_unsupported_assistant_mask, split_conversations
-from .data_checks import check_no_empty_completion, warn_about_completions, warn_about_labels, why_not_an_answer
+from .data_checks import (
+    check_no_empty_completion,
+    check_text,
+    warn_about_completions,
+    warn_about_labels,
+    why_not_an_answer,
+)
 from .dco_config import DCOConfig
 from .eval_log_p import EVAL_ROW, EvalLogP, rows_fingerprint
 from .model_card import CITATION, complete_model_card
@@ -191,6 +197,7 @@ class DCOTrainer(CompleteCheckpoints):
                 dataset = dataset.add_column(EVAL_ROW, np.arange(len(dataset)))
         if not self._is_sft:
             dataset = split_conversations(dataset, args, dataset_name)
+            check_text(dataset, dataset_name)
             check_no_empty_completion(dataset, dataset_name)
             warn_about_completions(dataset, args, dataset_name)
         self._refuse(why_not_an_answer(dataset, args, dataset_name), _mode_of(dataset_name))

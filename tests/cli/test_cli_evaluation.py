@@ -125,7 +125,7 @@ def test_a_yaml_file_and_the_command_line_are_the_same(here, tmp_path, capsys):
         "model: MODEL\ndataset: problems.jsonl\nprompt_template: '{problem}='\nmax_tokens: 3\ndtype: float32\n"
         f"num_samples: 2\noutput: {tmp_path}/yaml\nsampler_kwargs: {{batch_size: 4}}\n"
     )
-    assert main(["sample", "--config", str(config)]) == 0
+    assert main(["sample", f"--config={config}"]) == 0
     assert (
         sample(
             "--dtype",

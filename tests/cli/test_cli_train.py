@@ -46,6 +46,9 @@ def place(tmp_path_factory):
     save_checkpoint(folder / "MODEL", initializer_range=0.2)
     write_rows(folder / "data/train.jsonl", ROWS[:8])  # whole batches, for one process and for two
     write_rows(folder / "data/test.jsonl", ROWS[:5])
+    write_rows(folder / "bad/digits.jsonl", [{"prompt": "3*2=", "completion": 6}])
+    write_rows(folder / "bad/mixed.jsonl", [{"prompt": "3*2=", "completion": c} for c in ("6", 6)])
+    (folder / "bad/broken.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{oops\n')
     write_rows(folder / "text/rows.jsonl", [{"text": row["prompt"] + row["completion"]} for row in ROWS])
     (folder / "config.yaml").write_text(CONFIG)
     (folder / "no_data.yaml").write_text(CONFIG.replace("dataset_name: data/train.jsonl\n", ""))
@@ -118,6 +121,17 @@ def test_local_data(here, tmp_path, data):
     assert train(*arguments, "--save_steps", "1", *data) == 0
     (row,) = [row for row in log_of(tmp_path, 1) if "eval_coverage@1" in row]
     assert row["eval_coverage@1"] <= row["eval_coverage@16"] <= row["eval_coverage@256"]
+
+
+def test_literals_in_a_csv_file_are_trained_as_they_are_written(tmp_path):
+    answers = ["NA", "null", "None", "007", "0.50", "2024-02-29"]
+    (tmp_path / "train.csv").write_text(
+        "prompt,completion\n" + "".join(f"{i}*2=,{a}\n" for i, a in enumerate(answers))
+    )
+    data = _load(str(tmp_path / "train.csv"), DCOScriptArguments())
+    assert data["train"]["completion"][:] == answers
+    streamed = _load(str(tmp_path), DCOScriptArguments(dataset_streaming=True))
+    assert [row["completion"] for row in streamed["train"]] == answers
 
 
 def test_mixture_of_local_files(here, tmp_path):
@@ -219,8 +233,23 @@ def test_help_names_what_dco_adds_first(capsys, tmp_path, monkeypatch):
         (["--loss_type", "dft"], "`--loss-type 'dft'` would be computed from log-probabilities"),
         (["--label_smoothing_factor", "0.1"], "`--label-smoothing-factor 0.1` takes the loss from elsewhere"),
         (["--packing", "--packing_strategy", "wrapped"], "`--packing-strategy 'wrapped'` cuts sequences"),
-        (["--dataset_name", "data/nosuch.jsonl"], "there is no data file data/nosuch.jsonl."),
-        (["--dataset_name", "nosuch/dataset"], "nosuch/dataset"),
+        (
+            ["--dataset_name", "data/nosuch.jsonl"],
+            "data set 'data/nosuch.jsonl': there is no such file. Check its name",
+        ),
+        (
+            ["--dataset_name", "nosuch/dataset"],
+            "'nosuch/dataset' is neither a file here nor could the datasets library load it",
+        ),
+        (["--dataset_name", "bad/broken.jsonl"], "data set 'bad/broken.jsonl', line 2: not JSON: Expecting property"),
+        (
+            ["--dataset_name", "bad/mixed.jsonl"],
+            "bad/mixed.jsonl': row 1, column 'completion': 6 does not go with the",
+        ),
+        (
+            ["--dataset_name", "bad/digits.jsonl"],
+            "column `completion` of the train dataset holds int64 and no text (row 0: 6). Put the values into quotes",
+        ),
         (["--dataset_name", "text/rows.jsonl"], "which do not tell the answer from the prompt"),
         (
             ["--dataset_name", "data", "--dataset_train_split", "valid"],
@@ -230,7 +259,10 @@ def test_help_names_what_dco_adds_first(capsys, tmp_path, monkeypatch):
             ["--eval_strategy", "epoch"],
             "`--dataset-name data/train.jsonl` has no split 'test': the only splits are ['train']. Set --eval-dat",
         ),
-        (["--eval_strategy", "epoch", "--eval_dataset_name", "nosuch.jsonl"], "there is no data file nosuch.jsonl."),
+        (
+            ["--eval_strategy", "epoch", "--eval_dataset_name", "nosuch.jsonl"],
+            "data set 'nosuch.jsonl': there is no such file.",
+        ),
         (["--model_name_or_path", "NOSUCH"], "cannot load `--model-name-or-path NOSUCH`: "),
         (["--resume_from_checkpoint", "true"], "--resume-from-checkpoint is set, but there is no checkpoint in"),
         (["--resume_from_checkpoint", "nosuch"], "--resume-from-checkpoint: there is no folder nosuch."),
@@ -292,7 +324,7 @@ def test_what_is_missing_comes_first(capsys, monkeypatch, command):
         ([], nothing),
         (data, "missing: --model-name-or-path (a name on the hub, or a folder).\n"),
         (model, "missing: --dataset-name (a name on the hub, a folder or a file).\n"),
-        ([*model, *data], "To train on the CPU, add `--use_cpu true`; for float32, `--bf16 false`.\n"),
+        ([*model, *data], "To train on the CPU, set `--use-cpu True`; for float32, `--bf16 False`.\n"),
     ):
         assert main([command, *arguments]) == 2
         error = capsys.readouterr().err

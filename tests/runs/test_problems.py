@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dco_trl.runs import DataError, Problem, RunStore, fingerprint, problems_from_rows, read_problems
+from dco_trl.runs.rows import read_dataset
 
 ROWS = [
     {"prompt": "1 + 1 =", "answer": "2", "level": 1},
@@ -97,6 +98,49 @@ def test_csv_keeps_answers_as_they_are_written(tmp_path):
     ]
 
 
+LITERAL = ["NA", "null", "None", "007", "0.50", "2024-02-29", "2024-02-29T00:00:00", "1e3", "True", "[1]"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "csv"])
+def test_text_of_training_data_stays_text(tmp_path, kind):
+    rows = [{"prompt": f"{i}?", "completion": text, "answer": text} for i, text in enumerate(LITERAL)]
+    path = write(tmp_path, kind, rows)
+    data = read_dataset(path)
+    assert data["completion"][:] == LITERAL and data.features["completion"].dtype == "string"
+    assert [problem.answer for problem in read_problems(path)] == LITERAL
+    path.rename(tmp_path / f"test.{kind}")  # a folder's files are read the same way
+    assert [problem.answer for problem in read_problems(tmp_path)] == LITERAL
+
+
+def test_training_data_of_several_kinds(tmp_path):
+    messages = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2", "thinking": "hm"}]
+    rows = [{"messages": messages[:1], "n": 1}, {"messages": messages, "level": None, "n": 2.5}]
+    data = read_dataset(write(tmp_path, "jsonl", rows))
+    assert data["n"][:] == [1, 2.5] and data["level"][:] == [None, None]
+    assert data[1]["messages"][1] == messages[1]
+    counted = [{"prompt": "p", "num_sampled": "8", "num_correct": "3"}]
+    assert read_dataset(write(tmp_path, "csv", counted))[0] == {"prompt": "p", "num_sampled": 8, "num_correct": 3}
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "told"),
+    [
+        ("jsonl", [{"completion": text} for text in ("a", "b", 7, "c")], "row 2, column 'completion': 7 does not go"),
+        ("json", [{"x": 1}, {"x": [1]}], "row 1, column 'x': [1] does not go with the rows before it"),
+        ("jsonl", [{"x": 1}, {"x": 2**70}], f"row 1, column 'x': {2**70} does not go"),
+        ("jsonl", [{"x": "\ud83d"}], "row 0, column 'x': '\\ud83d' does not go"),
+        ("jsonl", [{"x": nested(101)}], "row 0, column 'x': nested deeper than 100 levels"),
+        ("jsonl", [], "is empty: there is nothing to train on. Check the file or the split"),
+        ("csv", [{"num_sampled": "4"}, {"num_sampled": "NA"}], "row 1, column 'num_sampled': 'NA' is no whole number"),
+    ],
+)
+def test_training_data_that_make_no_column(tmp_path, kind, rows, told):
+    path = write(tmp_path, kind, rows)
+    with pytest.raises(DataError) as error:
+        read_dataset(path)
+    assert told in str(error.value) and path.name in str(error.value)
+
+
 def test_what_datasets_can_load(tmp_path):
     dataset = datasets.Dataset.from_list(ROWS)
     dataset.save_to_disk(tmp_path / "one")
@@ -111,7 +155,9 @@ def test_what_datasets_can_load(tmp_path):
     write(folder, "jsonl").rename(folder / "test.jsonl")
     assert read_problems(folder) == PROBLEMS
     assert problems_from_rows(dataset) == PROBLEMS
-    with pytest.raises(DataError, match="'no/such-data' is neither a file here nor could `datasets` load it"):
+    with pytest.raises(
+        DataError, match="'no/such-data' is neither a file here nor could the datasets library load it"
+    ):
         read_problems("no/such-data")
 
 
@@ -145,6 +191,7 @@ def test_ids_are_the_column_id_where_it_is_unique(caplog):
     rows[2]["id"] = "x0"
     with caplog.at_level(logging.WARNING):
         assert [p.problem_id for p in problems_from_rows(rows)] == ["0", "1", "2"]
+        assert problems_from_rows(rows)[2].columns == {"level": 3, "id": "x0"}  # for graders
     assert "column 'id' is not unique; problems are named by row number instead" in caplog.text
     with pytest.raises(DataError, match="id_column 'id' is not unique: x0 occur more than once"):
         problems_from_rows(rows, id_column="id")
@@ -157,7 +204,9 @@ def test_ids_are_the_column_id_where_it_is_unique(caplog):
 def test_repeated_problems_are_said_and_contradictions_refused(caplog):
     with caplog.at_level(logging.WARNING):
         assert len(problems_from_rows([ROWS[0], ROWS[1], ROWS[0]])) == 3
+        assert len(problems_from_rows([{**ROWS[0], "answer": text} for text in ("18", "18.0")])) == 2
     assert "1 problems repeat an earlier one (ids 2)" in caplog.text
+    assert "one prompt has one number in several spellings: '18' and '18.0'" in caplog.text
     with pytest.raises(DataError, match="'0' and '1' have the same prompt but different answers, '2' and '3'"):
         problems_from_rows([ROWS[0], {**ROWS[0], "answer": "3"}])
 
