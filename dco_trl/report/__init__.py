@@ -18,6 +18,7 @@ from ..runs.results import RunResult
 from . import page, tables
 from .compute import DEFAULT_K, summarise
 from .plots import plot_confidence, plot_coverage, plot_success
+from .styles import svg_text
 from .summary import Summary
 from .tables import print_report
 
@@ -44,9 +45,8 @@ def write_report(
 
     The files, written over where they are there already:
 
-    - `report.html`: one page without any network access: curves and histograms with their values under the pointer,
-      and a table of problems to sort and search, each with its distinct answers, their counts and verdicts, and a few
-      raw samples;
+    - `report.html`: one page without any network access: the pictures with their values under the pointer, and a table
+      of problems to sort and search, each with its distinct answers, their counts and verdicts, and a few raw samples;
     - `report.md`: the tables and links to the pictures;
     - `report.json`: every number, with intervals and manifests;
     - `coverage`, `confidence` and `success`, as `.png` and `.svg` (with `-1`, `-2`, … in the name, one of each for
@@ -97,15 +97,17 @@ def write_report(
     """
     summary = summarise(results, k)
     pictures = {"coverage": plot_coverage, "confidence": plot_confidence, "success": plot_success}
-    plots = {
-        f"{stem}{tables.plot_suffix(summary, index)}.{kind}": _image(plot(summary.runs_of(group)), kind)
+    figures = {
+        f"{stem}{tables.plot_suffix(summary, index)}": plot(summary.runs_of(group))
         for index, group in enumerate(summary.groups)
         for stem, plot in pictures.items()
-        for kind in ("png", "svg")
     }
+    svgs = {name: svg_text(figure) for name, figure in figures.items()}
+    plots = {f"{name}.svg": text.encode() for name, text in svgs.items()}
+    plots |= {f"{name}.png": _png(figure) for name, figure in figures.items()}
     numbers = json.dumps(asdict(summary), indent=1, allow_nan=False, default=str) + "\n"
     texts = {
-        "report.html": page.render(summary, results),
+        "report.html": page.render(summary, results, svgs),
         "report.md": tables.markdown(summary),
         "report.json": numbers,
     }
@@ -117,9 +119,9 @@ def write_report(
     return Report(summary, html, markdown, numbers_file, tuple(folder / name for name in plots))
 
 
-def _image(figure: Figure, kind: str) -> bytes:
+def _png(figure: Figure) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format=kind, dpi=150, facecolor="white")
+    figure.savefig(file, format="png", dpi=150, facecolor="white")
     return file.getvalue()
 
 

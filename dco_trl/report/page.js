@@ -1,3 +1,4 @@
+"use strict";
 // All text from models, data sets and manifests reaches the page through textContent, never as markup.
 
 const PAGE = 100; // rows added at a time
@@ -27,7 +28,7 @@ function problemTable(group, groupIndex) {
     { label: "Reference", key: (p) => p.reference.toLowerCase() },
   ];
   group.runs.forEach((run, r) => {
-    const name = group.runs.length > 1 ? `${run.name}: ` : "";
+    const name = group.runs.length > 1 ? `${run}: ` : "";
     const rate = (p) => p.runs[r].c / p.runs[r].n;
     columns.push({ label: `${name}success rate`, key: rate, number: true, cell: (p) => rateCell(p.runs[r], r) });
     columns.push({ label: `${name}most frequent answer`, key: (p) => p.runs[r].top, number: true,
@@ -137,7 +138,7 @@ function detailBody(group, groupIndex, p) {
   detail.runs.forEach((run, r) => {
     const counts = p.runs[r];
     const section = element("section", { style: { "--fill": `var(${runColour(r)})` } },
-      isolated("h4", {}, group.runs[r].name),
+      isolated("h4", {}, group.runs[r]),
       element("p", { class: "note" }, `${count(counts.c)} of ${count(counts.n)} samples right, ` +
         `${count(run.num_distinct)} distinct answers, ${count(counts.cut)} samples stopped at the length limit.`));
     const rows = run.answers.map(([answer, cut, times, correct, status]) => element("tr", {},
@@ -169,9 +170,3 @@ function raw([text, cut]) {
 }
 
 document.getElementById("problem-tables").append(...report.groups.flatMap(problemTable));
-
-report.groups.forEach((group, g) => {
-  coverageChart(document.getElementById(`coverage-${g}`), group);
-  successChart(document.getElementById(`success-${g}`), group);
-  group.runs.forEach((run, r) => confidenceChart(document.getElementById(`confidence-${g}-${r}`), run));
-});

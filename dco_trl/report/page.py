@@ -7,7 +7,7 @@ run by their hash alone, so markup that slipped through would still not run.
 
 import base64
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -15,13 +15,19 @@ from string import Template
 from ..runs.results import RunResult
 from .page_data import details, group_data, script_json
 from .summary import Group, RunSummary, Summary
-from .tables import PAIRED_TITLE, TITLE, TextTable, flat, group_title, never_solved_text, notes, tables
+from .tables import PAIRED_TITLE, TITLE, TextTable, flat, group_title, never_solved_text, notes, plot_suffix, tables
 
 
-def render(summary: Summary, results: Sequence[RunResult]) -> str:
-    """Return the page of a report, to be saved as UTF-8; the results are those that were summarised."""
+def render(summary: Summary, results: Sequence[RunResult], pictures: Mapping[str, str]) -> str:
+    """Return the page of a report, to be saved as UTF-8.
+
+    Args:
+        summary: The numbers.
+        results: What was summarised.
+        pictures: SVG elements, by the names of their files.
+    """
     caps, scripts = details(summary, results)
-    code = _asset("charts.js") + _asset("page.js")
+    code = _asset("page.js")
     names = ", ".join(run.name for run in summary.runs)
     return Template(_asset("page.html")).substitute(
         csp=f"default-src 'none'; script-src {_hash(code)}; style-src 'unsafe-inline'; img-src data:; "
@@ -31,7 +37,7 @@ def render(summary: Summary, results: Sequence[RunResult]) -> str:
         subtitle=escape(f"{names}. Written on {summary.created} by dco-trl {summary.dco_trl}."),
         css=_asset("page.css"),
         warnings=_warnings(summary.warnings),
-        groups="\n".join(_group_section(summary, group, index) for index, group in enumerate(summary.groups)),
+        groups="\n".join(_group_section(summary, index, pictures) for index in range(len(summary.groups))),
         caps=escape(str(caps)),
         runs="\n".join(_run_section(run) for run in summary.runs),
         data=script_json({"groups": [group_data(summary, results, group) for group in summary.groups]}),
@@ -56,15 +62,16 @@ def _warnings(warnings: list[str]) -> str:
     return f'<div class="notice" role="note" aria-label="Warnings"><ul>{items}</ul></div>'
 
 
-def _group_section(summary: Summary, group: Group, index: int) -> str:
+def _group_section(summary: Summary, index: int, pictures: Mapping[str, str]) -> str:
+    group, suffix = summary.groups[index], plot_suffix(summary, index)
     runs = summary.runs_of(group)
     main, *others = tables(summary, group)
     parts = [
         f'<section aria-labelledby="group-{index}">',
         f'<h2 id="group-{index}">{escape(group_title(summary, group))}</h2>',
         "<p>pass@k: the chance that at least one of k samples of a problem is right, averaged over the problems.</p>",
-        f'<figure><div class="plot" id="coverage-{index}" role="img" '
-        'aria-label="pass@k against k for each run; the table below has the numbers"></div></figure>',
+        '<figure><div class="plot" role="img" aria-label="pass@k against k for each run; the table below has the '
+        f'numbers">{pictures[f"coverage{suffix}"]}</div></figure>',
         f'<div class="tables"><div><h3>With intervals</h3>{_table(main)}</div>',
     ]
     for part in others:
@@ -78,20 +85,19 @@ def _group_section(summary: Summary, group: Group, index: int) -> str:
         parts.append("</div>")
     parts += ["</div>", *(f'<p class="note">{escape(note)}</p>' for note in notes(summary, runs))]
     parts += ["<h3>How sure, and how often right</h3>", '<div class="plots">']
-    for number, run in enumerate(runs):
-        right = sum(problem.top_correct for problem in run.problems)
-        parts.append(
-            f'<figure><div class="plot" id="confidence-{index}-{number}" role="img" '
-            f'aria-label="Histogram of the share of the most frequent answer, {escape(run.name)}"></div>'
-            f"<figcaption>{escape(run.name)}: problems by the share of their samples that give the most frequent "
-            f"answer. It is right (upwards) for {right:,} of {run.num_problems:,} problems. Heights are square roots, "
-            "so that few are seen beside many.</figcaption></figure>"
-        )
+    right = "; ".join(
+        f"{run.name}: {sum(problem.top_correct for problem in run.problems):,} of {run.num_problems:,}" for run in runs
+    )
     never = "; ".join(f"{run.name}: {never_solved_text(run)}" for run in runs)
     parts.append(
-        f'<figure><div class="plot" id="success-{index}" role="img" aria-label="Histogram of success rates"></div>'
-        f"<figcaption>Problems by the share of their samples that are right; the bins halve, because a problem with "
-        f"success rate 1/k takes about k samples. Never solved: {escape(never)}.</figcaption></figure>"
+        '<figure><div class="plot" role="img" aria-label="Histogram of the share of the most frequent answer">'
+        f"{pictures[f'confidence{suffix}']}</div><figcaption>Problems by the share of their samples that give the "
+        f"most frequent answer. It is right (upwards) for {escape(right)} problems. Heights are square roots, so that "
+        "few are seen beside many.</figcaption></figure>"
+        '<figure><div class="plot" role="img" aria-label="Histogram of success rates">'
+        f"{pictures[f'success{suffix}']}</div><figcaption>Problems by the share of their samples that are right; the "
+        "bins halve, because a problem with success rate 1/k takes about k samples. Never solved: "
+        f"{escape(never)}.</figcaption></figure>"
     )
     return "\n".join([*parts, "</div>", "</section>"])
 

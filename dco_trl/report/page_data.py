@@ -1,4 +1,4 @@
-"""What the page holds of each run and problem, as JSON: enough to draw and to search, and as much text as fits."""
+"""What the page holds of each problem, as JSON: enough to search and to sort, and as much text as fits."""
 
 import json
 import re
@@ -6,15 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ..runs.results import ProblemResult, RunResult
-from .plots import count_success_rates
-from .summary import Estimate, Group, ProblemSummary, RunSummary, Summary
+from .summary import Group, ProblemSummary, Summary
 
 # The details of all problems; the rest of the page is small beside them.
 DETAIL_BYTES = 12_000_000
-CONFIDENCE_BINS = 20
 # Enough of a prompt to recognise and to search a problem by; the whole of it is in the details.
 EXCERPT = 240
 
@@ -62,32 +58,12 @@ def script_json(value: Any) -> str:
 
 
 def group_data(summary: Summary, results: Sequence[RunResult], group: Group) -> dict[str, Any]:
-    """Return what the page draws of a group, and its table of problems without their details."""
+    """Return a group's table of problems without their details."""
     runs = summary.runs_of(group)
-    smallest = 1 / max(run.num_samples.max for run in runs)
     by_id = [{problem.problem_id: problem for problem in run.problems} for run in runs]
-    labels: list[str] = []
-    data = []
-    for run in runs:
-        labels, counts = count_success_rates([problem.success_rate for problem in run.problems], smallest)
-        right, wrong = (
-            np.histogram(_confidences(run, correct), CONFIDENCE_BINS, range=(0, 1))[0].tolist()
-            for correct in (True, False)
-        )
-        data.append(
-            {
-                "name": run.name,
-                "curve": _columns(run.curve),
-                "arms": [_columns(arm.curve) for arm in run.arms],
-                "confidence": {"right": right, "wrong": wrong},
-                "success": counts.tolist(),
-            }
-        )
     return {
         "title": ", ".join(run.name for run in runs),
-        "k": group.k,
-        "success_labels": labels,
-        "runs": data,
+        "runs": [run.name for run in runs],
         "problems": [
             {
                 "id": problem.problem_id,
@@ -98,14 +74,6 @@ def group_data(summary: Summary, results: Sequence[RunResult], group: Group) -> 
             for problem in results[group.runs[0]].problems
         ],
     }
-
-
-def _confidences(run: RunSummary, correct: bool) -> list[float]:
-    return [problem.confidence for problem in run.problems if problem.top_correct is correct]
-
-
-def _columns(curve: Sequence[Estimate]) -> dict[str, list[float]]:
-    return {name: [getattr(entry, name) for entry in curve] for name in ("k", "estimate", "low", "high")}
 
 
 def _numbers(problem: ProblemSummary) -> dict[str, Any]:

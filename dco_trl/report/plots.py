@@ -25,8 +25,10 @@ from .styles import (
     plain_axes,
     plain_text,
     right_wrong_handles,
+    title_strip,
 )
 from .summary import Estimate, RunSummary
+from .tables import with_interval
 
 __all__ = ["LINE_STYLES", "MARKERS", "PALETTE", "RIGHT", "WRONG", "plot_confidence", "plot_coverage", "plot_success"]
 
@@ -39,15 +41,15 @@ def plot_coverage(runs: Sequence[RunSummary]) -> Figure:
     axes = figure.subplots()
     for index, run in enumerate(runs):
         colour = PALETTE[index % len(PALETTE)]
-        ks = [entry.k for entry in run.curve]
+        points = [entry.k for entry in run.curve]
         low, high = [entry.low for entry in run.curve], [entry.high for entry in run.curve]
-        axes.fill_between(ks, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(points, low, high, color=colour, alpha=0.15, linewidth=0)
         for arm in run.arms:
             axes.plot(
                 [entry.k for entry in arm.curve], [entry.estimate for entry in arm.curve], color=colour, **_ONE_ARM
             )
         axes.plot(
-            ks,
+            points,
             [entry.estimate for entry in run.curve],
             color=colour,
             linestyle=LINE_STYLES[index % len(LINE_STYLES)],
@@ -59,7 +61,12 @@ def plot_coverage(runs: Sequence[RunSummary]) -> Figure:
         )
     if any(run.arms for run in runs):
         axes.plot([], [], color="0.4", **_ONE_ARM, label="an arm of the schedule, alone")
-    largest = max(entry.k for run in runs for entry in run.curve)
+    ks = sorted({entry.k for run in runs for entry in run.curve})
+    largest = ks[-1]
+    edges = [0.93, *np.sqrt(np.multiply(ks[1:], ks[:-1])), largest * 1.07]
+    for k, low, high in zip(ks, edges, edges[1:], strict=False):
+        values = [f"{run.name}: {with_interval(entry)}" for run in runs for entry in run.curve if entry.k == k]
+        title_strip(axes, low, high, f"pass@{k:,}, 95 % interval", *values)
     base = 4 if largest >= 16 else 2
     attempts_axis(axes, [base**i for i in range(20) if base**i <= largest])
     axes.set_xlim(0.93, max(largest, 2) * 1.07)
@@ -89,7 +96,12 @@ def plot_confidence(runs: Sequence[RunSummary]) -> Figure:
     figure = Figure(figsize=(max(3.4 * columns, 5.0), 2.9 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for panel, run in zip(panels, runs, strict=False):
-        facing_histogram(panel, [p.confidence for p in run.problems], [p.top_correct for p in run.problems])
+        right, wrong = facing_histogram(
+            panel, [p.confidence for p in run.problems], [p.top_correct for p in run.problems]
+        )
+        for i in range(20):
+            counts = f"{right[i]:,} right, {wrong[i]:,} wrong"
+            title_strip(panel, i / 20, (i + 1) / 20, f"share {5 * i} to {5 * (i + 1)} %", counts)
         panel.set_title(plain_text(run.name), loc="left", fontsize=10)
         panel.tick_params(labelbottom=True)
     for panel in panels[len(runs) :]:
@@ -107,8 +119,10 @@ def plot_success(runs: Sequence[RunSummary]) -> Figure:
     width = 0.82 / len(runs)
     most = max(run.num_samples.max for run in runs)
     labels: list[str] = []
+    of_runs = []
     for index, run in enumerate(runs):
         labels, counts = count_success_rates([problem.success_rate for problem in run.problems], 1 / most)
+        of_runs.append(counts)
         # "never" stands half a bar apart: it is no rate on the axis.
         centres = np.arange(len(labels)) - np.where(np.arange(len(labels)) == 0, 0.4, 0.0)
         axes.bar(
@@ -121,11 +135,15 @@ def plot_success(runs: Sequence[RunSummary]) -> Figure:
             linewidth=0.5,
             label=plain_text(run.name),
         )
+    for i, label in enumerate(labels):
+        head = f"success rate above {labels[i - 1] if i > 1 else 0}, up to {label}" if i else "never solved"
+        values = [f"{run.name}: {counts[i]:,} problems" for run, counts in zip(runs, of_runs, strict=True)]
+        title_strip(axes, *((i - 0.5, i + 0.5) if i else (-0.9, 0.1)), head, *values)
     axes.set_xticks([-0.4, *range(1, len(labels))], labels, rotation=45 if len(labels) > 8 else 0)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("success rate of a problem, up to")
     axes.set_ylabel("problems")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     plain_axes(axes)
     return figure
 

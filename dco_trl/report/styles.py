@@ -1,12 +1,15 @@
 """Colours, markers and axes of the pictures, so that a method looks the same in all of them."""
 
+import io
 import math
 import re
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
@@ -70,25 +73,30 @@ def percent_axis(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}%"))
 
 
-def facing_histogram(axes: Axes, shares: ArrayLike, right: ArrayLike, bins: int = 20) -> None:
+def facing_histogram(axes: Axes, shares: ArrayLike, right: ArrayLike, bins: int = 20) -> list[np.ndarray]:
     """Draw a histogram on [0, 1] with right answers upwards and wrong ones downwards.
 
     The height of a bar is the square root of its count, so that the few are seen beside the many.
+
+    Returns:
+        Counts of right and of wrong answers in each bin.
     """
     values, is_right = np.asarray(shares, dtype=float), np.asarray(right, dtype=bool)
     edges = np.linspace(0, 1, bins + 1)
+    counts: list[np.ndarray] = []
     for which, sign, colour in ((is_right, 1, RIGHT), (~is_right, -1, WRONG)):
-        heights = sign * np.histogram(values[which], edges)[0]
-        axes.bar(edges[:-1], heights, 1 / bins, align="edge", color=colour, edgecolor="white", linewidth=0.5)
+        counts.append(np.histogram(values[which], edges)[0])
+        axes.bar(edges[:-1], sign * counts[-1], 1 / bins, align="edge", color=colour, edgecolor="white", linewidth=0.5)
     axes.axhline(0, color="0.3", linewidth=0.8)
     axes.set_yscale("function", functions=(_signed_root, _signed_square))
     most = max(1.0, *(abs(bar.get_height()) for bar in axes.patches))  # type: ignore[attr-defined]
-    counts = [count for count in (1, 4, 10, 40, 100, 400, 1000, 4000, 10_000) if 0.022 * most <= count <= most]
-    axes.yaxis.set_major_locator(FixedLocator([*(-count for count in counts[::-1]), 0, *counts]))
+    ticks = [count for count in (1, 4, 10, 40, 100, 400, 1000, 4000, 10_000) if 0.022 * most <= count <= most]
+    axes.yaxis.set_major_locator(FixedLocator([*(-count for count in ticks[::-1]), 0, *ticks]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):,.0f}"))
     axes.set_xlim(0, 1)
     plain_axes(axes)
+    return counts
 
 
 def right_wrong_handles() -> list[Patch]:
@@ -108,3 +116,18 @@ def plain_text(text: str) -> str:
     """Return text that matplotlib shows as it is: no mathematics in dollars, no hiding of a leading underscore."""
     text = text.replace("$", r"\$")
     return "\u200b" + text if text.startswith("_") else text
+
+
+def title_strip(axes: Axes, low: float, high: float, *lines: str) -> None:
+    """Give a strip of the horizontal axis lines of text: in what `svg_text` makes, they show under the pointer."""
+    # Not wholly transparent: no pointer finds what is.
+    axes.axvspan(low, high, facecolor="white", alpha=0.01, linewidth=0, zorder=9, gid="title:" + "\n".join(lines))
+
+
+def svg_text(figure: Figure) -> str:
+    """Return a figure as an SVG element, letters as text."""
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(file, format="svg", facecolor="white")
+    svg = file.getvalue()
+    return re.sub('<g id="title:([^"]*)">', r"<g><title>\1</title>", svg[svg.index("<svg") :])
