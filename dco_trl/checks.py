@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 # A sum of float32 log-softmax terms may round this far above 0.
 LOG_P_ROUNDING = 1e-5
+_LARGEST = 2**63 - 1
 
 
 def check_integer(name: str, value: object, at_least: int = 1, note: str = "") -> int:
@@ -15,6 +16,8 @@ def check_integer(name: str, value: object, at_least: int = 1, note: str = "") -
     if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
         note = f" ({note})" if note else ""
         raise ValueError(f"`{name}` must be an integer of at least {at_least}{note}, got {value!r}.")
+    if value > _LARGEST:
+        raise ValueError(f"`{name}` must be at most 2^63 - 1, about 9.2e18, got {value}. Take a smaller one.")
     return int(value)
 
 

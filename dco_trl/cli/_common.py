@@ -1,10 +1,11 @@
 """What the commands share: parsing, reading the data set, and errors that are one message and exit status 2."""
 
+import difflib
 import json
 import re
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import islice
@@ -87,6 +88,7 @@ def parse(
     if runs:
         parser.add_argument("runs", nargs="*", metavar="RUN", help=runs)
     try:
+        _check_flags(argv, parser)
         parsed = parser.parse_args_and_config(with_config_file(argv, parser))
         for config in parsed[: len(configs)]:
             _check_types(config)
@@ -97,6 +99,23 @@ def parse(
     if run or runs:
         return (*parsed[:-1], parsed[-1].RUN if run else parsed[-1].runs)
     return parsed
+
+
+def _check_flags(argv: list[str], parser: TrlParser) -> None:
+    """Name a flag that there is not before any that are missing: it is often one of them, misspelt."""
+    for word in argv:
+        flag = word.split("=")[0]
+        if flag.startswith("--") and len(flag) > 2 and flag not in (*parser._option_string_actions, "--config"):
+            known = [action.dest for action in parser._actions]
+            raise ValueError(f"unknown argument: {flag!r}. {did_you_mean(flag[2:], known, parser.prog)}")
+
+
+def did_you_mean(name: str, known: Iterable[str], program: str, dashes: str = "--") -> str:
+    """What an unknown argument may have been meant for."""
+    close = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1)
+    if close:
+        return f"Did you mean '{dashes}{close[0].replace('_', '-') if '-' in name else close[0]}'?"
+    return f"`{program} --help` lists what there is."
 
 
 def _check_types(config: Any) -> None:
@@ -182,14 +201,23 @@ def with_flags(message: str, names: Collection[str]) -> str:
 
 
 @contextmanager
-def naming(name: str, kind: str = "model") -> Iterator[None]:
-    """Name the model or adapter that could not be loaded: not every message of Transformers does."""
+def naming(name: str, kind: str = "model", adapter: str | None = None) -> Iterator[None]:
+    """Name the model or adapter that could not be loaded: not every message of Transformers and PEFT does."""
     from safetensors import SafetensorError
+
+    from ..runs.arms import adapter_base
 
     try:
         yield
     except (OSError, SafetensorError) as error:
         raise OSError(f"{kind} {name!r} could not be loaded: {error}") from error
+    except RuntimeError as error:  # one line for each weight
+        if "size mismatch" not in str(error) or not (base := adapter_base(Path(adapter or name))):
+            raise
+        raise OSError(
+            f"adapter {adapter or name!r} could not be loaded: it does not fit this model. Its adapter_config.json "
+            f"names the model {base!r}"
+        ) from error
 
 
 def load_problems(config: DatasetConfig, answer_column: str | None = None) -> list:

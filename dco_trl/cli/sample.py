@@ -187,7 +187,7 @@ def load_sampler(
         sampler_kwargs.setdefault("batch_size", model.batch_size)
     if sampling.sampler == "vllm" and schedule is not None:
         sampler_kwargs["adapters"] = sorted({arm.adapter for arm in schedule.arms} - {""})
-    with naming(model.model):
+    with naming(model.model, adapter=model.adapter):
         return make_sampler(
             sampling.sampler,
             model.model,

@@ -1,10 +1,12 @@
 """`dco-trl train` and `train-cot`: fine-tune with DCO from the shell, with the arguments of `trl sft`."""
 
 import argparse
-import difflib
 import sys
+import tempfile
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from ..runs.rows import is_file, load_with_datasets, read_dataset, split_files
 from ..trainer import CoTDCOConfig, DCOConfig, DCOTrainer
 from ..trainer.checkpoints import checkpoint_to_resume
 from ..trainer.cot_config import STATE_NAME
-from ._common import with_flags
+from ._common import did_you_mean, naming, with_flags
 from .config_file import with_config_file
 
 # What a user's mistake raises, in TRL and below it, before the first step.
@@ -130,9 +132,7 @@ def parse(
         if words:
             name = words[0].removeprefix("--").split("=")[0]
             dashes = "--" if source == "argument" else ""
-            close = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-            hint = f"Did you mean '{dashes}{close[0]}'?" if close else f"`{parser.prog} --help` lists what there is."
-            raise ValueError(f"unknown {source}: '{dashes}{name}'. {hint}")
+            raise ValueError(f"unknown {source}: '{dashes}{name}'. {did_you_mean(name, known, parser.prog, dashes)}")
     script_args, training_args, model_args, mixture = arguments
     _check_model_and_data(model_args, script_args, mixture)
     return script_args, training_args, model_args, mixture
@@ -214,7 +214,7 @@ def make_trainer(
     training_args.resume_from_checkpoint = checkpoint_to_resume(
         training_args.resume_from_checkpoint,
         training_args.output_dir,
-        also=(STATE_NAME,) if isinstance(training_args, CoTDCOConfig) else (),
+        also=_state_files(training_args),
     )
     train_dataset, eval_dataset = load_data(script_args, training_args, mixture)
     given: Any = training_args.model_init_kwargs
@@ -231,7 +231,8 @@ def make_trainer(
         from ..trainer import CoTDCOTrainer  # which needs the extra [eval]
 
         trainer_class, further = CoTDCOTrainer, {"grader": script_args.grader}
-    try:
+    _check_output(str(training_args.output_dir))
+    with naming(model_args.model_name_or_path, "`model_name_or_path`"), _one_import_error():
         return trainer_class(
             model=model_args.model_name_or_path,
             args=training_args,
@@ -241,8 +242,31 @@ def make_trainer(
             peft_config=get_peft_config(model_args),
             **further,
         )
-    except OSError as error:  # transformers does not always say which model it did not find
-        raise OSError(f"cannot load `model_name_or_path={model_args.model_name_or_path}`: {error}") from error
+
+
+def _state_files(args: DCOConfig) -> tuple[str, ...]:
+    return (STATE_NAME,) if isinstance(args, CoTDCOConfig) else ()
+
+
+def _check_output(folder: str) -> None:
+    """Raise an `OSError` now, and not after hours, for a folder that cannot be written."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"`output_dir={folder}` cannot be written: {error}. Name another folder.") from error
+
+
+@contextmanager
+def _one_import_error() -> Iterator[None]:
+    """A tracker of `report_to` that is not installed is a RuntimeError of Transformers."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "to be installed" not in str(error):
+            raise
+        raise ImportError(f"{error} Or leave `report_to` out.") from error
 
 
 def main(argv: list[str], config_class: type[DCOConfig] = DCOConfig) -> int:
@@ -259,7 +283,11 @@ def main(argv: list[str], config_class: type[DCOConfig] = DCOConfig) -> int:
         names = {action.dest for action in make_parser(config_class)._actions}
         print(f"{_command(config_class)}: {with_flags(str(error), names)}", file=sys.stderr)
         return 2
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    except KeyboardInterrupt:
+        trainer.accelerator.print(f"\n{_command(config_class)}: {_interrupted(trainer)}", file=sys.stderr)
+        return 130
     trainer.save_model(training_args.output_dir)
     # Only a name on the hub is a name that the card can link to.
     name = arguments[0].dataset_name
@@ -273,6 +301,16 @@ def main(argv: list[str], config_class: type[DCOConfig] = DCOConfig) -> int:
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     return 0
+
+
+def _interrupted(trainer: DCOTrainer) -> str:
+    """At which step, and how to go on."""
+    told = f"interrupted at step {trainer.state.global_step:,}"
+    try:
+        last = checkpoint_to_resume(True, trainer.args.output_dir, also=_state_files(trainer.args))
+    except FileNotFoundError:
+        return f"{told}, before a checkpoint was saved (--save_strategy and --save_steps): it begins anew"
+    return f"{told}; the same command with `--resume_from_checkpoint true` goes on from {last}"
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -10,6 +10,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset, Value
 
 from .collator import EXAMPLE_ID
+from .conversations import has_conversations
 from .dco_config import DCOConfig
 
 logger = get_logger(__name__)
@@ -117,6 +118,19 @@ def check_has_counts(dataset: Dataset) -> None:
             f"`num_sampled={n}`, `num_correct={c}`). There must be at least one sample, and at most as many correct "
             "ones. `dco-trl estimate` writes such columns."
         )
+
+
+def warn_about_baseline(dataset: Dataset | IterableDataset, args: DCOConfig) -> None:
+    """Warn where one attempt trains the prompt too, as `SFTTrainer` does, and more attempts the answer alone."""
+    if not has_conversations(dataset) or args.assistant_only_loss:
+        return
+    logger.warning(
+        "With `num_attempts=1` this is `SFTTrainer`, which trains prompt and answer of `messages` rows alike; more "
+        "attempts train the answer alone. As a baseline it is another experiment, without `eval_log_p.parquet`. To "
+        "compare, give both runs `prompt` and `completion` columns: dataset.map(lambda row: {'prompt': "
+        "row['messages'][:-1], 'completion': row['messages'][-1:]}, remove_columns='messages'); or set "
+        "`assistant_only_loss=True` in both, where the chat template can mark the assistant's tokens."
+    )
 
 
 def warn_about_completions(dataset: Dataset | IterableDataset, args: DCOConfig, name: str) -> None:

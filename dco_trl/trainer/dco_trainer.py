@@ -26,6 +26,7 @@ from .conversations import drop_unsupported_assistant_mask, split_conversations
 from .data_checks import (
     check_no_empty_completion,
     check_text,
+    warn_about_baseline,
     warn_about_completions,
     warn_about_labels,
     why_not_an_answer,
@@ -118,7 +119,7 @@ class DCOTrainer(CompleteCheckpoints):
     def __init__(
         self,
         model: Any,
-        *,
+        *by_position: Any,
         args: DCOConfig | None = None,
         data_collator: Callable | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
@@ -126,6 +127,11 @@ class DCOTrainer(CompleteCheckpoints):
         processing_class: Any = None,
         **kwargs: Any,
     ):
+        if by_position:
+            raise TypeError(
+                f"`{type(self).__name__}` takes what follows `model` by name, and got {len(by_position)} arguments "
+                "without: write args=…, train_dataset=…, eval_dataset=…, processing_class=…"
+            )
         check_methods()
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
@@ -200,6 +206,8 @@ class DCOTrainer(CompleteCheckpoints):
             check_text(dataset, dataset_name)
             check_no_empty_completion(dataset, dataset_name)
             warn_about_completions(dataset, args, dataset_name)
+        elif dataset_name == "train":
+            warn_about_baseline(dataset, args)
         self._refuse(why_not_an_answer(dataset, args, dataset_name), _mode_of(dataset_name))
         if isinstance(dataset, Dataset) and _mode_of(dataset_name) not in self._has_no_p:
             # Tokenise first and cut afterwards, with TRL's own code both times, to see what the cut costs.

@@ -32,11 +32,13 @@ def complete_model_card(path: Path, trainer: Trainer, num_attempts: int, num_req
     name = f"`{Path(base).resolve().name}`" if base else "a model without a name"
     text = path.read_text(encoding="utf-8").replace(_NO_BASE, name)
     text = text.replace(_NO_MODEL, f'model="{path.resolve().parent.name}"')
-    section = (
+    trained = (
         f"It was trained with N = {num_attempts} attempts: to be sampled {num_attempts} times for each problem"
-        f"{f', at least {num_required} of them to be right' if num_required > 1 else ''}.\n\n"
-        f"{_curves(trainer.state.log_history)}### Framework versions"
+        f"{f', at least {num_required} of them to be right' if num_required > 1 else ''}"
+        if num_attempts > 1
+        else "It was trained with N = 1 attempt, which is cross-entropy: the baseline of Direct Coverage Optimization"
     )
+    section = f"{trained}.\n\n{_curves(trainer.state.log_history)}### Framework versions"
     path.write_text(text.replace("### Framework versions", section, 1), encoding="utf-8")
 
 

@@ -16,6 +16,8 @@ logger = get_logger(__name__)
 # DCO is cross-entropy while all weights are 1; reported once, after this many optimizer steps.
 IDLE_AFTER_STEPS = 20
 _IDLE_WEIGHT = 0.99
+# Below this mean weight hardly anything is trained.
+_STARVED_WEIGHT = 0.02
 # The metrics of a unit, in the order in which they are summed, after a 1 that counts it.
 METRICS = ("coverage_loss", "coverage_weight", "weight_below_0.1", "log_p")
 
@@ -36,7 +38,14 @@ def metrics_of_units(
 
 
 def warn_if_idle(count: float, weight: float, log_p: float, num_steps: int, args: DCOConfig) -> None:
-    """Warn where the mean weight is about its largest, from sums over units."""
+    """Warn where the mean weight is about its largest, or about 0, from sums over units."""
+    if count and weight / count < _STARVED_WEIGHT:
+        logger.warning(
+            f"`num_attempts={args.num_attempts}` leaves next to nothing to train: over the first {num_steps} steps "
+            f"the mean weight is {weight / count:.2g}. The mean log p of an answer is {log_p / count:.1f} nats: "
+            "so many attempts would find these answers already. Take a smaller `num_attempts`, the budget that you "
+            "will have at test time, or harder examples."
+        )
     if not count or weight / count <= _IDLE_WEIGHT * args.num_required:
         return
     # Of weights relative to their largest, m: 1 - W / m is N p / (m + 1) for small p.

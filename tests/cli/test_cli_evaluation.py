@@ -220,7 +220,9 @@ def test_a_changed_run_is_refused(here, tmp_path, capsys):
     ("argv", "told"),
     [
         (["sample", "--model", "m"], "the following arguments are required: --dataset, --output, --num_samples"),
-        (["sample", "--modle", "m"], "required"),
+        (["sample", "--modle", "m"], "dco-trl sample: unknown argument: '--modle'. Did you mean '--model'?"),
+        (["eval", "--num-smaples=3"], "unknown argument: '--num-smaples'. Did you mean '--num-samples'?"),
+        (["report", "run", "--quxquxqux"], "'--quxquxqux'. `dco-trl report --help` lists what there is."),
         (["grade"], "the following arguments are required: RUN"),
         (["sample", "--sampler", "vlm"], "invalid choice: 'vlm'"),
     ],

@@ -87,6 +87,17 @@ def test_what_was_measured_stands_in_the_file_where_a_later_adapter_fails(here, 
     assert [arm.name for arm in read_arms([file]).arms] == ["runs/ce", "runs/ce, T=1.5"]
 
 
+def test_an_adapter_of_another_base_is_one_line_that_names_it(here, tmp_path, capsys):
+    save_checkpoint(tmp_path / "WIDE", hidden_size=32)
+    wide = ["--model", str(tmp_path / "WIDE"), *TEMPLATE, "--adapter", "runs/ce"]
+    for command in (["coverage"], ["sample", "--num-samples", "1", "--output", str(tmp_path / "run")]):
+        assert main([*command, *wide]) == 2
+        told = capsys.readouterr().err.strip().splitlines()[-1]
+        assert (
+            "'runs/ce' could not be loaded: it does not fit this model" in told and "names the model 'MODEL'" in told
+        )
+
+
 def test_folders_as_the_shell_completes_them(here, tmp_path, capsys):
     file = tmp_path / "arms.parquet"
     command = ["coverage", "--model", "MODEL", *TEMPLATE, "--adapter", "runs/ce/", "runs/dco/", "--output", str(file)]

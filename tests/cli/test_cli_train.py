@@ -263,7 +263,13 @@ def test_help_names_what_dco_adds_first(capsys, tmp_path, monkeypatch):
             ["--eval_strategy", "epoch", "--eval_dataset_name", "nosuch.jsonl"],
             "data set 'nosuch.jsonl': there is no such file.",
         ),
-        (["--model_name_or_path", "NOSUCH"], "cannot load `--model-name-or-path NOSUCH`: "),
+        (["--model_name_or_path", "NOSUCH"], "--model-name-or-path 'NOSUCH' could not be loaded: "),
+        (
+            ["--report_to", "swanlab"],
+            "SwanLabCallback requires swanlab to be installed. Run `pip install swanlab`. Or",
+        ),
+        (["--output_dir", "config.yaml/out"], "`--output-dir config.yaml/out` cannot be written: [Errno 20] Not a d"),
+        (["--num_attempts", str(10**21)], "--num-attempts must be at most 2^63 - 1, about 9.2e18, got 1000000000000"),
         (["--resume_from_checkpoint", "true"], "--resume-from-checkpoint is set, but there is no checkpoint in"),
         (["--resume_from_checkpoint", "nosuch"], "--resume-from-checkpoint: there is no folder nosuch."),
     ],
@@ -273,6 +279,19 @@ def test_mistakes_on_the_command_line(here, tmp_path, capsys, arguments, message
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error and error.count("dco-trl train: ") == 1
+
+
+def test_ctrl_c_says_how_to_go_on(here, tmp_path, capsys, monkeypatch):
+    def interrupt(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("transformers.trainer_callback.PrinterCallback.on_log", interrupt)
+    assert train("--output_dir", str(tmp_path), "--save_strategy", "steps", "--save_steps", "2") == 130
+    told = f"the same command with `--resume_from_checkpoint true` goes on from {tmp_path}/checkpoint-2"
+    assert f"dco-trl train: interrupted at step 3; {told}\n" in capsys.readouterr().err
+    assert train("--output_dir", str(tmp_path / "none")) == 130
+    assert "interrupted at step 3, before a checkpoint was saved (--save_strategy" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -165,3 +165,11 @@ def test_trls_own_metrics_are_unweighted():
         assert many.state.log_history[0][key] == one.state.log_history[0][key]
     assert many.state.log_history[0]["loss"] < one.state.log_history[0]["loss"]
     assert not math.isnan(many.state.log_history[0]["loss"])
+
+
+def test_so_many_attempts_that_nothing_is_trained_are_reported(caplog):
+    trainer = make_trainer(num_attempts=10**9, max_steps=20, learning_rate=0.0)
+    trainer.train()
+    weights = [row["coverage_weight"] for row in trainer.state.log_history if "coverage_weight" in row]
+    assert max(weights) < 0.02
+    assert "`num_attempts=1000000000` leaves next to nothing to train: over the first 20 steps the mean" in caplog.text

@@ -57,3 +57,8 @@ def test_a_model_of_a_hub_keeps_its_name_and_no_evaluation_is_no_table(tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert "[somebody/tiny-model](https://huggingface.co/somebody/tiny-model)" in card
     assert "N = 16 attempts" in card and "Last evaluation" not in card
+
+
+def test_the_card_of_a_baseline_says_cross_entropy(tmp_path):
+    make_trainer(output_dir=str(tmp_path), num_attempts=1).create_model_card("name")
+    assert "trained with N = 1 attempt, which is cross-entropy: the baseline" in (tmp_path / "README.md").read_text()

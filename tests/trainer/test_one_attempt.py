@@ -1,6 +1,7 @@
 """With one attempt `DCOTrainer` is `SFTTrainer`, bit for bit, on everything that `SFTTrainer` takes."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -138,3 +139,16 @@ def test_what_needs_p_or_the_loss_is_refused(name, more):
     rows, arguments, settings, _ = INPUTS[name]
     with pytest.raises(ValueError, match="the answer|takes the loss from elsewhere|already carry|cuts|merges"):
         make_trainer(trainer_kwargs={"train_dataset": Dataset.from_list(rows), **arguments}, **settings, **more)
+
+
+def test_the_baseline_of_conversations_is_told_to_be_another_experiment(caplog):
+    kwargs = {"train_dataset": Dataset.from_list([conversation(row) for row in ROWS]), **template(TEMPLATE)}
+    make_trainer(trainer_kwargs=kwargs, num_attempts=1)
+    assert "trains prompt and answer of `messages` rows alike; more attempts train the answer alone" in caplog.text
+    way_out = re.search(r"dataset.map\(.*?remove_columns='messages'\)", caplog.text).group()
+    caplog.clear()
+    split = eval(way_out, {"dataset": kwargs["train_dataset"]})
+    ours = make_trainer(trainer_kwargs={**kwargs, "train_dataset": split}, num_attempts=1)
+    many = make_trainer(trainer_kwargs=kwargs, num_attempts=2)
+    labels = [[row["labels"] for row in trainer.get_train_dataloader().dataset] for trainer in (ours, many)]
+    assert labels[0] == labels[1] and "another experiment" not in caplog.text

@@ -292,3 +292,10 @@ def test_does_not_say_so_otherwise(caplog, num_attempts):
     with caplog.at_level(logging.WARNING):
         train_on(ROWS, num_attempts=num_attempts, max_steps=6)
     assert "DCO is cross-entropy" not in caplog.text
+
+
+def test_what_follows_the_model_is_given_by_name():
+    with pytest.raises(
+        TypeError, match="`DCOTrainer` takes what follows `model` by name, and got 2 arguments without"
+    ):
+        DCOTrainer(make_model(), DCOConfig(**settings()), Dataset.from_list(ROWS))
