@@ -1,10 +1,12 @@
 """Graders with the signature of TRL's reward functions: "math" and "exact", and the loader for all."""
 
 import importlib
+import importlib.util
 import operator
 import os
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 from ..extras import require
@@ -113,7 +115,7 @@ def load_grader(name: str | Grader) -> Grader:
     """The grader of this name.
 
     Args:
-        name: "math", "exact", "choice", "json", "regex", "code", or an import path "package.module:function" of a
+        name: "math", "exact", "choice", "json", "regex", "code", or "package.module:function" or "file.py:function", a
             function with the signature of TRL's reward functions; the current folder is searched too. A callable is
             returned as it is.
 
@@ -147,12 +149,13 @@ def load_grader(name: str | Grader) -> Grader:
     if not (colon and module_name and attribute):
         raise GraderError(
             f"grader {name!r} is not known: give 'math', 'exact', 'choice', 'json', 'regex', 'code', or "
-            "'package.module:function' (a colon before the function's name)"
+            "'package.module:function' or 'file.py:function' (a colon before the function's name)"
         )
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        is_file = module_name.endswith(".py")
+        module = _module_of(module_name) if is_file else importlib.import_module(module_name)
     except Exception as error:
         raise GraderError(
             f"grader {name!r}: importing {module_name!r} failed: {type(error).__name__}: {error}. Check the name, and "
@@ -167,6 +170,21 @@ def load_grader(name: str | Grader) -> Grader:
     if not callable(function):
         raise GraderError(f"grader {name!r} is of type {type(function).__name__}. Name a function of that module")
     return function
+
+
+def _module_of(file: str) -> ModuleType:
+    """The module in a file, which may import its neighbours."""
+    if file not in sys.modules:
+        spec = importlib.util.spec_from_file_location(file, file)
+        assert spec is not None and spec.loader is not None  # of a name that ends with .py
+        sys.path.append(os.path.dirname(os.path.abspath(file)))
+        sys.modules[file] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[file])
+        except BaseException:
+            del sys.modules[file]
+            raise
+    return sys.modules[file]
 
 
 def grader_name(grader: str | Grader) -> str:
