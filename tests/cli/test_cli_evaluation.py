@@ -432,3 +432,11 @@ def test_an_error_that_is_not_the_users_keeps_its_traceback(monkeypatch):
         raise KeyboardInterrupt
 
     assert status("sample", stopped) == 130
+
+
+def test_the_verifier_of_the_guide_judges():
+    page = Path(__file__).parents[2] / "docs/evaluating.md"
+    names: dict = {}
+    exec(re.search(r"```python\n(def accept.*?)```", page.read_text(), re.DOTALL)[1], names)
+    completions = ["x = 3", "so 4", "none", "", [{"role": "assistant", "content": "it is -3"}]]
+    assert names["accept"](completions, [[-3, 1]] * 4 + [[9, 6, 1]]) == [1.0, 0.0, None, None, 1.0]
