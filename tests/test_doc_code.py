@@ -177,6 +177,8 @@ def check_arguments(words: list[str]) -> None:
         check_flags(words, flags_of_vllm())
     else:
         assert words[0] == "python", words
+        if words[1] == "-m" and words[2].startswith("research."):
+            words = ["python", words[2].replace(".", "/") + ".py", *words[3:]]
         assert (ROOT / words[1]).is_file(), words
         if any(word.startswith("--") for word in words):
             check_flags(words, help_of("python", words[1]))

@@ -1,6 +1,6 @@
 """README's picture: pass@256 against epoch in the demo's runs, five seeds.
 
-    python -m research.baselines.panel --results research/baselines/results/demo.json --figure docs/results/pass256.png
+python -m research.baselines.panel --results research/baselines/results/demo.json --figure docs/results/pass256.png
 """
 
 import argparse
