@@ -43,8 +43,12 @@ EXAMPLES = [
     "dco_trl.statistics.schedule",
     "dco_trl.statistics.expected_schedule",
     "dco_trl.grading.reward_function",
+    "dco_trl.grading.boxes",
     "dco_trl.grading.extract",
     "dco_trl.grading.graders",
+    "dco_trl.grading.normalize",
+    "dco_trl.grading.plain_math",
+    "dco_trl.grading.thoughts",
     "dco_trl.sampling.protocol",
 ]
 

@@ -6,13 +6,15 @@ from .errors import GraderError as GraderError
 from .extract import completion_text as completion_text
 from .extract import extract_answer as extract_answer
 from .extract import extract_reference as extract_reference
-from .extract import normalize_answer as normalize_answer
 from .graders import exact_grader as exact_grader
 from .graders import grader_name as grader_name
 from .graders import load_grader as load_grader
 from .graders import math_grader as math_grader
 from .json_answer import json_grader as json_grader
+from .normalize import normalize_answer as normalize_answer
 from .regex import regex_grader as regex_grader
 from .reward_function import call_grader as call_grader
+from .thoughts import THOUGHT_TAGS as THOUGHT_TAGS
+from .thoughts import strip_thoughts as strip_thoughts
 from .verdict import GradingStats as GradingStats
 from .verdict import Verdict as Verdict

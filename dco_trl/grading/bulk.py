@@ -23,6 +23,7 @@ from .json_answer import json_answer, json_grader
 from .pool import WorkerPool, check_limits
 from .regex import regex_grader
 from .reward_function import Grader, call_grader
+from .thoughts import THOUGHT_TAGS, strip_thoughts
 from .verdict import GradingStats, Verdict, shorten
 
 _ROWS_PER_BATCH = 1_024
@@ -89,8 +90,11 @@ class BulkGrader:
         self._function: Grader = load_grader(grader)
         self.name = grader_name(grader)
         self.stats = GradingStats()
-        self._by_pair = self._function in (math_grader, exact_grader)
-        is_math = self._function is math_grader
+        # `functools.partial(math_grader, thought_tags=...)` is the grader, with other tags.
+        self._base, bound = getattr(self._function, "func", self._function), getattr(self._function, "keywords", {})
+        self._tags = bound.get("thought_tags", THOUGHT_TAGS)
+        is_math = self._base is math_grader
+        self._by_pair = is_math or self._function is exact_grader
         self._pool: WorkerPool | None = None
         if is_math:
             self._pool = WorkerPool(*limits)
@@ -145,7 +149,9 @@ class BulkGrader:
             if column is not None and len(column) != total:
                 raise ValueError(f"{name} has {len(column)} rows and completions {total}: each needs one")
         if self._by_pair:
-            verdicts, slots = grade_pairs(completions, answers, self._pool, self._cache, self.stats, progress)
+            verdicts, slots = grade_pairs(
+                completions, answers, self._pool, self._cache, self.stats, progress, self._tags
+            )
         else:
             verdicts, slots = self._grade_rows(prompts, completions, answers, columns or {}, progress)
         warned = bool(self.stats.undecided)
@@ -201,18 +207,17 @@ class BulkGrader:
 
     def _answer(self, completion: Any, columns: Mapping[str, Any]) -> str:
         """What a completion answers, as a vote counts it."""
-        if self._function is choice_grader:
-            return choice_answer(completion, columns.get("choices"))
-        if self._function is json_grader:
-            return json_answer(completion)
-        text = completion_text(completion)
-        if self._function is regex_grader:
-            return extract_answer(text)
-        if self.name == "code":
-            return extract_code(text).strip()
         if hasattr(self._function, "answer_of"):
             return _own_answer(self.name, self._function.answer_of, completion)
-        return extract_answer(text) or text.strip()
+        text = strip_thoughts(completion_text(completion), self._tags)
+        if self._base is choice_grader:
+            return choice_answer(text, columns.get("choices"))
+        if self._base is json_grader:
+            return json_answer(text)
+        if self.name == "code":
+            return extract_code(text).strip()
+        answer = extract_answer(text, ())
+        return answer if self._base in (exact_grader, regex_grader) else answer or text.strip()
 
 
 def _own_answer(name: str, answer_of: Callable[[Any], Any], completion: Any) -> str:

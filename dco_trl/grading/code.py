@@ -11,6 +11,7 @@ from typing import Any
 from .code_sandbox import Outcome, run_program, unconfinable
 from .errors import GraderError
 from .extract import completion_text
+from .thoughts import THOUGHT_TAGS, strip_thoughts
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[ \t]*\r?\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
 _PYTHON = ("", "python", "python3", "py")
@@ -33,6 +34,7 @@ def code_grader(
     memory_limit: int = 1 << 29,
     num_workers: int | None = None,
     unsafe: bool = False,
+    thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS,
     **columns: Any,
 ) -> list[float | None]:
     r"""Score 1 where the completion's program passes its row's tests, each program in a confined process of its own.
@@ -54,6 +56,7 @@ def code_grader(
         memory_limit: Bytes of memory per program.
         num_workers: Programs at a time; one per CPU unless given.
         unsafe: Run the programs unconfined, as you, with the time limit alone: where nothing of value can be reached.
+        thought_tags: Pairs of the tags around a thought, as in `strip_thoughts`.
         columns: The columns of the rows, one value per completion.
 
     Returns:
@@ -96,7 +99,7 @@ def code_grader(
         raise GraderError(f"grader 'code' found no tests among the columns {sorted(columns)}: it needs {_FORMATS}")
     rows = [{name: values[i] for name, values in columns.items()} for i in range(len(completions))]
     jobs = [
-        _job(completion_text(completion), prompts[i] if prompts is not None else None, row)
+        _job(strip_thoughts(completion_text(completion), thought_tags), None if prompts is None else prompts[i], row)
         for i, (completion, row) in enumerate(zip(completions, rows, strict=True))
     ]
     # The same program is run once.

@@ -13,11 +13,13 @@ from ..extras import require
 from .choice import choice_grader
 from .deduplicate import exact_score, grade_pairs
 from .errors import GraderError
-from .extract import completion_text, extract_answer, extract_reference, normalize_answer
+from .extract import completion_text, extract_answer, extract_reference
 from .json_answer import json_grader
+from .normalize import normalize_answer
 from .pool import WorkerPool, check_limits
 from .regex import regex_grader
 from .reward_function import Grader, reference_column
+from .thoughts import THOUGHT_TAGS
 from .verdict import GradingStats
 
 _math_pools: dict[int, WorkerPool] = {}
@@ -29,6 +31,7 @@ def exact_grader(
     solution: Sequence | None = None,
     *,
     normalize: Callable[[str], str] = normalize_answer,
+    thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS,
     **kwargs: Any,
 ) -> list[float | None]:
     r"""Score 1 where the extracted answer equals the reference as a normalised string.
@@ -41,6 +44,7 @@ def exact_grader(
         solution: The same, where the data set calls them so; used if `answer` is absent.
         normalize: What makes two answers the same: by default `normalize_answer`, for mathematics. `str.casefold`
             ignores case, `str.strip` hardly anything. `functools.partial(exact_grader, normalize=...)` is a grader.
+        thought_tags: Pairs of the tags around a thought, as in `strip_thoughts`.
         kwargs: Further columns; not used.
 
     Returns:
@@ -60,13 +64,18 @@ def exact_grader(
     """
     references = reference_column("exact", completions, ("answer", answer), ("solution", solution))
     return [
-        exact_score(extract_reference(reference), extract_answer(completion_text(completion)), normalize)
+        exact_score(extract_reference(reference), extract_answer(completion_text(completion), thought_tags), normalize)
         for completion, reference in zip(completions, references, strict=True)
     ]
 
 
 def math_grader(
-    completions: Sequence, answer: Sequence | None = None, solution: Sequence | None = None, **kwargs: Any
+    completions: Sequence,
+    answer: Sequence | None = None,
+    solution: Sequence | None = None,
+    *,
+    thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS,
+    **kwargs: Any,
 ) -> list[float | None]:
     r"""Score 1 where math-verify finds the extracted answer equal to the reference; safe against hostile text.
 
@@ -77,6 +86,7 @@ def math_grader(
         completions: Strings, or lists of messages.
         answer: The references, one per completion: bare answers or worked solutions.
         solution: The same, where the data set calls them so; used if `answer` is absent.
+        thought_tags: Pairs of the tags around a thought, as in `strip_thoughts`.
         kwargs: Further columns; not used.
 
     Returns:
@@ -99,7 +109,7 @@ def math_grader(
     for process in _math_pools.keys() - {os.getpid()}:
         _math_pools.pop(process, None)
     pool = _math_pools.setdefault(os.getpid(), WorkerPool(*check_limits(None, 10.0, 1 << 30)))
-    verdicts, slots = grade_pairs(completions, references, pool, None, GradingStats(), progress=False)
+    verdicts, slots = grade_pairs(completions, references, pool, None, GradingStats(), False, thought_tags)
     return [verdicts[slot].score for slot in slots.tolist()]
 
 
