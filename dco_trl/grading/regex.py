@@ -7,16 +7,9 @@ from typing import Any
 
 from .extract import completion_text, extract_answer
 from .reward_function import reference_column
-from .thoughts import THOUGHT_TAGS
 
 
-def regex_grader(
-    completions: Sequence,
-    answer: Sequence | None = None,
-    *,
-    thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS,
-    **kwargs: Any,
-) -> list[float | None]:
+def regex_grader(completions: Sequence, answer: Sequence | None = None, **kwargs: Any) -> list[float | None]:
     r"""Score 1 where the extracted answer matches the reference, a regular expression of Python, as a whole.
 
     Begin the expression with `(?is).*` to search the answer instead, whatever its case and lines. An expression that
@@ -25,7 +18,6 @@ def regex_grader(
     Args:
         completions: Strings, or lists of messages.
         answer: The expressions, one per completion; absent, the column `pattern` or `solution`.
-        thought_tags: Pairs of the tags around a thought, as in `strip_thoughts`.
         kwargs: Further columns.
 
     Returns:
@@ -49,7 +41,7 @@ def regex_grader(
     scores: list[float | None] = []
     for completion, reference in zip(completions, references, strict=True):
         pattern = _compile(str(reference)) if reference else None
-        given = extract_answer(completion_text(completion), thought_tags)
+        given = extract_answer(completion_text(completion))
         scores.append(None if pattern is None else float(pattern.fullmatch(given) is not None))
     return scores
 
