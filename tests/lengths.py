@@ -13,5 +13,5 @@ KILLS = 12 if LONG else 3
 EXAMPLES = 1_000 if LONG else 100
 # Hostile strings that graders read.
 GENERATED_TEXTS = 10_000 if LONG else 1_000
-# Share of the training that notebooks do; 1 is what their outputs show.
-NOTEBOOK_SIZE = "1" if LONG else "0.05"
+# Share of their work that notebooks do; 1 is what their outputs show.
+NOTEBOOK_SIZE = 1.0 if LONG else 0.1

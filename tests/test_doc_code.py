@@ -11,12 +11,15 @@ import functools
 import importlib.util
 import io
 import json
+import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from datasets import Dataset
@@ -174,6 +177,8 @@ def check_arguments(words: list[str]) -> None:
         check_flags(words, flags_of_vllm())
     else:
         assert words[0] == "python", words
+        if words[1] == "-m" and words[2].startswith("research."):
+            words = ["python", words[2].replace(".", "/") + ".py", *words[3:]]
         assert (ROOT / words[1]).is_file(), words
         if any(word.startswith("--") for word in words):
             check_flags(words, help_of("python", words[1]))
@@ -181,12 +186,17 @@ def check_arguments(words: list[str]) -> None:
 
 @functools.cache
 def help_of(program: str, command: str) -> str:
-    if program == "dco-trl":
-        with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+    """What `--help` prints; a script is run in this process, which has imported most of what it needs."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit) as exit:
+        if program == "dco-trl":
             dco_trl([command, "--help"])
-        return printed.getvalue()
-    run = [sys.executable, str(ROOT / command), "--help"]
-    return subprocess.run(run, capture_output=True, text=True, check=True).stdout
+        else:
+            with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
+                patch.setattr(sys, "argv", [command, "--help"])
+                patch.syspath_prepend(str((ROOT / command).parent))
+                runpy.run_path(str(ROOT / command), run_name="__main__")
+    assert not exit.value.code
+    return printed.getvalue()
 
 
 def flags_of_vllm() -> str:

@@ -43,8 +43,12 @@ EXAMPLES = [
     "dco_trl.statistics.schedule",
     "dco_trl.statistics.expected_schedule",
     "dco_trl.grading.reward_function",
+    "dco_trl.grading.boxes",
     "dco_trl.grading.extract",
     "dco_trl.grading.graders",
+    "dco_trl.grading.normalize",
+    "dco_trl.grading.plain_math",
+    "dco_trl.grading.thoughts",
     "dco_trl.sampling.protocol",
 ]
 
@@ -66,7 +70,10 @@ def test_docstring_has_every_argument_and_an_example(package, name):
     if inspect.isclass(value) and issubclass(value, TrainingArguments):
         arguments = [field.name for field in dataclasses.fields(value) if field.name in value.__annotations__]
     else:
-        arguments = [a for a in inspect.signature(value).parameters if a not in ("self", "args", "kwargs")]
+        parameters = inspect.signature(value).parameters.values()
+        arguments = [
+            p.name for p in parameters if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
     # Shared descriptions such as "low, high: …" name each.
     missing = [a for a in arguments if not re.search(rf"^ +([\w, ]*\W|\*\*)?{a}(, [\w, ]*)?:", document, re.M)]
     assert not missing, f"{package}.{name}: no description of {missing}"

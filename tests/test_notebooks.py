@@ -8,11 +8,13 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from lengths import NOTEBOOK_SIZE
 from nbclient import NotebookClient
 from tiny_models import save_checkpoint
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+ALL_N = "N_PRIME = [16, 256, 4096]"
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -26,6 +28,11 @@ def outputs(notebook) -> list:
 
 def count_pictures(notebook) -> int:
     return sum("image/png" in output.get("data", {}) for output in outputs(notebook))
+
+
+def replace(notebook, old: str, new: str) -> None:
+    for cell in code_cells(notebook):
+        cell.source = cell.source.replace(old, new)
 
 
 def test_there_are_notebooks():
@@ -43,12 +50,21 @@ def execute(notebook, folder: Path) -> None:
 @each_notebook
 def test_runs_from_top_to_bottom_outside_the_clone(path, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("DCO_TRL_NOTEBOOK_SIZE", str(NOTEBOOK_SIZE))
     committed, notebook = (nbformat.read(path, as_version=4) for _ in range(2))
+    if NOTEBOOK_SIZE < 1:
+        replace(notebook, ALL_N, "N_PRIME = [256]")
     execute(notebook, tmp_path)
     assert count_pictures(notebook) == count_pictures(committed)
 
 
+# In this process: a start takes longer than two steps.
 SMALL = """
+from dco_trl.cli import main
+
+def dco_trl(*arguments):
+    assert main([*map(str, arguments)]) == 0
+
 SCALES[SCALE]["train"] |= {
     "model_name_or_path": "MODEL", "dtype": "float32", "bf16": False, "use_cpu": True, "num_train_epochs": 1,
     "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "lora_r": 2,
@@ -68,16 +84,13 @@ def test_table1_starts_at_every_scale_and_goes_on(scale, tmp_path):
     for split in ("train", "test"):
         (data / f"{split}.jsonl").write_text(rows)
     notebook = nbformat.read(FOLDER / "table1.ipynb", as_version=4)
-    for cell in code_cells(notebook):
-        cell.source = cell.source.replace('SCALE = "tiny"', f'SCALE = "{scale}"')
-        cell.source = cell.source.replace("N_PRIME = [16, 256, 4096]", "N_PRIME = [256]")
-    definition = next(
-        i for i, cell in enumerate(notebook.cells) if cell.source.rstrip().endswith('f"table1-{SCALE}")')
-    )
-    notebook.cells.insert(definition + 1, nbformat.v4.new_code_cell(SMALL))
-    for _ in range(2 if scale == "small" else 1):
-        execute(notebook, tmp_path)
-        assert count_pictures(notebook) == 2
+    replace(notebook, 'SCALE = "tiny"', f'SCALE = "{scale}"')
+    replace(notebook, ALL_N, "N_PRIME = [256]")
+    use = next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith("runs = tiny() if"))
+    notebook.cells.insert(use + 1, notebook.cells[use].copy())
+    notebook.cells.insert(use, nbformat.v4.new_code_cell(SMALL))
+    execute(notebook, tmp_path)
+    assert count_pictures(notebook) == 2
     state = json.loads((data / "N-256" / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["global_step"] == 2
 
@@ -99,8 +112,10 @@ def test_what_cot_says_of_its_recipe_is_there():
 
 
 @each_notebook
-def test_installs_what_is_missing(path):
-    first = code_cells(nbformat.read(path, as_version=4))[0]
+def test_installs_what_is_missing_and_sets_its_size(path):
+    first, *rest = code_cells(nbformat.read(path, as_version=4))
+    assert 'SIZE = float(os.environ.get("DCO_TRL_NOTEBOOK_SIZE", 1))' in first.source
+    assert any("scaled(" in cell.source for cell in rest)
     assert 'find_spec("dco_trl") is None' in first.source and '%pip install --quiet "dco-trl[eval]"' in first.source
 
 

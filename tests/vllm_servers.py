@@ -25,7 +25,7 @@ def serve(model: str | Path, log_path: Path, *arguments: str, **environment: str
     with log_path.open("w") as log:
         server = subprocess.Popen([*command, *arguments], env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
-        deadline = time.monotonic() + 400
+        deadline = time.monotonic() + 1200
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()

@@ -200,6 +200,15 @@ def with_flags(message: str, names: Collection[str]) -> str:
     return re.sub(pattern, flag, message) if names else message
 
 
+def print_whole(console: Any, *parts: Any) -> None:
+    """Print tables as wide as they are: a name that is broken over lines cannot be copied."""
+    before, wide = console.width, console.options.update(width=100_000)
+    console.width = max(before, *(console.measure(part, options=wide).maximum for part in parts))
+    for part in parts:
+        console.print(part)
+    console.width = before
+
+
 @contextmanager
 def naming(name: str, kind: str = "model", adapter: str | None = None) -> Iterator[None]:
     """Name the model or adapter that could not be loaded: not every message of Transformers and PEFT does."""

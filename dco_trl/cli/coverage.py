@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..extras import require
-from ._common import DatasetConfig, ModelConfig, load_problems, naming, parse, status, unescape
+from ._common import DatasetConfig, ModelConfig, load_problems, naming, parse, print_whole, status, unescape
 
 NOTE = (
     "Exact coverage counts the reference's exact string only, in its usual tokens and followed by the end of "
@@ -113,7 +113,7 @@ def coverage(data: DatasetConfig, model: ArmsConfig, config: CoverageConfig) -> 
         for row, k in enumerate(ks):
             table.add_row(f"{k:,}", f"{values[row]:.2%}", *([sampled["cells"].get(k, "")] if sampled else []))
     else:
-        table.add_column("exact pass@k, k =", overflow="fold")
+        table.add_column("exact pass@k, k =")
         for k in ks:
             table.add_column(f"{k:,}", justify="right")
         for arm, exact, _ in measured:
@@ -122,7 +122,7 @@ def coverage(data: DatasetConfig, model: ArmsConfig, config: CoverageConfig) -> 
     console.print(
         f"{len(problems):,} problems, reference from column {column!r}, temperature {temperatures}", soft_wrap=True
     )
-    console.print(table)
+    print_whole(console, table)
     for line in [NOTE, *(sampled["notes"] if sampled else [])]:
         console.print(line)
     if not config.output:

@@ -49,12 +49,12 @@ def evaluate(
         grading: How to grade.
         report: What to report, and where.
     """
-    from ..grading import load_grader
     from ..report import DEFAULT_K, print_report, write_report
     from ..runs import load_results
+    from ..runs.grade import check_grader
 
-    load_grader(grading.grader)  # a grader that is not there is better found before sampling than after
     problems = load_graded_problems(data, grading.grader)
+    check_grader(grading.grader, problems)  # what does not fit is better found before sampling than after
     print(sample(data, model, sampling, problems))
     summary = grade(sampling.output, grading)
     print(summary)

@@ -12,7 +12,8 @@ class GradingConfig:
     """How to grade."""
 
     grader: str = field(
-        default="math", metadata={"help": "math, exact, choice, json, regex, code, or package.module:function."}
+        default="math",
+        metadata={"help": "math, exact, choice, json, regex, code, package.module:function or file.py:function."},
     )
     num_workers: int | None = field(default=None, metadata={"help": "Worker processes. Unless given, one per CPU."})
     timeout: float = field(default=10.0, metadata={"help": "Seconds a verdict may take."})
@@ -32,31 +33,41 @@ class GradingConfig:
     )
 
 
+@dataclass
+class RegradeConfig(GradingConfig):
+    """And whether to begin anew."""
+
+    regrade: bool = field(
+        default=False, metadata={"help": "Delete this grader's verdicts first, for a function that has changed."}
+    )
+
+
 def main(argv: list[str]) -> int:
     """Run the command."""
     grading, run = parse(
         "grade",
         argv,
-        GradingConfig,
+        RegradeConfig,
         run="the run's folder",
         description="Grade the samples of a run that this grader has not graded yet.",
     )
-    return status("grade", lambda: print(grade(run, grading)), grading)
+    return status("grade", lambda: print(grade(run, grading, grading.regrade)), grading)
 
 
-def grade(run: str, grading: GradingConfig) -> Any:
+def grade(run: str, grading: GradingConfig, regrade: bool = False) -> Any:
     """Do what the command does.
 
     Args:
         run: The run's folder.
         grading: How to grade.
+        regrade: Whether to begin anew.
 
     Returns:
         A `GradingSummary`.
     """
     from ..runs import grade_run
 
-    return grade_run(run, grading.grader, **grading_limits(grading))
+    return grade_run(run, grading.grader, regrade=regrade, **grading_limits(grading))
 
 
 def grading_limits(grading: GradingConfig) -> dict[str, Any]:

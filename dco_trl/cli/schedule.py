@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..extras import require
-from ._common import parse, status
+from ._common import parse, print_whole, status
 
 
 @dataclass
@@ -76,7 +76,7 @@ def schedule(paths: list[str], config: ScheduleConfig) -> None:
 
     table = Table()
     for title in ("k", "schedule", "best single arm", "which", "difference"):
-        table.add_column(title, justify="left" if title == "which" else "right", overflow="fold")
+        table.add_column(title, justify="left" if title == "which" else "right")
     curve, against = expected.curve, expected.best_arm
     rows: list[dict[str, Any]] = []
     for i, k in enumerate(ks):
@@ -103,7 +103,7 @@ def schedule(paths: list[str], config: ScheduleConfig) -> None:
     alone = Table(title="The schedule against given arms, each alone", title_justify="left")
     alone.add_column("k", justify="right")
     for arm in given:
-        alone.add_column(escape(names[arm]), justify="right", overflow="fold")
+        alone.add_column(escape(names[arm]), justify="right")
     for i, k in enumerate(ks):
         alone.add_row(f"{k:,}", *(_against(rival, i) for rival in expected.given_arms))
         rows[i]["given_arms"] = [
@@ -118,9 +118,7 @@ def schedule(paths: list[str], config: ScheduleConfig) -> None:
         ]
     console = Console(highlight=False, emoji=False)
     console.print(f"{len(names):,} arms measured on {len(measured.problem_ids):,} problems", soft_wrap=True)
-    console.print(table)
-    if given:
-        console.print(alone)
+    print_whole(console, table, *[alone] * bool(given))
     for note in _notes(measured, planned, data, ks, config):
         console.print(note, soft_wrap=True)
     written = write_schedule(config.output, planned, measured.arms, rows)

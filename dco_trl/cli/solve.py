@@ -49,16 +49,16 @@ def solve(
         config: What to spend.
     """
     from ..checks import check_integer
-    from ..grading import load_grader
+    from ..runs.grade import check_grader
     from ..runs.solve import ANSWERS
     from ..runs.solve import solve as solve_problems
 
     # What can be wrong without the model is found out before minutes are spent on loading it.
     check_integer("num_attempts", config.num_attempts)
     params = sampling_params(sampling)
-    load_grader(grading.grader)
     schedule = load_schedule(model, sampling, params)
     problems = load_graded_problems(data, grading.grader)
+    check_grader(grading.grader, problems)
     print(f"{len(problems):,} problems, at most {config.num_attempts:,} attempts each", file=sys.stderr)
     sampler = load_sampler(model, sampling, progress=False, schedule=schedule)
     try:

@@ -6,7 +6,6 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from hashlib import blake2b
 from itertools import repeat
 from typing import Any
@@ -15,15 +14,16 @@ import numpy as np
 
 from .cache import VerdictCache
 from .choice import choice_answer, choice_grader
+from .code import extract_code
 from .deduplicate import chunks, grade_pairs, progress_bar
 from .errors import GraderError
 from .extract import completion_text, extract_answer
-from .extract_code import extract_code
 from .graders import exact_grader, grader_name, load_grader, math_grader
 from .json_answer import json_answer, json_grader
 from .pool import WorkerPool, check_limits
 from .regex import regex_grader
 from .reward_function import Grader, call_grader
+from .thoughts import THOUGHT_TAGS, strip_thoughts
 from .verdict import GradingStats, Verdict, shorten
 
 _ROWS_PER_BATCH = 1_024
@@ -90,16 +90,18 @@ class BulkGrader:
         self._function: Grader = load_grader(grader)
         self.name = grader_name(grader)
         self.stats = GradingStats()
-        self._by_pair = self._function in (math_grader, exact_grader)
-        is_math = self._function is math_grader
+        # `functools.partial(math_grader, thought_tags=...)` is the grader, with other tags.
+        self._base, bound = getattr(self._function, "func", self._function), getattr(self._function, "keywords", {})
+        self._tags = bound.get("thought_tags", THOUGHT_TAGS)
+        is_math = self._base is math_grader
+        self._by_pair = is_math or self._function is exact_grader
         self._pool: WorkerPool | None = None
-        self._run_programs: Callable[..., list[Verdict]] | None = None
         if is_math:
             self._pool = WorkerPool(*limits)
         elif grader == "code":
-            from .code import verdicts_of_programs
+            from .code import limited_code_grader
 
-            self._run_programs = partial(verdicts_of_programs, *limits)
+            self._function = limited_code_grader(*limits)
         elif isinstance(grader, str) and not self._by_pair and not in_process:
             self._pool = WorkerPool(*limits, grader=grader)
         self._cache = VerdictCache(cache_dir, timeout, memory_limit) if is_math and cache_dir is not None else None
@@ -147,7 +149,9 @@ class BulkGrader:
             if column is not None and len(column) != total:
                 raise ValueError(f"{name} has {len(column)} rows and completions {total}: each needs one")
         if self._by_pair:
-            verdicts, slots = grade_pairs(completions, answers, self._pool, self._cache, self.stats, progress)
+            verdicts, slots = grade_pairs(
+                completions, answers, self._pool, self._cache, self.stats, progress, self._tags
+            )
         else:
             verdicts, slots = self._grade_rows(prompts, completions, answers, columns or {}, progress)
         warned = bool(self.stats.undecided)
@@ -193,9 +197,7 @@ class BulkGrader:
             return prompts if with_prompts else None, completions, answers, dict(zip(names, columns, strict=True))
 
         self.stats.add(computed=len(batch))
-        if self._run_programs is not None:
-            verdicts = dict(enumerate(self._run_programs(*arguments(batch))))
-        elif self._pool is None:
+        if self._pool is None:
             scores = call_grader(self._function, *arguments(batch), name=self.name)
             verdicts = {i: Verdict(s, "", "unparsed" if s is None else "graded") for i, s in enumerate(scores)}
         else:
@@ -205,18 +207,17 @@ class BulkGrader:
 
     def _answer(self, completion: Any, columns: Mapping[str, Any]) -> str:
         """What a completion answers, as a vote counts it."""
-        if self._function is choice_grader:
-            return choice_answer(completion, columns.get("choices"))
-        if self._function is json_grader:
-            return json_answer(completion)
-        text = completion_text(completion)
-        if self._function is regex_grader:
-            return extract_answer(text)
-        if self.name == "code":
-            return extract_code(text).strip()
         if hasattr(self._function, "answer_of"):
             return _own_answer(self.name, self._function.answer_of, completion)
-        return extract_answer(text) or text.strip()
+        text = strip_thoughts(completion_text(completion), self._tags)
+        if self._base is choice_grader:
+            return choice_answer(text, columns.get("choices"))
+        if self._base is json_grader:
+            return json_answer(text)
+        if self.name == "code":
+            return extract_code(text).strip()
+        answer = extract_answer(text, ())
+        return answer if self._base in (exact_grader, regex_grader) else answer or text.strip()
 
 
 def _own_answer(name: str, answer_of: Callable[[Any], Any], completion: Any) -> str:

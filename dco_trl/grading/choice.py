@@ -2,35 +2,65 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from .extract import completion_text, extract_answer, extract_reference, normalize_answer
+from .extract import completion_text, extract_answer, extract_reference, stated_answer
+from .normalize import normalize_answer
 from .reward_function import reference_column
+from .thoughts import THOUGHT_TAGS, strip_thoughts
 
-# "(C)", "C)", "C.", "**C**", "option C", "C because": a letter or digit that stands alone. "A dog" is not an A.
-_LABEL = re.compile(
-    r"[\W_]*(?:(?:option|choice|answer)\b[\W_]*)?"
-    r"(?:\(\s*([A-Za-z]|\d+)\s*\)|([A-Za-z]|\d+)(?=[\s*_]*(?:[).:,;*_\]}]|$))|([B-HJ-Z])(?=\s))",
+# `\text{B}`, `\mathbf{(B)}`: what is around a letter.
+_WRAPPER = re.compile(r"\\(?:text\w*|math\w+|mbox|boldsymbol|bm|bf|rm|underline|boxed|fbox)\s?\{([^{}]*)\}")
+_DRESS = re.compile(r"\\(?:left|right|[,;:! ])|[`*_$\"'“”‘’「」【】{}]|\\(?=[()\[\]])")
+# Letters of other alphabets that look like A and C and have no other place among the options.
+_LOOKALIKES = str.maketrans("АСΑΒ", "ACAB")
+_INTRODUCTION = re.compile(
+    r"[\W_]*(?:(?:it s|it is|(?:i )?(?:choose|pick|select)|clearly|definitely|so|thus|therefore|hence)\b[\W_]*)?"
+    r"(?:(?:the|my)\s)?(?:(?:correct|right|best|final)\s)?(?:(?:option|choice|answer|letter)\b(?:\sis)?[\W_]*)?",
     re.IGNORECASE,
 )
-_ANOTHER = re.compile(r"[\W_]*(?:or|and)[\W_]+(?:[A-Z]|\d+)\b", re.IGNORECASE)
+# "(C)", "C)", "C.", "C - Paris", "C because": a letter or digit that stands alone. "A dog" and "E coli" are none.
+_LABEL = re.compile(
+    r"[\[(<]\s?([A-Za-z]|\d{1,3})\s?[\])>]|([A-Za-z]|\d{1,3})(?=\s?(?:[):;\]}>]|[.,](?!\d)|$)|\s[-–—]\s)"
+    r"|([A-Z])(?=\s(?:because|since|as|is|was|which|that|due|for|given|\())"
+)
+# A species is no option: "E. coli".
+_SPECIES = re.compile(
+    r"[A-Z]\.\s(?:coli|aureus|elegans|melanogaster|sapiens|subtilis|thaliana|difficile|pylori|cerevisiae|falciparum|"
+    r"tuberculosis|musculus|pneumoniae|albicans|pyogenes|cholerae|rerio|laevis|pombe)\b"
+)
+# After a first option another: joined to it, or as bare as it.
+_ANOTHER = re.compile(
+    r"[\s\])>}.,;:(]*(?:(?:or|and|und|maybe|perhaps|possibly|both|nor|either)\b|[,;&/|+])[\W_]*"
+    r"(?:(?:or|and|maybe|perhaps|possibly|option|choice)\b[\W_]*)*(?:[A-Z]|\d{1,3}|[a-z](?=[)\]]))(?![\w'’])"
+    r"|[\s\])>}.:]*[\[(]?[A-Z](?=\s?(?:[)\].,;:/|]|$|[A-Z]\b))",
+)
+_MARKED = re.compile(r"[\[(]\s?([A-Z])\s?[\])]|(?<![\w'’])([A-Z])(?=[):])|^\s*([A-Z])\.(?=\s)", re.MULTILINE)
 
 
 def choice_grader(
-    completions: Sequence, answer: Sequence | None = None, choices: Sequence | None = None, **kwargs: Any
+    completions: Sequence,
+    answer: Sequence | None = None,
+    choices: Sequence | None = None,
+    *,
+    thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS,
+    **kwargs: Any,
 ) -> list[float | None]:
     r"""Score 1 where the completion's letter is the reference's, in a question of multiple choice.
 
     The answer that `extract_answer` finds begins with the letter, bare, in brackets or before a full stop, or is the
-    text of one of the `choices`. References are taken as they are published: a letter (`answer`, or `answerKey`), or
-    the index from 0 of one of the `choices` (MMLU); `choices` is a list of texts, or has the lists `text` and `label`
-    (ARC).
+    text of one of the `choices`; where a box has neither, what the text states as its answer counts. Several letters
+    ("A or B", "A, B, C, D") are none. References are taken as they are published: a letter (`answer`, or
+    `answerKey`), or the index from 0 of one of the `choices` (MMLU); `choices` is a list of texts, or has the lists
+    `text` and `label` (ARC).
 
     Args:
         completions: Strings, or lists of messages.
         answer: The references, one per completion; absent, the column `answerKey` or `solution`.
         choices: The options of each question, where the data set has them.
+        thought_tags: Pairs of the tags around a thought, as in `strip_thoughts`.
         kwargs: Further columns.
 
     Returns:
@@ -59,15 +89,14 @@ def choice_grader(
         right = _reference_label(reference, labels, texts)
         if labels is None and of_row and right is not None and right.isdecimal():
             right = None  # an index, of options that cannot be read
-        given = _given_label(extract_answer(completion_text(completion)), labels, texts)
+        given = _given_label(strip_thoughts(completion_text(completion), thought_tags), labels, texts)
         scores.append(None if right is None else float(given == right))
     return scores
 
 
-def choice_answer(completion: Any, choices: Any = None) -> str:
-    """The letter that a completion gives, for a vote: "(b)" and "B." are one answer; without a letter, its answer."""
-    answer = extract_answer(completion_text(completion))
-    return _given_label(answer, *_options(choices)) or answer
+def choice_answer(text: str, choices: Any = None) -> str:
+    """The letter that a text gives, for a vote: "(b)" and "B." are one answer; without a letter, its answer."""
+    return _given_label(text, *_options(choices)) or extract_answer(text, ())
 
 
 def _options(choices: Any) -> tuple[list[str] | None, list[str]]:
@@ -88,20 +117,38 @@ def _reference_label(reference: Any, labels: list[str] | None, texts: list[str])
     text = extract_reference(reference)
     if labels is not None and text.upper() not in labels and text.isdecimal():  # an index
         return labels[int(text)] if int(text) < len(labels) else None
-    return _given_label(text, labels, texts)
+    return _label(text, labels, texts)
 
 
-def _given_label(answer: str, labels: list[str] | None, texts: list[str]) -> str | None:
+def _given_label(text: str, labels: list[str] | None, texts: list[str]) -> str | None:
+    """The label of the extracted answer; of a box that has none, what the text states beside it."""
+    return _label(extract_answer(text, ()), labels, texts) or _label(stated_answer(text), labels, texts)
+
+
+def _label(answer: str, labels: list[str] | None, texts: list[str]) -> str | None:
     """The label of an answer: alone, else as its text, else at its beginning; none of several labels."""
     normal = normalize_answer(answer).casefold()
-    match = _LABEL.match(answer)
+    plain = unicodedata.normalize("NFKC", answer).translate(_LOOKALIKES)
+    plain = " ".join(_DRESS.sub(" ", _WRAPPER.sub(r" \1 ", _WRAPPER.sub(r" \1 ", plain))).split())
+    start = _INTRODUCTION.match(plain)
+    match = _LABEL.match(plain, start.end() if start else 0) or _LABEL.match(plain)
     label = "".join(match.groups("")).upper() if match else None
-    is_alone = match is not None and not re.search(r"\w", answer[match.end() :])
-    if label is not None and (labels is None or label in labels) and is_alone:
+    rest = plain[match.end() :] if match else ""
+    if label is not None and (labels is None or label in labels) and not re.search(r"\w", rest):
         return label
-    for option, text in zip(labels or (), texts, strict=True):
-        if normal and normal == normalize_answer(text).casefold():
-            return option
-    if match is not None and _ANOTHER.match(answer[match.end() :]):
+    of_text = {normalize_answer(text).casefold(): option for option, text in zip(labels or (), texts, strict=True)}
+    if normal and normal in of_text:
+        return of_text[normal]
+    if (
+        match is None
+        or label is None
+        or (labels is not None and label not in labels)
+        or _SPECIES.match(plain, match.start())
+    ):
         return None
-    return label if labels is None or label in labels else None
+    marked = {"".join(found) for found in _MARKED.findall(plain)}
+    if _ANOTHER.match(rest) or len(marked | {label}) > 1 and label in marked:
+        return None
+    # "B. London", where London is option A.
+    beside = of_text.get(normalize_answer(rest.strip(" ).:,;-–—]")).casefold(), label)
+    return label if beside == label else None

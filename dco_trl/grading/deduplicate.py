@@ -7,9 +7,11 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .cache import VerdictCache
-from .extract import completion_text, extract_answer, extract_reference, normalize_answer
+from .extract import completion_text, extract_answer, extract_reference
 from .math_verdict import MAX_ANSWER_CHARS, quick_verdict
+from .normalize import normalize_answer
 from .pool import WorkerPool
+from .thoughts import THOUGHT_TAGS
 from .verdict import GradingStats, Verdict, shorten
 
 _CHUNK = 65_536
@@ -22,9 +24,12 @@ def grade_pairs(
     cache: VerdictCache | None,
     stats: GradingStats,
     progress: bool,
+    thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS,
 ) -> tuple[list[Verdict], np.ndarray]:
     """The distinct verdicts, and for each completion its verdict's index. Without a pool, strings are compared."""
-    pairs, too_long, slots = _distinct_pairs(completions, answers, None if pool is None else MAX_ANSWER_CHARS)
+    pairs, too_long, slots = _distinct_pairs(
+        completions, answers, None if pool is None else MAX_ANSWER_CHARS, thought_tags
+    )
     verdicts: list[Verdict | None] = [None] * len(pairs)
     for i, (reference, answer) in enumerate(pairs):
         if pool is None:
@@ -85,7 +90,7 @@ def chunks(column: Sequence) -> Iterator[Sequence]:
 
 
 def _distinct_pairs(
-    completions: Sequence, answers: Sequence, max_chars: int | None
+    completions: Sequence, answers: Sequence, max_chars: int | None, thought_tags: Sequence[tuple[str, str]]
 ) -> tuple[list[tuple[str, str]], set[int], np.ndarray]:
     # Texts are read one chunk at a time and forgotten: one integer per row and the distinct answers stay.
     slots = np.empty(len(completions), dtype=np.int64)
@@ -105,7 +110,7 @@ def _distinct_pairs(
                     if gold is None:
                         raise ValueError(f"answers[{row}] is None: a sample without a reference cannot be graded")
                     reference = references[gold] = extract_reference(gold)
-                answer = extract_answer(text)
+                answer = extract_answer(text, thought_tags)
                 long = max_chars is not None and len(answer) > max_chars and answer != reference
                 pair = (reference, shorten(answer) if long else answer)
                 slot = seen[gold, text] = slot_of.setdefault(pair, len(slot_of))

@@ -1,36 +1,58 @@
-"""Find the final answer in a completion, and normalise answers for string comparison. Linear in the text's length."""
+"""Find the final answer in a completion. Linear in the text's length."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from .notation import plain_characters
+from .boxes import boxed_answer
+from .normalize import clean
+from .thoughts import THOUGHT_TAGS, strip_thoughts
 
 # A text that marks no answer is a direct answer if it is no longer than this (the longest of MATH's 12,500 answers has
 # 159 characters). Longer, it is a rationale that never says what its answer is, and has none.
 MAX_DIRECT_CHARS = 300
+# A line, and what is looked at below it.
+_WINDOW = 1_000
 
-_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_BOX_WITHOUT_BRACES = re.compile(r"\\boxed\s+([^\s${}]+)")
-_ANSWER_IS = re.compile(r"answer[*_]{0,3}(?:\s+is|\s+are|\s*:|\s*=)[*_]{0,3}:?\s*", re.IGNORECASE)
+_ANSWER_IS = re.compile(
+    r"(?:answer|(?:correct|right|best) (?:option|choice|letter))(?: to [^.\n]{1,80}?)?[*_]{0,3}"
+    r"(?:\s{1,9}(?:is|are|would be|should be|must be)(?!n['’]t)|\s{0,9}[:：=])[*_]{0,3}:?\s*"
+    r"(?:(?:therefore|thus|then|hence|simply|indeed|clearly|definitely|given by|equal to|as follows)\b[,:]?\s*){0,3}",
+    re.IGNORECASE,
+)
+# "The answer is not 5", "I hope the answer is correct": no answer.
+_NO_ANSWER = re.compile(
+    r"(?:not|found|shown|obtained|based)\b|(?:wrong|incorrect|correct|right|clear|obvious|unknown)\s?(?:[^\w\s]|$)",
+    re.IGNORECASE,
+)
+_NOT_BUT = re.compile(r"not\b[^.\n]{1,80}?,? but (?:rather )?", re.IGNORECASE)
+# "7, not 5", "7 rather than 5", "7 because 3 + 4 = 7": the answer comes before.
+_REMARK = re.compile(
+    r"(?:[,;(–—]\s?|\s-{1,2}\s|(?<=[\d$)}\]%])\s|\s(?=(?:and|but)\s))(?:(?:and|but)\s)?not\b"
+    r"|\b(?:rather\sthan|instead\sof|as\sopposed\sto|because|since)\b"
+    r"|(?P<weak>[,;(–—]\s?(?:which|as|so|but|where|while|although|though|thus|hence|therefore|i\.e\.|that\sis|meaning)\b"
+    r"|\swhich\s(?:is|are|was|means|equals?)\b)",
+    re.IGNORECASE,
+)
+_MARK = re.compile(r"#{4,}")
+_HEADING_WORDS = (
+    r"(?:\d{1,2}[.)]\s{1,3})?(?:step|part|case|problem|question|task|solution|explanation|conclusion|summary|verif\w*|"
+    r"check\w*|calculat\w*|comput\w*|analy\w*|given|approach|method|example|note|proof|reasoning|understand\w*|find\w*|"
+    r"determin\w*|solv\w*|simplif\w*|substitut\w*|using|use|let|first|second|third|next|then|finally|therefore|thus|"
+    r"how|what|why|set|setting|defin\w*|identif\w*|appl\w*|combin\w*|express\w*|rewrit\w*|convert\w*|add|adding|"
+    r"subtract\w*|multipl\w*|divid\w*|key|additional|hint|tips?)\b"
+)
+_HEADING = re.compile(rf"{_HEADING_WORDS}|(?:answer|final|result)\b|[^\d\\$]*:$", re.IGNORECASE)
+_HEADING_LINE = re.compile(rf"^[ \t]{{0,3}}#{{1,6}}[*_ \t]{{0,5}}{_HEADING_WORDS}.*$", re.IGNORECASE | re.MULTILINE)
+_ANSWER_HEADING = re.compile(
+    r"^[#*_>\- \t]{0,12}(?:the[ \t])?(?:(?:final|short|correct)[ \t])?(?:answer|result)s?[*_:：# \t]{0,12}$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_TAG = re.compile(r"<(/?)(?:final_?)?answer>", re.IGNORECASE)
 # In a box: "The answer is 5", `\text{The answer is } 5` and `\text{The answer is 5}`.
 _BOXED_SENTENCE = re.compile(rf"[\w ]{{0,80}}?{_ANSWER_IS.pattern}(.*)", re.IGNORECASE | re.DOTALL)
 _BOXED_TEXT = re.compile(rf"\\text\w*\{{{_BOXED_SENTENCE.pattern[:-4]}([^{{}}]*)\}}(.*)", re.IGNORECASE | re.DOTALL)
-_SENTENCE_END = re.compile(r"\.(?=\s+[A-Z])")
-_DELIMITERS = (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$"))
-
-_ALIASES = (
-    *(("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\dbinom", "\\binom"), ("\\tbinom", "\\binom")),
-    *(("\\left", ""), ("\\right", ""), ("\\$", ""), ("^{\\circ}", ""), ("^\\circ", ""), ("\\ ", " "), ("~", " ")),
-)
-# A spacing command means nothing, nor does white space, but between two digits or two letters.
-_SPACING = re.compile(r"\s?\\[!,;:]\s?")
-_IDLE_SPACE = re.compile(r" (?!(?<=\d )\d|(?<=[^\W\d_] )[^\W\d_])")
-_SHORT_FRACTION = re.compile(r"\\frac(\d) ?(\d)")
-_SHORT_BINOMIAL = re.compile(r"\\binom(\d) ?(\d)")
-_SHORT_ROOT = re.compile(r"\\sqrt(\d)")
-_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}")
-_THOUSANDS = re.compile(r"-?\d{1,3}(?:,(?:\\!)?\d{3})+(?:\.\d+)?")
-_DECIMAL = re.compile(r"(-?)(\d*)\.(\d*)")
+_SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\bvs)\.(?=\s+[A-Z](?![.)]))")
 
 
 def completion_text(completion: Any) -> str:
@@ -62,17 +84,20 @@ def completion_text(completion: Any) -> str:
     )
 
 
-def extract_answer(text: str) -> str:
+def extract_answer(text: str, thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS) -> str:
     r"""The final answer in a completion.
 
-    The first of these that is there: the content of the last complete, non-empty `\boxed{}` or `\fbox{}` (nested
-    braces are matched); the rest of the line after the last `####`; the content of the last `<answer>` tag; what
-    follows the last "answer is" or "answer:" up to the end of the sentence or formula; the whole text if it is at most
-    300 characters long (a direct answer). A longer text without any of these has no answer: numbers in passing are not
-    one.
+    Thoughts do not count (`strip_thoughts`). The first of these that is there: the content of the last complete,
+    non-empty `\boxed{}` or `\fbox{}`, or of the boxes with only commas, "and" and the like between them, joined by
+    commas; the rest of the line after the last `####` that is no heading; the content of the last `<answer>` tag; what
+    follows the last "answer is" or "answer:" up to the end of the sentence or formula; what stands below a heading
+    "Final Answer" or the like; the whole text if it is at most 300 characters long (a direct answer). A longer text
+    without any of these has no answer: numbers in passing are not one. An `<answer>` after the last box comes before
+    it. A remark after the answer ("7, not 5") is no part of it.
 
     Args:
         text: A completion.
+        thought_tags: Pairs of the tags around a thought.
 
     Returns:
         The answer, without surrounding white space and math delimiters; "" if there is none.
@@ -80,9 +105,9 @@ def extract_answer(text: str) -> str:
     Examples:
         >>> extract_answer(r"so $x^2 = 3$ and $x = \boxed{\frac{1}{2}}$.")
         '\\frac{1}{2}'
-        >>> extract_answer("9 * 2 = 18\n#### 18")
-        '18'
-        >>> extract_answer("The answer is $12$. I hope it is correct.")
+        >>> extract_answer("<think>18? No.</think>9 * 3 = 27\n#### 27")
+        '27'
+        >>> extract_answer("The answer is $12$, not $13$. I hope it is correct.")
         '12'
         >>> extract_answer("42")
         '42'
@@ -90,30 +115,30 @@ def extract_answer(text: str) -> str:
     Relations:
         `extract_reference` for the reference side; `normalize_answer` for what `exact` compares.
     """
-    if "\\boxed" in text or "\\fbox" in text:
-        answer = _last_boxed(text)
-        if answer:
+    text = strip_thoughts(text, thought_tags)
+    last_box = max(text.rfind("boxed"), text.rfind("fbox"))
+    if last_box >= 0:
+        is_tagged_after = text.rfind("<answer>") > last_box
+        if answer := (is_tagged_after and _tagged(text)) or _unwrap_sentence(boxed_answer(text)):
             return answer
-    mark = text.rfind("####")
-    if mark >= 0:
-        answer = _clean(_first_line(text[mark + 4 :]))
-        if answer:
+    for found in (_marked, _tagged, stated_answer, _below_heading):
+        if answer := found(text):
             return answer
-    close = text.rfind("</answer>")
-    if close >= 0:
-        opening = text.rfind("<answer>", 0, close)
-        answer = _clean(text[opening + 8 : close]) if opening >= 0 else ""
-        if answer:
-            return answer
-    if "nswer" in text or "NSWER" in text:
-        end = None
-        for match in _ANSWER_IS.finditer(text):
+    stripped = _HEADING_LINE.sub("", text).strip() if "#" in text else text.strip()
+    return _without_remark(clean(stripped)) if len(stripped) <= MAX_DIRECT_CHARS else ""
+
+
+def stated_answer(text: str) -> str:
+    """What the last "answer is", "answer:" or "correct option is" states, up to the end of its sentence or formula."""
+    if "nswer" not in text and "NSWER" not in text and "option" not in text and "choice" not in text:
+        return ""
+    end = None
+    for match in _ANSWER_IS.finditer(text):
+        if contrast := _NOT_BUT.match(text, match.end()):
+            end = contrast.end()
+        elif not _NO_ANSWER.match(text, match.end()):
             end = match.end()
-        answer = _clean(_sentence(text[end:])) if end is not None else ""
-        if answer:
-            return answer
-    stripped = text.strip()
-    return _clean(stripped) if len(stripped) <= MAX_DIRECT_CHARS else ""
+    return "" if end is None else _without_remark(clean(_sentence(text[end:])))
 
 
 def extract_reference(reference: Any) -> str:
@@ -137,74 +162,62 @@ def extract_reference(reference: Any) -> str:
     return extract_answer(text) or text.strip()
 
 
-def normalize_answer(answer: str) -> str:
-    r"""An answer with the differences taken out that mean nothing.
-
-    White space (but not between two digits or two letters), math delimiters, `\left` and `\right`, spacing commands,
-    `\text{}` wrappers, degree and dollar signs, a full stop at the end, thousands separators; `\dfrac` and `\frac12`
-    become `\frac{1}{2}`, `.50` becomes `0.5`, Unicode's digits and signs become ASCII and LaTeX. Nothing is computed:
-    `1/2` and `0.5` stay different.
-
-    Args:
-        answer: An extracted answer.
-
-    Returns:
-        The string that `exact` compares.
-
-    Examples:
-        >>> normalize_answer(r"$\left( \dfrac12, 1{,}000 \right)$")
-        '(\\frac{1}{2},1,000)'
-        >>> normalize_answer("1,000.50")
-        '1000.5'
-    """
-    answer = plain_characters(_clean(answer))
-    for old, new in _ALIASES:
-        if old in answer:
-            answer = answer.replace(old, new)
-    answer = _TEXT.sub(r"\1", answer).replace("{,}", ",")
-    answer = " ".join(_SPACING.sub("", answer).split())
-    answer = _IDLE_SPACE.sub("", answer)
-    answer = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", answer)
-    answer = _SHORT_BINOMIAL.sub(r"\\binom{\1}{\2}", answer)
-    answer = _SHORT_ROOT.sub(r"\\sqrt{\1}", answer)
-    if _THOUSANDS.fullmatch(answer):
-        answer = answer.replace(",", "")
-    decimal = _DECIMAL.fullmatch(answer)
-    if decimal and (decimal[2] or decimal[3]):
-        fraction = decimal[3].rstrip("0")
-        answer = decimal[1] + (decimal[2] or "0") + ("." + fraction if fraction else "")
-    return answer
+def _marked(text: str) -> str:
+    """The line after the last `####` that is no heading, as in GSM8K; or what is below a heading "Final Answer"."""
+    for mark in reversed(list(_MARK.finditer(text))):
+        window = text[mark.end() : mark.end() + _WINDOW]
+        line = _first_line(window)
+        bare = clean(line).strip("*_ ")
+        if _ANSWER_HEADING.fullmatch(bare):
+            return _without_remark(clean(_sentence(window[window.find(line) + len(line) :])))
+        below = window[window.find(line) + len(line) :].strip()
+        is_prose = len(bare.split()) > 4 and not any(sign in bare for sign in "0123456789\\$=")
+        if bare and not _HEADING.match(bare) and not (is_prose and below):
+            return _without_remark(clean(line))
+    return ""
 
 
-def _last_boxed(text: str) -> str:
-    # One pass with a stack, so that thousands of unclosed boxes cost no more than one.
-    first = min(i for i in (text.find("\\boxed"), text.find("\\fbox")) if i >= 0)
-    best_start, best = -1, ""
-    stack: list[int | None] = []
-    for match in _BOX_OR_BRACE.finditer(text, first):
-        token = match.group()
-        if token == "}":
-            start = stack.pop() if stack else None
-            if start is not None and start > best_start:
-                content = _boxed_answer(text[start : match.start()])
-                if content:
-                    best_start, best = start, content
-        elif token == "{":
-            stack.append(None)
-        elif len(token) > 2:
-            stack.append(match.end())
-    if not best:
-        bare = _BOX_WITHOUT_BRACES.findall(text)
-        best = bare[-1].rstrip(".,") if bare else ""
-    return best
+def _tagged(text: str) -> str:
+    """The content of the last `<answer>`; one that is not closed ends with the text: `</answer>` stops generation."""
+    if "nswer>" not in text and "NSWER>" not in text:
+        return ""
+    tags = list(_TAG.finditer(text))
+    for i in range(len(tags) - 1, -1, -1):
+        if not tags[i][1]:
+            end = tags[i + 1].start() if i + 1 < len(tags) and tags[i + 1][1] else len(text)
+            if end < len(text) or end - tags[i].end() <= MAX_DIRECT_CHARS:
+                if answer := _without_remark(clean(text[tags[i].end() : end])):
+                    return answer
+    return ""
 
 
-def _boxed_answer(content: str) -> str:
+def _below_heading(text: str) -> str:
+    """What stands below the last heading "Final Answer" or the like."""
+    if "nswer" not in text and "NSWER" not in text and "esult" not in text:
+        return ""
+    end = None
+    for match in _ANSWER_HEADING.finditer(text):
+        end = match.end()
+    return "" if end is None else _without_remark(clean(_sentence(text[end:])))
+
+
+def _without_remark(answer: str) -> str:
+    """An answer without what is said about it: "7, not 5" is 7."""
+    remark = _REMARK.search(" ".join(answer.split())) if len(answer) <= _WINDOW else None
+    if remark is None:
+        return answer
+    before = clean(remark.string[: remark.start()].rstrip(" ,;(–—-"))
+    is_short = len(before.split()) <= 3  # a sentence may conclude after ", so"
+    is_formula = remark["weak"] is None and any(sign in before for sign in "0123456789\\$=")
+    return before if before and (is_short or is_formula) else answer
+
+
+def _unwrap_sentence(content: str) -> str:
     r"""A box's content; of a sentence in it, `\text{The answer is } 5`, what comes after it."""
-    content = _clean(content)
+    content = clean(content)
     if "nswer" in content or "NSWER" in content:
         for sentence in (_BOXED_TEXT.fullmatch(content), _BOXED_SENTENCE.fullmatch(content)):
-            answer = _clean("".join(sentence.groups(""))) if sentence else ""
+            answer = clean("".join(sentence.groups(""))) if sentence else ""
             if answer:
                 return answer
     return content
@@ -217,6 +230,7 @@ def _first_line(text: str) -> str:
 
 
 def _sentence(text: str) -> str:
+    text = text.lstrip()
     for opening, closing in (("$$", "$$"), ("\\[", "\\]")):  # a displayed formula may run over several lines
         if text.startswith(opening):
             end = text.find(closing, 2)
@@ -225,20 +239,3 @@ def _sentence(text: str) -> str:
     line = _first_line(text)
     stop = _SENTENCE_END.search(line)
     return line if stop is None else line[: stop.start()]
-
-
-def _clean(answer: str) -> str:
-    answer = answer.strip().strip("*").strip()
-    if answer.endswith(".") and not answer.endswith(".."):
-        answer = answer[:-1].rstrip().rstrip("*")
-    return _unwrap(answer)
-
-
-def _unwrap(answer: str) -> str:
-    for opening, closing in _DELIMITERS:
-        if len(answer) > len(opening) + len(closing) and answer.startswith(opening) and answer.endswith(closing):
-            inner = answer[len(opening) : -len(closing)]
-            # `$1$ and $2$` is two formulas, `$5\$` ends in a dollar sign: leave both.
-            if opening not in inner and closing not in inner and not inner.endswith("\\"):
-                return inner.strip()
-    return answer

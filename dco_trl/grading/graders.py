@@ -1,21 +1,25 @@
 """Graders with the signature of TRL's reward functions: "math" and "exact", and the loader for all."""
 
 import importlib
+import importlib.util
 import operator
 import os
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 from ..extras import require
 from .choice import choice_grader
 from .deduplicate import exact_score, grade_pairs
 from .errors import GraderError
-from .extract import completion_text, extract_answer, extract_reference, normalize_answer
+from .extract import completion_text, extract_answer, extract_reference
 from .json_answer import json_grader
+from .normalize import normalize_answer
 from .pool import WorkerPool, check_limits
 from .regex import regex_grader
 from .reward_function import Grader, reference_column
+from .thoughts import THOUGHT_TAGS
 from .verdict import GradingStats
 
 _math_pools: dict[int, WorkerPool] = {}
@@ -27,6 +31,7 @@ def exact_grader(
     solution: Sequence | None = None,
     *,
     normalize: Callable[[str], str] = normalize_answer,
+    thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS,
     **kwargs: Any,
 ) -> list[float | None]:
     r"""Score 1 where the extracted answer equals the reference as a normalised string.
@@ -39,6 +44,7 @@ def exact_grader(
         solution: The same, where the data set calls them so; used if `answer` is absent.
         normalize: What makes two answers the same: by default `normalize_answer`, for mathematics. `str.casefold`
             ignores case, `str.strip` hardly anything. `functools.partial(exact_grader, normalize=...)` is a grader.
+        thought_tags: Pairs of the tags around a thought, as in `strip_thoughts`.
         kwargs: Further columns; not used.
 
     Returns:
@@ -58,13 +64,18 @@ def exact_grader(
     """
     references = reference_column("exact", completions, ("answer", answer), ("solution", solution))
     return [
-        exact_score(extract_reference(reference), extract_answer(completion_text(completion)), normalize)
+        exact_score(extract_reference(reference), extract_answer(completion_text(completion), thought_tags), normalize)
         for completion, reference in zip(completions, references, strict=True)
     ]
 
 
 def math_grader(
-    completions: Sequence, answer: Sequence | None = None, solution: Sequence | None = None, **kwargs: Any
+    completions: Sequence,
+    answer: Sequence | None = None,
+    solution: Sequence | None = None,
+    *,
+    thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS,
+    **kwargs: Any,
 ) -> list[float | None]:
     r"""Score 1 where math-verify finds the extracted answer equal to the reference; safe against hostile text.
 
@@ -75,6 +86,7 @@ def math_grader(
         completions: Strings, or lists of messages.
         answer: The references, one per completion: bare answers or worked solutions.
         solution: The same, where the data set calls them so; used if `answer` is absent.
+        thought_tags: Pairs of the tags around a thought, as in `strip_thoughts`.
         kwargs: Further columns; not used.
 
     Returns:
@@ -97,7 +109,7 @@ def math_grader(
     for process in _math_pools.keys() - {os.getpid()}:
         _math_pools.pop(process, None)
     pool = _math_pools.setdefault(os.getpid(), WorkerPool(*check_limits(None, 10.0, 1 << 30)))
-    verdicts, slots = grade_pairs(completions, references, pool, None, GradingStats(), progress=False)
+    verdicts, slots = grade_pairs(completions, references, pool, None, GradingStats(), False, thought_tags)
     return [verdicts[slot].score for slot in slots.tolist()]
 
 
@@ -113,7 +125,7 @@ def load_grader(name: str | Grader) -> Grader:
     """The grader of this name.
 
     Args:
-        name: "math", "exact", "choice", "json", "regex", "code", or an import path "package.module:function" of a
+        name: "math", "exact", "choice", "json", "regex", "code", or "package.module:function" or "file.py:function", a
             function with the signature of TRL's reward functions; the current folder is searched too. A callable is
             returned as it is.
 
@@ -147,12 +159,13 @@ def load_grader(name: str | Grader) -> Grader:
     if not (colon and module_name and attribute):
         raise GraderError(
             f"grader {name!r} is not known: give 'math', 'exact', 'choice', 'json', 'regex', 'code', or "
-            "'package.module:function' (a colon before the function's name)"
+            "'package.module:function' or 'file.py:function' (a colon before the function's name)"
         )
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        is_file = module_name.endswith(".py")
+        module = _module_of(module_name) if is_file else importlib.import_module(module_name)
     except Exception as error:
         raise GraderError(
             f"grader {name!r}: importing {module_name!r} failed: {type(error).__name__}: {error}. Check the name, and "
@@ -167,6 +180,21 @@ def load_grader(name: str | Grader) -> Grader:
     if not callable(function):
         raise GraderError(f"grader {name!r} is of type {type(function).__name__}. Name a function of that module")
     return function
+
+
+def _module_of(file: str) -> ModuleType:
+    """The module in a file, which may import its neighbours."""
+    if file not in sys.modules:
+        spec = importlib.util.spec_from_file_location(file, file)
+        assert spec is not None and spec.loader is not None  # of a name that ends with .py
+        sys.path.append(os.path.dirname(os.path.abspath(file)))
+        sys.modules[file] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[file])
+        except BaseException:
+            del sys.modules[file]
+            raise
+    return sys.modules[file]
 
 
 def grader_name(grader: str | Grader) -> str:

@@ -5,23 +5,34 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from .code_blocks import code_blocks
 from .extract import completion_text, extract_answer
 from .reward_function import reference_column
+from .thoughts import THOUGHT_TAGS, strip_thoughts
 
 # A column of booleans as a run folder keeps it, as text.
 _BOOLEANS = {"True": "true", "False": "false"}
-_JSON_BLOCK = re.compile(r"```[ \t]*(?:json)?[ \t]*\r?\n(.*?)```", re.DOTALL | re.IGNORECASE)
+_OPENING = re.compile(r"[\[{]")
+# Characters that are read in search of values in prose, per character of it.
+_MOST_READINGS = 8
 
 
-def json_grader(completions: Sequence, answer: Sequence | None = None, **kwargs: Any) -> list[float | None]:
+def json_grader(
+    completions: Sequence,
+    answer: Sequence | None = None,
+    *,
+    thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS,
+    **kwargs: Any,
+) -> list[float | None]:
     """Score 1 where the completion's JSON equals the reference's: whatever the order of keys, spaces, 1 or 1.0.
 
-    The JSON of a completion is the last code block, else the whole text, else the last object or list in it. `true` is
-    not 1, and the order of a list counts.
+    The JSON of a completion is the last code block that is JSON, else the whole text, else the last object or list in
+    it. `true` is not 1, and the order of a list counts.
 
     Args:
         completions: Strings, or lists of messages.
         answer: The references, one per completion: JSON, or values that are no strings; absent, `solution`.
+        thought_tags: Pairs of the tags around a thought, as in `strip_thoughts`.
         kwargs: Further columns.
 
     Returns:
@@ -46,19 +57,19 @@ def json_grader(completions: Sequence, answer: Sequence | None = None, **kwargs:
             scores.append(None)
             continue
         try:
-            scores.append(float(_is_same(_last_json(completion_text(completion)), right)))
+            text = strip_thoughts(completion_text(completion), thought_tags)
+            scores.append(float(_is_same(_last_json(text), right)))
         except (ValueError, RecursionError):
             scores.append(0.0)
     return scores
 
 
-def json_answer(completion: Any) -> str:
-    """The JSON of a completion in one spelling, for a vote: keys sorted, 1.0 as 1; without JSON, its answer."""
-    text = completion_text(completion)
+def json_answer(text: str) -> str:
+    """The JSON of a text in one spelling, for a vote: keys sorted, 1.0 as 1; without JSON, its answer."""
     try:
         return json.dumps(_one_spelling(_last_json(text)), sort_keys=True, ensure_ascii=False)
     except (ValueError, RecursionError):
-        return extract_answer(text)
+        return extract_answer(text, ())
 
 
 def _one_spelling(value: Any) -> Any:
@@ -78,22 +89,27 @@ def _refuse(constant: str) -> Any:
 
 
 def _last_json(text: str) -> Any:
-    blocks = _JSON_BLOCK.findall(text)
-    text = (blocks[-1] if blocks else text).strip()
-    try:
-        return _parse(text)
-    except ValueError:
-        pass
+    for candidate in (*(block.text for block in code_blocks(text)), text):
+        try:
+            return _parse(candidate)
+        except (ValueError, RecursionError):
+            continue
     decoder = json.JSONDecoder(parse_constant=_refuse)
-    found, at = None, 0
+    found: tuple | None = None
+    at, budget = 0, _MOST_READINGS * len(text) + 10_000
     # Objects and lists one after the other; what is within one is part of it.
-    while (start := min((i for i in (text.find("{", at), text.find("[", at)) if i >= 0), default=-1)) >= 0:
+    while budget > 0 and (opening := _OPENING.search(text, at)):
+        start = opening.start()
         try:
             value, at = decoder.raw_decode(text, start)
             found = (value,)
-        except ValueError:
+        except json.JSONDecodeError as error:
+            budget -= error.pos - start
             at = start + 1
-    if found is None:
+        except ValueError:  # NaN, or a number too long for Python
+            at = start + 1
+            budget -= 1_000
+    if found is None or budget <= 0:
         raise ValueError(text)
     return found[0]
 

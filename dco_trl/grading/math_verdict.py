@@ -13,6 +13,8 @@ its own, or that is prose ("12 inches"), is first given as it is.
 import re
 from functools import lru_cache
 from importlib.metadata import version
+from itertools import starmap
+from typing import Any
 
 from .notation import as_interval, mixed_number, rewrite
 from .rules import settle
@@ -20,12 +22,16 @@ from .verdict import Verdict, builtin_source, shorten
 
 # Longer answers are not sent to math-verify: its regular expressions need quadratic time.
 MAX_ANSWER_CHARS = 10_000
+# Numbers below the first differ by more than the second, relative to their size; others by more than the third.
+_SMALL, _RELATIVE, _GROSS = 1e-3, 1e-5, 0.02
 
 _DELIMITED = re.compile(r"(?<!\\)\$.+?(?<!\\)\$|\\\(.+?\\\)|\\\[.+?\\\]|\\boxed", re.DOTALL)
 _FUNCTION_NAMES = (
     "sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|arcsin|arccos|arctan|log|exp|sqrt|max|min|lim|mod|gcd|lcm|det"
 )
-_WORD = re.compile(rf"(?:^|\s)(?!(?:{_FUNCTION_NAMES})\b)[A-Za-z]{{3,}}(?=[\s.,:;!?]|$)")
+_WORD = re.compile(
+    rf"(?:^|\s)(?!(?:{_FUNCTION_NAMES})\b)(?:[A-Za-z]{{3,}}|[Ii][tsn]|[Ww]e|[Hh]e|[Ss]o)(?=[\s.,:;!?]|$)"
+)
 _INTEGER = re.compile(r"-?[0-9]{1,15}")
 
 
@@ -63,11 +69,39 @@ def judge(reference: str, answer: str) -> Verdict:
     if not gold:
         return Verdict(None, shorten(answer), "unparsed")
     predicted = math_verify_parse(as_interval(answer, reference))
-    correct = verify(gold, predicted, timeout_seconds=None)
+    correct = verify(gold, predicted, timeout_seconds=None) and not _differ_in_size(gold, predicted)
     if correct or any(not isinstance(part, str) for part in predicted):
         is_read = predicted and isinstance(predicted[-1], str) and reads_as_text(answer)
         return Verdict(float(correct), shorten(predicted[-1] if is_read else answer))
     return Verdict(0.0, shorten(answer), "unparsed")
+
+
+def _differ_in_size(gold: list, predicted: list) -> bool:
+    """Whether two values that math-verify takes for equal differ: it compares six decimals, of small numbers too."""
+    try:
+        return any(starmap(_differ, zip(_numbers(gold[0]), _numbers(predicted[0]), strict=True)))
+    except Exception:  # no numbers: strings, expressions with letters
+        return False
+
+
+def _differ(a: Any, b: Any) -> bool:
+    if not all(value._prec > 20 for value in (a, b) if value):
+        return False  # of a value that cancels to zero no digit is certain
+    larger, smaller = max(abs(a), abs(b)), min(abs(a), abs(b))
+    is_percent = abs(larger - 100 * smaller) <= _RELATIVE * larger  # 50% is 50 and 0.5
+    return abs(a - b) > (_RELATIVE if larger < _SMALL else _GROSS) * larger and not is_percent
+
+
+def _numbers(value: Any) -> list:
+    """A number, those of a tuple, a set or an interval, or that of `x = 3`."""
+    if getattr(value, "is_Relational", False):
+        return _numbers(value.rhs) if value.lhs.is_Symbol else [value.lhs]
+    if getattr(value, "is_Interval", False):
+        return [number for end in (value.start, value.end) for number in _numbers(end)]
+    if getattr(value, "is_FiniteSet", False) or type(value).__name__ == "Tuple":
+        found = [number for entry in value.args for number in _numbers(entry)]
+        return sorted(found) if getattr(value, "is_FiniteSet", False) else found
+    return [value.evalf(15)]
 
 
 @lru_cache(maxsize=2048)

@@ -3,10 +3,12 @@ r"""Notation that math-verify misreads, put as it reads it: `½`, `90°`, `\dbin
 import re
 import unicodedata
 
+from .plain_math import as_latex
+
 _SYMBOLS = dict(
     pair.split("=")
     for pair in r"−=-|﹣=-|⁄=/|×=\times |·=\cdot |⋅=\cdot |÷=\div |≤=\le |≥=\ge |≠=\ne |∞=\infty |π=\pi |°=^\circ |"
-    r"∪=\cup |∩=\cap |∈=\in |∅=\emptyset ".split("|")
+    r"∪=\cup |∩=\cap |∈=\in |∅=\emptyset |…=...".split("|")
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
@@ -22,6 +24,11 @@ _MIXED_NUMBER = re.compile(
     r"(-?\d{1,15})(?: (\d{1,15})/(\d{1,15})|\\frac\{(\d{1,15})\}\{(\d{1,15})\})((?: [A-Za-z]+){0,3})"
 )
 _REPEATING = re.compile(r"(?<![\w.}])(\d{0,15})\.(\d{0,15})\\overline\{(\d{1,15})\}")
+_DOTTED = re.compile(r"(?<![\w.}])(\d{0,15})\.(\d{0,15})\\dot\{?(\d)\}?")
+# 0.1666...: the last digits that stand there three times, or a longer period that stands there twice, go on for ever.
+_REPEATED = re.compile(
+    r"(?<![\w.}])(\d{0,15})\.(\d{0,15}?)(?:(?P<one>\d)(?P=one){2,15}|(?P<more>\d{2,15})(?P=more){1,7})(?:\.\.\.|\\l?dots)"
+)
 _OR = re.compile(r"\s*(?:\\text\{\s*or\s*\}|\bor\b|\\lor\b|\\vee\b)\s*")
 _RELATION = re.compile(r"\\(?:leqslant|leq|le|geqslant|geq|ge|lt|gt)(?![A-Za-z])|<=|>=|<|>")
 _SIGN = {"\\lt": "<", "\\gt": ">", "<": "<", ">": ">"}
@@ -72,7 +79,9 @@ def mixed_number(text: str) -> str | None:
 
 def rewrite(answer: str) -> str:
     r"""An answer in a notation that math-verify reads as it is meant."""
-    answer = plain_characters(answer)
+    answer = as_latex(plain_characters(answer))
+    if "..." in answer or "dot" in answer:
+        answer = _DOTTED.sub(_repeating, _REPEATED.sub(_repeating, answer))
     if "binom" in answer:
         answer = _BINOMIAL.sub(
             r"\\binom{\1}{\2}", answer.replace("\\dbinom", "\\binom").replace("\\tbinom", "\\binom")
@@ -85,7 +94,8 @@ def rewrite(answer: str) -> str:
 
 
 def _repeating(match: re.Match) -> str:
-    whole, fixed, period = match.groups()
+    whole, fixed, *periods = match.groups()
+    period = next(filter(None, periods))
     numerator = int(whole + fixed + period) - int(whole + fixed or "0")
     return f"\\frac{{{numerator}}}{{{10 ** len(fixed) * (10 ** len(period) - 1)}}}"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import GraderError
 from .extract import completion_text, extract_answer
+from .thoughts import strip_thoughts
 
 
 def score(completions: Sequence, answer: Sequence, metadata: Sequence, **kwargs: Any) -> list[float | None]:
@@ -36,7 +37,7 @@ def score(completions: Sequence, answer: Sequence, metadata: Sequence, **kwargs:
     questions = kwargs.get("question") or [None] * len(completions)
     for completion, reference, entry, question in zip(completions, answer, metadata, questions, strict=True):
         entry = json.loads(entry) if isinstance(entry, str) else entry
-        text = completion_text(completion)
+        text = strip_thoughts(completion_text(completion))
         given = _tagged(text) or extract_answer(text) or text.strip()
         full = {"question": question, "answer": reference, "metadata": entry}
         scores.append(float(_verifier(entry["source_dataset"])(given, full) >= 1.0))

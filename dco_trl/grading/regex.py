@@ -7,9 +7,16 @@ from typing import Any
 
 from .extract import completion_text, extract_answer
 from .reward_function import reference_column
+from .thoughts import THOUGHT_TAGS
 
 
-def regex_grader(completions: Sequence, answer: Sequence | None = None, **kwargs: Any) -> list[float | None]:
+def regex_grader(
+    completions: Sequence,
+    answer: Sequence | None = None,
+    *,
+    thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS,
+    **kwargs: Any,
+) -> list[float | None]:
     r"""Score 1 where the extracted answer matches the reference, a regular expression of Python, as a whole.
 
     Begin the expression with `(?is).*` to search the answer instead, whatever its case and lines. An expression that
@@ -18,6 +25,7 @@ def regex_grader(completions: Sequence, answer: Sequence | None = None, **kwargs
     Args:
         completions: Strings, or lists of messages.
         answer: The expressions, one per completion; absent, the column `pattern` or `solution`.
+        thought_tags: Pairs of the tags around a thought, as in `strip_thoughts`.
         kwargs: Further columns.
 
     Returns:
@@ -41,7 +49,7 @@ def regex_grader(completions: Sequence, answer: Sequence | None = None, **kwargs
     scores: list[float | None] = []
     for completion, reference in zip(completions, references, strict=True):
         pattern = _compile(str(reference)) if reference else None
-        given = extract_answer(completion_text(completion))
+        given = extract_answer(completion_text(completion), thought_tags)
         scores.append(None if pattern is None else float(pattern.fullmatch(given) is not None))
     return scores
 

@@ -80,6 +80,27 @@ def call_grader(
     return _check_scores(name, result, len(completions))
 
 
+def check_signature(grader: Grader, columns: Sequence[str], name: str) -> None:
+    """Raise a `GraderError` for a function that `call_grader` could not call with these columns."""
+    try:
+        parameters = inspect.signature(grader).parameters.values()
+    except (TypeError, ValueError):
+        return
+    given = ["completions", "prompts", "answer", "solution", *columns]
+    missing = [
+        p.name
+        for p in parameters
+        if p.kind is p.POSITIONAL_ONLY
+        or (p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in given)
+    ]
+    if missing:
+        raise GraderError(
+            f"grader {name!r} wants the argument {missing[0]!r}, and there is none: it is called by name, with lists, "
+            f"and there are {', '.join(dict.fromkeys(given))}. Write def {name.rpartition(':')[2]}(completions, "
+            "answer, **kwargs), which returns one score for each completion."
+        )
+
+
 async def _await(awaitable: Awaitable) -> Any:
     return await awaitable
 

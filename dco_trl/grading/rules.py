@@ -9,6 +9,20 @@ from .notation import plain_characters
 _MAX_CHARS = 200
 _DIGITS = r"(?:\d{1,3}(?:(?:,|\{,\})\d{3})+|\d{1,60})(?:\.\d{0,60})?|\.\d{1,60}"
 _NUMBER = re.compile(rf"[+-]?(?:{_DIGITS})", re.ASCII)
+# 1.6\times10^{-19}, 10^{-3}, 1e3
+_SCIENTIFIC = re.compile(
+    rf"(?P<sign>[+-]?)(?:(?P<digits>{_DIGITS})\s*(?:\\times|\\cdot|[*x])\s*)?10\s*(?:\^|\*\*)\s*"
+    rf"(?:\{{\s*(?P<braced>[+-]?\d{{1,4}})\s*\}}|\((?P<round>[+-]?\d{{1,4}})\)|(?P<bare>-?\d{{1,4}}))"
+    rf"|(?P<mantissa>[+-]?(?:{_DIGITS}))[eE](?P<exponent>[+-]?\d{{1,4}})",
+    re.ASCII,
+)
+_DOTS = re.compile(r"\\[lcd]?dots[cbmo]?(?![A-Za-z])|(?<=[,;:+])\s?\.\.\.|\.\.\.(?=\s?[,;:+])")
+_SEPARATOR = re.compile(r"[,;]")
+_NEGATION = re.compile(r"\b(?:not|never|cannot|neither|nor|nowhere)\b|n['’]t\b", re.IGNORECASE)
+_HEDGE = re.compile(r"\b(?:or|maybe|perhaps|possibly|either|might)\b", re.IGNORECASE)
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_WORD_OF_TEXT = re.compile(r"[A-Za-z]{4,}")
+_ANY_NUMBER = re.compile(rf"(?<![\w.]){_DIGITS}", re.ASCII)
 _BASE = re.compile(r"([0-9A-Za-z]{1,60})_(?:\{(\d{1,2})\}|(\d{1,2}))", re.ASCII)
 _FRACTION = re.compile(r"([+-]?)(?:\\[dt]?frac\{(\d{1,20})\}\{(\d{1,20})\}|(\d{1,20})/(\d{1,20}))", re.ASCII)
 _SPACE = re.compile(r"\\[,;: ]|~")
@@ -18,6 +32,10 @@ _QUANTITY = re.compile(
     r"(?:(square|sq|cubic) )?([A-Za-z]*)\s*(?:\^\s*\{?([23])\}?)?\s*\.?",
     re.ASCII,
 )
+_IDLE = re.compile(r"\\(?:left|right|[,;:! {}])|\s")
+_INTEGER = re.compile(r"-?\d{1,15}", re.ASCII)
+_REPEATED_DIGITS = re.compile(r"\.\d+(?:\.\.\.|\\l?dots)")
+_MOST_TERMS = 1_000
 _WORDS = r"(?: [A-Za-z]+){0,3}?"
 # "4 apples and 5 oranges", "Room 3 of 5", "3 out of 5": not one number.
 _TWO_NUMBERS = re.compile(
@@ -58,8 +76,9 @@ _UNITS = _units()
 def settle(reference: str, answer: str) -> float | None:
     """The verdict on a pair that a rule settles, else None. A string comparison: nothing is evaluated.
 
-    Plain decimal numbers are compared exactly; numerals with a base by their values; quantities whose units are known
-    and differ by their values in a common unit; and an answer that names two different numbers is not a number.
+    Decimal numbers, with a power of ten or without, are compared exactly; numerals with a base by their values;
+    quantities whose units are known and differ by their values in a common unit; sequences with dots by their terms.
+    An answer that names two different numbers, or says what the answer is not, is not a number.
     """
     if len(reference) > _MAX_CHARS or len(answer) > _MAX_CHARS:
         return None
@@ -69,21 +88,60 @@ def settle(reference: str, answer: str) -> float | None:
         return float(wanted == given)
     if wanted is not None and _names_two_numbers(answer):
         return 0.0
+    is_formula = not _WORD_OF_TEXT.search(_COMMAND.sub("", reference))
+    if is_formula and _NEGATION.search(answer) and not _NEGATION.search(reference):
+        return 0.0
+    if _DOTS.search(reference) or _DOTS.search(answer):
+        return _compare_sequences(reference, answer)
     if "_" in reference and "_" in answer:
         return _compare_bases(reference, answer)
     return _compare_quantities(reference, answer)
 
 
 def number(text: str) -> Decimal | None:
-    """The value of a plain decimal number, with or without thousands separators."""
+    """The value of a plain decimal number, with or without thousands separators, or times a power of ten."""
     if _NUMBER.fullmatch(text):
         return Decimal(text.replace("{,}", "").replace(",", ""))
+    if "10" in text or "e" in text or "E" in text:
+        found = _SCIENTIFIC.fullmatch(text)
+        if found is not None:
+            digits = found["mantissa"] or found["sign"] + (found["digits"] or "1")
+            exponent = found["exponent"] or found["braced"] or found["round"] or found["bare"]
+            return Decimal(digits.replace("{,}", "").replace(",", "")).scaleb(int(exponent))
     return None
 
 
 def _names_two_numbers(answer: str) -> bool:
+    if _HEDGE.search(answer) and len({number(found) for found in _ANY_NUMBER.findall(answer)}) > 1:
+        return True
     match = _TWO_NUMBERS.fullmatch(answer)
     return match is not None and number(match[1]) != number(match[2]) and not _CONCLUDES.search(answer)
+
+
+def _compare_sequences(reference: str, answer: str) -> float | None:
+    r"""`1, 2, \ldots, n` is `1, 2, 3, ..., n`; where dots stand for anything else, the strings decide."""
+    if _REPEATED_DIGITS.search(reference) or _REPEATED_DIGITS.search(answer):
+        return None
+    return float(_sequence(reference) == _sequence(answer))
+
+
+def _sequence(text: str) -> tuple[str, ...]:
+    """The terms of a list, written out where a list of integers with a constant step can be."""
+    text = _IDLE.sub("", _DOTS.sub("...", text))
+    terms = [term for term in _SEPARATOR.split(text.strip("{}$")) if term]
+    if terms.count("...") != 1:
+        return tuple(terms)
+    at = terms.index("...")
+    first, last = terms[:at], terms[at + 1 :]
+    numbers = [int(term) for term in first if _INTEGER.fullmatch(term)]
+    steps = {b - a for a, b in zip(numbers, numbers[1:], strict=False)}
+    if len(numbers) != len(first) or len(steps) != 1 or steps == {0}:
+        return tuple(terms)
+    step = steps.pop()
+    ends = [int(term) for term in last if _INTEGER.fullmatch(term)]
+    if last and len(ends) == len(last) and abs(ends[0] - numbers[0]) <= _MOST_TERMS * abs(step):
+        return tuple(map(str, range(numbers[0], ends[0], step))) + tuple(map(str, ends))
+    return (*map(str, numbers[:2]), "...", *last)
 
 
 def _compare_bases(reference: str, answer: str) -> float | None:

@@ -5,7 +5,7 @@ import inspect
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,7 @@ def grade_run(
     memory_limit: int = 1 << 30,
     cache_dir: str | os.PathLike[str] | None = None,
     in_process: bool = False,
+    regrade: bool = False,
     progress: bool = True,
 ) -> GradingSummary:
     """Grade the samples that this grader has not graded yet, one part at a time.
@@ -69,6 +70,7 @@ def grade_run(
         memory_limit: Bytes of address space of a worker.
         cache_dir: Folder for verdicts to remember, shared between runs; None remembers none.
         in_process: Run an import path in this process, without limits, because it holds a model.
+        regrade: Delete this grader's verdicts first, for a function that has changed.
         progress: Show progress on standard error.
 
     Returns:
@@ -93,6 +95,7 @@ def grade_run(
     total = sum(map(len, store.present().values()))
     if not parts:
         raise StoreError(f"{store.path} has no samples to grade; `dco-trl sample` draws them")
+    check_grader(grader, store.problems)
     with (
         BulkGrader(
             grader,
@@ -102,9 +105,31 @@ def grade_run(
             cache_dir=cache_dir,
             in_process=in_process,
         ) as bulk,
-        store.grading(bulk.name, source),
+        store.grading(bulk.name, source, anew=regrade),
     ):
         return _grade_parts(store, parts, total, bulk, progress)
+
+
+def check_grader(grader: str | Callable, problems: Sequence[Problem]) -> None:
+    """Find out before the first sample, and not after the last, that a grader does not fit the problems' columns.
+
+    Raises:
+        GraderError: It cannot be loaded or called, or finds no column that it needs.
+    """
+    from ..grading import load_grader
+    from ..grading.graders import grader_name
+    from ..grading.reward_function import check_signature
+
+    function, name = load_grader(grader), grader_name(grader)
+    if not problems:
+        return
+    first = problems[0]
+    names = list(dict.fromkeys(column for problem in problems for column in problem.columns))
+    if name in ("choice", "json", "regex", "code"):
+        columns = {column: [first.columns.get(column)] for column in names}
+        function(**columns | {"completions": [""], "prompts": [first.prompt], "answer": [first.answer]})
+    elif name not in ("math", "exact"):
+        check_signature(function, names, name)
 
 
 def _grade_parts(store: RunStore, parts: list[Path], total: int, bulk: "BulkGrader", progress: bool) -> GradingSummary:

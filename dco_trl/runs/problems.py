@@ -39,9 +39,10 @@ def read_problems(
         split: The split to take, where the source has several. Files have none.
         config: The configuration of a data set on the Hub, such as `main`.
         num_problems: Take the first `num_problems` rows only; None takes all.
-        prompt_column: The column with the prompt, plain or conversational; ignored with `prompt_template`.
+        prompt_column: The column with the prompt, plain or conversational; ignored with `prompt_template`. Rows with
+            `messages` in place of `prompt` are split: the last message is the `completion`, those before the prompt.
         answer_column: The column with the reference answer. Numbers become text. None: there is none, and `answer` is
-            "" (for a verifier that needs no reference).
+            "" (for a verifier that needs no reference). Split rows without `answer` take the completion.
         id_column: The column with the problem ids, which must be unique. None: the column `id` where it is unique,
             otherwise the number of the row.
         prompt_template: A format string over the columns, such as `"Question: {problem}\nAnswer:"`. Braces that are
@@ -131,6 +132,10 @@ def problems_from_rows(
     if num_problems is not None and len(table) < num_problems:
         raise DataError(f"{name} has {len(table)} rows, fewer than num_problems={num_problems}. Ask for fewer.")
 
+    if prompt_template is None and prompt_column == "prompt" and not any("prompt" in row for row in table):
+        table = [_split_messages(row, f"{name}: row {number}") for number, row in enumerate(table)]
+        if answer_column == "answer" and not any("answer" in row for row in table):
+            answer_column = "completion"
     # Rows of a JSON-lines file may have different columns; a column counts as present if any row has it.
     present = list(dict.fromkeys(column for row in table for column in row))
     if prompt_template is not None:
@@ -273,6 +278,20 @@ def _problem_ids(
             "that is, or leave id_column out to number the rows."
         )
     return column, [str(value) for value in ids]
+
+
+def _split_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """A conversation's last answer, and what comes before it, as training splits it; other rows as they are."""
+    if "messages" not in row:
+        return row
+    messages = row["messages"]
+    if not isinstance(messages, list) or len(messages) < 2 or messages[-1].get("role") != "assistant":
+        raise DataError(
+            f"{where}, column 'messages': it must end with a message of the assistant, after others, got "
+            f"{short(messages)}. Give the columns 'prompt' and 'answer' where there is none."
+        )
+    others = {column: value for column, value in row.items() if column != "messages"}
+    return {"prompt": messages[:-1], "completion": messages[-1:], **others}
 
 
 def _checked_prompt(prompt: Any, chat: bool, where: str) -> Prompt:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ def write_schedule(
     arms: Sequence[Arm],
     expected: Sequence[Mapping[str, Any]] = (),
 ) -> ArmSchedule:
-    """Write a schedule; arms without an attempt are left out.
+    """Write a schedule; arms without an attempt are left out. Relative folders are written as seen from the file's.
 
     Args:
         path: The file.
@@ -55,7 +55,7 @@ def write_schedule(
     content = {
         "format": _FORMAT,
         "num_attempts": schedule.num_attempts,
-        "arms": [asdict(arm) for arm in kept],
+        "arms": [asdict(_moved(arm, Path(), Path(path).parent)) for arm in kept],
         **entries,
         "expected": [dict(row) for row in expected],
     }
@@ -97,7 +97,7 @@ def read_schedule(path: str | os.PathLike[str]) -> ArmSchedule:
             found = content.get("format") if isinstance(content, dict) else None
             raise ValueError(f"its format is {found!r}, and this version of dco-trl reads {_FORMAT}")
         schedule = AttemptOrder.from_dict(content)
-        arms = _arms(content.get("arms"))
+        arms = tuple(_moved(arm, Path(path).parent, Path()) for arm in _arms(content.get("arms")))
         if len(arms) != schedule.num_arms:
             raise ValueError(f"it has {len(arms)} arms, and its blocks are for {schedule.num_arms}")
         if (told := content.get("num_attempts", schedule.num_attempts)) != schedule.num_attempts:
@@ -105,6 +105,16 @@ def read_schedule(path: str | os.PathLike[str]) -> ArmSchedule:
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise StoreError(f"{path} holds no schedule: {error}. `dco-trl schedule` writes one.") from error
     return ArmSchedule(schedule, arms)
+
+
+def _moved(arm: Arm, origin: Path, target: Path) -> Arm:
+    """The arm with its relative folders, seen from `origin`, as they are seen from `target`; names stay."""
+
+    def moved(name: str) -> str:
+        there = origin / name
+        return os.path.relpath(there, target) if name and not os.path.isabs(name) and there.is_dir() else name
+
+    return replace(arm, model=moved(arm.model), adapter=moved(arm.adapter))
 
 
 def schedule_of_run(folder: Path, manifest: Mapping[str, Any]) -> ArmSchedule | None:

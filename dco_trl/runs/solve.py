@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..sampling.protocol import SamplingParams
 from .attempts import Attempts
 from .drawing import Drawing, Gap, gaps_of
 from .files import write_atomically
-from .grade import PartGrader, grader_source, is_correct
+from .grade import PartGrader, check_grader, grader_source, is_correct
 from .manifest import run_manifest
 from .sample import check_run_size
 from .store import RunStore, rows_by_problem, sample_table
@@ -65,6 +66,7 @@ class SolveSummary:
     Args:
         answers: One for each problem, in order.
         num_attempts: The budget of each problem.
+        statuses: Completions by verdict: "graded", "unparsed", "timeout", "error".
         curve: For several budgets k, up to `num_attempts`: k, the share of problems solved within k attempts, and the
             mean number of attempts spent on a problem under that budget.
     """
@@ -72,6 +74,7 @@ class SolveSummary:
     answers: tuple[Answer, ...]
     num_attempts: int
     curve: tuple[tuple[int, float, float], ...]
+    statuses: Mapping[str, int]
 
     def __str__(self) -> str:
         solved = sum(answer.solved for answer in self.answers)
@@ -83,6 +86,12 @@ class SolveSummary:
             f"{'budget':>8}  {'solved':>7}  mean attempts",
             *(f"{k:>8,}  {share:>7.1%}  {mean:>13,.1f}" for k, share, mean in self.curve),
         ]
+        if unjudged := {status: count for status, count in self.statuses.items() if status != "graded" and count}:
+            counts = ", ".join(f"{count:,} {status}" for status, count in unjudged.items())
+            lines.append(
+                f"the verifier judged {self.statuses.get('graded', 0):,} of {sum(self.statuses.values()):,} "
+                f"completions; {counts}"
+            )
         return "\n".join(lines)
 
 
@@ -153,6 +162,7 @@ def solve(
     params = params or SamplingParams()
     name, source = grader_name(verifier), grader_source(verifier)
     _check_references(problems, name)
+    check_grader(verifier, problems)
     attempts = Attempts(problems, sampler, params, schedule)
     manifest = {**run_manifest(attempts.identity, params, num_attempts, dataset), **attempts.manifest()}
     manifest["solve"] = {"verifier": name}
@@ -191,13 +201,15 @@ class _Solving:
         self.ids = [problem.problem_id for problem in store.problems]
         present = store.present()
         self.present: dict[str, NDArray[Any]] = {i: present.get(i, np.empty(0, np.int32)) for i in self.ids}
+        self.statuses: Counter[str] = Counter()
         self.accepted: dict[str, tuple[int, str, str]] = {}  # sample index, answer, completion
         graded = store.grade_parts(bulk.name)
         for part in store.sample_parts():
             if part.stem not in graded:
                 self._verify(part, store.read_samples(part, ["problem_id", "sample_index", "text"]))
                 continue
-            grades = store.read_grades(graded[part.stem], ["problem_id", "sample_index", "score", "answer"])
+            grades = store.read_grades(graded[part.stem], ["problem_id", "sample_index", "score", "answer", "status"])
+            self.statuses.update(grades["status"].to_pylist())
             if any(map(is_correct, grades["score"].to_pylist())):
                 self._accept(grades, store.read_samples(part, ["text"]))
 
@@ -213,7 +225,8 @@ class _Solving:
                 if self._num_solved() == len(self.ids):
                     break
         budgets = sorted({4**i for i in range(num_attempts.bit_length()) if 4**i < num_attempts} | {num_attempts})
-        return SolveSummary(tuple(self._answers()), num_attempts, tuple(map(self._within, budgets)))
+        curve = tuple(map(self._within, budgets))
+        return SolveSummary(tuple(self._answers()), num_attempts, curve, dict(self.statuses))
 
     def _round(self, start: int, end: int) -> None:
         for part, rows in self.drawing(self._missing(np.arange(start, end))):
@@ -236,6 +249,7 @@ class _Solving:
     def _verify(self, part: Path, samples: pa.Table) -> None:
         grades = self.grade(samples, False)
         self.store.write_grades(self.bulk.name, part, grades)
+        self.statuses.update(grades["status"].to_pylist())
         self._accept(grades, samples)
 
     def _accept(self, grades: pa.Table, samples: pa.Table) -> None:

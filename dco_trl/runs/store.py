@@ -159,12 +159,13 @@ class RunStore:
         self._next_number += 1
 
     @contextmanager
-    def grading(self, grader: str, source: str | None) -> Iterator[None]:
+    def grading(self, grader: str, source: str | None, anew: bool = False) -> Iterator[None]:
         """Make or enter the folder of one grader's verdicts, alone: it is locked until the block ends.
 
         Args:
             grader: The grader's name.
             source: What its verdicts depend on: the versions of the libraries, or a hash of its code.
+            anew: Delete the verdicts that are there.
 
         Raises:
             StoreError: Another process grades there, or there are verdicts of another grader, or of another version.
@@ -174,6 +175,8 @@ class RunStore:
         with locked(folder) as lock:
             refresh_listing(folder)
             header = folder / "grader.json"
+            for path in [*list_parts(folder), header] if anew else []:  # without its header, a part is refused
+                path.unlink(missing_ok=True)
             if header.exists():
                 refuse_other_verdicts(folder, read_header(header), asked)
             elif list_parts(folder):
@@ -359,8 +362,8 @@ def refuse_other_verdicts(folder: Path, found: Mapping[str, Any], asked: Mapping
     if found != asked:
         raise StoreError(
             f"{folder} holds verdicts of grader {found['grader']!r} with {_source(found['source'])}, and "
-            f"{asked['grader']!r} now has {_source(asked['source'])}. Verdicts of the two must not be mixed: move the "
-            "folder away and grade anew. Nothing was changed."
+            f"{asked['grader']!r} now has {_source(asked['source'])}. Verdicts of the two must not be mixed: "
+            "grade all samples anew with `dco-trl grade --regrade`, or move the folder away. Nothing was changed."
         )
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from tiny_models import save_checkpoint
 
 from dco_trl.cli import main
 from dco_trl.cli._common import status, with_flags
-from dco_trl.runs import load_results
+from dco_trl.runs import RunStore, load_results
 
 # Short, and a little model of characters answers nothing right: what is tested is the way from command to report.
 SAMPLING = ["--prompt-template", "{problem}=", "--max-tokens", "3"]
@@ -29,6 +30,7 @@ def place(tmp_path_factory):
     (folder / "empty.jsonl").write_text("")
     (folder / "my_graders.py").write_text(
         "def short(completions, **kwargs):\n    return [float(len(text) < 3) for text in completions]\n"
+        "def wants_text(text, **kwargs):\n    return [0.0]\n"
     )
     return folder
 
@@ -282,7 +284,7 @@ def test_unknown_keys_and_flags(here, tmp_path, capsys):
             main(argv)
         assert stopped.value.code == 2
     err = capsys.readouterr().err
-    assert "num_sample" in err and "oops" in err
+    assert "num_sample" in err and "unknown argument: '--grade'. Did you mean '--grader'?" in err
     with pytest.raises(SystemExit):
         main(["sample", "--config", str(tmp_path / "absent.yaml")])
     assert "No such file" in capsys.readouterr().err
@@ -307,10 +309,68 @@ def test_grading_mistakes(here, tmp_path, capsys):
     assert "--k must be at least 1, got [0]" in capsys.readouterr().err
 
 
-def test_eval_finds_a_missing_grader_before_it_samples(here, tmp_path, capsys):
-    argv = ["eval", "--model", "MODEL", "--dataset", "problems.jsonl", "--num-samples", "1", "--grader", "a:b"]
+@pytest.mark.parametrize("command", ["eval", "solve"])
+@pytest.mark.parametrize(
+    ("grader", "told"),
+    [
+        ("a:b", "importing 'a' failed"),
+        ("absent.py:b", "importing 'absent.py' failed: FileNotFoundError"),
+        ("my_graders.py:wants_text", "'my_graders.py:wants_text' wants the argument 'text', and there is none: it is"),
+        (
+            "my_graders.py:wants_text",
+            "there are completions, prompts, answer, solution, problem, completion. Write def",
+        ),
+        ("code", "grader 'code' found no tests among the columns ['answer', 'completion', 'problem']"),
+    ],
+)
+def test_a_grader_that_does_not_fit_is_found_before_the_first_sample(here, tmp_path, capsys, command, grader, told):
+    number = "--num-samples" if command == "eval" else "--num-attempts"
+    argv = [command, "--model", "MODEL", "--dataset", "problems.jsonl", number, "1", "--grader", grader, *SAMPLING]
     assert main([*argv, "--output", str(tmp_path / "run")]) == 2
-    assert "importing 'a' failed" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert told in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_verifier_in_a_file_solves_and_grades_anew_when_it_has_changed(here, tmp_path, capsys):
+    (tmp_path / "helper.py").write_text("SHORT = 99\n")
+    file = tmp_path / "verifier.py"
+    code = "from helper import SHORT\n\ndef accept(completions, **kwargs):\n    return [%s for text in completions]\n"
+    file.write_text(code % "None")
+    data = ["--model", "MODEL", "--dataset", "problems.jsonl", *SAMPLING, "--grader", f"{file}:accept"]
+    assert main(["solve", *data, "--num-attempts", "2", "--output", str(tmp_path / "solved")]) == 0
+    out = capsys.readouterr().out
+    assert "0 of 6 problems solved" in out and "the verifier judged 0 of 12 completions; 12 unparsed" in out
+
+    assert sample(output=str(tmp_path / "run"), num_samples=2) == 0
+    grade = ["grade", str(tmp_path / "run"), "--grader", f"{file}:accept"]
+    assert main(grade) == 0
+    file.write_text(code % "float(len(text) < SHORT)")
+    assert main(grade) == 2
+    assert "Verdicts of the two must not be mixed: grade all samples anew with `dco-trl" in capsys.readouterr().err
+    assert main([*grade, "--regrade"]) == 0 and main(grade) == 0
+    out = capsys.readouterr().out
+    assert "(12 of them now): 12 correct" in out and "(0 of them now): 12 correct" in out
+
+
+def test_conversations_are_trained_measured_and_solved_from_one_file(here, tmp_path, capsys):
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    shutil.copytree("MODEL", tmp_path / "MODEL")
+    (tmp_path / "MODEL/chat_template.jinja").write_text(template)
+    rows = [[("user", f"{i}+1="), ("assistant", str(i + 1))] for i in range(3)]
+    lines = [{"messages": [{"role": role, "content": text} for role, text in row]} for row in rows]
+    file = tmp_path / "messages.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    model = ["--model", str(tmp_path / "MODEL"), "--dataset", str(file)]
+    assert main(["coverage", *model]) == 0
+    assert "3 problems, reference from column 'completion'" in capsys.readouterr().out
+    sampling = ["--max-tokens", "3", "--grader", "exact", "--output"]
+    assert main(["eval", *model, "--num-samples", "2", *sampling, str(tmp_path / "run")]) == 0
+    assert [p.answer for p in RunStore(tmp_path / "run").problems] == ["1", "2", "3"]
+    assert RunStore(tmp_path / "run").problems[2].prompt == [{"role": "user", "content": "2+1="}]
+    assert main(["solve", *model, "--num-attempts", "2", *sampling, str(tmp_path / "solved")]) == 0
+    assert (tmp_path / "solved/answers.jsonl").read_text().count("\n") == 3
+    file.write_text(json.dumps({"messages": lines[0]["messages"][:1]}) + "\n")
+    assert main(["coverage", *model]) == 2
+    assert "row 0, column 'messages': it must end with a message of the assistant" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -372,3 +432,11 @@ def test_an_error_that_is_not_the_users_keeps_its_traceback(monkeypatch):
         raise KeyboardInterrupt
 
     assert status("sample", stopped) == 130
+
+
+def test_the_verifier_of_the_guide_judges():
+    page = Path(__file__).parents[2] / "docs/evaluating.md"
+    names: dict = {}
+    exec(re.search(r"```python\n(def accept.*?)```", page.read_text(), re.DOTALL)[1], names)
+    completions = ["x = 3", "so 4", "none", "", [{"role": "assistant", "content": "it is -3"}]]
+    assert names["accept"](completions, [[-3, 1]] * 4 + [[9, 6, 1]]) == [1.0, 0.0, None, None, 1.0]

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -374,3 +375,33 @@ def test_references_are_read_where_data_sets_have_them(here, tmp_path, capsys):
         if grader != "regex":
             assert RunStore(tmp_path / f"solve-{grader}").problems[0].answer == row.get("answerKey", "")
     assert "no column 'answer' to grade against" in capsys.readouterr().err
+
+
+def test_a_schedule_finds_its_adapters_from_its_own_folder(here, tmp_path, monkeypatch, capsys):
+    shutil.copytree(here, tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "there")
+    arms = [Arm("MODEL", "runs/ce"), Arm("MODEL", "runs/dco")]
+    schedule = AttemptOrder(*map(np.array, ([0, 1], [1, 1])), 2, *[np.array([2])] * 3)
+    write_schedule("plans/schedule.yaml", schedule, arms)
+    assert [arm["adapter"] for arm in yaml.safe_load(Path("plans/schedule.yaml").read_text())["arms"]] == [
+        "../runs/ce",
+        "../runs/dco",
+    ]
+    assert read_schedule("plans/schedule.yaml").arms == tuple(arms)
+    monkeypatch.chdir(tmp_path)
+    command = ["sample", "--model", "there/MODEL", "--dataset", "there/problems.jsonl", *TEMPLATE[2:], "--max-tokens"]
+    assert main([*command, "3", "--schedule", "there/plans/schedule.yaml", "--num-samples", "2", "--output", "o"]) == 0
+    assert "16 samples drawn" in capsys.readouterr().out
+    # A hub's name is no folder, and stays what it is.
+    write_schedule("there/s.yaml", schedule, [Arm("org/base", "org/adapter"), Arm("org/base")])
+    assert read_schedule("there/s.yaml").arms[0] == Arm("org/base", "org/adapter")
+
+
+def test_long_names_of_arms_are_not_broken(arms_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    name = "runs/" + "a-long-name/" * 8 + "checkpoint-1"
+    write_arms(tmp_path / "long.parquet", [Arm("MODEL", name)], ["0", "1"], np.log([[0.5, 0.1]]))
+    command = ["schedule", str(tmp_path / "long.parquet"), "--num-attempts", "4", "--output", str(tmp_path / "s.yaml")]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert out.count(name) >= 3 and "Brackets are 95 % intervals over problems. Schedule and best arm" in out

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dco_trl.grading import completion_text, extract_answer, extract_reference, normalize_answer
+from dco_trl.grading import completion_text, extract_answer, extract_reference, normalize_answer, strip_thoughts
+
+LONG = "Let us work this out with care, one step after another, as a good student would do. " * 5
 
 
 @pytest.mark.parametrize(
@@ -50,11 +52,66 @@ from dco_trl.grading import completion_text, extract_answer, extract_reference, 
         ("", ""),
         ("  \n ", ""),
         ("12 " + "and so on " * 100, ""),
+        ("\\boxed{3}, $\\boxed{5}$ and $\\boxed{7}$", "3, 5, 7"),
+        ("\\boxed{4} or rather \\boxed{5}", "5"),
+        ("\\boxed{\\frac{1}{2}} = \\boxed{0.5}", "0.5"),
+        ("\\boxed{3} first. <answer>5</answer>", "5"),
+        ("<answer>42", "42"),
+        ("<ANSWER>42</ANSWER>", "42"),
+        ("#### Paris\nParis is the capital.", "Paris"),
+        ("####\n72", "72"),
+        ("3 + 4 = 7\n#### 7\n#### Explanation\nWe add.", "7"),
+        ("#### Final Answer\nThe total is 42.", "The total is 42"),
+        (LONG + "\n#### Step 1: 3 + 4 = 7", ""),
+        (LONG + "\n### Final Answer\n\n42", "42"),
+        (LONG + "\n**Final Answer**\n\\[\n42\n\\]", "42"),
+        ("The answer is 7 (not 5).", "7"),
+        ("The answer is not 5 but 7.", "7"),
+        ("The answer is 7. The answer is not 5.", "7"),
+        ("The answer is 5. I hope the answer is correct.", "5"),
+        ("The limit does not exist", "The limit does not exist"),
+        ("7 - not 5", "7"),
+        ("There are 60 minutes in an hour, so it is 7", "There are 60 minutes in an hour, so it is 7"),
+        ("The answer is St. Louis", "St. Louis"),
+        ("The answer is E. coli", "E. coli"),
+        ("The correct option is D. It is red.", "D"),
+        ("The answer to the second question is 42.", "42"),
         ("The answer is", "The answer is"),
     ],
 )
 def test_extract_answer(text, answer):
     assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("<think>42? No</think>\n\n41", "\n\n41"),
+        ("42? No</think>41", "41"),
+        ("<think>42", ""),
+        ("41 <think>Let me check", "41 "),
+        ("<think>a<think>b</think>c</think>41", "41"),
+        ("<thinking>a<reflection>42</reflection>43</thinking>41", "41"),
+        ("<thinking>a<reflection>42</reflection>43", ""),
+        ("[THINK]42[/THINK]41", "41"),
+        ("◁think▷42◁/think▷41", "41"),
+        ("<|START_THINKING|>42<|END_THINKING|>41", "41"),
+        ("<|channel|>analysis<|message|>42<|end|><|start|>assistant<|channel|>final<|message|>41", "41"),
+        ("analysis42assistantfinal41", "41"),
+        ("a < b and [1, 2]", "a < b and [1, 2]"),
+        ("thinking 42", "thinking 42"),
+    ],
+)
+def test_thoughts(text, rest):
+    assert strip_thoughts(text) == rest
+
+
+def test_thoughts_in_other_tags():
+    tags = [("(hm)", "(so)")]
+    assert strip_thoughts("(hm)42(SO)41", tags) == "41" and strip_thoughts("(hm)42", tags) == ""
+    assert strip_thoughts("<think>42</think>41", tags) == "<think>42</think>41"
+    assert strip_thoughts("<think>42</think>41", ()) == "<think>42</think>41"
+    assert extract_answer("(hm)\\boxed{42}(so)41", tags) == "41"
 
 
 def test_a_long_text_without_a_mark_has_no_answer_but_a_long_reference_has():
@@ -98,6 +155,15 @@ def test_any_text_gives_a_string(text):
         "a. B",
         "\\boxed{answer is 5}",
         "\\boxed{\\text{answer is",
+        "\\boxed{1} and ",
+        "answer to ",
+        "answer is not x but ",
+        "correct option is ",
+        "Final Answer\n",
+        "#### Step\n",
+        "<think>",
+        "</think>",
+        "7, not ",
     ],
 )
 def test_hostile_repetition_costs_linear_time(unit):

@@ -11,9 +11,79 @@ from dco_trl.grading import (
     exact_grader,
     json_grader,
     load_grader,
+    math_grader,
     regex_grader,
 )
 
+RIGHT_B = (
+    *(
+        "\\boxed{\\text{B}}",
+        "$\\mathbf{B}$",
+        "\\boxed{\\text{B}. Paris}",
+        "`B`",
+        "Ｂ",
+        "（Ｂ）",
+        "𝐁",
+        "Ⓑ",
+        "[B]",
+        "<think>A</think>B",
+    ),
+    *(
+        "ANSWER: $B$",
+        "Answer: \\textbf{(B)}",
+        "\\(\\text{B}\\)",
+        "**Answer: (B)** Paris",
+        "Answer: B\n\nA is wrong.",
+        "answer: b",
+    ),
+    *(
+        "The answer is clearly B.",
+        "It's B.",
+        "B is correct",
+        "(B) because (A) is wrong",
+        "Answer: B, not A",
+        "B - Paris",
+    ),
+    *(
+        "The answer is B rather than A",
+        "B. the cell membrane",
+        "\\boxed{B: A polygenic score}",
+        "Answer: B. I think so.",
+    ),
+)
+NO_LETTER = (
+    *(
+        "Answer: B or C",
+        "Answer: (B) or (C)",
+        "Answer: B/C",
+        "Answer: A B C D",
+        "B; C",
+        "both B and C",
+        "either B or C",
+    ),
+    *(
+        "Answer: A) B) C)",
+        "Answer: A. B. C.",
+        "(B) (C)",
+        "B | C",
+        "\\boxed{B}, \\boxed{C}",
+        "The answer is B (or C)",
+        "B, maybe C",
+    ),
+    *(
+        "E coli",
+        "C. elegans",
+        "B cells",
+        "D minor",
+        "C++",
+        "A+",
+        "D'accord",
+        "Don't know",
+        "None of the above",
+        "Vitamin B",
+    ),
+    *("The answer is not B", "(A) 5 (B) 6", "AB", "B. or C.", "<think>B"),
+)
 LONG = "Let us see what the options are and think about each of them in turn. " * 6
 
 
@@ -42,6 +112,17 @@ LONG = "Let us see what the options are and think about each of them in turn. " 
         (LONG + " (B)", "B", 0.0),  # never says what its answer is
         ("B", "", None),
         ("B", "?", None),
+        *((text, "B", 1.0) for text in RIGHT_B),
+        *((text, text.strip("(")[:1] if text[0] in "ABCDE" else "B", 0.0) for text in NO_LETTER),
+        ("Answer: A, B, C, D", "A", 0.0),
+        ("Answer: A, B, C, D", "D", 0.0),
+        ("The correct option is D.", "D", 1.0),
+        ("\\boxed{\\langle H\\rangle \\ll \\Delta E}\n\n**Answer: D**", "D", 1.0),
+        ("\\boxed{\\langle H\\rangle \\ll \\Delta E}\n\n**Answer: D**", "E", 0.0),
+        ("The answer is E. coli", "E", 0.0),
+        ("С", "C", 1.0),  # Cyrillic
+        ("В", "B", 0.0),  # the third letter of that alphabet
+        ("2.5", "2", 0.0),
     ],
 )
 def test_choice(text, reference, score):
@@ -64,6 +145,10 @@ def test_choice(text, reference, score):
         ("B", "B", None, 1.0),
         ("B", "B", [], 1.0),
         ("B", "B", "red or blue", 1.0),
+        ("E. coli", "B", ["S. aureus", "E. coli"], 1.0),
+        ("E. coli", "E", ["a", "b", "c", "E. coli", "e"], 0.0),
+        ("B. red", "B", ["red", "blue"], 0.0),  # the text of the other
+        ("B. blue", "B", ["red", "blue"], 1.0),
         ("B", 1, "red or blue", None),
     ],
 )
@@ -95,6 +180,12 @@ def test_choice_reads_arcs_column():
         ("no", "[1]", 0.0),
         ("", "[1]", 0.0),
         ("[" * 100_000, "[1]", 0.0),
+        ("[" * 900 + "[]," * 30_000, "[]", 0.0),
+        ('```json\n{"a": 1}\n```\nsays\n```\nDone: {\n```', '{"a": 1}', 1.0),
+        ('```json\n{"a": "x ``` y"}\n```', '{"a": "x ``` y"}', 1.0),
+        ('1. So\n   ~~~json\n   {"a": 1}\n   ~~~', '{"a": 1}', 1.0),
+        ('<think>{"a": 2}</think>{"a": 1}', '{"a": 1}', 1.0),
+        ('{"a": 1}<think>{"a": 2}', '{"a": 2}', 0.0),
         ("9" * 10_000, "[1]", 0.0),
         ("[1]", "[1", None),
         ("[NaN]", "[NaN]", None),
@@ -147,6 +238,16 @@ def test_an_expression_without_end_is_stopped():
     with BulkGrader("regex", num_workers=1, timeout=1.0) as grader:
         verdicts = grader.grade(None, ["a" * 40 + "b", "a"], ["(a|a)*c"] * 2, progress=False)
     assert [(verdict.score, verdict.status) for verdict in verdicts] == [(None, "timeout"), (0.0, "graded")]
+
+
+def test_thought_tags_are_an_argument():
+    text, tags = "(hm) \\boxed{B} (so) The answer is A.", [("(hm)", "(so)")]
+    for grader, reference in ((choice_grader, "A"), (exact_grader, "A"), (regex_grader, "A"), (math_grader, "A")):
+        assert grader([text], answer=[reference]) == [0.0]
+        assert grader([text], answer=[reference], thought_tags=tags) == [1.0]
+        with BulkGrader(functools.partial(grader, thought_tags=tags)) as bulk:
+            verdicts = bulk.grade(None, [text], [reference], progress=False)
+        assert [(verdict.score, verdict.answer) for verdict in verdicts] == [(1.0, "A")]
 
 
 def test_exact_with_another_normalisation():

@@ -9,11 +9,11 @@ from dco_trl.grading.notation import as_interval, mixed_number, rewrite
 from dco_trl.grading.rules import settle
 
 # Right verdict, given verdict, reference, answer. Where the two verdicts differ, the pair is disputed: math-verify
-# sees it otherwise, and no safe rule settles it.
+# sees it otherwise, and no safe rule settles it. ⏎ stands for a new line.
 ROWS = [
-    line.split("\t")
-    for line in (Path(__file__).parent / "verdicts.tsv").read_text().splitlines()
-    if not line.startswith("#")
+    line.replace("⏎", "\n").split("\t")
+    for line in (Path(__file__).parent / "verdicts.tsv").read_text().split("\n")
+    if line and not line.startswith("#")
 ]
 
 
@@ -27,9 +27,9 @@ def test_the_table():
 
 
 def test_the_table_is_a_table():
-    assert len(ROWS) >= 300 and all(len(row) == 4 and {row[0], row[1]} <= {"0", "1"} for row in ROWS)
+    assert len(ROWS) >= 600 and all(len(row) == 4 and {row[0], row[1]} <= {"0", "1"} for row in ROWS)
     assert len({tuple(row[2:]) for row in ROWS}) == len(ROWS)
-    assert 100 < sum(row[0] == "0" for row in ROWS) < 200
+    assert 200 < sum(row[0] == "0" for row in ROWS) < 350
     assert sum(row[0] != row[1] for row in ROWS) < 40  # disputed
 
 
@@ -61,6 +61,15 @@ def test_the_reward_function_gives_the_same():
         ("5", "4 and 5 is the answer", None),
         ("x", "4 apples and 5 oranges", None),
         ("5", "4 apples and 5 oranges", 0.0),
+        ("5", "5 or maybe 5.0", None),
+        ("5", "maybe 5", None),
+        ("x", "not x", 0.0),
+        ("\\text{no solution}", "not one", None),
+        ("1e3", "10^{3}", 1.0),
+        ("1e99999", "10", None),
+        ("0.333...", "0.3333...", None),
+        ("5...", "5", None),
+        ("1,...,5", "1,3,...,5", 0.0),
         ("5", "x" * 300, None),
     ],
 )
@@ -80,6 +89,16 @@ def test_rules(reference, answer, score):
         ("12.3\\overline{45}", "\\frac{12222}{990}"),
         ("\\overline{AB}", "\\overline{AB}"),
         ("\\binom{n}{k}", "\\binom{n}{k}"),
+        ("0.1\\dot{6}", "\\frac{15}{90}"),
+        ("0.1666…", "\\frac{15}{90}"),
+        ("3.14159...", "3.14159..."),
+        ("pi/2", "\\pi/2"),
+        ("((x+1)**2)**(1/2)", "((x+1)^{2})^{1/2}"),
+        ("exp(-x**2/2)/sqrt(2*pi)", "e^{-x^{2}/2}/\\sqrt{2 \\cdot \\pi}"),
+        ("2 * apples", "2 * apples"),
+        ("pie/2", "pie/2"),
+        ("2*\\pi", "2*\\pi"),
+        ("sqrt(2", "\\sqrt(2"),
     ],
 )
 def test_notation(answer, rewritten):

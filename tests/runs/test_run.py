@@ -179,7 +179,9 @@ def test_a_changed_grader_does_not_mix_with_its_former_self(sampled, tmp_path, m
     assert grade_run(sampled, "my_graders:f", progress=False).num_correct == 280
     assert grade_run(sampled, "my_graders:f", progress=False).num_new == 0
     module.write_text("def f(completions, **kwargs):\n    return [0.0] * len(completions)\n")
-    with pytest.raises(StoreError, match="holds verdicts of grader 'my_graders:f' with source 'sha256 .*grade anew"):
+    with pytest.raises(
+        StoreError, match="holds verdicts of grader 'my_graders:f' with source 'sha256 .*--regrade`, or move"
+    ):
         grade_run(sampled, "my_graders:f", progress=False)
     assert sum(p.num_correct for p in load_results(sampled).problems) == 280
 

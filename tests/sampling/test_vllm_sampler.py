@@ -1,4 +1,4 @@
-"""The real vLLM, in process: one engine for all tests of this file."""
+"""The real vLLM, in process."""
 
 import json
 import subprocess
@@ -17,20 +17,12 @@ NEEDS_VLLM = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.xdist_group("vllm"
 PROMPT, PROMPT_IDS = "a b c", [5, 6, 7]
 
 
-@pytest.fixture(scope="module")
-def sampler(vllm_environment, checkpoint, adapters):
-    engine = dict(max_model_len=CONTEXT, enforce_eager=True, dtype="float32", generation_config="auto")
-    sampler = VLLMSampler(str(checkpoint), adapters=[str(a) for a in adapters], progress=False, **engine)
-    yield sampler
-    sampler.close()
-
-
 @pytest.fixture
-def base_sampler(sampler):
+def base_sampler(vllm_sampler):
     """The shared sampler without an adapter, before and after."""
-    sampler.load_adapter(None)
-    yield sampler
-    sampler.load_adapter(None)
+    vllm_sampler.load_adapter(None)
+    yield vllm_sampler
+    vllm_sampler.load_adapter(None)
 
 
 def draw(sampler, n, *, prompt=PROMPT, first_index=0, stream=0, **params):

@@ -48,8 +48,7 @@ def make_cot_trainer(rows=None, grader=last_word, model=None, trainer_kwargs=Non
         args=CoTDCOConfig(**settings(**overrides)),
         train_dataset=Dataset.from_list(ROWS if rows is None else rows),
         grader=grader,
-        processing_class=make_tokenizer(),
-        **(trainer_kwargs or {}),
+        **{"processing_class": make_tokenizer(), **(trainer_kwargs or {})},
     )
 
 

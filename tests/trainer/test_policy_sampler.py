@@ -144,6 +144,7 @@ def test_a_quantised_model_is_not_copied_to_every_process():
 
 @pytest.mark.vllm
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_options_that_vllm_does_not_know_are_refused(tmp_path):
     pytest.importorskip("vllm")
     model = str(save_checkpoint(tmp_path))

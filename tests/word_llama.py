@@ -10,6 +10,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 VOCABULARY = ["<pad>", "<eos>", "<unk>", "<user>", "<end>", "a", "b", "c", "d", "e", "f", "g"]
 END_IDS = (1, 4)  # <eos>, the tokenizer's; <end>, the generation config's
 CONTEXT = 96
+# For training: the answer is the prompt's first word, which an untrained model finds now and then.
+ROWS = [{"prompt": f"{x} {y}", "completion": f" {x}", "answer": x} for x in "abcd" for y in "efg"]
 
 
 def make_word_tokenizer() -> PreTrainedTokenizerFast:
@@ -44,6 +46,13 @@ def make_word_model(seed: int = 0):
         pad_token_id=0,
     )
     return model.eval()
+
+
+def save_words(folder: Path, seed: int = 0) -> Path:
+    """The model and its tokenizer as a checkpoint."""
+    make_word_model(seed).save_pretrained(folder)
+    make_word_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def save_adapter(checkpoint: Path, folder: Path, seed: int) -> Path:

@@ -1,0 +1,80 @@
+"""What a model thinks before it answers is no answer."""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+_NAMES = "think thinking thought thoughts reasoning reason reflection analysis scratchpad inner_monologue".split()
+# An opening "" is never written: the prompt has it, or the tokenizer drops it.
+THOUGHT_TAGS: tuple[tuple[str, str], ...] = (
+    *((f"<{name}>", f"</{name}>") for name in (*_NAMES, "seed:think", "longcat_think", "mm:think")),
+    *((f"<|{name}|>", f"<|/{name}|>") for name in _NAMES),
+    *((f"<|begin_of_{name}|>", f"<|end_of_{name}|>") for name in _NAMES),
+    *((f"<|start_{name}|>", f"<|end_{name}|>") for name in _NAMES),
+    *((f"<|{name}_start|>", f"<|{name}_end|>") for name in _NAMES),
+    *((f"◁{name}▷", f"◁/{name}▷") for name in _NAMES),
+    *(("[think]", "[/think]"), ("[thinking]", "[/thinking]"), ("<|inner_prefix|>", "<|inner_suffix|>")),
+    *(("<|channel|>analysis", "<|channel|>final<|message|>"), ("<|channel>thought", "<channel|>")),
+    ("", "assistantfinal"),
+)
+
+
+def strip_thoughts(text: str, tags: Sequence[tuple[str, str]] = THOUGHT_TAGS) -> str:
+    """A completion without its thoughts: what stands after the last closing tag, up to a tag that is not closed.
+
+    Args:
+        text: A completion.
+        tags: Pairs of an opening and a closing tag, whatever their case; an opening "" stands for none. By default
+            those of DeepSeek, Qwen, Magistral, Kimi, gpt-oss, Command, Seed and their like.
+
+    Returns:
+        The rest, which may be empty.
+
+    Examples:
+        >>> strip_thoughts("<think>42? No.</think>The answer is 41."), strip_thoughts("Hm, 42.</think> 41")
+        ('The answer is 41.', ' 41')
+        >>> strip_thoughts("<think>The answer is 42"), strip_thoughts("(a) b (/a) c", [("(a)", "(/a)")])
+        ('', ' c')
+
+    Relations:
+        Every built-in grader reads a completion through it. Other tags are an argument of each, bound by
+        `functools.partial(math_grader, thought_tags=[...])`.
+    """
+    pattern, kinds, signs = _USUAL if tags is THOUGHT_TAGS else _reader(tuple((o, c) for o, c in tags))
+    if not any(sign in text for sign in signs):
+        return text
+    start, end = 0, len(text)
+    open_tags: dict[int, int] = {}  # kind to position, in the order in which they were opened
+    for match in pattern.finditer(text):
+        kind, is_opening = kinds[match[0].lower()]
+        if is_opening:
+            open_tags.setdefault(kind, match.start())
+        elif kind in open_tags:
+            # What was opened inside it ends with it.
+            for inner in list(open_tags)[list(open_tags).index(kind) :]:
+                del open_tags[inner]
+            start = match.end()
+        elif not open_tags:
+            start = match.end()
+    if open_tags:
+        end = next(iter(open_tags.values()))
+        start = min(start, end)
+    return text[start:end] if (start, end) != (0, len(text)) else text
+
+
+@lru_cache(maxsize=32)
+def _reader(tags: tuple[tuple[str, str], ...]) -> tuple[re.Pattern, dict[str, tuple[int, bool]], set[str]]:
+    """A pattern of every tag, what each is, and strings of which a text with a tag has one."""
+    kinds: dict[str, tuple[int, bool]] = {}
+    for kind, (opening, closing) in enumerate(tags):
+        kinds |= {opening.lower(): (kind, True), closing.lower(): (kind, False)}
+    kinds.pop("", None)
+    by_first: dict[str, list[str]] = {}
+    for tag in sorted(kinds, key=len, reverse=True):
+        by_first.setdefault(tag[0], []).append(re.escape(tag[1:]))
+    alternatives = [f"{re.escape(first)}(?:{'|'.join(rest)})" for first, rest in by_first.items()]
+    signs = {tag if tag[0].isalnum() else tag[0] for pair in tags for tag in pair if tag}
+    return re.compile("|".join(alternatives) or "(?!)", re.IGNORECASE), kinds, signs
+
+
+_USUAL = _reader(THOUGHT_TAGS)
