@@ -8,6 +8,7 @@ are checked.
 
 import contextlib
 import functools
+import glob
 import importlib.util
 import io
 import json
@@ -56,7 +57,11 @@ def blocks(path: Path, *languages: str) -> list[str]:
 
 
 def commands(path: Path) -> list[list[str]]:
-    lines = "".join(blocks(path, "sh", "bash")).replace("\\\n", " ").splitlines()
+    return commands_of("".join(blocks(path, "sh", "bash")))
+
+
+def commands_of(shell: str) -> list[list[str]]:
+    lines = shell.replace("\\\n", " ").replace(" && ", "\n").splitlines()
     split = [shlex.split(line, comments=True) for line in lines]
     # Settings of the environment before a command.
     return [words[next(i for i, word in enumerate(words) if "=" not in word) :] for words in split if words]
@@ -86,8 +91,6 @@ def world(tmp_path, monkeypatch):
         "problems.jsonl",
         "data/test.jsonl",
         "data/validation.jsonl",
-        "data/math/validation.jsonl",
-        "data/math/test.jsonl",
         "data/gsm8k/train.jsonl",
         "data/gsm8k/test.jsonl",
     ):
@@ -130,8 +133,55 @@ def run_dco_trl(words: list[str]) -> None:
     assert dco_trl(words) == 0, words
 
 
+def small(code: str) -> str:
+    """A block of Python, made small and for a CPU where it is not."""
+    code = code.replace('sampler="vllm"', 'sampler="transformers", max_rationale_tokens=4')
+    cpu = "" if "use_cpu=True" in code else "use_cpu=True, bf16=False, "
+    return re.sub(r'(output_dir="[^"]*")', rf'\1, {cpu}max_steps=1, report_to="none"', code)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [path for path in GUIDE if commands(path)], ids=name_of)
+def test_the_blocks_of_the_readme_run_one_after_the_other(tmp_path, monkeypatch):
+    """In an empty folder: there is the clone's `examples`, and what stands for the hub, a model and a data set."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_checkpoint("HuggingFaceTB/SmolLM2-135M", max_position_embeddings=1024)
+    hub = Path("nlile/hendrycks-MATH-benchmark")
+    hub.mkdir(parents=True)
+    for split, rows in {"train": range(540), "test": range(600, 620)}.items():
+        lines = [json.dumps({"problem": f"what is {i}+1?", "answer": str(i + 1)}) for i in rows]
+        (hub / f"{split}.jsonl").write_text("\n".join(lines))
+    Path("examples").symlink_to(ROOT / "examples")
+    text = (ROOT / "README.md").read_text()
+    for language, code in re.findall(r"^```(sh|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        if language == "python":
+            exec(compile(small(code), "README.md", "exec"), {})
+            continue
+        for words in commands_of(code):
+            words = [name for word in words for name in (sorted(glob.glob(word)) if "*" in word else [word])]
+            if words[0] == "dco-trl":
+                run_dco_trl(words[1:])
+            elif words[0] == "python":  # a character is a token here, and no package holds the tiny model
+                words += ["--model", "HuggingFaceTB/SmolLM2-135M"] if "prepare_smollm2" in words[1] else []
+                words = [
+                    "480" if before == "--max_tokens" else word
+                    for before, word in zip(["", *words[:-1]], words, strict=True)
+                ]
+                run_script(words[1:])
+            else:
+                check_arguments(words)
+    assert Path("report/report.html").is_file() and Path("runs/solved/answers.jsonl").is_file()
+
+
+def run_script(words: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words)
+        patch.syspath_prepend(str((ROOT / words[0]).parent))
+        runpy.run_path(words[0], run_name="__main__")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [path for path in GUIDE[1:] if commands(path)], ids=name_of)
 def test_commands_of_the_guide_run(path, world):
     for words in commands(path):
         if words[0] == "dco-trl" and words[1] not in ("train", "train-cot", "demo"):
@@ -164,7 +214,7 @@ def check_arguments(words: list[str]) -> None:
         words = ["dco-trl", *words[words.index("dco_trl") + 1 :]]
     if words[0] == "pip":
         assert words[1] == "install" and re.fullmatch(
-            r"bitsandbytes|(\.|dco-trl)(\[(code|eval|server|vllm|,)+\])?", words[2]
+            r"bitsandbytes|gguf|--no-deps|(\.|dco-trl)(\[(code|eval|server|vllm|,)+\])?", words[2]
         ), words
     elif words[0] == "make":
         subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
@@ -222,7 +272,7 @@ def test_a_flag_of_another_command_is_found_out():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [path for path in GUIDE if blocks(path, "python")], ids=name_of)
+@pytest.mark.parametrize("path", [path for path in GUIDE[1:] if blocks(path, "python")], ids=name_of)
 def test_python_of_the_guide_runs(path, world, capsys):
     added = []
     names = {
@@ -230,10 +280,7 @@ def test_python_of_the_guide_runs(path, world, capsys):
         "trainer": SimpleNamespace(add_callback=added.append, processing_class=None, model=make_model()),
     }
     for code in blocks(path, "python"):
-        small = code.replace('sampler="vllm"', 'sampler="transformers", max_rationale_tokens=4')
-        cpu = r'output_dir=\1, use_cpu=True, bf16=False, max_steps=1, report_to="none"'
-        small = re.sub(r'output_dir=("[^"]*")', cpu, small)
-        exec(compile(small, str(path), "exec"), names)  # each block goes on where the one before it stopped
+        exec(compile(small(code), str(path), "exec"), names)  # each block goes on where the one before it stopped
         printed = capsys.readouterr().out
         for output in blocks(path, "text"):
             assert output in printed

@@ -63,48 +63,75 @@ def rows_of(path) -> list[dict]:
 PREPARE = pytest.mark.parametrize("script", ["prepare_math", "prepare_gsm8k"])
 
 
+def prepared(script, monkeypatch, dataset, output, *arguments, validation=0, test=0):
+    numbers = ["--num_validation", str(validation), "--num_test", str(test)]
+    run(script, monkeypatch, "--dataset", dataset, "--output_dir", output, *numbers, *arguments)
+    return {path.stem: rows_of(path) for path in Path(output).glob("*.jsonl")}
+
+
 def test_math_rows(here, monkeypatch, capsys):
-    run("prepare_math", monkeypatch, "--dataset", "problems.jsonl", "--output", "data/math/train.jsonl")
-    rows = rows_of("data/math/train.jsonl")
-    assert rows[0] == {"id": "a", "prompt": PROMPT, "completion": " 4", "answer": "4"}
-    assert [row["completion"] for row in rows] == [" 4", " 42", " \\frac{1}{2}"]
-    assert "3 rows; of 4, 1 had no answer" in capsys.readouterr().out
+    rows = prepared("prepare_math", monkeypatch, "problems.jsonl", "data/math")
+    assert list(rows) == ["train"]
+    assert rows["train"][0] == {"id": "a", "prompt": PROMPT, "completion": " 4", "answer": "4"}
+    assert [row["completion"] for row in rows["train"]] == [" 4", " 42", " \\frac{1}{2}"]
+    assert "data/math/train.jsonl: 3 rows of 3 with an answer; 0 were in another" in capsys.readouterr().out
+
+
+@PREPARE
+def test_splits_are_disjoint_and_seeded(here, monkeypatch, capsys, script):
+    rows = [{"id": str(i), "problem": f"{i}+{i}", "answer": str(2 * i)} for i in range(50)]
+    Path("source").mkdir()
+    Path("source/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = {"validation": 10, "test": 5}
+    first, again, other = (
+        prepared(script, monkeypatch, "source", f"out-{i}", "--seed", seed, **sizes) for i, seed in enumerate("001")
+    )
+    ids = {split: [row["id"] for row in part] for split, part in first.items()}
+    assert {split: len(part) for split, part in ids.items()} == {"train": 35, "validation": 10, "test": 5}
+    assert sorted(sum(ids.values(), []), key=int) == [str(i) for i in range(50)]
+    assert first == again and first["test"] != other["test"]
+    # A test split is kept as it is, and what it has is in no other.
+    Path("source/test.jsonl").write_text(json.dumps(rows[7]) + "\n")
+    kept = prepared(script, monkeypatch, "source", "kept", validation=10)
+    assert [row["id"] for row in kept["test"]] == ["7"] and len(kept["train"]) + len(kept["validation"]) == 49
+    assert "1 were in another split" in capsys.readouterr().out
 
 
 @PREPARE
 def test_short_rows_only_and_the_first_of_those(here, monkeypatch, capsys, script):
     save_checkpoint("MODEL")
-    run(script, monkeypatch, "--dataset", "problems.jsonl", "--output", "all.jsonl")
     # One token per character, and the end of sequence.
-    lengths = [len(row["prompt"] + row["completion"]) + 1 for row in rows_of("all.jsonl")]
+    rows = prepared(script, monkeypatch, "problems.jsonl", "all")["train"]
+    lengths = [len(row["prompt"] + row["completion"]) + 1 for row in rows]
     assert lengths[0] < lengths[1] < lengths[2]
-    arguments = ["--dataset", "problems.jsonl", "--output", "short.jsonl", "--tokenizer", "MODEL", "--max_tokens"]
-    run(script, monkeypatch, *arguments, str(lengths[1]))
-    assert [row["id"] for row in rows_of("short.jsonl")] == ["a", "b"]
-    assert f"2 rows; of 4, 1 had no answer and 1 more than {lengths[1]} tokens" in capsys.readouterr().out
-    run(script, monkeypatch, *arguments, str(lengths[1]), "--num_rows", "1")
-    assert [row["id"] for row in rows_of("short.jsonl")] == ["a"]
-    run(script, monkeypatch, *arguments, str(lengths[0] - 1))
-    assert rows_of("short.jsonl") == []
+    arguments = ["problems.jsonl", "short", "--tokenizer", "MODEL", "--max_tokens"]
+    short = prepared(script, monkeypatch, *arguments, str(lengths[1]))["train"]
+    assert [row["id"] for row in short] == ["a", "b"]
+    assert "2 rows of 3 with an answer; 0 were in another split, 1 too long" in capsys.readouterr().out
+    first = prepared(script, monkeypatch, *arguments, str(lengths[1]), "--num_rows", "1")["train"]
+    assert [row["id"] for row in first] == ["a"]
+    assert prepared(script, monkeypatch, *arguments, str(lengths[0] - 1)) == {"train": []}
 
 
 @PREPARE
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "nosuch.jsonl"], "there is no file nosuch.jsonl"),
+        (["--dataset", "nosuch.jsonl"], "data set 'nosuch.jsonl': there is no such file"),
+        (["--dataset", "no/such"], "data set 'no/such' is neither a file here nor could the datasets library load it"),
         (["--dataset", "wrong.jsonl"], "the columns ['query', 'answer'], and none is named 'problem' or 'question'"),
         (["--dataset", "problems.jsonl", "--max_tokens", "9"], "--max_tokens needs --tokenizer"),
         (["--dataset", "problems.jsonl", "--num_rows", "0"], "--num_rows must be at least 1, got 0"),
+        (["--dataset", "problems.jsonl", "--num_test", "1"], "--num_validation 500 would leave nothing of 2 rows"),
     ],
 )
 def test_mistakes_are_one_message(here, monkeypatch, capsys, script, arguments, message):
     Path("wrong.jsonl").write_text(json.dumps({"query": "2+2", "answer": "4"}) + "\n")
     with pytest.raises(SystemExit) as exit:
-        run(script, monkeypatch, *arguments, "--output", "out.jsonl")
+        run(script, monkeypatch, *arguments, "--output_dir", "out")
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
-    assert not Path("out.jsonl").exists()
+    assert not Path("out").exists()
 
 
 # ----------------------------------------------------------------- prepare_smollm2
@@ -152,13 +179,11 @@ def test_recipe_trains(here, monkeypatch, recipe):
     save_checkpoint("MODEL", initializer_range=0.2)
     _, args, *_ = parse(["--config", str(recipe), "--use_cpu", "true"])
     assert args.num_attempts == 256
-    script_args = parse(["--config", str(recipe), "--use_cpu", "true"])[0]
-    if script_args.eval_dataset_name:
-        train, test = script_args.dataset_name, script_args.eval_dataset_name
-    else:
-        train, test = (f"{script_args.dataset_name}/{split}.jsonl" for split in ("train", "test"))
-    for output in (train, test):
-        run("prepare_math", monkeypatch, "--dataset", "problems.jsonl", "--output", output)
+    name = Path(parse(["--config", str(recipe), "--use_cpu", "true"])[0].dataset_name)
+    Path("source").mkdir()
+    for split in ("train", "validation", "test"):
+        Path(f"source/{split}.jsonl").write_text(Path("problems.jsonl").read_text().replace("2+", f"{len(split)}+"))
+    prepared("prepare_math", monkeypatch, "source", str(name.parent if name.suffix else name))
 
     arguments = ["--model_name_or_path", "MODEL", "--use_cpu", "true", "--max_steps", "2", "--eval_steps", "2"]
     arguments += WHOLE_WEIGHTS
@@ -207,16 +232,15 @@ WORDS = [
 ]
 
 
-def test_gsm8k_rows(here, monkeypatch, capsys):
+def test_gsm8k_rows(here, monkeypatch):
     for i, row in enumerate(WORDS):
         Path("one.jsonl").write_text(json.dumps(row) + "\n")
-        run("prepare_gsm8k", monkeypatch, "--dataset", "one.jsonl", "--output", f"data/{i}.jsonl")
-    assert rows_of("data/0.jsonl") == [
+        prepared("prepare_gsm8k", monkeypatch, "one.jsonl", f"data/{i}")
+    assert rows_of("data/0/train.jsonl") == [
         {"prompt": "Question: What is 2+2?\nAnswer:", "completion": " 2+2 is 4.\n#### 4", "answer": "4"}
     ]
-    assert rows_of("data/1.jsonl")[0]["completion"] == " Add: 1001.\n#### 1,001"
-    assert rows_of("data/1.jsonl")[0]["answer"] == "1001"
-    assert "data/1.jsonl: 1 rows; of 1, 0 had no answer" in capsys.readouterr().out
+    assert rows_of("data/1/train.jsonl")[0]["completion"] == " Add: 1001.\n#### 1,001"
+    assert rows_of("data/1/train.jsonl")[0]["answer"] == "1001"
 
 
 def test_there_are_cot_recipes():
@@ -231,7 +255,7 @@ def test_cot_recipe_trains(here, monkeypatch, recipe):
     script_args, args, *_ = parse(["--config", str(recipe), "--use_cpu", "true"], CoTDCOConfig)
     assert (script_args.grader, args.num_attempts, args.sampler) == ("math", 64, "vllm")
     Path("words.jsonl").write_text(json.dumps(WORDS[0]) + "\n")
-    run("prepare_gsm8k", monkeypatch, "--dataset", "words.jsonl", "--output", script_args.dataset_name)
+    prepared("prepare_gsm8k", monkeypatch, "words.jsonl", str(Path(script_args.dataset_name).parent))
     arguments = ["--model_name_or_path", "MODEL", "--use_cpu", "true", "--max_steps", "2", "--output_dir", "out"]
     arguments += ["--sampler", "transformers", "--sampler_kwargs", '{"batch_size": 16}', "--ce_warmup_steps", "1"]
     arguments += ["--max_rationale_tokens", "8", "--num_rationales", "8", "--max_length", "128", *WHOLE_WEIGHTS]
@@ -243,7 +267,7 @@ def test_cot_recipe_trains(here, monkeypatch, recipe):
 def test_a_grader_that_is_not_there_is_one_message(here, monkeypatch, capsys):
     save_checkpoint("MODEL")
     Path("words.jsonl").write_text(json.dumps(WORDS[0]) + "\n")
-    run("prepare_gsm8k", monkeypatch, "--dataset", "words.jsonl", "--output", "train.jsonl")
+    prepared("prepare_gsm8k", monkeypatch, "words.jsonl", ".")
     arguments = ["--model_name_or_path", "MODEL", "--dataset_name", "train.jsonl", "--eval_strategy", "no"]
     arguments += ["--use_cpu", "true", "--bf16", "false", "--output_dir", "out", "--grader", "maths"]
     arguments += ["--max_rationale_tokens", "8"]  # the tiny model's context is short

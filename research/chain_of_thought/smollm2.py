@@ -1,10 +1,8 @@
 """Chain of thought with a real model: SmolLM2-135M on short GSM8K problems, rationales and test samples by vLLM.
 
     python examples/scripts/prepare_smollm2.py --output_dir models/SmolLM2-135M-Instruct
-    for split in train test; do
-        python examples/scripts/prepare_gsm8k.py --dataset openai/gsm8k --split $split \\
-            --tokenizer models/SmolLM2-135M-Instruct --max_tokens 110 --output data/gsm8k-short/$split.jsonl
-    done
+    python examples/scripts/prepare_gsm8k.py --dataset openai/gsm8k --num_validation 0 \\
+        --tokenizer models/SmolLM2-135M-Instruct --max_tokens 110 --output_dir data/gsm8k-short
     python -m research.chain_of_thought.smollm2 --model models/SmolLM2-135M-Instruct --data data/gsm8k-short \\
         --work_dir runs/cot-smollm2 --output research/chain_of_thought/results/smollm2-gsm8k.json
 

@@ -1,8 +1,8 @@
 """Schedules over the epochs of SmolLM2 with LoRA on MATH's short problems: cross-entropy's own, and with DCO's.
 
-    python examples/scripts/prepare_math.py --dataset nlile/hendrycks-MATH-benchmark --split train \\
-        --tokenizer models/SmolLM2-135M-Instruct --max_tokens 64 --output data/math-short.jsonl
-    python -m research.schedules.smollm2 --model models/SmolLM2-135M-Instruct --dataset data/math-short.jsonl \\
+    python examples/scripts/prepare_math.py --dataset nlile/hendrycks-MATH-benchmark \\
+        --tokenizer models/SmolLM2-135M-Instruct --max_tokens 64 --num_validation 0 --output_dir data/math-short
+    python -m research.schedules.smollm2 --model models/SmolLM2-135M-Instruct --dataset data/math-short/train.jsonl \\
         --work_dir runs/schedule-smollm2 --output research/schedules/results/smollm2-lora.json --workers 2
 
 Every epoch is an arm, at temperature 1. Each seed draws its own problems; its held-out ones are halved, and what is
