@@ -287,11 +287,14 @@ def print_tables(summary: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work_dir", type=Path, required=True, help="Folder of finished runs.")
+    parser.add_argument("--work_dir", type=Path, required=True, help="Folder of finished runs, or one file that lists them.")
     parser.add_argument("--output", type=Path, help="JSON file of the summary.")
     parser.add_argument("--figure", type=Path, help="PNG file.")
     args = parser.parse_args(argv)
-    runs = [json.loads(path.read_text()) for path in sorted(args.work_dir.glob("*_seed-*.json"))]
+    if args.work_dir.is_file():
+        runs = json.loads(args.work_dir.read_text())
+    else:
+        runs = [json.loads(path.read_text()) for path in sorted(args.work_dir.glob("*_seed-*.json"))]
     if not runs:
         parser.error(f"--work_dir {args.work_dir} holds no finished run: run research.chain_of_thought.run first")
     summary = summarise(runs)

@@ -8,7 +8,7 @@
 
 Everything is done by the commands of `dco-trl`, which are printed, and whose output is in --work_dir. What is finished
 is not run again, so the script can be stopped and repeated; --only makes some runs. A finished run is one small file
-there, which is enough to go on elsewhere. All weights are trained: vLLM without a GPU takes four times as long with an
+there, which is enough to go on elsewhere. With the results as --work_dir, the tables are printed and nothing is run. All weights are trained: vLLM without a GPU takes four times as long with an
 adapter. `docs/results/smollm2-gsm8k-cot.md` is the protocol.
 """
 
@@ -233,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="Model folder or name.")
     parser.add_argument("--data", type=Path, required=True, help="Folder of train.jsonl and test.jsonl.")
-    parser.add_argument("--work_dir", type=Path, required=True, help="Folder of the runs.")
+    parser.add_argument("--work_dir", type=Path, required=True, help="Folder of the runs, or their results.")
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the results.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="Which seeds.")
     parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS), help="Which to run.")
@@ -244,17 +244,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     sizes = Sizes(args.num_train, args.num_test, args.num_samples, tuple(args.epochs))
     ks = [k for k in KS if k <= sizes.num_samples]
-    for seed in args.seeds:
-        for method in args.only:
-            run(args.model, args.data, args.work_dir, method, seed, sizes)
-    found: dict[str, dict[int, np.ndarray]] = {}
-    records = []
-    for method in METHODS:
+    if args.work_dir.is_file():
+        records = json.loads(args.work_dir.read_text())["runs"]
+    else:
         for seed in args.seeds:
-            done = record_of(args.work_dir, method, seed)
-            if done.exists():
-                records.append(json.loads(done.read_text()))
-                found.setdefault(method, {})[seed] = measured(records[-1], sizes.num_samples, ks)
+            for method in args.only:
+                run(args.model, args.data, args.work_dir, method, seed, sizes)
+        paths = [record_of(args.work_dir, method, seed) for method in METHODS for seed in args.seeds]
+        records = [json.loads(path.read_text()) for path in paths if path.exists()]
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for record in records:
+        found.setdefault(record["method"], {})[record["seed"]] = measured(record, sizes.num_samples, ks)
     summary = summarise(found, sizes, ks)
     print_tables(summary)
     settings = {**TRAINING, "own": OWN, "engine": ENGINE, **asdict(sizes)}

@@ -167,12 +167,11 @@ def chains_first() -> dict[str, Any]:
 
 
 def chains_second() -> dict[str, Any]:
-    folder, seeds = RESEARCH / "chain_of_thought/results/second-round", []
+    runs = read("chain_of_thought/results/second-round-runs.json")
+    of = {(run["method"], run["setting"]["num_attempts"], run["seed"]): run for run in runs}
+    seeds = []
     for seed in (5, 6, 7, 8, 9):
-        ce, dco = (
-            json.loads((folder / f"{name}_seed-{seed}.json").read_text())
-            for name in ("cross-entropy_N-1", "DCO-4-own_N-64")
-        )
+        ce, dco = of["cross-entropy", 1, seed], of["DCO, 4 own", 64, seed]
 
         def curve(run: dict[str, Any], split: str, k: int) -> NDArray:
             counts = np.array([table[split] for table in run["correct"].values()])
