@@ -1,14 +1,11 @@
 """The whole demonstration: independent runs, each in a process of one thread."""
 
 import json
-import multiprocessing
 import os
 import platform
-import queue
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 from pathlib import Path
@@ -18,13 +15,10 @@ import numpy as np
 
 from .. import __version__
 from .findings import schedule, summarise
+from .processes import ONE_THREAD, run_in_processes, tick
 
-_WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",  # tiny matrices: two runs on a core each beat one run on two
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+# Tiny matrices: two runs on a core each beat one run on two.
+_WORKER_ENVIRONMENT = {**ONE_THREAD, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def run_demo(
@@ -143,59 +137,27 @@ def _run_in_processes(
     workers: int,
     progress: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    # A fresh interpreter, not a fork: forked threads of torch can hang.
-    context = multiprocessing.get_context("spawn")
-    ticks = context.Queue()
-    before = {name: os.environ.get(name) for name in _WORKER_ENVIRONMENT}
-    os.environ.update(_WORKER_ENVIRONMENT)  # read by the libraries as the processes start
-    done = 0
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(ticks,))
+    runs: list[dict[str, Any]] = []
     try:
-        pending: set[Future] = {pool.submit(_work, train_run, n, seed, num_epochs) for n, seed in jobs}
-        finished: list[dict[str, Any]] = []
-        while pending:
-            ready, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-            while True:
-                try:
-                    ticks.get_nowait()
-                except queue.Empty:
-                    break
-                done += 1
-            progress(done)
-            finished += [future.result() for future in ready]
-        progress(len(jobs) * num_epochs)
+        run_in_processes(
+            _work,
+            [(train_run, *job, num_epochs) for job in jobs],
+            workers,
+            lambda _, future: runs.append(future.result()),
+            environment=_WORKER_ENVIRONMENT,
+            ticked=progress,
+        )
     except BrokenProcessPool:
         raise RuntimeError(
             "a training process was killed, most likely for want of memory: each needs about 1 GB. Close other "
             "programs, or run one at a time with --workers 1."
         ) from None
-    except BaseException:  # an error in one run, or Ctrl-C: do not wait for the others
-        for process in list(pool._processes.values()):
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-    return finished
-
-
-_ticks: Any = None
-
-
-def _start_worker(ticks: Any) -> None:
-    global _ticks
-    _ticks = ticks
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    progress(len(jobs) * num_epochs)
+    return runs
 
 
 def _work(train_run: Callable[..., dict[str, Any]], num_attempts: int, seed: int, num_epochs: int) -> dict[str, Any]:
     try:
-        return train_run(num_attempts, seed, num_epochs, progress=lambda: _ticks.put(1))
+        return train_run(num_attempts, seed, num_epochs, progress=tick)
     finally:
         sys.stdout.flush()

@@ -287,7 +287,7 @@ def print_tables(summary: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work_dir", type=Path, required=True, help="Folder of finished runs, or one file that lists them.")
+    parser.add_argument("--work_dir", type=Path, required=True, help="Folder of finished runs, or a list of them.")
     parser.add_argument("--output", type=Path, help="JSON file of the summary.")
     parser.add_argument("--figure", type=Path, help="PNG file.")
     args = parser.parse_args(argv)

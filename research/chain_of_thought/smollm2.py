@@ -8,8 +8,9 @@
 
 Everything is done by the commands of `dco-trl`, which are printed, and whose output is in --work_dir. What is finished
 is not run again, so the script can be stopped and repeated; --only makes some runs. A finished run is one small file
-there, which is enough to go on elsewhere. With the results as --work_dir, the tables are printed and nothing is run. All weights are trained: vLLM without a GPU takes four times as long with an
-adapter. `docs/results/smollm2-gsm8k-cot.md` is the protocol.
+there, which is enough to go on elsewhere. With the results as --work_dir nothing is run, and the tables are printed.
+All weights are trained: vLLM without a GPU takes four times as long with an adapter.
+`docs/results/smollm2-gsm8k-cot.md` is the protocol.
 """
 
 import argparse

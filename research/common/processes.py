@@ -1,12 +1,10 @@
 """Runs of an experiment, each in a process of one thread, each kept in a file of its own."""
 
 import json
-import multiprocessing
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by the libraries as the processes start
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+from dco_trl.demo.processes import run_in_processes
+from dco_trl.demo.run import available_cores
 
 Job = dict[str, Any]
 
@@ -41,36 +39,33 @@ def run_missing(
     Raises:
         SystemExit: A process was killed, or Ctrl-C. Finished runs are kept.
     """
-    waiting = {path: arguments for path, arguments in jobs.items() if not path.exists()}
+    waiting = [path for path in jobs if not path.exists()]
     done, errors = len(jobs) - len(waiting), []
     print(f"{len(jobs)} runs, {done} of them finished before", flush=True)
-    started = time.perf_counter()
-    context = multiprocessing.get_context("spawn")  # forked threads of torch can hang
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {pool.submit(_run_and_keep, run, arguments, path): path for path, arguments in waiting.items()}
-        try:
-            for number, future in enumerate(as_completed(futures), start=1):
-                path, error = futures[future], future.exception()
-                if isinstance(error, BrokenProcessPool):
-                    raise error
-                if error is None:
-                    outcome = f"{future.result():.0f} s"
-                    after_each(path)
-                else:
-                    outcome = f"failed: {type(error).__name__}: {error}"
-                    errors.append(f"{path.stem}: {outcome}")
-                left = (time.perf_counter() - started) / number * (len(waiting) - number) / 60
-                print(f"[{done + number}/{len(jobs)}] {path.stem}: {outcome}; about {left:.0f} min left", flush=True)
-        except BaseException as error:  # do not wait for the others
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, BrokenProcessPool):
-                reason = "A run's process was killed, most likely for want of memory (about 1 GB a run)"
-                raise SystemExit(f"{reason}: repeat the command.") from None
-            if isinstance(error, KeyboardInterrupt):
-                raise SystemExit("Interrupted. Finished runs are kept: repeat the command to go on.") from None
-            raise
+    started, ended = time.perf_counter(), 0
+
+    def finished(number: int, future: Future) -> None:
+        nonlocal ended
+        ended += 1
+        path, error = waiting[number], future.exception()
+        if isinstance(error, BrokenProcessPool):
+            raise error
+        if error is None:
+            outcome = f"{future.result():.0f} s"
+            after_each(path)
+        else:
+            outcome = f"failed: {type(error).__name__}: {error}"
+            errors.append(f"{path.stem}: {outcome}")
+        left = (time.perf_counter() - started) / ended * (len(waiting) - ended) / 60
+        print(f"[{done + ended}/{len(jobs)}] {path.stem}: {outcome}; about {left:.0f} min left", flush=True)
+
+    try:
+        run_in_processes(_run_and_keep, [(run, jobs[path], path) for path in waiting], workers, finished)
+    except BrokenProcessPool:
+        reason = "A run's process was killed, most likely for want of memory (about 1 GB a run)"
+        raise SystemExit(f"{reason}: repeat the command.") from None
+    except KeyboardInterrupt:
+        raise SystemExit("Interrupted. Finished runs are kept: repeat the command to go on.") from None
     return errors
 
 
@@ -98,7 +93,7 @@ def environment(workers: int) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "trl", "numpy")},
         },
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "workers": workers,
     }
 
