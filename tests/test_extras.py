@@ -53,7 +53,7 @@ def test_what_is_imported_is_declared(file):
 
 
 def test_the_bare_package_declares_no_package_of_an_extra():
-    extra = names(PROJECT["optional-dependencies"]["eval"]) | {"anyio", "httpx", "sandlock", "vllm"}
+    extra = names(PROJECT["optional-dependencies"]["eval"]) | {"anyio", "httpx", "ray", "sandlock", "vllm"}
     assert not names(PROJECT["dependencies"]) & extra
 
 
@@ -85,6 +85,15 @@ def test_what_needs_the_extra_eval_says_so(code, who, tmp_path):
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"ImportError: {who} needs more (No module named '")
     assert last.endswith("Install it with `pip install 'dco-trl[eval]'`.")
+
+
+def test_a_cluster_needs_the_extra_ray(tmp_path):
+    code = "import sys; sys.modules['ray'] = None; from dco_trl.sampling import RaySampler"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: ray_workers needs more (import of ray halted; None in sys.modules). Install it with "
+        "`pip install 'dco-trl[ray]'`."
+    )
 
 
 @pytest.mark.parametrize(

@@ -34,11 +34,18 @@ class GradingConfig:
 
 
 @dataclass
-class RegradeConfig(GradingConfig):
-    """And whether to begin anew."""
+class GradeConfig(GradingConfig):
+    """And whether to begin anew, and where."""
 
     regrade: bool = field(
         default=False, metadata={"help": "Delete this grader's verdicts first, for a function that has changed."}
+    )
+    ray_workers: int | None = field(
+        default=None, metadata={"help": "Grade on a Ray cluster, so many parts at a time, each with --num-workers."}
+    )
+    ray_address: str | None = field(
+        default=None,
+        metadata={"help": "Address of the Ray cluster. Unless given, this machine's, else a new one here."},
     )
 
 
@@ -47,27 +54,31 @@ def main(argv: list[str]) -> int:
     grading, run = parse(
         "grade",
         argv,
-        RegradeConfig,
+        GradeConfig,
         run="the run's folder",
         description="Grade the samples of a run that this grader has not graded yet.",
     )
-    return status("grade", lambda: print(grade(run, grading, grading.regrade)), grading)
+    more = {"regrade": grading.regrade, "ray_workers": grading.ray_workers, "ray_address": grading.ray_address}
+    return status("grade", lambda: print(grade(run, grading, **more)), grading)
 
 
-def grade(run: str, grading: GradingConfig, regrade: bool = False) -> Any:
+def grade(run: str, grading: GradingConfig, **more: Any) -> Any:
     """Do what the command does.
 
     Args:
         run: The run's folder.
         grading: How to grade.
-        regrade: Whether to begin anew.
+        more: Further arguments of `grade_run`.
 
     Returns:
         A `GradingSummary`.
     """
     from ..runs import grade_run
 
-    return grade_run(run, grading.grader, regrade=regrade, **grading_limits(grading))
+    arguments = grading_limits(grading) | more
+    if more.get("ray_workers") is not None and grading.verdict_cache is None:
+        arguments["cache_dir"] = None  # the cache in a user's home, which machines may share, is not safe to share
+    return grade_run(run, grading.grader, **arguments)
 
 
 def grading_limits(grading: GradingConfig) -> dict[str, Any]:

@@ -46,6 +46,14 @@ class SamplerConfig:
             "help": "Sequences per part that is written. Unless given, five minutes of work, and 16,384 at most."
         },
     )
+    ray_workers: int | None = field(
+        default=None,
+        metadata={"help": "Sample with so many copies of the sampler on a Ray cluster; not for server."},
+    )
+    ray_address: str | None = field(
+        default=None,
+        metadata={"help": "Address of the Ray cluster. Unless given, this machine's, else a new one here."},
+    )
     sampler_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={
@@ -188,6 +196,24 @@ def load_sampler(
     if sampling.sampler == "vllm" and schedule is not None:
         sampler_kwargs["adapters"] = sorted({arm.adapter for arm in schedule.arms} - {""})
     with naming(model.model, adapter=model.adapter):
+        if sampling.ray_workers is not None:
+            from ..sampling import RaySampler
+
+            cluster = RaySampler(
+                sampling.sampler,
+                model.model,
+                num_workers=sampling.ray_workers,
+                address=sampling.ray_address,
+                adapter=model.adapter,
+                revision=model.revision,
+                **sampler_kwargs,
+            )
+            try:
+                cluster.identity()  # a worker is ready, or tells why not
+            except BaseException:
+                cluster.close()
+                raise
+            return cluster
         return make_sampler(
             sampling.sampler,
             model.model,

@@ -5,8 +5,10 @@ import inspect
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +59,8 @@ def grade_run(
     cache_dir: str | os.PathLike[str] | None = None,
     in_process: bool = False,
     regrade: bool = False,
+    ray_workers: int | None = None,
+    ray_address: str | None = None,
     progress: bool = True,
 ) -> GradingSummary:
     """Grade the samples that this grader has not graded yet, one part at a time.
@@ -71,6 +75,9 @@ def grade_run(
         cache_dir: Folder for verdicts to remember, shared between runs; None remembers none.
         in_process: Run an import path in this process, without limits, because it holds a model.
         regrade: Delete this grader's verdicts first, for a function that has changed.
+        ray_workers: Grade on a Ray cluster, with so many parts at a time; each of them has `num_workers` processes, 1
+            unless given. None: on this machine.
+        ray_address: The cluster's address; None: the one that runs on this machine, else a new one here.
         progress: Show progress on standard error.
 
     Returns:
@@ -88,7 +95,7 @@ def grade_run(
 
         ```
     """
-    from ..grading import BulkGrader
+    from ..grading import BulkGrader, grader_name
 
     source, store = grader_source(grader), RunStore(run_dir)
     parts = store.sample_parts()
@@ -96,18 +103,44 @@ def grade_run(
     if not parts:
         raise StoreError(f"{store.path} has no samples to grade; `dco-trl sample` draws them")
     check_grader(grader, store.problems)
-    with (
-        BulkGrader(
-            grader,
-            num_workers=num_workers,
-            timeout=timeout,
-            memory_limit=memory_limit,
-            cache_dir=cache_dir,
-            in_process=in_process,
-        ) as bulk,
-        store.grading(bulk.name, source, anew=regrade),
-    ):
-        return _grade_parts(store, parts, total, bulk, progress)
+    limits: dict[str, Any] = {"timeout": timeout, "memory_limit": memory_limit}
+    limits |= {"cache_dir": cache_dir, "in_process": in_process}
+    name = grader_name(grader)
+
+    def texts(part: Path) -> pa.Table:
+        return store.read_samples(part, ["problem_id", "sample_index", "text"])
+
+    with store.grading(name, source, anew=regrade), ExitStack() as stack:
+        graded = store.grade_parts(name)
+        ungraded = [part for part in parts if part.stem not in graded]
+        verdicts: Iterable[tuple[Path, pa.Table]]
+        if ray_workers is None:
+            bulk = stack.enter_context(BulkGrader(grader, num_workers=num_workers, **limits))
+            grade = PartGrader(store.problems, bulk)
+            verdicts = ((part, grade(texts(part), progress)) for part in ungraded)
+        else:
+            from ..sampling.ray_pool import RayPool
+
+            num_processes = num_workers or 1
+            make = partial(_grader_there, store.problems, grader, {**limits, "num_workers": num_processes})
+            pool = RayPool(make, ray_workers, num_cpus=num_processes, address=ray_address)
+            stack.callback(pool.close)
+            verdicts = pool.each("__call__", ungraded, texts)
+        summary = GradingSummary(name, 0, 0, dict.fromkeys(("graded", "unparsed", "timeout", "error"), 0), 0)
+        for path in graded.values():
+            summary = _added(summary, store.read_grades(path, ["score", "status"]), is_new=False)
+        with tqdm(
+            desc=f"{store.path.name}: {name}",
+            total=total,
+            initial=summary.num_samples,
+            unit="sample",
+            disable=not progress or not ungraded,
+        ) as bar:
+            for part, grades in verdicts:
+                store.write_grades(name, part, grades)
+                summary = _added(summary, grades, is_new=True)
+                bar.update(grades.num_rows)
+    return summary
 
 
 def check_grader(grader: str | Callable, problems: Sequence[Problem]) -> None:
@@ -132,26 +165,11 @@ def check_grader(grader: str | Callable, problems: Sequence[Problem]) -> None:
         check_signature(function, names, name)
 
 
-def _grade_parts(store: RunStore, parts: list[Path], total: int, bulk: "BulkGrader", progress: bool) -> GradingSummary:
-    summary = GradingSummary(bulk.name, 0, 0, dict.fromkeys(("graded", "unparsed", "timeout", "error"), 0), 0)
-    grade, graded = PartGrader(store.problems, bulk), store.grade_parts(bulk.name)
-    ungraded = [part for part in parts if part.stem not in graded]
-    for part in parts:
-        if part.stem in graded:
-            summary = _added(summary, store.read_grades(graded[part.stem], ["score", "status"]), is_new=False)
-    with tqdm(
-        desc=f"{store.path.name}: {bulk.name}",
-        total=total,
-        initial=summary.num_samples,
-        unit="sample",
-        disable=not progress or not ungraded,
-    ) as bar:
-        for part in ungraded:
-            grades = grade(store.read_samples(part, ["problem_id", "sample_index", "text"]), progress)
-            store.write_grades(bulk.name, part, grades)
-            summary = _added(summary, grades, is_new=True)
-            bar.update(grades.num_rows)
-    return summary
+def _grader_there(problems: list[Problem], grader: str | Callable, limits: Mapping[str, Any]) -> "PartGrader":
+    """What a worker of a cluster has: it ends with its process."""
+    from ..grading import BulkGrader
+
+    return PartGrader(problems, BulkGrader(grader, **limits))
 
 
 def _added(summary: GradingSummary, grades: pa.Table, is_new: bool) -> GradingSummary:
@@ -181,7 +199,7 @@ class PartGrader:
         self.is_builtin = bulk.name in ("math", "exact")
         self.columns = list(dict.fromkeys(name for problem in problems for name in problem.columns))
 
-    def __call__(self, samples: pa.Table, progress: bool) -> pa.Table:
+    def __call__(self, samples: pa.Table, progress: bool = False) -> pa.Table:
         rows = [self.by_id[problem_id] for problem_id in samples.column("problem_id").to_pylist()]
         completions: Any = samples.column("text").combine_chunks()
         answers = [problem.answer for problem in rows]

@@ -8,6 +8,7 @@ from .protocol import Sampler as Sampler
 from .protocol import SampleRequest as SampleRequest
 from .protocol import SamplingParams as SamplingParams
 from .protocol import request_seed as request_seed
+from .ray_sampler import RaySampler as RaySampler
 from .server_sampler import ServerSampler as ServerSampler
 from .transformers_sampler import TransformersSampler as TransformersSampler
 from .vllm_sampler import VLLMSampler as VLLMSampler

@@ -89,6 +89,11 @@ def slow_grader(completions, **kwargs):
     return [float(text.endswith(" 0.")) for text in completions]
 
 
+def is_even(completions, **kwargs):
+    """Right where a text has an even number of characters."""
+    return [float(len(text) % 2 == 0) for text in completions]
+
+
 def environment():
     """For processes that import this module."""
     here = str(Path(__file__).parent)

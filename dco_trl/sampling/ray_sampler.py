@@ -1,0 +1,172 @@
+"""Sampling on a Ray cluster: a copy of any sampler for each worker."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from ..checks import check_integer
+from .factory import make_sampler
+from .protocol import Sample, SampleRequest, SamplingParams
+from .ray_pool import RayPool
+
+# Samples of the smallest block: fewer do not fill a worker's batch.
+_SMALLEST = 32
+
+
+class RaySampler:
+    """Sample on a Ray cluster, on one machine or many.
+
+    Requests are cut into blocks of consecutive samples, which go to whichever worker is free, two in flight for each,
+    and come back as they are done. Draws follow from the problem and the index: which worker draws a block, and how
+    often it was begun, does not matter. A worker that dies, or whose machine is taken away, is started again, there or
+    on another machine, and its blocks are drawn again; machines may join at any time.
+
+    Each worker loads the model once. All that start on one machine load it at the same time, so that its memory must
+    suffice for the sum of what they need while they load.
+
+    Args:
+        name: "transformers" or "vllm".
+        model: Folder or hub name, the same on every machine.
+        num_workers: Copies of the sampler. Those that the cluster has no room for wait until it has.
+        gpus_per_worker: GPUs of each; None: where the cluster has any, 1, or as many as vLLM's `tensor_parallel_size`
+            and `pipeline_parallel_size` take.
+        address: The cluster's, as for `ray.init`; None: the one that runs on this machine, else a new one here.
+        block_size: Samples that a worker draws in one call, towards the end fewer. What a lost worker has to repeat.
+        adapter: LoRA adapter folder, or None.
+        revision: Hub revision of the model.
+        **sampler_kwargs: Further arguments of the sampler's constructor.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: A sampler that has no copies.
+        ConnectionError: There is no cluster at that address.
+
+    Examples:
+        >>> from dco_trl.sampling import RaySampler
+        >>> sampler = RaySampler("vllm", "Qwen/Qwen2.5-1.5B", num_workers=8, max_model_len=2048)  # doctest: +SKIP
+
+    References:
+        P. Moritz et al., Ray: a distributed framework for emerging AI applications, OSDI 2018.
+
+    Relations:
+        `ServerSampler` for engines behind one address. Ray Data's LLM module keeps one completion of a request.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        *,
+        num_workers: int,
+        gpus_per_worker: float | None = None,
+        address: str | None = None,
+        block_size: int = 1024,
+        adapter: str | None = None,
+        revision: str | None = None,
+        **sampler_kwargs: Any,
+    ) -> None:
+        if name not in ("transformers", "vllm"):
+            raise ValueError(
+                f"ray_workers cannot be combined with sampler={name!r}: workers load the model themselves. Use "
+                "'vllm' or 'transformers'; several servers stand behind one address."
+            )
+        self.block_size = check_integer("block_size", block_size)
+        num_workers = check_integer("num_workers", num_workers)
+        gpus = 1
+        if name == "vllm":
+            gpus = sampler_kwargs.get("tensor_parallel_size", 1) * sampler_kwargs.get("pipeline_parallel_size", 1)
+            if gpus > 1:  # and not through Ray: the worker has all of its GPUs on its own machine
+                sampler_kwargs.setdefault("distributed_executor_backend", "mp")
+        arguments = {"adapter": adapter, "revision": revision, "sampler_kwargs": sampler_kwargs}
+        make = partial(_Copy, name, model, arguments)
+        self._pool = RayPool(make, num_workers, num_gpus=gpus_per_worker, gpus_if_any=gpus, address=address)
+        self._identity: dict[str, Any] | None = None
+
+    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
+        """Draw the samples of all requests; see `Sampler.sample`."""
+        # The same problem and index may be asked for with several adapters or temperatures.
+        keys = [(r.stream, r.adapter, r.temperature) for r in requests]
+        results: list[list[Sample | None]] = [[None] * request.num_samples for request in requests]
+        for part, samples in self.stream(requests, params):
+            at = next(
+                i
+                for i, (key, r) in enumerate(zip(keys, requests, strict=True))
+                if key == (part.stream, part.adapter, part.temperature)
+                and 0 <= part.first_index - r.first_index < r.num_samples
+            )
+            start = part.first_index - requests[at].first_index
+            results[at][start : start + len(samples)] = samples
+        return results  # type: ignore[return-value]
+
+    def stream(
+        self, requests: Sequence[SampleRequest], params: SamplingParams
+    ) -> Iterator[tuple[SampleRequest, list[Sample]]]:
+        """Draw the samples of all requests, and give them as they come.
+
+        Args:
+            requests: What to draw; any number of samples.
+            params: How to draw it.
+
+        Yields:
+            A part of a request, and its samples.
+
+        Raises:
+            RuntimeError: Two workers have different models.
+        """
+        for block, (identity, drawn) in self._pool.each("sample", [(b, params) for b in self._blocks(requests)]):
+            self._check_same(identity)
+            yield from zip(block[0], drawn, strict=True)
+
+    def identity(self) -> dict[str, Any]:
+        """Who samples, as the first worker that is ready tells it; see `Sampler.identity`."""
+        if self._identity is None:
+            self._identity = self._pool.first("identity")
+        return self._identity
+
+    def close(self) -> None:
+        """End the workers; see `Sampler.close`."""
+        self._pool.close()
+
+    def _blocks(self, requests: Sequence[SampleRequest]) -> list[list[SampleRequest]]:
+        """Blocks of at most `block_size` samples; towards the end smaller ones, so that all workers end together."""
+        left = sum(request.num_samples for request in requests)
+        blocks: list[list[SampleRequest]] = [[]]
+        room = 0
+        for request in requests:
+            start = 0
+            while start < request.num_samples:
+                if not room:
+                    room = max(min(self.block_size, left // (2 * len(self._pool.workers))), min(_SMALLEST, left))
+                    blocks.append([])
+                count = min(room, request.num_samples - start)
+                blocks[-1].append(replace(request, num_samples=count, first_index=request.first_index + start))
+                start, room, left = start + count, room - count, left - count
+        return blocks[1:]
+
+    def _check_same(self, identity: Mapping[str, Any]) -> None:
+        known = self.identity()
+        differing = [
+            f"{key}: {known.get(key)!r} and {identity.get(key)!r}"
+            for key in sorted(known.keys() | identity.keys())
+            if known.get(key) != identity.get(key) and not key.endswith("version")
+        ]
+        if differing:
+            raise RuntimeError(
+                f"two workers of the cluster sample different things ({'; '.join(differing)}). Give all machines the "
+                "same files, and sample into another folder what was drawn until now."
+            )
+
+
+class _Copy:
+    """A sampler on a machine of the cluster."""
+
+    def __init__(self, name: str, model: str, arguments: Mapping[str, Any]) -> None:
+        self.sampler = make_sampler(name, model, progress=False, **arguments)
+        self.known = self.sampler.identity()
+
+    def identity(self) -> dict[str, Any]:
+        return self.known
+
+    def sample(self, block: tuple[list[SampleRequest], SamplingParams]) -> tuple[dict[str, Any], list[list[Sample]]]:
+        return self.known, self.sampler.sample(*block)

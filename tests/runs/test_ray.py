@@ -1,0 +1,217 @@
+"""A cluster of two machines, of which workers, machines and drivers are lost: samples and verdicts of one process."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import pytest
+import torch
+from known_sampler import environment, make_problems
+from peft import LoraConfig, get_peft_model
+from tiny_models import save_checkpoint
+from transformers import AutoModelForCausalLM
+
+from dco_trl.cli import main
+from dco_trl.runs import RunStore, grade_run, load_results, sample_run
+from dco_trl.runs.arm import Arm
+from dco_trl.runs.schedule_file import write_schedule
+from dco_trl.sampling import RaySampler, SampleRequest, SamplingParams, TransformersSampler
+from dco_trl.statistics import AttemptOrder
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
+PROBLEMS, PARAMS = make_problems(6), SamplingParams(max_tokens=6)
+# In float64 a sample does not depend on the rounding of its batch, which differs between blocks.
+OPTIONS = {"dtype": "float64", "batch_size": 32}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two raylets with a CPU each; this process is connected to them."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'dco-trl[ray]'")
+    from ray.cluster_utils import Cluster
+
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short, since sockets lie in it
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (
+            ("PYTHONPATH", environment()["PYTHONPATH"]),
+            ("RAY_USAGE_STATS_ENABLED", "0"),
+            ("VLLM_CPU_KVCACHE_SPACE", "1"),
+        ):
+            patch.setenv(name, value)
+        made = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "include_dashboard": False, "temp_dir": folder},
+        )
+        made.second = made.add_node(num_cpus=1)
+        ray.init(made.address, log_to_driver=False)
+        made.kill = ray.kill
+        yield made
+        ray.shutdown()
+        made.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return str(save_checkpoint(tmp_path_factory.mktemp("model"), initializer_range=0.2))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, checkpoint):
+    """The run of one process, graded."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    sample_run(run, PROBLEMS, TransformersSampler(checkpoint, progress=False, **OPTIONS), 200, PARAMS, progress=False)
+    grade_run(run, "exact", progress=False)
+    return run
+
+
+def save_adapter(folder, seed):
+    torch.manual_seed(seed)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained("MODEL"), LoraConfig(target_modules="all-linear"))
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    model.save_pretrained(folder)
+
+
+def rows(run):
+    store = RunStore(run)
+    found = [row for part in store.sample_parts() for row in store.read_samples(part).to_pylist()]
+    return sorted(found, key=lambda row: (row["problem_id"], row["sample_index"]))
+
+
+class Watched:
+    """A sampler that does something after each block."""
+
+    def __init__(self, sampler, after):
+        self.sampler, self.after, self.identity, self.num_blocks = sampler, after, sampler.identity, 0
+
+    def stream(self, requests, params):
+        for answer in self.sampler.stream(requests, params):
+            yield answer
+            self.num_blocks += 1
+            self.after.get(self.num_blocks, lambda: None)()
+
+
+def test_workers_and_machines_are_lost_at_work(cluster, checkpoint, whole, tmp_path):
+    sampler = RaySampler("transformers", checkpoint, num_workers=2, block_size=32, **OPTIONS)
+    [first, _] = sampler._pool.workers
+
+    def lose_a_machine():
+        cluster.remove_node(cluster.second)
+
+    def get_another():
+        cluster.second = cluster.add_node(num_cpus=1)
+
+    losses = {3: lambda: cluster.kill(first, no_restart=False), 9: lose_a_machine, 15: get_another}
+    watched = Watched(sampler, losses)
+    try:
+        drawn = sample_run(tmp_path / "run", PROBLEMS, watched, 200, PARAMS, chunk_size=100, progress=False)
+        assert watched.num_blocks >= 6 * 200 // 32
+        assert drawn.num_drawn == 1200 and rows(tmp_path / "run") == rows(whole)
+        assert len(RunStore(tmp_path / "run").sample_parts()) >= 10  # written as blocks come
+        # A machine that never comes back leaves its blocks to the others.
+        lose_a_machine()
+        requests = [SampleRequest(PROBLEMS[i].prompt, 80, first_index=7, stream=i) for i in (2, 4)]
+        alone = TransformersSampler(checkpoint, progress=False, **OPTIONS)
+        assert sampler.sample(requests, PARAMS) == alone.sample(requests, PARAMS)
+    finally:
+        sampler.close()
+        get_another()
+
+
+def test_a_driver_that_is_killed_goes_on(cluster, checkpoint, whole, tmp_path):
+    data = [{"id": p.problem_id, "prompt": p.prompt, "answer": p.answer} for p in PROBLEMS]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    command = [
+        *(sys.executable, "-m", "dco_trl", "sample", "--model", checkpoint, "--dataset", "problems.jsonl"),
+        *("--num-samples", "200", "--max-tokens", "6", "--output", "run", "--chunk-size", "100", "--batch-size", "32"),
+        *("--ray-workers", "1", "--ray-address", cluster.address, "--dtype", "float64"),
+        *("--sampler-kwargs", '{"block_size": 32}'),
+    ]
+    settings = {"env": environment(), "cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **settings) as process:
+        while process.poll() is None and len(list((tmp_path / "run").rglob("part-*"))) < 3:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, process.stderr.read()
+    there = len(rows(tmp_path / "run"))
+    assert 300 <= there < 1200
+    done = subprocess.run(command, **settings, text=True)
+    assert done.returncode == 0 and f"{there:,} samples are there, {1200 - there:,} are to be drawn" in done.stderr
+    keys = ("problem_id", "sample_index", "text", "num_tokens", "finish_reason")
+    assert [[row[key] for key in keys] for row in rows(tmp_path / "run")] == [
+        [row[key] for key in keys] for row in rows(whole)
+    ]
+
+
+def test_verdicts_of_a_cluster_are_those_of_one_process(cluster, checkpoint, whole, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for grader in ("exact", "known_sampler:is_even"):
+        assert main(["grade", str(run), "--grader", grader, "--ray-workers", "2"]) == 0
+    assert "1,200 samples graded by known_sampler:is_even (1,200 of them now)" in capsys.readouterr().out
+    grade_run(whole, "known_sampler:is_even", progress=False)
+    verdicts = [
+        {path.name: path.read_bytes() for path in folder.glob("grades/known_sampler-is_even/part-*")}
+        for folder in (run, whole)
+    ]
+    assert verdicts[0] == verdicts[1] and verdicts[0]
+    assert 0 < sum(p.num_correct for p in load_results(run, "known_sampler:is_even").problems) < 1200
+
+
+def test_solving_along_a_schedule_draws_from_its_adapters(cluster, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    os.symlink(checkpoint, "MODEL")  # a name that workers find from the driver's folder
+    for seed, name in enumerate(("one", "two")):
+        save_adapter(name, seed)
+    arms = [Arm("MODEL", "one"), Arm("MODEL", "two", 1.5), Arm("MODEL")]
+    order = AttemptOrder(*map(np.array, ([0, 1, 2], [4, 16, 20])), 3, *[np.array([40])] * 3)
+    write_schedule("schedule.yaml", order, arms)
+    (tmp_path / "problems.jsonl").write_text("".join(f'{{"prompt": "{i}+1=", "answer": "{i}"}}\n' for i in range(4)))
+    command = ["solve", "--model", "MODEL", "--dataset", "problems.jsonl", "--schedule", "schedule.yaml", "--grader"]
+    command += ["exact", "--num-attempts", "40", "--max-tokens", "2", "--dtype", "float64", "--output"]
+    assert main([*command, "alone"]) == 0 and main([*command, "run", "--ray-workers", "2"]) == 0
+    assert rows("run") == rows("alone") and len({row["arm"] for row in rows("run")}) >= 2
+    assert (tmp_path / "run/answers.jsonl").read_text() == (tmp_path / "alone/answers.jsonl").read_text()
+
+
+@pytest.mark.vllm
+@pytest.mark.long
+def test_vllm_in_a_worker(cluster, checkpoint):
+    """It takes its own executor, although it finds Ray around it."""
+    pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'dco-trl[vllm]'")
+    sampler = RaySampler("vllm", checkpoint, num_workers=1, max_model_len=64, seed_each_request=True, dtype="float32")
+    alone = TransformersSampler(checkpoint, progress=False, dtype="float32")
+    greedy = SamplingParams(temperature=0, max_tokens=6)
+    requests = [SampleRequest(problem.prompt, 2, stream=i) for i, problem in enumerate(PROBLEMS)]
+    try:
+        assert sampler.identity()["sampler"] == "vllm"
+        assert sampler.sample(requests, greedy) == alone.sample(requests, greedy)
+        [samples] = sampler.sample([SampleRequest(PROBLEMS[0].prompt, 100)], PARAMS)
+        assert len(samples) == 100 and len({sample.text for sample in samples}) > 10
+    finally:
+        sampler.close()
+
+
+def test_what_a_worker_raises_is_raised_here(cluster, checkpoint, tmp_path, capsys):
+    sampler = RaySampler("transformers", checkpoint, num_workers=1)
+    request = SampleRequest("1" * 300, 1)
+    with pytest.raises(ValueError, match="prompt"):
+        sampler.sample([request], PARAMS)
+    sampler.close()
+    (tmp_path / "problems.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    command = ["sample", "--dataset", str(tmp_path / "problems.jsonl"), "--num-samples", "2", "--ray-workers", "1"]
+    command += ["--output", str(tmp_path / "run"), "--model"]
+    assert main([*command, str(tmp_path / "absent")]) == 2
+    assert f"model '{tmp_path / 'absent'}' could not be loaded: " in capsys.readouterr().err
+    assert main([*command, checkpoint, "--sampler", "server", "--base-url", "http://127.0.0.1:1/v1"]) == 2
+    assert "--ray-workers cannot be combined with" in capsys.readouterr().err
+    assert not os.path.exists(tmp_path / "run")
