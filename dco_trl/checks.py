@@ -16,7 +16,7 @@ def check_integer(name: str, value: object, at_least: int = 1, note: str = "") -
     if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
         note = f" ({note})" if note else ""
         raise ValueError(f"`{name}` must be an integer of at least {at_least}{note}, got {value!r}.")
-    if value > _LARGEST:
+    if int(value) > _LARGEST:
         raise ValueError(f"`{name}` must be at most 2^63 - 1, about 9.2e18, got {value}. Take a smaller one.")
     return int(value)
 

@@ -99,7 +99,7 @@ def read_dataset(path: Path) -> "Dataset":
     return Dataset(pa.table({column: _array(values, column, name) for column, values in columns.items()}))
 
 
-def _whole_numbers(values: list[str], column: str, name: str) -> list[int]:
+def _whole_numbers(values: list[Any], column: str, name: str) -> list[Any]:
     for number, value in enumerate(values):
         if not value.strip().isdecimal():
             raise DataError(f"{name}: row {number}, column {column!r}: {short(value)} is no whole number. Correct it.")
