@@ -1,10 +1,12 @@
-"""Checks of arguments that more than one room takes. Each returns the checked value, or raises a `ValueError`."""
+"""Checks of arguments that more than one room takes. Each returns the checked value, or raises a `UserError`."""
 
 from collections.abc import Sequence
 from numbers import Integral
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from .errors import UserError
 
 # A sum of float32 log-softmax terms may round this far above 0.
 LOG_P_ROUNDING = 1e-5
@@ -15,9 +17,9 @@ def check_integer(name: str, value: object, at_least: int = 1, note: str = "") -
     """`value` as an `int`. NumPy's integers are integers; booleans and whole floats are not."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
         note = f" ({note})" if note else ""
-        raise ValueError(f"`{name}` must be an integer of at least {at_least}{note}, got {value!r}.")
+        raise UserError(f"must be an integer of at least {at_least}{note}, got {value!r}.", name)
     if int(value) > _LARGEST:
-        raise ValueError(f"`{name}` must be at most 2^63 - 1, about 9.2e18, got {value}. Take a smaller one.")
+        raise UserError(f"must be at most 2^63 - 1, about 9.2e18, got {value}. Take a smaller one.", name)
     return int(value)
 
 
@@ -30,7 +32,7 @@ def check_num_required(num_required: object, num_attempts: int) -> int:
     """The number of attempts m, of N, that must be right."""
     m = check_integer("num_required", num_required, note="1 is coverage: one right attempt is enough")
     if m > num_attempts:
-        raise ValueError(
+        raise UserError(
             f"`num_required={m}` is more than `num_attempts={num_attempts}`: so many attempts cannot be right. Lower "
             "it, or raise `num_attempts`."
         )
@@ -43,9 +45,9 @@ def check_whole_numbers(name: str, value: ArrayLike, at_least: int = 0) -> NDArr
     if array.dtype.kind == "f" and np.all(np.abs(array) < 2**53) and np.all(array == np.floor(array)):
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be whole numbers (counts), got {_preview(array)} of type {array.dtype}.")
+        raise UserError(f"{name} must be whole numbers (counts), got {_preview(array)} of type {array.dtype}.")
     if array.size and array.min() < at_least:
-        raise ValueError(f"{name} must be whole numbers of at least {at_least}, got {array.min()}.")
+        raise UserError(f"{name} must be whole numbers of at least {at_least}, got {array.min()}.")
     return array.astype(np.int64)
 
 
@@ -53,7 +55,7 @@ def check_ks(k: ArrayLike) -> NDArray[np.int64]:
     """The numbers of samples of a curve, as a vector."""
     ks = np.atleast_1d(check_whole_numbers("k", k, at_least=1))
     if ks.size == 0:
-        raise ValueError(
+        raise UserError(
             "k is empty: there is no pass@k to compute. Give at least one number of samples, such as k=[1]."
         )
     return ks
@@ -63,9 +65,9 @@ def check_log_p(log_p: ArrayLike) -> NDArray[np.float64]:
     """Natural log-probabilities, at most 0."""
     x = np.asarray(log_p, dtype=np.float64)
     if np.isnan(x).any():
-        raise ValueError(f"log_p holds {np.isnan(x).sum()} NaN of {x.size} values. Look at the model's loss.")
+        raise UserError(f"log_p holds {np.isnan(x).sum()} NaN of {x.size} values. Look at the model's loss.")
     if (x > LOG_P_ROUNDING).any():
-        raise ValueError(
+        raise UserError(
             f"log_p must be a log-probability, at most 0, got {x.max():g}. Pass natural log-probabilities, not "
             "probabilities or negative log-likelihoods."
         )
@@ -84,14 +86,14 @@ def check_graded_counts(
     else:
         names = [repr(name) for name in problem_ids]
         if len(names) != correct.size:
-            raise ValueError(
+            raise UserError(
                 f"problem_ids has {len(names)} names for {correct.size} problems. Give one for each entry of "
                 "num_correct, in its order."
             )
     wrong = np.flatnonzero(correct.ravel() > samples.ravel())
     if wrong.size:
         i = wrong[0]
-        raise ValueError(
+        raise UserError(
             f"num_correct={correct.flat[i]} is more than num_samples={samples.flat[i]} for problem {names[i]}"
             f"{and_others(wrong.size)}. Are the two arguments swapped, or some samples graded twice?"
         )
@@ -107,13 +109,13 @@ def check_discounted_counts(
         array = np.asarray(value)
         if array.dtype.kind not in "iuf":
             hint = " An empty entry of a table is often the reason." if array.dtype.kind == "O" else ""
-            raise ValueError(f"{name} must hold numbers, got an array of {array.dtype}.{hint}")
+            raise UserError(f"{name} must hold numbers, got an array of {array.dtype}.{hint}")
         array = array.astype(np.float64)
         if array.size == 0:
-            raise ValueError(f"{name} is empty: there is no prompt whose samples were counted.")
+            raise UserError(f"{name} is empty: there is no prompt whose samples were counted.")
         wrong = ~np.isfinite(array) | (array < 0)
         if wrong.any():
-            raise ValueError(
+            raise UserError(
                 f"{name} must hold counts of at least 0, got {array[wrong].flat[0]} (entry "
                 f"{np.flatnonzero(wrong)[0]}, counted from 0; {wrong.sum()} such entries). Was a prompt not graded?"
             )
@@ -121,13 +123,13 @@ def check_discounted_counts(
     try:
         n, c = np.broadcast_arrays(*arrays)
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"num_sampled has shape {arrays[0].shape} and {name_correct} {arrays[1].shape}: they must be "
             "equal, or one a scalar."
         ) from None
     wrong = c > n
     if wrong.any():
-        raise ValueError(
+        raise UserError(
             f"{name_correct}={c[wrong].flat[0]:g} is more than num_sampled={n[wrong].flat[0]:g} (entry "
             f"{np.flatnonzero(wrong)[0]}, counted from 0; {wrong.sum()} such entries). Are the two swapped, or some "
             "samples graded twice?"
@@ -138,12 +140,12 @@ def check_discounted_counts(
 def check_confidence(confidence: float, num_resamples: int = 5000) -> None:
     """Refuse a confidence that the resamples of a bootstrap cannot resolve."""
     if not 0.5 <= confidence <= 0.999:
-        raise ValueError(
+        raise UserError(
             f"confidence must be between 0.5 and 0.999, got {confidence}. Write 0.95 for 95 %; more than 0.999 needs "
             "more than a bootstrap."
         )
     if num_resamples < 100:
-        raise ValueError(f"num_resamples must be at least 100 for quantiles to mean anything, got {num_resamples}.")
+        raise UserError(f"num_resamples must be at least 100 for quantiles to mean anything, got {num_resamples}.")
 
 
 def and_others(count: int) -> str:

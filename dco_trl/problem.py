@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .errors import UserError
+
 # Plain text, or chat messages.
 Prompt = str | list[dict[str, Any]]
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data set that cannot be evaluated on; the message says which rows, why, and what to do."""
 
 

@@ -24,7 +24,7 @@ def read_table() -> dict[str, tuple[set[str], set[str]]]:
 ROOMS = read_table()
 # The package itself and its entry point are above all rooms.
 ABOVE = {"__init__", "__main__"}
-BELOW = {"extras"}
+BELOW = {"errors", "extras"}
 
 
 def imports(file: Path) -> tuple[set[str], set[Path]]:
@@ -60,8 +60,8 @@ def test_a_file_imports_what_its_room_may(file):
     if room_of(file) in ABOVE | BELOW:
         return
     rooms, packages = ROOMS[room_of(file)]
-    # Any room may ask the package for its version, and say that an extra is missing.
-    reached = {room_of(target) for target in own} - {room_of(file), "__init__", "extras"}
+    # Any room may ask the package for its version, say that an extra is missing, and what a user did wrong.
+    reached = {room_of(target) for target in own} - {room_of(file), "__init__", *BELOW}
     assert reached <= rooms, f"{file.name} reaches into {sorted(reached - rooms)}"
     third_party -= packages | {"lazy_loader"}
     assert not third_party, f"{file.name} imports {sorted(third_party)}"

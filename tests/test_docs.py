@@ -35,7 +35,6 @@ EXAMPLES = [
     "dco_trl.runs.problems",
     "dco_trl.runs.sample",
     "dco_trl.runs.store",
-    "dco_trl.cli._common",
     "dco_trl.statistics.pass_at_k",
     "dco_trl.statistics.intervals",
     "dco_trl.statistics.majority_vote",

@@ -37,9 +37,4 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"dco-trl: no command {argv[0]!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    if argv[0] in ("train", "train-cot") and argv[1:] in (["--help"], ["-h"]):
-        from .cache import print_training_help
-
-        print_training_help(argv[0])
-        raise SystemExit(0)  # as argparse does
     return import_module(f".{argv[0].replace('-', '_')}", __name__).main(argv[1:]) or 0

@@ -2,21 +2,18 @@
 
 import difflib
 import json
-import re
 import sys
-import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trl import TrlParser
 
+from ..errors import UserError
 from .config_file import with_config_file
-
-_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass
@@ -93,7 +90,7 @@ def parse(
         for config in parsed[: len(configs)]:
             _check_types(config)
         if runs and not _fits(parsed[-1].runs, list[str]):
-            raise ValueError(f"runs must be a list of folders, got {parsed[-1].runs!r}")
+            raise UserError(f"runs must be a list of folders, got {parsed[-1].runs!r}")
     except (ValueError, OSError) as error:  # a YAML file with unknown keys, or none at all
         parser.exit(2, f"dco-trl {command}: {error}\n")
     if run or runs:
@@ -124,7 +121,7 @@ def _check_types(config: Any) -> None:
         value = getattr(config, name)
         if not _fits(value, wanted):
             kind = str(wanted).replace("typing.", "") if get_args(wanted) else wanted.__name__
-            raise ValueError(f"--{name.replace('_', '-')} must be of type {kind}, got {value!r}")
+            raise UserError(f"--{name.replace('_', '-')} must be of type {kind}, got {value!r}")
 
 
 def _fits(value: Any, wanted: Any) -> bool:
@@ -140,16 +137,14 @@ def _fits(value: Any, wanted: Any) -> bool:
     return type(value) in ((int, float) if wanted is float else (wanted,))
 
 
-def status(command: str, work: Callable[[], None], *configs: Any) -> int:
-    """Run a command; turn an error that its user can cause into one message and status 2.
+def status(command: str, work: Callable[[], None]) -> int:
+    """Run a command; turn an error that its user caused into one message and status 2.
 
-    Errors of this package, and of opening files and importing libraries, are the user's to mend. What other libraries
-    raise in their own code is not expected, and its traceback is shown.
+    So are errors of opening files and importing libraries. Any other is not expected, and its traceback is shown.
 
     Args:
         command: The command's name.
         work: What it does.
-        configs: The parsed dataclasses: where a message names one of their fields, the flag is shown in its place.
 
     Returns:
         The exit status.
@@ -159,45 +154,10 @@ def status(command: str, work: Callable[[], None], *configs: Any) -> int:
     except KeyboardInterrupt:
         print(f"\ndco-trl {command}: interrupted; the same command goes on from what is on disk", file=sys.stderr)
         return 130
-    except (OSError, ImportError, ValueError, TypeError, RuntimeError) as error:
-        last = traceback.extract_tb(error.__traceback__)[-1].filename
-        if not isinstance(error, OSError | ImportError) and not Path(last).resolve().is_relative_to(_PACKAGE):
-            raise
-        names = {entry.name for config in configs for entry in fields(config)}
-        print(f"dco-trl {command}: {with_flags(str(error), names)}", file=sys.stderr)
+    except (UserError, OSError, ImportError) as error:
+        print(f"dco-trl {command}: {told(error)}", file=sys.stderr)
         return 2
     return 0
-
-
-def with_flags(message: str, names: Collection[str]) -> str:
-    """A message with the shell's names of arguments in place of Python's.
-
-    Args:
-        message: What a function of this package says about its arguments.
-        names: The arguments that have a flag.
-
-    Returns:
-        The message; what stands in quotation marks, in lists and in paths is left alone.
-
-    Examples:
-        >>> with_flags("temperature=-1.0 is too low. See num_samples.", ["temperature", "num_samples"])
-        '--temperature -1.0 is too low. See --num-samples.'
-    """
-
-    names = sorted(names, key=len, reverse=True)
-    word = "|".join(names)
-    # An ordinary word, such as "grader", is taken for an argument only where it is written as one.
-    telling = "|".join(name for name in names if "_" in name) or "(?!)"
-    start, end = r"(?<![\w.'\"/\[{-])", r"(?![\w'\"/\]}-]|\.\w)"
-    given = rf"{start}({word})=(?:\{{[^{{}}']*\}})?"  # with a mapping, which the shell needs in quotes
-    pattern = rf"`({word})`|{given}|(?<=\()({word})(?=\))|^({word})(?= ')|{start}({telling}){end}"
-
-    def flag(match: re.Match[str]) -> str:
-        name = next(filter(None, match.groups()))
-        _, equals, mapping = match[0].partition("=")
-        return f"--{name.replace('_', '-')}" + (" " if equals else "") + (f"'{mapping}'" if mapping else "")
-
-    return re.sub(pattern, flag, message) if names else message
 
 
 def print_whole(console: Any, *parts: Any) -> None:
@@ -207,6 +167,11 @@ def print_whole(console: Any, *parts: Any) -> None:
     for part in parts:
         console.print(part)
     console.width = before
+
+
+def told(error: Exception) -> str:
+    """What a command says of an error."""
+    return error.with_flag() if isinstance(error, UserError) else str(error)
 
 
 @contextmanager
@@ -229,45 +194,43 @@ def naming(name: str, kind: str = "model", adapter: str | None = None) -> Iterat
         ) from error
 
 
-def load_problems(config: DatasetConfig, answer_column: str | None = None) -> list:
-    """The problems that a command line names; `answer_column` stands in for the config's, "" for no references."""
-    return load_rows_and_problems(config, answer_column)[1]
+# Where the reference stands, by grader and as data sets are published; None: there is none. For a grader that is not
+# here: programs bring their tests, and a function of one's own may know.
+_ANSWER_COLUMNS: dict[str, tuple[str | None, ...]] = {
+    "math": ("answer",),
+    "exact": ("answer",),
+    "choice": ("answer", "answerKey", "solution"),
+    "json": ("answer", "solution"),
+    "regex": ("answer", "pattern", "solution"),
+}
 
 
-# Where references stand under another name, by grader: as data sets are published.
-_OTHER_COLUMNS = {"choice": ("answerKey", "solution"), "json": ("solution",), "regex": ("pattern", "solution")}
+def load_problems(config: DatasetConfig, grader: str = "exact") -> list:
+    """The problems that a command line names, with the references that a grader takes."""
+    rows = load_rows(config)
+    return make_problems(config, rows, answer_column(config, rows, *_ANSWER_COLUMNS.get(grader, ("answer", None))))
 
 
-def load_graded_problems(config: DatasetConfig, grader: str) -> list:
-    """The problems that a command line names, for a grader that may do without the column `answer`."""
-    from ..runs import DataError
-
-    try:
-        return load_problems(config)
-    except DataError as error:
-        if config.answer_column is not None or "no column 'answer'" not in str(error) or grader in ("math", "exact"):
-            raise
-        missing = error
-    # No references at all for programs with tests, and for what a function of one's own knows.
-    for column in _OTHER_COLUMNS.get(grader, ("",)):
-        try:
-            return load_problems(config, column)
-        except DataError as error:
-            if f"no column {column!r}" not in str(error):
-                raise
-    raise missing
-
-
-def load_rows_and_problems(config: DatasetConfig, answer_column: str | None = None) -> tuple[list[dict], list]:
-    """The rows that a command line names, with all of their columns, and as many problems in the same order."""
-    from ..runs import problems_from_rows
+def load_rows(config: DatasetConfig) -> list[dict]:
+    """The rows that a command line names, with all of their columns."""
     from ..runs.rows import read_rows
 
     source = read_rows(config.dataset, split=config.split, config=config.dataset_config)
-    # Not the whole of a large data set for a few rows; a number below 1 is refused below.
-    rows: list = list(source if config.num_problems is None else islice(source, max(config.num_problems, 0)))
-    column = config.answer_column or "answer" if answer_column is None else answer_column or None
-    problems = problems_from_rows(
+    # Not the whole of a large data set for a few rows; a number below 1 is refused by `make_problems`.
+    return list(source if config.num_problems is None else islice(source, max(config.num_problems, 0)))  # type: ignore[arg-type]
+
+
+def answer_column(config: DatasetConfig, rows: list[dict], *names: str | None) -> str | None:
+    """The column with the references: the one that was named, or the first of some that any row has."""
+    present = {None, *(name for row in rows if isinstance(row, dict) for name in row)}
+    return config.answer_column or next((name for name in names if name in present), names[0])
+
+
+def make_problems(config: DatasetConfig, rows: list[dict], column: str | None) -> list:
+    """As many problems in the same order, with the references from a column."""
+    from ..runs import problems_from_rows
+
+    return problems_from_rows(
         rows,
         num_problems=config.num_problems,
         prompt_column=config.prompt_column,
@@ -277,7 +240,6 @@ def load_rows_and_problems(config: DatasetConfig, answer_column: str | None = No
         chat=config.chat,
         name=config.dataset,
     )
-    return rows, problems
 
 
 def unescape(text: str) -> str:
@@ -292,7 +254,7 @@ def json_object(text: str | dict | None, option: str) -> dict[str, Any]:
     try:
         value = json.loads(text) if isinstance(text, str) else text
     except ValueError as error:
-        raise ValueError(f"{option} must be a JSON object such as '{{\"max_model_len\": 2048}}': {error}") from error
+        raise UserError(f"must be a JSON object such as '{{\"max_model_len\": 2048}}': {error}", option) from error
     if not isinstance(value, dict):
-        raise ValueError(f"{option} must be a JSON object in braces, got {text}")
+        raise UserError(f"must be a JSON object in braces, got {text}", option)
     return value

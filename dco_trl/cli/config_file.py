@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -23,14 +22,14 @@ def with_config_file(argv: list[str], parser: argparse.ArgumentParser) -> list[s
 
 
 def check_config_file(path: str, parser: argparse.ArgumentParser) -> None:
-    """Raise a `ValueError` for a key that is given twice or is no text, or a value of another kind than the argument.
+    """Raise a `ValueError` for a key that is no text, or a value of another kind than the argument.
 
     Raises:
         ValueError: As above, or the file is no YAML.
         OSError: The file cannot be read.
     """
     try:
-        config = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-01
         raise ValueError(f"the config file {path} is not valid YAML: {error}") from error
     if not isinstance(config, dict):
@@ -56,21 +55,3 @@ def check_config_file(path: str, parser: argparse.ArgumentParser) -> None:
                 f"'env' in the config file {path} has {name!r}: {value!r}, which cannot be an environment variable. "
                 "Write text such as 'env: {HF_HUB_OFFLINE: 1}'."
             )
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's own loader keeps the last of several equal keys, silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(
-                    problem="a key is no text: write it in quotes", problem_mark=key_node.start_mark
-                )
-            if key in seen and key != "<<":
-                problem = f"the key '{key}' is given twice: remove one of the two"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)

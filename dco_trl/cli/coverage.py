@@ -7,8 +7,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..extras import require
-from ._common import DatasetConfig, ModelConfig, load_problems, naming, parse, print_whole, status, unescape
+from ._common import (
+    DatasetConfig,
+    ModelConfig,
+    answer_column,
+    load_rows,
+    make_problems,
+    naming,
+    parse,
+    print_whole,
+    status,
+    unescape,
+)
 
 NOTE = (
     "Exact coverage counts the reference's exact string only, in its usual tokens and followed by the end of "
@@ -72,7 +84,7 @@ def main(argv: list[str]) -> int:
         description="Exact pass@k of short reference answers, without sampling. The answer is the column `completion` "
         "if there is one, else `answer`, unless --answer-column names another. " + NOTE,
     )
-    return status("coverage", lambda: coverage(*configs), *configs)
+    return status("coverage", lambda: coverage(*configs))
 
 
 def coverage(data: DatasetConfig, model: ArmsConfig, config: CoverageConfig) -> None:
@@ -90,10 +102,12 @@ def coverage(data: DatasetConfig, model: ArmsConfig, config: CoverageConfig) -> 
     from ..runs.arms import write_arms
 
     if any(k < 1 for k in config.k):
-        raise ValueError(f"`k` must be at least 1, got {config.k}")
+        raise UserError(f"holds a number of attempts below 1: {config.k}", "k")
     ks = sorted(set(config.k))
     _check_arms(model, config)
-    column, problems = _problems(data)
+    rows = load_rows(data)
+    column = answer_column(data, rows, "completion", "answer")
+    problems = make_problems(data, rows, column)
     sampled = _sampled(config, problems, ks) if config.run else None
     path = Path(config.output or "")
     measured: list[tuple[Any, Any, dict]] = []
@@ -153,37 +167,24 @@ def _check_arms(model: ArmsConfig, config: CoverageConfig) -> None:
     """Refuse what cannot work before a model is loaded."""
     adapters = model.adapter or []
     if not model.model or (adapters and len(model.model) > 1):
-        raise ValueError(
-            f"`model` must be one model, with any number of adapters, or several models without: got "
-            f"{len(model.model)} models and {len(adapters)} adapters"
+        raise UserError(
+            "must be one model, with any number of adapters, or several models without: got "
+            f"{len(model.model)} models and {len(adapters)} adapters",
+            "model",
         )
     for name, values in (("model", model.model), ("adapter", adapters), ("temperature", config.temperature)):
         if len(set(values)) < len(values):
-            raise ValueError(f"`{name}` names an entry twice: {values}")
+            raise UserError(f"names an entry twice: {values}", name)
     for adapter in adapters:
         if Path(adapter).is_dir() and not (Path(adapter) / "adapter_config.json").is_file():
-            raise ValueError(f"{adapter} holds no adapter (no adapter_config.json); give whole models by --model")
+            raise UserError(f"{adapter} holds no adapter (no adapter_config.json); give whole models by --model")
     if max(len(model.model), len(adapters)) * len(config.temperature) > 1:
         if config.run:
-            raise ValueError("`run` is shown beside one model at one temperature: name no more of them")
+            raise UserError("stands beside one model at one temperature alone: name no more of them", "run")
         if config.output and Path(config.output).suffix != ".parquet":
-            raise ValueError(
-                f"`output` must be a .parquet file for several models, adapters or temperatures, got {config.output}"
+            raise UserError(
+                f"must be a .parquet file for several models, adapters or temperatures, got {config.output}", "output"
             )
-
-
-def _problems(data: DatasetConfig) -> tuple[str, list]:
-    """The column with the references, and the problems."""
-    from ..runs import DataError
-
-    if data.answer_column is not None:
-        return data.answer_column, load_problems(data)
-    try:
-        return "completion", load_problems(data, "completion")
-    except DataError as error:
-        if "no column 'completion'" not in str(error):
-            raise
-    return "answer", load_problems(data, "answer")
 
 
 def _each_model(model: ArmsConfig) -> Iterator[tuple[Any, str]]:
@@ -237,13 +238,13 @@ def _sampled(config: CoverageConfig, problems: list, ks: list[int]) -> dict[str,
     assert config.run is not None
     store = RunStore(config.run)
     if {p.problem_id: p.prompt for p in store.problems} != {p.problem_id: p.prompt for p in problems}:
-        raise ValueError(
+        raise UserError(
             f"{config.run} was sampled on other problems ({len(store.problems)} there, {len(problems)} here; ids and "
             "prompts must agree). Give the same --dataset, --prompt-template and --num-problems as for sampling."
         )
     results = load_results(config.run, config.grader)
     if results.schedule is not None:
-        raise ValueError(
+        raise UserError(
             f"{config.run} was sampled along a schedule of several arms, and is shown beside one model at one "
             "temperature. Give a run of that model."
         )

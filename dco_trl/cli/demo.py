@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ..errors import UserError
 from ..extras import require
 from ._common import parse, status
 
@@ -59,9 +60,9 @@ def demo(config: DemoConfig) -> None:
     num_attempts = config.num_attempts or ([4, 16, 64, 256, 1024, 4096] if config.full else [16, 256])
     num_seeds = config.seeds if config.seeds is not None else 5 if config.full else 1
     if num_seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, got {num_seeds}.")
+        raise UserError(f"--seeds must be at least 1, got {num_seeds}.")
     if config.workers is not None and config.workers < 1:
-        raise ValueError(f"--workers must be one process or more, got {config.workers}.")
+        raise UserError(f"--workers must be one process or more, got {config.workers}.")
     num_runs = num_seeds * (1 + len(num_attempts))
     workers = min(num_runs, config.workers or available_cores())
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ._common import DatasetConfig, ModelConfig, load_rows_and_problems, parse, status
+from ..errors import UserError
+from ._common import DatasetConfig, ModelConfig, answer_column, load_rows, make_problems, parse, status
 from .grade import GradingConfig, grade
 from .sample import SamplingConfig, sample
 
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
         "as wrong; one that the grader could not judge does not count. Rows with the same prompt share their samples. "
         "Stopped at any moment, the same command goes on from there.",
     )
-    return status("estimate", lambda: print(estimate(*configs)), *configs)
+    return status("estimate", lambda: print(estimate(*configs)))
 
 
 def estimate(data: DatasetConfig, model: ModelConfig, sampling: EstimateConfig, grading: GradingConfig) -> str:
@@ -69,7 +70,8 @@ def estimate(data: DatasetConfig, model: ModelConfig, sampling: EstimateConfig, 
     output = Path(sampling.output)
     _check_output(output, data.dataset)
     load_grader(grading.grader)
-    rows, problems = load_rows_and_problems(data)
+    rows = load_rows(data)
+    problems = make_problems(data, rows, answer_column(data, rows, "answer"))
     # The trainer has one count for rows with the same prompt, so one of them is sampled.
     distinct: dict[str, Any] = {}
     for problem in problems:
@@ -88,7 +90,7 @@ def estimate(data: DatasetConfig, model: ModelConfig, sampling: EstimateConfig, 
             prompt = _as_sampled(row, problem.prompt, data)
             table.append({**row, **prompt, "num_sampled": num_sampled, "num_correct": num_correct})
     if not table:
-        raise ValueError(
+        raise UserError(
             f"grader {summary.grader!r} could not judge a single sample ({summary}), so there are no success rates "
             f"and {output} was not written. Look at the samples in {run}, or name another grader."
         )
@@ -146,14 +148,16 @@ def estimate(data: DatasetConfig, model: ModelConfig, sampling: EstimateConfig, 
 
 def _check_output(output: Path, dataset: str) -> None:
     if output.suffix.lower() not in OUTPUT_TYPES:
-        raise ValueError(
-            f"output {str(output)!r}: cannot write a file of type {output.suffix!r}; use one of "
-            f"{', '.join(OUTPUT_TYPES)}"
+        raise UserError(
+            f"{str(output)!r}: cannot write a file of type {output.suffix!r}; use one of {', '.join(OUTPUT_TYPES)}",
+            "output",
         )
     if output.is_dir():
-        raise ValueError(f"output {str(output)!r} is a folder; name a file")
+        raise UserError(f"{str(output)!r} is a folder; name a file", "output")
     if output.resolve() == Path(dataset).resolve():
-        raise ValueError(f"output {str(output)!r} is the data set itself, which is not overwritten; name another file")
+        raise UserError(
+            f"{str(output)!r} is the data set itself, which is not overwritten; name another file", "output"
+        )
 
 
 def _has_new_prompts(data: DatasetConfig) -> bool:
@@ -181,7 +185,7 @@ def _write(output: Path, table: list[dict[str, Any]]) -> None:
         try:
             lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in table).encode()
         except (TypeError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"the rows cannot be written as JSON ({error}); name a .parquet file as output, and the same command "
                 "goes on from the samples there are"
             ) from error
@@ -193,7 +197,7 @@ def _write(output: Path, table: list[dict[str, Any]]) -> None:
         try:
             columns[name] = pa.array([row.get(name) for row in table])
         except (pa.ArrowException, UnicodeEncodeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"column {name!r} cannot be written as Parquet ({error}); name a .jsonl file as output, and the same "
                 "command goes on from the samples there are"
             ) from error

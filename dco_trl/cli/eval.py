@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ._common import DatasetConfig, ModelConfig, load_graded_problems, parse, status
+from ._common import DatasetConfig, ModelConfig, load_problems, parse, status
 from .grade import GradingConfig, grade
 from .report import ReportConfig
 from .sample import SamplingConfig, sample
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
         EvalConfig,
         description="Sample, grade and report. Stopped at any moment, the same command goes on from there.",
     )
-    return status("eval", lambda: evaluate(*configs), *configs)
+    return status("eval", lambda: evaluate(*configs))
 
 
 def evaluate(
@@ -53,7 +53,7 @@ def evaluate(
     from ..runs import load_results
     from ..runs.grade import check_grader
 
-    problems = load_graded_problems(data, grading.grader)
+    problems = load_problems(data, grading.grader)
     check_grader(grading.grader, problems)  # what does not fit is better found before sampling than after
     print(sample(data, model, sampling, problems))
     summary = grade(sampling.output, grading)

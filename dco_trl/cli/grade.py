@@ -1,10 +1,11 @@
 """`dco-trl grade`: grade a run's samples, again and again, with one grader after another."""
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ._common import parse, status
-from .cache import cache_folder
 
 
 @dataclass
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
         description="Grade the samples of a run that this grader has not graded yet.",
     )
     more = {"regrade": grading.regrade, "ray_workers": grading.ray_workers, "ray_address": grading.ray_address}
-    return status("grade", lambda: print(grade(run, grading, **more)), grading)
+    return status("grade", lambda: print(grade(run, grading, **more)))
 
 
 def grade(run: str, grading: GradingConfig, **more: Any) -> Any:
@@ -83,9 +84,10 @@ def grade(run: str, grading: GradingConfig, **more: Any) -> Any:
 
 def grading_limits(grading: GradingConfig) -> dict[str, Any]:
     """The arguments of `BulkGrader` beside the grader."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dco-trl"
     return {
         "num_workers": grading.num_workers,
         "timeout": grading.timeout,
         "in_process": grading.grader_in_process,
-        "cache_dir": None if grading.verdict_cache == "none" else grading.verdict_cache or cache_folder(),
+        "cache_dir": None if grading.verdict_cache == "none" else grading.verdict_cache or cache,
     }

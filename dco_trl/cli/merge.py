@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
         description="Make one run of several, samples and verdicts, which were drawn with --first-sample on machines "
         "that share nothing. Runs of different things, and a sample that is there twice, are refused.",
     )
-    return status("merge", lambda: merge(runs, config), config)
+    return status("merge", lambda: merge(runs, config))
 
 
 def merge(runs: list[str], config: MergeConfig) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import UserError
 from ._common import parse, status
 
 
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
         description="Report graded runs: tables here, and Markdown, JSON, pictures and one HTML page in a folder. The "
         "first run is the one that the others are compared with.",
     )
-    return status("report", lambda: report(runs, config), config)
+    return status("report", lambda: report(runs, config))
 
 
 def report(runs: list[str], config: ReportCommandConfig) -> None:
@@ -53,7 +54,7 @@ def report(runs: list[str], config: ReportCommandConfig) -> None:
     from ..runs import load_results
 
     if not runs:
-        raise ValueError("no RUN given; name at least one folder of a graded run, such as runs/ce")
+        raise UserError("no RUN given; name at least one folder of a graded run, such as runs/ce")
 
     results = [load_results(run, config.grader) for run in runs]
     names = [result.name for result in results]

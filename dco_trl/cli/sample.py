@@ -4,6 +4,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..errors import UserError
 from ._common import DatasetConfig, ModelConfig, json_object, load_problems, naming, parse, status, unescape
 
 if TYPE_CHECKING:
@@ -93,11 +94,7 @@ def main(argv: list[str]) -> int:
         RangeConfig,
         description="Draw samples into a run folder. Stopped at any moment, the same command goes on from there.",
     )
-    return status(
-        "sample",
-        lambda: print(sample(data, model, sampling, first_sample=which.first_sample)),
-        *(data, model, sampling, which),
-    )
+    return status("sample", lambda: print(sample(data, model, sampling, first_sample=which.first_sample)))
 
 
 def sample(
@@ -186,7 +183,7 @@ def load_sampler(
     sampler_kwargs = json_object(sampling.sampler_kwargs, "sampler_kwargs")
     if model.dtype is not None:
         if sampling.sampler == "server":
-            raise ValueError(
+            raise UserError(
                 f"dtype={model.dtype!r} cannot be chosen with --sampler server: its model is loaded already. Leave it "
                 "out, and start the endpoint with that dtype."
             )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..extras import require
 from ._common import parse, print_whole, status
 
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
         "that the first k are good for every k. The expected values are measured on problems that were not planned "
         "on.",
     )
-    return status("schedule", lambda: schedule(paths, config), config)
+    return status("schedule", lambda: schedule(paths, config))
 
 
 def schedule(paths: list[str], config: ScheduleConfig) -> None:
@@ -135,7 +136,7 @@ def schedule(paths: list[str], config: ScheduleConfig) -> None:
 def _position(name: str, names: list[str]) -> int:
     """The arm of that name, with or without a slash at its end."""
     if name.rstrip("/") not in names:
-        raise ValueError(f"`given_arms` names {name!r}, which is none of the arms: {', '.join(map(repr, names))}")
+        raise UserError(f"names {name!r}, which is none of the arms: {', '.join(map(repr, names))}", "given_arms")
     return names.index(name.rstrip("/"))
 
 

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict, dataclass, field
 
-from ._common import DatasetConfig, ModelConfig, load_graded_problems, parse, status
+from ._common import DatasetConfig, ModelConfig, load_problems, parse, status
 from .grade import GradingConfig, grading_limits
 from .sample import SamplerConfig, load_sampler, load_schedule, sampling_params
 
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
         "answers.jsonl in the --output folder. A grader of one's own needs "
         "no column with reference answers. Stopped at any moment, the same command goes on from there.",
     )
-    return status("solve", lambda: solve(*configs), *configs)
+    return status("solve", lambda: solve(*configs))
 
 
 def solve(
@@ -57,7 +57,7 @@ def solve(
     check_integer("num_attempts", config.num_attempts)
     params = sampling_params(sampling)
     schedule = load_schedule(model, sampling, params)
-    problems = load_graded_problems(data, grading.grader)
+    problems = load_problems(data, grading.grader)
     check_grader(grading.grader, problems)
     print(f"{len(problems):,} problems, at most {config.num_attempts:,} attempts each", file=sys.stderr)
     sampler = load_sampler(model, sampling, progress=False, schedule=schedule)

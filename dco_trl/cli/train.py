@@ -23,16 +23,15 @@ from trl import (
     get_quantization_config,
 )
 
-from ..grading import GraderError
 from ..runs.rows import is_file, load_with_datasets, read_dataset, split_files
 from ..trainer import CoTDCOConfig, DCOConfig, DCOTrainer
 from ..trainer.checkpoints import checkpoint_to_resume
 from ..trainer.cot_config import STATE_NAME
-from ._common import did_you_mean, naming, with_flags
+from ._common import did_you_mean, naming, told
 from .config_file import with_config_file
 
 # What a user's mistake raises, in TRL and below it, before the first step.
-_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, DatasetsError, GraderError)
+_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, DatasetsError)
 
 _DESCRIPTION = """\
 Fine-tune a language model with Direct Coverage Optimization. Every argument of `trl sft` works (TRL's SFTConfig,
@@ -280,8 +279,7 @@ def main(argv: list[str], config_class: type[DCOConfig] = DCOConfig) -> int:
     except _USER_ERRORS as error:
         if debug:
             traceback.print_exc()
-        names = {action.dest for action in make_parser(config_class)._actions}
-        print(f"{_command(config_class)}: {with_flags(str(error), names)}", file=sys.stderr)
+        print(f"{_command(config_class)}: {told(error)}", file=sys.stderr)
         return 2
     try:
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..errors import UserError
 from .findings import schedule, summarise
 from .processes import ONE_THREAD, run_in_processes, tick
 
@@ -59,15 +60,15 @@ def run_demo(
     num_epochs = NUM_EPOCHS if num_epochs is None else num_epochs
     for name, values in (("num_attempts", num_attempts), ("seeds", seeds)):
         if not values or len(set(values)) != len(values):
-            raise ValueError(f"`{name}` must be distinct numbers and at least one of them, got {list(values)}.")
+            raise UserError(f"`{name}` must be distinct numbers and at least one of them, got {list(values)}.")
     for n in num_attempts:
         check_num_attempts(n)
         if n == 1:
-            raise ValueError("`num_attempts=1` is cross-entropy, which is always run. Give DCO's N's, 2 and above.")
+            raise UserError("`num_attempts=1` is cross-entropy, which is always run. Give DCO's N's, 2 and above.")
     if min(seeds) < 0:
-        raise ValueError(f"`seeds` must not be negative, got {list(seeds)}.")
+        raise UserError(f"`seeds` must not be negative, got {list(seeds)}.")
     if num_epochs < 1:
-        raise ValueError(f"`num_epochs` must be at least 1, got {num_epochs}.")
+        raise UserError(f"`num_epochs` must be at least 1, got {num_epochs}.")
     jobs = [(n, seed) for seed in seeds for n in (1, *sorted(num_attempts, reverse=True))]
     workers = min(len(jobs), workers or available_cores())
 

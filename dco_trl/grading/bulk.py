@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import UserError
 from .cache import VerdictCache
 from .choice import choice_answer, choice_grader
 from .code import extract_code
@@ -147,7 +148,7 @@ class BulkGrader:
         total = len(completions)
         for name, column in {"prompts": prompts, "answers": answers, **(columns or {})}.items():
             if column is not None and len(column) != total:
-                raise ValueError(f"{name} has {len(column)} rows and completions {total}: each needs one")
+                raise UserError(f"{name} has {len(column)} rows and completions {total}: each needs one")
         if self._by_pair:
             verdicts, slots = grade_pairs(
                 completions, answers, self._pool, self._cache, self.stats, progress, self._tags

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+from ..errors import UserError
 from .errors import GraderError
 from .verdict import LIMITED, Verdict, shorten
 
@@ -37,11 +38,11 @@ def check_limits(num_workers: int | None, timeout: float, memory_limit: int) -> 
         local_processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
         num_workers = max(1, cpus // max(1, int(local_processes) if local_processes.isdecimal() else 1))
     if num_workers < 1:
-        raise ValueError(f"num_workers must be at least 1, got {num_workers}")
+        raise UserError(f"num_workers must be at least 1, got {num_workers}")
     if not timeout > 0:
-        raise ValueError(f"timeout is the time a verdict may take, in seconds: it must be above 0, got {timeout}")
+        raise UserError(f"timeout is the time a verdict may take, in seconds: it must be above 0, got {timeout}")
     if memory_limit < 256 << 20:
-        raise ValueError(
+        raise UserError(
             f"memory_limit is in bytes, and math-verify needs at least 256 MiB ({256 << 20}) to work, "
             f"got {memory_limit}"
         )

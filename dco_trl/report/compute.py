@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
+from ..errors import UserError
 from ..runs.results import ProblemResult, RunResult
 from ..statistics.at_least_m import at_least_m_of_k
 from ..statistics.intervals import PassAtKCurve, difference_of_means, mean_curve, pass_at_k_curve
@@ -79,47 +80,47 @@ def summarise(results: Sequence[RunResult], k: Sequence[int] = DEFAULT_K) -> Sum
 
 def _check(results: Sequence[RunResult], k: Sequence[int]) -> None:
     if not results:
-        raise ValueError("results: got no run; pass at least one, as `load_results(run_dir)` gives it")
+        raise UserError("results: got no run; pass at least one, as `load_results(run_dir)` gives it")
     names = [result.name for result in results]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(
+        raise UserError(
             f"results: two runs are named {twice!r}, and a table could not tell them apart; "
             "give one another name with dataclasses.replace(result, name=...)"
         )
     for result in results:
         if not result.problems:
-            raise ValueError(
+            raise UserError(
                 f"results: run {result.name!r} has no problems, so there is nothing to report; sample first"
             )
         ids = [problem.problem_id for problem in result.problems]
         if len(set(ids)) < len(ids):
             twice = next(name for name in ids if ids.count(name) > 1)
-            raise ValueError(
+            raise UserError(
                 f"results: run {result.name!r} has problem {twice!r} twice, and each counts once; remove one"
             )
         for problem in result.problems:
             _check_counts(problem, result.name)
     if len(k) == 0 or any(int(value) != value or value < 1 for value in k):
-        raise ValueError(f"k: got {list(k)!r}; pass whole numbers from 1 up, such as 1 16 256")
+        raise UserError(f"k: got {list(k)!r}; pass whole numbers from 1 up, such as 1 16 256")
 
 
 def _check_counts(problem: ProblemResult, run: str) -> None:
     """Refuse counts that cannot be those of samples: a report never shows a damaged number."""
     where = f"results: problem {problem.problem_id!r} of run {run!r}"
     if problem.num_samples < 1:
-        raise ValueError(
+        raise UserError(
             f"{where} has no samples, so no pass@k, and leaving it out would bias the mean; finish sampling first"
         )
     for name, part in (("correct", problem.num_correct), ("cut off", problem.num_truncated)):
         if not 0 <= part <= problem.num_samples:
-            raise ValueError(f"{where} has {part} {name} of {problem.num_samples} samples; grade the run again")
+            raise UserError(f"{where} has {part} {name} of {problem.num_samples} samples; grade the run again")
     total = sum(answer.count for answer in problem.answers)
     correct = sum(answer.count for answer in problem.answers if answer.correct)
     if min((answer.count for answer in problem.answers), default=0) < 0 or total != problem.num_samples:
-        raise ValueError(f"{where} has {problem.num_samples} samples and {total} answers; grade the run again")
+        raise UserError(f"{where} has {problem.num_samples} samples and {total} answers; grade the run again")
     if correct != problem.num_correct:
-        raise ValueError(
+        raise UserError(
             f"{where} has {problem.num_correct} correct samples and {correct} correct answers; grade the run again"
         )
 
@@ -193,7 +194,7 @@ def _run(result: RunResult, ks: list[int]) -> RunSummary:
     n, c, ids, fewest = counts.num_samples, counts.num_correct, counts.ids, int(counts.reach.min())
     if not fewest:
         missing = [problem_id for problem_id, reach in zip(ids, counts.reach, strict=True) if not reach]
-        raise ValueError(
+        raise UserError(
             f"run {result.name}: {len(missing):,} of {len(ids):,} problems ({missing[0]!r}) have no sample of the "
             "schedule's first attempt, so that nothing can be said of any k. A range is missing: draw it, and merge "
             "it into this run."

@@ -143,7 +143,8 @@ def plot_success(runs: Sequence[RunSummary]) -> Figure:
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("success rate of a problem, up to")
     axes.set_ylabel("problems")
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    axes.margins(y=0.08 + 0.08 * len(runs))  # room for the legend
+    axes.legend(frameon=False)
     plain_axes(axes)
     return figure
 

@@ -14,6 +14,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 
+from ..errors import UserError
+
 # Okabe and Ito, "Color Universal Design" (2008), without the yellow, which is too faint for a line on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", "--", "-.", ":")
@@ -46,9 +48,7 @@ def method_style(name: str) -> dict[str, Any]:
         n = int(dco[1])
         return {"color": to_hex(_DCO_COLOURS(math.log2(n) / 16)), "marker": _DCO_MARKERS.get(n, "h")}
     if name not in _METHODS:
-        raise ValueError(
-            f"name: got {name!r}, which is no method; give 'DCO, N = 256' or one of {', '.join(_METHODS)}"
-        )
+        raise UserError(f"name: got {name!r}, which is no method; give 'DCO, N = 256' or one of {', '.join(_METHODS)}")
     colour, marker = _METHODS[name]
     return {"color": colour, "marker": marker}
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UserError
 from ..problem import Problem
 from ..sampling.fingerprint import describe
 from ..sampling.protocol import Sample, SampleRequest, SamplingParams
@@ -104,7 +105,7 @@ class Attempts:
             return
         drawn = self.sampler.sample(requests, self.sampler_params)
         if [len(samples) for samples in drawn] != [request.num_samples for request in requests]:
-            raise ValueError(
+            raise UserError(
                 f"sampler {type(self.sampler).__name__} was asked for {[r.num_samples for r in requests]} samples "
                 f"and returned {[len(samples) for samples in drawn]}; it must return as many as asked for, in order"
             )
@@ -158,14 +159,15 @@ def check_schedule(schedule: "ArmSchedule", sampler: Mapping[str, Any], params: 
         StoreError: Another model, or an adapter that is gone.
     """
     if params.temperature != 1:
-        raise ValueError(
+        raise UserError(
             f"temperature={params.temperature:g} cannot be combined with a schedule, whose arms have their own. "
             "Leave it out."
         )
     if sampler.get("adapter"):
-        raise ValueError(
-            f"`adapter` {sampler['adapter']} cannot be combined with a schedule: its arms have their own. "
-            "Leave one of them out."
+        raise UserError(
+            f"{sampler['adapter']} cannot be combined with a schedule: its arms have their own. Leave one of them "
+            "out.",
+            "adapter",
         )
     is_served = sampler.get("sampler") == "server"
     fingerprint = sampler.get("model_fingerprint", "")

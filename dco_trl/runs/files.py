@@ -14,13 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from ..errors import UserError
+
 # part-000003-<hash>.parquet; for verdicts, the hash of the samples stands before their own.
 PART_NAME = re.compile(r"part-\d{6,}(?:-[0-9a-f]{16})+\.parquet")
 # The last 8 bytes of a Parquet file: the length of the footer, and the letters PAR1.
 _END = 8
 
 
-class StoreError(ValueError):
+class StoreError(UserError):
     """A run folder that cannot be used as asked; nothing in it has been changed."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..errors import UserError
 from ..sampling.protocol import SamplingParams
 from .files import StoreError
 
@@ -58,7 +59,7 @@ def run_manifest(
     from .. import __version__
 
     if taken := sorted(identity.keys() & (_TYPES.keys() | _FREE)):
-        raise ValueError(
+        raise UserError(
             f"the sampler has {taken} in its identity(), names that the manifest of a run uses itself. Name them "
             "otherwise."
         )

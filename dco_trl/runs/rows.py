@@ -93,7 +93,8 @@ def read_dataset(path: Path) -> "Dataset":
     rows = [checked_row(row, f"{name}: row {number}") for number, row in enumerate(_read(path, name))]
     if not rows:
         raise DataError(f"{name} is empty: there is nothing to train on. Check the file or the split.")
-    columns = {column: [row.get(column) for row in rows] for column in dict.fromkeys(c for row in rows for c in row)}
+    names = dict.fromkeys(column for row in rows for column in row)
+    columns: dict[str, list[Any]] = {column: [row.get(column) for row in rows] for column in names}
     if path.suffix.lower() == ".csv":
         columns |= {column: _whole_numbers(columns[column], column, name) for column in _COUNTS if column in columns}
     return Dataset(pa.table({column: _array(values, column, name) for column, values in columns.items()}))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..checks import check_integer
+from ..errors import UserError
 from ..problem import Problem
 from ..sampling.protocol import SamplingParams
 from .attempts import Attempts
@@ -295,7 +296,7 @@ class _Solving:
 def _check_references(problems: Sequence[Problem], verifier: str) -> None:
     without = [problem.problem_id for problem in problems if not problem.answer]
     if without and verifier in ("math", "exact", "choice", "json", "regex"):
-        raise ValueError(
+        raise UserError(
             f"verifier={verifier!r} compares with a reference answer, and {len(without)} of {len(problems)} problems "
             f"have none (first: {without[0]!r}). Name the column with it (answer_column), or give another verifier."
         )

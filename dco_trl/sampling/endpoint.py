@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from ..errors import UserError
 from ..extras import missing
 
 try:
@@ -30,7 +31,7 @@ _MAX_BYTES = 2**28
 _IS_IT_RUNNING = " Is the endpoint running, and is base_url right (scheme, port, /v1)?"
 
 
-class EndpointError(RuntimeError):
+class EndpointError(UserError):
     """The endpoint is down, refuses, serves another model, or gives answers that cannot be used."""
 
 
@@ -66,16 +67,16 @@ class Endpoint:
 
     def __init__(self, base_url: str, api_key: str | None, max_retries: int, timeout: float):
         if max_retries < 0 or not timeout > 0:
-            raise ValueError(f"max_retries={max_retries} must be at least 0 and timeout={timeout} above 0 seconds.")
+            raise UserError(f"max_retries={max_retries} must be at least 0 and timeout={timeout} above 0 seconds.")
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
-            raise ValueError("api_key holds a character that no HTTP header can carry, such as a line break.")
+            raise UserError("api_key holds a character that no HTTP header can carry, such as a line break.")
         try:
             address = httpx.URL(base_url.rstrip("/"))
         except httpx.InvalidURL as error:
-            raise ValueError(f"base_url is not an address ({error}). Write it as http://127.0.0.1:8000/v1.") from error
+            raise UserError(f"base_url is not an address ({error}). Write it as http://127.0.0.1:8000/v1.") from error
         self.url = str(address.copy_with(userinfo=b"", query=None, fragment=None))
         if address.scheme not in ("http", "https") or not address.host or address.query or address.fragment:
-            raise ValueError(
+            raise UserError(
                 f"base_url={self.url!r} must be an http:// or https:// address without a query, such as "
                 "http://127.0.0.1:8000/v1."
             )

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..checks import check_integer
+from ..errors import UserError
 from ..problem import DataError, Problem
 from ..statistics.pass_at_k import exact_pass_at_k
 
@@ -117,10 +118,10 @@ def exact_coverage(
     from .tokens import end_token_ids
 
     if not problems:
-        raise ValueError("problems is empty: there is no answer to compute a probability of. Give at least one.")
+        raise UserError("problems is empty: there is no answer to compute a probability of. Give at least one.")
     temperatures = np.atleast_1d(np.asarray(temperature, dtype=float))
     if temperatures.ndim > 1 or not temperatures.size or not (temperatures > 0).all():
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+        raise UserError(f"temperature must be above 0, got {temperature}")
     check_integer("batch_size", batch_size)
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     end_ids = end_token_ids(tokenizer, getattr(base, "generation_config", None))

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import UserError
 from .arguments import check_names
 from .protocol import Sampler
 
@@ -52,19 +53,19 @@ def make_sampler(
     kwargs = dict(sampler_kwargs or {})
     twice = [key for key in (*given, "progress") if key in kwargs]
     if twice:
-        raise TypeError(f"sampler_kwargs repeats {', '.join(twice)}, given as an argument of its own. Give it once.")
+        raise UserError(f"sampler_kwargs repeats {', '.join(twice)}, given as an argument of its own. Give it once.")
     kwargs |= given
     if name == "server" and "base_url" not in kwargs:
-        raise ValueError(
+        raise UserError(
             "sampler='server' needs base_url, the address of the endpoint, for example http://127.0.0.1:8000/v1."
         )
     if name == "server" and "revision" in kwargs:
-        raise ValueError(
+        raise UserError(
             f"revision={revision!r} cannot be chosen with sampler='server': the endpoint has loaded its model "
             "already. Start the endpoint with that revision and leave revision out."
         )
     if name != "server" and name in SAMPLER_NAMES and "base_url" in kwargs:
-        raise ValueError(
+        raise UserError(
             f"base_url={kwargs['base_url']!r} has no meaning for sampler={name!r}, which loads the model itself. "
             "Leave it out, or use sampler='server'."
         )
@@ -102,4 +103,4 @@ def _sampler_class(name: str) -> Any:
         from .server_sampler import ServerSampler
 
         return ServerSampler
-    raise ValueError(f"sampler={name!r} is not known. Choose one of: {', '.join(SAMPLER_NAMES)}.")
+    raise UserError(f"sampler={name!r} is not known. Choose one of: {', '.join(SAMPLER_NAMES)}.")

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..checks import check_integer
+from ..errors import UserError
 from ..problem import Prompt
 
 SEED_RANGE = 2**31
@@ -58,14 +59,12 @@ class SamplingParams:
             object.__setattr__(self, name, check_integer(name, getattr(self, name), minimum))
         _check_temperature(self.temperature)
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must be in (0, 1]; 1 keeps every token.")
-        if self.seed >= 2**63:
-            raise ValueError(f"seed={self.seed} must be below 2**63.")
+            raise UserError(f"top_p={self.top_p} must be in (0, 1]; 1 keeps every token.")
         if isinstance(self.stop, str):
             raise TypeError(f"stop={self.stop!r} must be a tuple of strings; write stop=({self.stop!r},).")
         object.__setattr__(self, "stop", tuple(self.stop))
         if any(not stop for stop in self.stop):
-            raise ValueError(f"stop={self.stop} holds an empty string, which would end every completion at once.")
+            raise UserError(f"stop={self.stop} holds an empty string, which would end every completion at once.")
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class SampleRequest:
         for name, minimum in (("num_samples", 1), ("first_index", 0), ("stream", 0)):
             object.__setattr__(self, name, check_integer(name, getattr(self, name), minimum))
         if not self.prompt:
-            raise ValueError(f"prompt={self.prompt!r} is empty: there is nothing to continue.")
+            raise UserError(f"prompt={self.prompt!r} is empty: there is nothing to continue.")
         if self.temperature is not None:
             _check_temperature(self.temperature)
 
@@ -164,7 +163,7 @@ def copy_greedy(
 
 def _check_temperature(temperature: float) -> None:
     if not (math.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature={temperature} must be a finite number, at least 0 (0 is greedy decoding).")
+        raise UserError(f"temperature={temperature} must be a finite number, at least 0 (0 is greedy decoding).")
 
 
 def request_seed(seed: int, stream: int, index: int) -> int:

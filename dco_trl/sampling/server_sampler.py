@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tqdm.auto import tqdm
 
 from ..checks import check_integer
+from ..errors import UserError
 from .endpoint import Endpoint, EndpointError, UnusableAnswer, wait_for
 from .endpoint_answers import ONE_EACH, Choice, read_choices, read_json, read_models
 from .fingerprint import describe, describe_options
@@ -121,7 +122,7 @@ class ServerSampler:
         self._extra_body = dict(extra_body or {})
         decided = [name for name in self._extra_body if name in _DECIDED]
         if decided:
-            raise ValueError(
+            raise UserError(
                 f"extra_body sets {', '.join(decided)}, which the sampler sends itself: the run's record would name "
                 "other values than those sampled with. Set them in SamplingParams, and leave them out of extra_body."
             )
@@ -147,7 +148,7 @@ class ServerSampler:
         if not self.is_vllm:
             self.samples_per_request = 1
         elif "top_k" in self._extra_body:
-            raise ValueError("extra_body sets top_k, which a vLLM server is sent anyway. Set it in SamplingParams.")
+            raise UserError("extra_body sets top_k, which a vLLM server is sent anyway. Set it in SamplingParams.")
         if tokenizer is not None:
             self._tokenizer, self._end_ids = _load_tokenizer(tokenizer)
         if adapter is not None:
@@ -326,7 +327,7 @@ class ServerSampler:
             fields |= {"top_k": params.top_k, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True}
             fields["stop_token_ids"] = list(self._end_ids)
         elif self._extra_body.get("top_k", 0) != params.top_k:
-            raise ValueError(
+            raise UserError(
                 f"top_k={params.top_k} is not part of OpenAI's interface, and {self.base_url} is not a vLLM server: "
                 f"it may ignore or refuse it. If it knows top_k, set the sampler's option extra_body={{'top_k': "
                 f"{params.top_k}}} (sampler_kwargs); otherwise sample with top_k=0 and without top_k in extra_body."

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UserError
 from .protocol import Prompt, Sample, SampleRequest
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt | list[in
         ids = prompt
     else:
         if tokenizer.chat_template is None:
-            raise ValueError(
+            raise UserError(
                 f"The prompt is a list of messages, but the tokenizer of {tokenizer.name_or_path!r} has no chat "
                 "template, so it cannot be rendered. Give plain text prompts, or save a chat template with the "
                 "tokenizer (`tokenizer.chat_template = ...`)."
@@ -42,7 +43,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt | list[in
         )
         ids = rendered["input_ids"]
     if not ids:
-        raise ValueError(
+        raise UserError(
             f"prompt={prompt!r} has no tokens under the tokenizer of {tokenizer.name_or_path!r}. Remove it."
         )
     return list(ids)
@@ -64,7 +65,7 @@ def encode_prompts(
     prompts = [encode_prompt(tokenizer, request.prompt) for request in requests]
     for request, ids in zip(requests, prompts, strict=True):
         if context is not None and len(ids) + max_tokens > context:
-            raise ValueError(
+            raise UserError(
                 f"A prompt of {len(ids)} tokens and max_tokens={max_tokens} make {len(ids) + max_tokens} tokens, more "
                 f"than the {context} of the context. {how} The prompt (stream {request.stream}) begins "
                 f"{tokenizer.decode(ids[:16])!r}."
@@ -97,7 +98,7 @@ def end_token_ids(tokenizer: "PreTrainedTokenizerBase", generation_config: Any =
     configured = [configured] if isinstance(configured, int) else list(configured or [])
     ids = tuple(dict.fromkeys(i for i in [tokenizer.eos_token_id, *configured] if i is not None))
     if not ids:
-        raise ValueError(
+        raise UserError(
             f"The tokenizer of {tokenizer.name_or_path!r} has no eos_token and the generation config names none, so "
             "no completion would ever end. Set `tokenizer.eos_token` and save the tokenizer."
         )

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from ..checks import check_integer
+from ..errors import UserError
 from .fingerprint import describe, describe_options
 from .logits_processors import InverseCDF, StopStrings
 from .protocol import Sample, SampleRequest, SamplingParams, copy_greedy
@@ -104,7 +105,7 @@ class TransformersSampler:
             given = {"adapter": adapter, "revision": revision, **model_kwargs}
             given = {name: value for name, value in given.items() if value is not None}
             if given:
-                raise ValueError(
+                raise UserError(
                     f"{', '.join(given)} cannot be combined with a model in memory, which is sampled as it is. Load "
                     "the adapter into the model first (`PeftModel.from_pretrained`), or pass the model by name."
                 )
@@ -112,7 +113,7 @@ class TransformersSampler:
             self._where = "in memory"
             self.model = model
         if self.model.config.is_encoder_decoder:
-            raise ValueError(f"model={self._name!r} is an encoder-decoder; only causal language models are sampled.")
+            raise UserError(f"model={self._name!r} is an encoder-decoder; only causal language models are sampled.")
         if adapter is not None:
             self.load_adapter(adapter)
         self.tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(
@@ -208,7 +209,7 @@ class TransformersSampler:
         if adapter in self._peft_names:
             return
         if self._where == "in memory":
-            raise ValueError(
+            raise UserError(
                 f"adapter={adapter!r} cannot be loaded into a model in memory, which is sampled as it is. Pass the "
                 "model by name."
             )
@@ -303,7 +304,7 @@ def _load(name: str, revision: str | None, model_kwargs: dict[str, Any]) -> Any:
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
-        raise TypeError(
+        raise UserError(
             f"model={name!r} cannot be loaded with {', '.join(model_kwargs)}: {error}. "
             "TransformersSampler's own options are batch_size and progress; the others are those of "
             "AutoModelForCausalLM.from_pretrained."

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..extras import missing
 from .arguments import check_names
 from .fingerprint import describe, describe_options
@@ -62,7 +63,7 @@ class VLLMSampler:
     Raises:
         ImportError: vLLM is not installed.
         TypeError: vLLM has no such engine argument.
-        RuntimeError: vLLM could not start, most often for want of memory; vLLM's own words are in the message.
+        UserError: vLLM could not start, most often for want of memory; vLLM's own words are in the message.
 
     Examples:
         >>> from dco_trl.sampling import SampleRequest, SamplingParams, VLLMSampler
@@ -104,7 +105,7 @@ class VLLMSampler:
         self.seed_each_request = seed_each_request or not vllm.envs.VLLM_ENABLE_V1_MULTIPROCESSING
         if not self.seed_each_request:
             if "worker_extension_cls" in engine_kwargs:
-                raise ValueError(
+                raise UserError(
                     "worker_extension_cls is what seeds the engine before each call. To use another one, set "
                     "the option seed_each_request=True (sampler_kwargs)."
                 )
@@ -119,7 +120,7 @@ class VLLMSampler:
         try:
             self.llm = vllm.LLM(model=model, tokenizer=tokenizer, revision=revision, **engine_kwargs)
         except Exception as error:
-            raise RuntimeError(
+            raise UserError(
                 f"vLLM could not start with model={model!r}: {error} (Its own log above may say more; "
                 "VLLM_LOGGING_LEVEL=INFO makes it say all.) If memory is short: lower max_model_len or "
                 "gpu_memory_utilization, quantise the model, or spread it with tensor_parallel_size; on a CPU set "
@@ -149,19 +150,19 @@ class VLLMSampler:
         Raises:
             ValueError: The engine was started without room for adapters, or for less than this one's rank; or the
                 folder holds no LoRA adapter.
-            RuntimeError: vLLM refuses the adapter. The one before it stays.
+            UserError: vLLM refuses the adapter. The one before it stays.
         """
         self._lora_request = None if adapter is None else self._load(adapter)
         self._adapter = adapter
 
     def _load(self, adapter: str) -> Any:
         if not self._lora_enabled:
-            raise ValueError(
+            raise UserError(
                 f"adapter={adapter!r} cannot be loaded: the engine was started without adapters. Start "
                 "it with the options enable_lora=True and max_lora_rank (sampler_kwargs), or with the adapter itself."
             )
         if _rank(adapter) > self._max_lora_rank:
-            raise ValueError(
+            raise UserError(
                 f"adapter={adapter!r} has rank {_rank(adapter)}, more than the max_lora_rank={self._max_lora_rank} "
                 f"that the engine has. Set the option max_lora_rank={_room_for(adapter)} (sampler_kwargs)."
             )
@@ -173,7 +174,7 @@ class VLLMSampler:
             # Now, and not with the first sample, where a failure would take the engine down.
             self.llm.llm_engine.add_lora(request)
         except Exception as error:
-            raise RuntimeError(
+            raise UserError(
                 f"vLLM could not load adapter={adapter!r}: {error} If it has parts that vLLM does not support "
                 "(modules_to_save, DoRA, embeddings), merge it into the model (`merge_and_unload`) and sample that."
             ) from error
@@ -335,13 +336,13 @@ def _rank(adapter: str) -> int:
     """Rank of a LoRA adapter, the largest if modules differ."""
     path = Path(adapter) / "adapter_config.json"
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"adapter={adapter!r} is not a LoRA adapter folder: it has no adapter_config.json. "
             "Give the folder that `PeftModel.save_pretrained` wrote."
         )
     config = json.loads(path.read_text())
     if config.get("peft_type") != "LORA":
-        raise ValueError(
+        raise UserError(
             f"adapter={adapter!r} is of type {config.get('peft_type')}, and vLLM loads LoRA only. "
             "Merge it into the model (`merge_and_unload`), or use sampler='transformers'."
         )
@@ -352,7 +353,7 @@ def _room_for(adapter: str) -> int:
     """The smallest `max_lora_rank` that vLLM accepts and this adapter fits in."""
     rank = _rank(adapter)
     if rank > _LORA_RANKS[-1]:
-        raise ValueError(
+        raise UserError(
             f"adapter={adapter!r} has rank {rank}, and vLLM loads ranks up to {_LORA_RANKS[-1]}. Merge it into the "
             "model (`merge_and_unload`)."
         )

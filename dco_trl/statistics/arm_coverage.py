@@ -15,6 +15,7 @@ from scipy.special import betaln, digamma
 
 from ..checks import check_discounted_counts, check_log_p, check_whole_numbers
 from ..coverage_numpy import log1mexp
+from ..errors import UserError
 from .beta_binomial import fit_prior
 from .pass_at_k import pass_at_k
 
@@ -36,9 +37,7 @@ class Arms:
         is_part: bool = False,
     ) -> None:
         if (num_sampled is None) != (num_correct is None) or (log_p is None and num_sampled is None):
-            raise ValueError(
-                "give log_p, or num_sampled and num_correct, or all three: there is nothing to plan from."
-            )
+            raise UserError("give log_p, or num_sampled and num_correct, or all three: there is nothing to plan from.")
         if num_sampled is not None and num_correct is not None:
             check_discounted_counts(num_sampled, num_correct)
             n, c = np.broadcast_arrays(
@@ -52,7 +51,7 @@ class Arms:
         if num_sampled is None:
             n = c = np.zeros(x.shape, dtype=np.int64)
         if x.ndim != 2 or x.size == 0 or x.shape != n.shape:
-            raise ValueError(
+            raise UserError(
                 "log_p, num_sampled and num_correct must each have one row per arm and one column per problem, got "
                 f"shapes {x.shape} and {n.shape}."
             )
@@ -63,7 +62,7 @@ class Arms:
         broken = self.counted & (n.max(axis=1, keepdims=True) == 0)
         if log_p is not None and broken.any() and not is_part:
             arm, problem = np.argwhere(broken)[0]
-            raise ValueError(
+            raise UserError(
                 f"log_p is NaN for arm {arm} and problem {problem} (counted from 0; {broken.sum()} in all), and there "
                 "are no counts of that arm. Leave the arm or the problem out: a model that has diverged gives NaN."
             )
@@ -73,7 +72,7 @@ class Arms:
     def _posteriors(self) -> list[Posteriors | None]:
         nothing = np.flatnonzero((self.counted & (self.num_sampled == 0)).all(axis=1))
         if nothing.size:
-            raise ValueError(
+            raise UserError(
                 f"arm {nothing[0]} (counted from 0; {nothing.size} such arms) has neither a log_p nor a sample of any "
                 "problem. Measure it, or leave it out."
             )
@@ -146,7 +145,7 @@ class Arms:
             if where.size:
                 n, c = self.num_sampled[arm, where], self.num_correct[arm, where]
                 if n.min() < split[arm]:
-                    raise ValueError(
+                    raise UserError(
                         f"{split[arm]} attempts of arm {arm} are more than its {n.min()} samples of problem "
                         f"{where[n.argmin()]} (both counted from 0). Draw more samples, or ask for a smaller k."
                     )

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..checks import check_confidence, check_integer, check_ks
+from ..errors import UserError
 from .arm_coverage import Arms
 from .intervals import PairedDifference, PassAtKCurve, difference_of_means, mean_curve
 from .schedule import AttemptOrder, plan
@@ -80,7 +81,7 @@ def scheduled_pass_at_k(
     """
     arms, ks = Arms(log_p, num_sampled, num_correct), check_ks(k)
     if schedule.num_arms != arms.shape[0]:
-        raise ValueError(
+        raise UserError(
             f"the schedule is for {schedule.num_arms} arms, and the measurements are of {arms.shape[0]}. Give a row "
             "for each arm that it was planned over, in the same order."
         )
@@ -155,14 +156,14 @@ def cross_fit_schedule(
         max_arms = check_integer("max_arms", max_arms)
     check_confidence(confidence, num_resamples)
     if num_folds > num_problems:
-        raise ValueError(
+        raise UserError(
             f"num_folds={num_folds} is more than the {num_problems} problems. Take more problems or fewer folds."
         )
     if given and max(given) >= num_arms:
-        raise ValueError(f"given_arms has arm {max(given)}, and there are {num_arms} (counted from 0).")
+        raise UserError(f"given_arms has arm {max(given)}, and there are {num_arms} (counted from 0).")
     fewest = arms.num_sampled[arms.counted].min(initial=ks.max())
     if ks.max() > fewest:
-        raise ValueError(
+        raise UserError(
             f"k={ks.max()} is more than the {fewest} samples that some arm has of some problem: single arms cannot be "
             "measured there. Draw more samples, ask for a smaller k, or leave out what was not measured."
         )

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 
 from ..checks import check_integer, check_whole_numbers
+from ..errors import UserError
 from .arm_coverage import Arms
 from .intervals import default_ks
 
@@ -100,19 +101,19 @@ class AttemptOrder:
         """
         names = ("num_arms", "blocks", "k", "coverage", "optimum")
         if missing := [name for name in names if not isinstance(entries, Mapping) or name not in entries]:
-            raise ValueError(f"the schedule has no {', '.join(missing)}: it needs {', '.join(names)}, as of to_dict.")
+            raise UserError(f"the schedule has no {', '.join(missing)}: it needs {', '.join(names)}, as of to_dict.")
         num_arms = check_integer("num_arms", entries["num_arms"])
         blocks = np.asarray(entries["blocks"], dtype=object)
         if blocks.ndim != 2 or blocks.shape[1] != 2:
-            raise ValueError("blocks must be a list of pairs of an arm and its number of attempts, at least one.")
+            raise UserError("blocks must be a list of pairs of an arm and its number of attempts, at least one.")
         arm = [check_integer("arm of a block", a, at_least=0) for a in blocks[:, 0]]
         attempts = [check_integer("attempts of a block", n) for n in blocks[:, 1]]
         if max(arm) >= num_arms:
-            raise ValueError(f"blocks name arm {max(arm)} of {num_arms} arms (counted from 0).")
+            raise UserError(f"blocks name arm {max(arm)} of {num_arms} arms (counted from 0).")
         ks = check_whole_numbers("k", entries["k"], at_least=1)
         rows = [np.asarray(entries[name], dtype=np.float64) for name in ("coverage", "optimum")]
         if ks.ndim != 1 or any(row.shape != ks.shape for row in rows):
-            raise ValueError("k, coverage and optimum must be lists of one length.")
+            raise UserError("k, coverage and optimum must be lists of one length.")
         return cls(np.array(arm, dtype=np.int64), np.array(attempts, dtype=np.int64), num_arms, ks, *rows)
 
 

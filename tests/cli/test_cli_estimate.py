@@ -229,7 +229,7 @@ def test_rows_that_nobody_could_judge_are_left_out(here, tmp_path, capsys):
     nothing = tmp_path / "nothing.jsonl"
     assert estimate(*stop_at_once, output=nothing, grader="estimate_graders:nobody", num_samples=1) == 2
     err = capsys.readouterr().err
-    assert "--grader 'estimate_graders:nobody' could not judge a single sample" in err and "was not written" in err
+    assert "grader 'estimate_graders:nobody' could not judge a single sample" in err and "was not written" in err
     assert not nothing.exists()
 
 
@@ -282,10 +282,10 @@ def test_an_adapter_is_sampled_and_named(here, tmp_path, capsys):
         (["--dataset", "absent.jsonl"], "data set 'absent.jsonl': there is no such file"),
         (["--num-samples", "0"], "--num-samples must be an integer of at least 1, got 0"),
         (["--num-problems", "0"], "--num-problems must be an integer of at least 1, got 0"),
-        (["--num-problems", "99"], "train.jsonl has 7 rows, fewer than --num-problems 99"),
+        (["--num-problems", "99"], "train.jsonl has 7 rows, fewer than num_problems=99"),
         (["--answer-column", "target"], "train.jsonl has no column 'target' to grade against"),
-        (["--grader", "maths"], "--grader 'maths' is not known"),
-        (["--model", "no/such-model"], "--model 'no/such-model' could not be loaded: "),
+        (["--grader", "maths"], "grader 'maths' is not known"),
+        (["--model", "no/such-model"], "model 'no/such-model' could not be loaded: "),
         (["--run", "MODEL"], "holds other files"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 from tiny_models import save_checkpoint
 
 from dco_trl.cli import main
-from dco_trl.cli._common import status, with_flags
+from dco_trl.cli._common import status
 from dco_trl.runs import RunStore, load_results
 
 # Short, and a little model of characters answers nothing right: what is tested is the way from command to report.
@@ -170,31 +170,31 @@ def test_coverage_counts_the_reference_only(here, capsys):
         (["--num-samples", "0"], "--num-samples must be an integer of at least 1, got 0"),
         (["--chunk-size", "-1"], "--chunk-size must be an integer of at least 1, got -1"),
         (["--num-problems", "0"], "--num-problems must be an integer of at least 1, got 0"),
-        (["--num-problems", "9"], "problems.jsonl has 6 rows, fewer than --num-problems 9"),
-        (["--temperature", "-1"], "--temperature -1.0 must be a finite number"),
+        (["--num-problems", "9"], "problems.jsonl has 6 rows, fewer than num_problems=9"),
+        (["--temperature", "-1"], "temperature=-1.0 must be a finite number"),
         (["--dataset", "absent.jsonl"], "data set 'absent.jsonl': there is no such file"),
         (["--dataset", "empty.jsonl"], "empty.jsonl is empty: there is nothing to sample"),
         (
             ["--answer-column", "target"],
-            "'problem', 'answer', 'completion']. Name the column with the reference answer (--answe",
+            "'problem', 'answer', 'completion']. Name the column with the reference answer (answer",
         ),
-        (["--id-column", "target"], "has no column 'target' (--id-column); its columns are ['id', "),
-        (["--prompt-template", "{question}"], "--prompt-template names ['question']"),
-        (["--prompt-template", "{problem!x}"], "--prompt-template '{problem!x}' has the conversion !x"),
+        (["--id-column", "target"], "has no column 'target' (id_column); its columns are ['id', "),
+        (["--prompt-template", "{question}"], "prompt_template names ['question']"),
+        (["--prompt-template", "{problem!x}"], "prompt_template '{problem!x}' has the conversion !x"),
         (
             ["--sampler-kwargs", "{oops"],
             "--sampler-kwargs must be a JSON object such as '{\"max_model_len\": 2048}': Exp",
         ),
         (["--sampler-kwargs", "[1]"], "--sampler-kwargs must be a JSON object in braces, got [1]"),
-        (["--model", "no/such-model"], "--model 'no/such-model' could not be loaded: "),
-        (["--sampler", "server"], "--sampler 'server' needs --base-url, the address of the endpoint"),
+        (["--model", "no/such-model"], "model 'no/such-model' could not be loaded: "),
+        (["--sampler", "server"], "sampler='server' needs base_url, the address of the endpoint"),
         (
             ["--sampler", "server", "--dtype", "float32"],
             "cannot be chosen with --sampler server: its model is loaded already. Leave it out",
         ),
         (
             ["--base-url", "http://127.0.0.1:9"],
-            "--base-url 'http://127.0.0.1:9' has no meaning for --sampler 'transfo",
+            "base_url='http://127.0.0.1:9' has no meaning for sampler='transfo",
         ),
         (["--output", "problems.jsonl"], "problems.jsonl is a file; name a folder for the run"),
         (["--output", "."], "holds other files"),
@@ -249,10 +249,8 @@ def test_wrong_arguments(capsys, argv, told):
         ("sampler_kwargs: 3", "--sampler-kwargs must be of type dict[str, Any] | str | None, got 3"),
         ("chat: 1", "--chat must be of type bool, got 1"),
         ("prompt_template: 5", "--prompt-template must be of type str | None, got 5"),
-        ("seed: 1\nseed: 2", "c.yaml is not valid YAML: the key 'seed' is given twice: remove one of the two\n  in "),
-        ("sampler_kwargs: {a: 1, a: 2}", "c.yaml is not valid YAML: the key 'a' is given twice"),
         ("3: 4", "c.yaml has the key 3, which is not text. Put it in quotes"),
-        ("[1, 2]: 4", "c.yaml is not valid YAML: a key is no text: write it in quotes"),
+        ("[1, 2]: 4", "c.yaml is not valid YAML: while constructing a mapping"),
         ("stop: [", "c.yaml is not valid YAML: while parsing a flow"),
         ("stop: !!python/name:os.system", "c.yaml is not valid YAML: could not determine a constructor for the tag"),
         ("stop: " + "[" * 2000, "c.yaml is not valid YAML: maximum recursion depth exceeded"),
@@ -296,7 +294,7 @@ def test_grading_mistakes(here, tmp_path, capsys):
     run = str(tmp_path / "run")
     assert sample(output=run) == 0
     assert main(["grade", run, "--grader", "maths"]) == 2
-    assert "dco-trl grade: --grader 'maths' is not known" in capsys.readouterr().err
+    assert "dco-trl grade: grader 'maths' is not known" in capsys.readouterr().err
     assert main(["coverage", "--model", "MODEL", "--dataset", "problems.jsonl", "--prompt-column", "problem"]) == 0
     assert (
         main(
@@ -306,7 +304,7 @@ def test_grading_mistakes(here, tmp_path, capsys):
     )
     assert "was sampled on other problems (6 there, 6 here; ids and prompts must agree)" in capsys.readouterr().err
     assert main(["coverage", "--model", "MODEL", "--dataset", "problems.jsonl", "--k", "0"]) == 2
-    assert "--k must be at least 1, got [0]" in capsys.readouterr().err
+    assert "--k holds a number of attempts below 1: [0]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["eval", "solve"])
@@ -371,36 +369,6 @@ def test_conversations_are_trained_measured_and_solved_from_one_file(here, tmp_p
     file.write_text(json.dumps({"messages": lines[0]["messages"][:1]}) + "\n")
     assert main(["coverage", *model]) == 2
     assert "row 0, column 'messages': it must end with a message of the assistant" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("message", "shown"),
-    [
-        # Written as an argument, an ordinary word is one; elsewhere it is a word, and quoted names are data.
-        ("temperature=-1.0 must be finite", "--temperature -1.0 must be finite"),
-        ("`model` is wrong", "--model is wrong"),
-        ("name one of them (grader)", "name one of them (--grader)"),
-        ("grader 'a' is not known", "--grader 'a' is not known"),
-        ("verdicts of grader 'a'", "verdicts of grader 'a'"),
-        ("the model is good", "the model is good"),
-        ("needs base_url. Raise max_tokens, or", "needs --base-url. Raise --max-tokens, or"),
-        ("columns are ['base_url', 'max_tokens']", "columns are ['base_url', 'max_tokens']"),
-        ("no column 'max_tokens'", "no column 'max_tokens'"),
-        ("runs/base_url/x, base_url.json, {base_url}", "runs/base_url/x, base_url.json, {base_url}"),
-        ("sampling.max_tokens: the run has 5", "sampling.max_tokens: the run has 5"),
-        ("max_tokens_x and num_samples", "max_tokens_x and num_samples"),
-        # Python's `timeout` of the sampler is not the grader's flag; its way out is an option of both.
-        (
-            "within 3 seconds. Raise the option timeout (base_url)",
-            "within 3 seconds. Raise the option timeout (--base-url)",
-        ),
-        ("set `base_url=x` or `model`", "set `--base-url x` or --model"),
-        ('use `model={"a": 1}`.', """use `--model '{"a": 1}'`."""),
-    ],
-)
-def test_messages_name_the_flag(message, shown):
-    assert with_flags(message, ["temperature", "model", "grader", "base_url", "max_tokens"]) == shown
-    assert with_flags(message, []) == message
 
 
 @pytest.mark.parametrize("command", ["sample", "eval", "estimate", "grade"])

@@ -154,7 +154,7 @@ def test_coverage_from_a_yaml_file_with_one_name(here, tmp_path):
         ),
         (
             ["--model", "MODEL", "--temperature", "1", "2", "--run", "runs/x"],
-            "--run is shown beside one model at one temperature",
+            "--run stands beside one model at one temperature alone",
         ),
         (["--model", "MODEL", "--temperature", "0"], "temperature must be above 0"),
     ],
@@ -344,7 +344,7 @@ def test_eval_along_a_schedule_reports_it_and_goes_on(here, tmp_path, capsys):
         ),
         (
             ["--schedule", "SCHEDULE", "--temperature", "1.5"],
-            "--temperature 1.5 cannot be combined with a schedule, whose arms have their own. Leave it out.",
+            "temperature=1.5 cannot be combined with a schedule, whose arms have their own. Leave it out.",
         ),
         (["--schedule", "SCHEDULE", "--model", "OTHER"], "Load that model, or plan a schedule for this one."),
         (["--answer-column", "absent", "--grader", "json:loads"], "no column 'absent' to grade against"),

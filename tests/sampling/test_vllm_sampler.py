@@ -255,7 +255,7 @@ class TestWithEngine:
         for file in adapters[0].iterdir():
             (tmp_path / file.name).write_bytes(file.read_bytes())
         (tmp_path / "adapter_model.safetensors").write_bytes(b"not tensors")
-        with pytest.raises(RuntimeError, match=r"vLLM could not load adapter=.*merge_and_unload"):
+        with pytest.raises(ValueError, match=r"vLLM could not load adapter=.*merge_and_unload"):
             base_sampler.load_adapter(str(tmp_path))
         assert base_sampler.identity()["adapter"] == ""
         assert draw(base_sampler, 5) == before
@@ -282,7 +282,7 @@ class TestStarting:
     @pytest.mark.slow
     @pytest.mark.xdist_group("vllm")
     def test_a_model_that_cannot_be_loaded_is_reported_with_what_to_do(self, vllm_environment, tmp_path):
-        with pytest.raises(RuntimeError, match=r"vLLM could not start with model=.*lower max_model_len"):
+        with pytest.raises(ValueError, match=r"vLLM could not start with model=.*lower max_model_len"):
             VLLMSampler(str(tmp_path / "nothing"))
 
     @pytest.mark.vllm
@@ -293,7 +293,7 @@ class TestStarting:
             TypeError, match="vllm.LLM does not know the option 'max_modellen'. Did you mean 'max_model_len'?"
         ):
             VLLMSampler("nothing", max_modellen=3)
-        with pytest.raises(TypeError, match="vllm.LLM does not know the option 'batch_size'"):
+        with pytest.raises(ValueError, match="vllm.LLM does not know the option 'batch_size'"):
             check_sampler_kwargs("vllm", {"batch_size": 3, "seed_each_request": True, "dtype": "float32"})
         with pytest.raises(ValueError, match="worker_extension_cls is what seeds the engine.*seed_each_request=True"):
             VLLMSampler("nothing", worker_extension_cls="some.Worker")
@@ -304,7 +304,7 @@ class TestStarting:
     def test_an_engine_in_this_process_is_not_seeded(self, vllm_environment, tmp_path, monkeypatch):
         monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         # Were it to be seeded, its own worker extension would be refused before the missing model is.
-        with pytest.raises(RuntimeError, match="vLLM could not start"):
+        with pytest.raises(ValueError, match="vLLM could not start"):
             VLLMSampler(str(tmp_path / "nothing"), worker_extension_cls="some.Worker")
 
     def test_without_vllm_the_extra_is_named(self):
