@@ -53,7 +53,7 @@ def test_what_is_imported_is_declared(file):
 
 
 def test_the_bare_package_declares_no_package_of_an_extra():
-    extra = names(PROJECT["optional-dependencies"]["eval"]) | {"anyio", "httpx", "ray", "sandlock", "vllm"}
+    extra = names(PROJECT["optional-dependencies"]["eval"]) | {"anyio", "httpx", "ray", "vllm"}
     assert not names(PROJECT["dependencies"]) & extra
 
 
@@ -143,7 +143,7 @@ def test_the_bare_package_installs_and_trains(tmp_path):
         assert done.returncode == 0, done.stderr
     installed = set(run(*pip[:-1], "list", "--format=freeze").stdout.lower().replace("==", " ").split())
     assert "dco-trl" in installed
-    assert not installed & {"matplotlib", "math-verify", "sandlock", "scipy", "vllm"}
+    assert not installed & {"matplotlib", "math-verify", "scipy", "vllm"}
     save_checkpoint(tmp_path / "MODEL")
     assert "steps: 2" in (done := run(str(python), "-c", TRAIN)).stdout, done.stderr
 

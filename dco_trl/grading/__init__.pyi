@@ -1,11 +1,11 @@
 from .bulk import BulkGrader as BulkGrader
 from .choice import choice_grader as choice_grader
 from .code import code_grader as code_grader
-from .code import extract_code as extract_code
 from .errors import GraderError as GraderError
 from .extract import completion_text as completion_text
 from .extract import extract_answer as extract_answer
 from .extract import extract_reference as extract_reference
+from .extract_code import extract_code as extract_code
 from .graders import exact_grader as exact_grader
 from .graders import grader_name as grader_name
 from .graders import load_grader as load_grader

@@ -6,6 +6,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from itertools import repeat
 from typing import Any
@@ -15,10 +16,10 @@ import numpy as np
 from ..errors import UserError
 from .cache import VerdictCache
 from .choice import choice_answer, choice_grader
-from .code import extract_code
 from .deduplicate import chunks, grade_pairs, progress_bar
 from .errors import GraderError
 from .extract import completion_text, extract_answer
+from .extract_code import extract_code
 from .graders import exact_grader, grader_name, load_grader, math_grader
 from .json_answer import json_answer, json_grader
 from .pool import WorkerPool, check_limits
@@ -97,12 +98,13 @@ class BulkGrader:
         is_math = self._base is math_grader
         self._by_pair = is_math or self._function is exact_grader
         self._pool: WorkerPool | None = None
+        self._run_programs: Callable[..., list[Verdict]] | None = None
         if is_math:
             self._pool = WorkerPool(*limits)
         elif grader == "code":
-            from .code import limited_code_grader
+            from .code import verdicts_of_programs
 
-            self._function = limited_code_grader(*limits)
+            self._run_programs = partial(verdicts_of_programs, *limits)
         elif isinstance(grader, str) and not self._by_pair and not in_process:
             self._pool = WorkerPool(*limits, grader=grader)
         self._cache = VerdictCache(cache_dir, timeout, memory_limit) if is_math and cache_dir is not None else None
@@ -198,7 +200,9 @@ class BulkGrader:
             return prompts if with_prompts else None, completions, answers, dict(zip(names, columns, strict=True))
 
         self.stats.add(computed=len(batch))
-        if self._pool is None:
+        if self._run_programs is not None:
+            verdicts = dict(enumerate(self._run_programs(*arguments(batch))))
+        elif self._pool is None:
             scores = call_grader(self._function, *arguments(batch), name=self.name)
             verdicts = {i: Verdict(s, "", "unparsed" if s is None else "graded") for i, s in enumerate(scores)}
         else:

@@ -3,27 +3,37 @@
 import ast
 import json
 import os
+import queue
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .code_sandbox import Outcome, run_program, unconfinable
+from .code_sandbox import Outcome, Program, Watcher, check_confinement
 from .errors import GraderError
 from .extract import completion_text
+from .extract_code import extract_code, names_in
 from .thoughts import THOUGHT_TAGS, strip_thoughts
+from .verdict import Verdict
 
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[ \t]*\r?\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
-_PYTHON = ("", "python", "python3", "py")
 _FORMATS = (
     "`test` and `entry_point` (HumanEval), `test_list` (MBPP), or `public_test_cases` (LiveCodeBench), whose cases "
     "have `input`, `output` and `testtype`"
 )
 # What bounds a program: arguments of `code_grader`, which no column of a data set may set.
 _LIMITS = ("timeout", "memory_limit", "num_workers", "unsafe")
-_FUTURE = re.compile(r"^from __future__ import [^\n]*\n?", re.MULTILINE)
 # Numbers of tests that a row may bring; more are a mistake of the data set.
 _MOST_CASES = 10_000
+# What LiveCodeBench's own harness puts in front of each program.
+_CUSTOMARY = (
+    "from string import *\nfrom re import *\nfrom datetime import *\nfrom collections import *\nfrom heapq import *\n"
+    "from bisect import *\nfrom copy import *\nfrom math import *\nfrom random import *\nfrom statistics import *\n"
+    "from itertools import *\nfrom functools import *\nfrom operator import *\nfrom io import *\nfrom sys import *\n"
+    "from json import *\nfrom builtins import *\nfrom typing import *\nimport string\nimport re\nimport datetime\n"
+    "import collections\nimport heapq\nimport bisect\nimport copy\nimport math\nimport random\nimport statistics\n"
+    "import itertools\nimport functools\nimport operator\nimport io\nimport sys\nimport json\n"
+    "sys.setrecursionlimit(50000)\n"
+)
 
 
 def code_grader(
@@ -31,7 +41,7 @@ def code_grader(
     prompts: Sequence | None = None,
     *,
     timeout: float = 10.0,
-    memory_limit: int = 1 << 29,
+    memory_limit: int = 1 << 30,
     num_workers: int | None = None,
     unsafe: bool = False,
     thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS,
@@ -45,15 +55,19 @@ def code_grader(
     JSON, of cases with standard input and expected output, or of a function's arguments and result (`functional`, with
     `starter_code` or `metadata` naming the function).
 
+    A completion's program is its last code block that defines what the tests name. It runs as a script, with
+    `__name__ == "__main__"` and the published harness's comparison of outputs, where the row has inputs; otherwise as
+    a module, and the tests after it.
+
     On Linux the kernel confines each program (Landlock and seccomp): it reads nothing but the Python installation,
-    writes nothing but a scratch folder, has no network, and cannot signal other processes. A program that inspects the
-    interpreter it shares with its tests can still fake their result, as in any harness that runs both together.
+    writes nothing but a scratch folder, has no network, and cannot signal other processes. Tests of functions share
+    the interpreter with their program, which can fake their result by replacing what they call, as in any harness.
 
     Args:
-        completions: Strings, or lists of messages. The last Python code block counts, or the whole text without one.
+        completions: Strings, or lists of messages. Without a code block, the whole text counts.
         prompts: One per completion; needed by HumanEval rows, whose completions may be the rest of the prompt.
         timeout: Seconds of wall-clock time per program, all of its tests together.
-        memory_limit: Bytes of memory per program.
+        memory_limit: Bytes of address space of each process, and of memory of a program and its children together.
         num_workers: Programs at a time; one per CPU unless given.
         unsafe: Run the programs unconfined, as you, with the time limit alone: where nothing of value can be reached.
         thought_tags: Pairs of the tags around a thought, as in `strip_thoughts`.
@@ -81,8 +95,24 @@ def code_grader(
     Relations:
         Prefer it to an exact or mathematical grader wherever the answer is a program. `trl.rewards` has none.
     """
-    if not unsafe and (reason := unconfinable()):
-        raise GraderError(f"grader 'code' runs the model's programs, and {reason}.")
+    limits: dict[str, Any] = {"timeout": timeout, "memory_limit": memory_limit, "num_workers": num_workers}
+    outcomes = run_programs(completions, prompts, columns, thought_tags=thought_tags, unsafe=unsafe, **limits)
+    return [None if outcome is None else float(outcome.status == "passed") for outcome in outcomes]
+
+
+def run_programs(
+    completions: Sequence,
+    prompts: Sequence | None,
+    columns: dict[str, Any],
+    *,
+    timeout: float,
+    memory_limit: int,
+    num_workers: int | None = None,
+    unsafe: bool = False,
+    thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS,
+) -> list[Outcome | None]:
+    """How each completion's program ended under its row's tests: `code_grader` with the reasons."""
+    check_confinement(unsafe)
     for name, value in (("timeout", timeout), ("memory_limit", memory_limit), ("unsafe", unsafe)):
         if not isinstance(value, int | float):  # a column of the data set, handed over by a trainer
             raise GraderError(
@@ -98,68 +128,71 @@ def code_grader(
     if not {"test", "test_list", "public_test_cases"} & columns.keys():
         raise GraderError(f"grader 'code' found no tests among the columns {sorted(columns)}: it needs {_FORMATS}")
     rows = [{name: values[i] for name, values in columns.items()} for i in range(len(completions))]
-    jobs = [
-        _job(strip_thoughts(completion_text(completion), thought_tags), None if prompts is None else prompts[i], row)
+    programs = [
+        _program(
+            strip_thoughts(completion_text(completion), thought_tags), None if prompts is None else prompts[i], row
+        )
         for i, (completion, row) in enumerate(zip(completions, rows, strict=True))
     ]
     # The same program is run once.
-    distinct = list(dict.fromkeys(job for job in jobs if job is not None))
+    distinct = list(dict.fromkeys(program for program in programs if program is not None))
+    num_threads = min(num_workers or os.cpu_count() or 1, max(1, len(distinct)))
+    watchers = [Watcher(timeout, memory_limit, unsafe) for _ in range(num_threads)]
+    idle: queue.SimpleQueue[Watcher] = queue.SimpleQueue()
 
-    def run(job: tuple) -> Outcome:
-        return run_program(job[0], job[1], timeout=timeout, memory_limit=memory_limit, unsafe=unsafe)
+    def run(program: Program) -> Outcome:
+        watcher = idle.get()
+        try:
+            return watcher.run(program)
+        finally:
+            idle.put(watcher)
 
-    with ThreadPoolExecutor(num_workers or os.cpu_count() or 1) as executor:
-        outcomes = dict(zip(distinct, executor.map(run, distinct), strict=True))
-    return [None if job is None else float(outcomes[job].status == "passed") for job in jobs]
-
-
-def limited_code_grader(num_workers: int, timeout: float, memory_limit: int) -> Callable[..., list[float | None]]:
-    """`code_grader` with these limits, whatever columns the data set has."""
-
-    def grade(completions: Sequence, prompts: Sequence | None = None, **columns: Any) -> list[float | None]:
-        columns = {name: values for name, values in columns.items() if name not in _LIMITS}
-        return code_grader(
-            completions, prompts, timeout=timeout, memory_limit=memory_limit, num_workers=num_workers, **columns
-        )
-
-    return grade
-
-
-def extract_code(text: str) -> str:
-    r"""The program in a completion: its last Python code block, or the whole text where there is no block.
-
-    A block that is not closed, because the completion was cut off, ends with the text.
-
-    Args:
-        text: The completion.
-
-    Returns:
-        Source code, possibly empty.
-
-    Examples:
-        >>> extract_code("Here:\n```python\nx = 1\n```\nand a shell:\n```sh\nls\n```")
-        'x = 1\n'
-
-    Relations:
-        [`extract_answer`][dco_trl.grading.extract_answer] finds the final answer of a mathematical completion.
-    """
-    blocks = [code for language, code in _FENCE.findall(text) if language.lower() in _PYTHON]
-    if blocks:
-        return blocks[-1]
-    opening = re.search(r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\r?\n", text, re.MULTILINE | re.IGNORECASE)
-    return text[opening.end() :] if opening else text
+    try:
+        for watcher in watchers:
+            idle.put(watcher)
+        with ThreadPoolExecutor(num_threads) as executor:
+            outcomes = dict(zip(distinct, executor.map(run, distinct), strict=True))
+    finally:
+        for watcher in watchers:
+            watcher.close()
+    return [None if program is None else outcomes[program] for program in programs]
 
 
-def _job(completion: str, prompt: Any, row: dict[str, Any]) -> tuple[str, tuple[tuple[str, str], ...]] | None:
-    """Program and cases of a completion; None where the row's tests cannot be used."""
-    code = extract_code(completion)
+def verdicts_of_programs(
+    num_workers: int,
+    timeout: float,
+    memory_limit: int,
+    prompts: Sequence | None,
+    completions: Sequence,
+    answers: Sequence,
+    columns: dict[str, Sequence],
+) -> list[Verdict]:
+    """Verdicts within these limits, whatever columns the data set has. A program that ran out of time is wrong."""
+    columns = {name: values for name, values in columns.items() if name not in _LIMITS}
+    limits: dict[str, Any] = {"timeout": timeout, "memory_limit": memory_limit, "num_workers": num_workers}
+    verdicts = []
+    for outcome in run_programs(completions, prompts, columns, **limits):
+        if outcome is None:
+            verdicts.append(Verdict(None, "", "unparsed"))
+        else:
+            status = "timeout" if outcome.status == "timeout" else "graded"
+            verdicts.append(Verdict(float(outcome.status == "passed"), "", status))
+    return verdicts
+
+
+def _program(completion: str, prompt: Any, row: dict[str, Any]) -> Program | None:
+    """Program and tests of a completion; None where the row's tests cannot be used."""
     if row.get("test") and row.get("entry_point"):
-        program = _continued(completion, code, _published_prompt(prompt, row), row["entry_point"])
-        return _future_first(f"{program}\n{row['test']}\ncheck({row['entry_point']})\n"), ()
+        name = row["entry_point"]
+        setup, source = _continued(completion, _published_prompt(prompt, row), name)
+        return Program(source, setup, f"{row['test']}\ncheck({name})\n")
     if row.get("test_list"):
         setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
-        return _future_first("\n".join([setup, code, *row["test_list"]]) + "\n"), ()
-    return _cases_job(code, row) if row.get("public_test_cases") else None
+        tests = "\n".join(row["test_list"]) + "\n"
+        of_tests, of_setup = names_in(tests), names_in(setup)
+        wanted = of_tests.missing - of_setup.defined if of_tests and of_setup else ()
+        return Program(extract_code(completion, wanted), setup, tests)
+    return _with_cases(completion, row) if row.get("public_test_cases") else None
 
 
 def _published_prompt(prompt: Any, row: dict[str, Any]) -> str:
@@ -170,36 +203,44 @@ def _published_prompt(prompt: Any, row: dict[str, Any]) -> str:
     return given if isinstance(given, str) else ""
 
 
-def _future_first(program: str) -> str:
-    """The program with its imports from `__future__` at its beginning, where Python wants them."""
-    return "".join(line.rstrip("\n") + "\n" for line in _FUTURE.findall(program)) + _FUTURE.sub("", program)
+def _continued(completion: str, prompt: str, name: str) -> tuple[str, str]:
+    """Setup and program: the completion goes on where the prompt stops, unless it defines the function itself."""
+    source = extract_code(completion, [name])
+    found = names_in(source)
+    if found and name in found.defined:
+        return _before_function(prompt, name), source
+    before_fence = re.split(r"^[ \t]*(?:```|~~~)", completion, maxsplit=1, flags=re.MULTILINE)[0]
+    for rest in (source, before_fence, completion):
+        found = names_in(prompt + rest)
+        if rest.strip() and found and name in found.defined:
+            return "", prompt + rest
+    return "", prompt + source
 
 
-def _continued(completion: str, code: str, prompt: str, entry_point: str) -> str:
-    """The whole program: the completion goes on where the prompt stops, unless it defines the function itself."""
-    if _defines(code, entry_point):
-        # The prompt's imports and helpers stand before its function.
-        header = re.split(rf"^(?:async )?def {re.escape(entry_point)}\b", prompt, maxsplit=1, flags=re.MULTILINE)[0]
-        return f"{header}\n{code}" if _defines(prompt + "\n    pass", entry_point) else code
-    return prompt + (code if "```" in completion else completion)
-
-
-def _defines(code: str, name: str) -> bool:
+def _before_function(prompt: str, name: str) -> str:
+    """The imports and helpers of a prompt, which stand before its function."""
     try:
-        tree = ast.parse(code)
+        body = ast.parse(prompt + "\n    pass").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return any(getattr(node, "name", None) == name for node in tree.body)
+        return ""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            return "".join(prompt.splitlines(keepends=True)[: first - 1])
+    return ""
 
 
-def _cases_job(code: str, row: dict[str, Any]) -> tuple[str, tuple[tuple[str, str], ...]] | None:
+def _with_cases(completion: str, row: dict[str, Any]) -> Program | None:
     try:
         cases = row["public_test_cases"]
         cases = json.loads(cases) if isinstance(cases, str) else cases
         if not 0 < len(cases) <= _MOST_CASES:
             return None
         if any(case.get("testtype", "stdin") != "functional" for case in cases):
-            return code, tuple((str(case["input"]), str(case["output"])) for case in cases)
+            source = extract_code(completion)
+            return Program(
+                source, _CUSTOMARY, cases=tuple((str(case["input"]), str(case["output"])) for case in cases)
+            )
         name = _function_name(row)
         # One line per argument, each of them JSON, as the data set has them.
         calls = [([json.loads(x) for x in c["input"].split("\n") if x], json.loads(c["output"])) for c in cases]
@@ -207,9 +248,10 @@ def _cases_job(code: str, row: dict[str, Any]) -> tuple[str, tuple[tuple[str, st
         return None
     if name is None:
         return None
-    target = f"Solution().{name}" if _defines(code, "Solution") else name
-    checks = "".join(f"assert {target}(*{arguments!r}) == {result!r}\n" for arguments, result in calls)
-    return _future_first(f"from typing import *\n{code}\n{checks}"), ()
+    starter = names_in(f"{row['starter_code']}\n        pass") if row.get("starter_code") else None
+    wanted = ["Solution"] if starter and "Solution" in starter.defined else [name] if starter else [name, "Solution"]
+    source = extract_code(completion, wanted)
+    return Program(source, _CUSTOMARY, calls=json.dumps(calls), function=name)
 
 
 def _function_name(row: dict[str, Any]) -> str | None:

@@ -1,43 +1,58 @@
 """Run an untrusted Python program: confined by the kernel, without Docker, root or a container image.
 
-Landlock and seccomp, through the package `sandlock`, leave the program a scratch folder, the Python installation to
-read, and nothing else: no other file, no network, no signal to another process. Memory, processes, disk and wall-clock
-time are limited. A fresh process runs each program, so that nothing passes from one to the next.
+Landlock leaves the program a scratch folder and the Python installation to read; a filter of system calls leaves it no
+network, no signal to another process and no memory that is not counted. Memory, processes, disk and time are limited.
+A fresh process runs each program, so that nothing passes from one to the next.
 """
 
 import json
 import os
-import secrets
-import selectors
+import select
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from .errors import GraderError
+from .landlock import landlock_version
+from .seccomp import unsupported
 
 Status = Literal["passed", "failed", "timeout", "killed"]
 
-_DRIVER = Path(__file__).with_name("code_driver.py")
-# What a Python program reads to start, besides the installation itself.
-_SYSTEM = ("/usr/lib", "/lib", "/lib64", "/usr/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/zero", "/dev/urandom")
-# The driver's verdict is one short line; a program that found a way to write more is not listened to.
-_VERDICT_BYTES = 8192
-# Processes of a program at a time, its own included: enough for a `subprocess` or a `multiprocessing` of two.
-_PROCESSES = 8
-# Bytes that a program may leave in its scratch folder, which is looked at this often (seconds).
-_DISK = 64 << 20
-_TICK = 0.1
-# Landlock guards contents, not modes, owners and times, and a pipe in the file system can block who opens it.
-_DENIED = (
-    *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat"),
-    *("utime", "utimes", "utimensat", "futimesat", "mknod", "mknodat"),
-    *("setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr"),
+# This process's packages, behind the watcher's own; programs get back what Python starts with.
+_START = (
+    "import sys; path = list(sys.path); sys.path += sys.argv[1:]; "
+    "from dco_trl.grading.code_watcher import main; main(path)"
 )
+# The watcher ends a program at its time limit; this much later it is itself taken for dead, in seconds.
+_PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program and what judges it: tests, cases of a script, or calls of a function.
+
+    Args:
+        program: Python source.
+        setup: Source that runs before it.
+        tests: Source that runs after it.
+        cases: Pairs of standard input and expected output: the program is then a script, and runs once for each.
+        calls: JSON: a list of pairs, a function's arguments and its expected result.
+        function: The name of that function, of the module or of its class `Solution`.
+    """
+
+    program: str
+    setup: str = ""
+    tests: str = ""
+    cases: tuple[tuple[str, str], ...] = ()
+    calls: str = ""
+    function: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,46 +62,109 @@ class Outcome:
     Args:
         status: "passed": its tests ran to their end. "failed": a test failed, or the program raised or ended early.
             "timeout": it was stopped at the time limit. "killed": it died, most often of the memory or disk limit.
-        detail: The exception of a failed program, shortened.
+        detail: The exception of a failed program, shortened, or what killed it.
     """
 
     status: Status
     detail: str = ""
 
 
-def unconfinable() -> str | None:
-    """Why this platform cannot confine programs, with the way out; None where it can."""
-    try:
-        import sandlock
-    except ImportError:
-        return (
-            "the package that confines programs is not installed: `pip install 'dco-trl[code]'` (Linux 6.12 or newer)"
-        )
-    found, needed = sandlock.landlock_abi_version(), sandlock.min_landlock_abi()
-    if found < needed:
-        return (
-            f"this kernel offers Landlock version {max(found, 0)} and {needed} is needed, which Linux 6.12 brought. "
-            "Grade on such a machine, or in a container or virtual machine of its own with "
-            "`code_grader(…, unsafe=True)`"
-        )
-    return None
+class Watcher:
+    """A process that starts programs, one at a time, and ends with this one. A context manager.
+
+    Args:
+        timeout: Seconds of wall-clock time per program, all of its cases together.
+        memory_limit: Bytes of address space of each of a program's processes, and of memory of all of them together.
+        unsafe: Run programs with the time limit alone, as the user, unconfined.
+    """
+
+    def __init__(self, timeout: float = 10.0, memory_limit: int = 1 << 30, unsafe: bool = False):
+        self._limits = {"timeout": timeout, "memory_limit": memory_limit, "unsafe": unsafe}
+        self._process: subprocess.Popen | None = None
+
+    def __enter__(self) -> "Watcher":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def run(self, program: Program) -> Outcome:
+        """Run a program to its end, in confinement or, where that fails, not at all."""
+        status, detail = self._ask(program)
+        if status == "refused":
+            raise GraderError(f"grader 'code' runs the model's programs, and this one could not be confined: {detail}")
+        return Outcome(status, detail)
+
+    def refusal(self) -> str | None:
+        """Why programs cannot be confined here; None where they can."""
+        status, detail = self._ask(Program(""))
+        return f"the kernel does not confine them: {detail}" if status == "refused" else None
+
+    def close(self) -> None:
+        """End the process, and the program that it runs."""
+        if self._process is not None:
+            for pipe in (self._process.stdin, self._process.stdout):
+                with suppress(BrokenPipeError):
+                    pipe.close()  # type: ignore[union-attr]
+            self._process.wait()
+            self._process = None
+
+    def _ask(self, program: Program) -> list:
+        request = json.dumps(asdict(program) | self._limits).encode("utf-8", "surrogatepass") + b"\n"
+        deadline = time.monotonic() + self._limits["timeout"] + _PATIENCE
+        if self._process is None:
+            self._process = _start()
+        assert self._process.stdin and self._process.stdout
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(request)
+            self._process.stdin.flush()
+        line = b""
+        while not line.endswith(b"\n"):
+            # `poll` and not `select`, which knows no descriptor above 1023.
+            poll = select.poll()
+            poll.register(self._process.stdout, select.POLLIN)
+            ready = poll.poll(1000 * max(0.0, deadline - time.monotonic()))
+            if not ready or not (received := os.read(self._process.stdout.fileno(), 1 << 16)):
+                self._process.kill()
+                self.close()
+                return ["killed", "with the process that watches it"]
+            line += received
+        return json.loads(line)
+
+
+def _start() -> subprocess.Popen:
+    environment = {
+        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1"),
+        "PATH": "/usr/bin:/bin",
+        "TMPDIR": tempfile.gettempdir(),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-I", "-X", "utf8", "-c", _START, str(Path(__file__).parents[2]), *filter(None, sys.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,  # Ctrl-C reaches this process, which ends it
+    )
 
 
 def run_program(
     program: str,
     cases: Sequence[tuple[str, str]] = (),
     *,
+    tests: str = "",
     timeout: float = 10.0,
-    memory_limit: int = 1 << 29,
+    memory_limit: int = 1 << 30,
     unsafe: bool = False,
 ) -> Outcome:
-    r"""Run a program to its end, or once for each case of standard input and expected output.
+    r"""Run a program and its tests, or, as a script, once for each case of standard input and expected output.
 
     Args:
-        program: Python source, its tests included.
-        cases: Pairs of input and expected output; empty: the program passes if it ends without an exception.
+        program: Python source.
+        cases: Pairs of input and expected output; empty: the program passes if it and its tests end without an
+            exception.
+        tests: Python source that runs after the program, with its names.
         timeout: Seconds of wall-clock time, for all cases together.
-        memory_limit: Bytes of memory of the program and its children together.
+        memory_limit: Bytes of address space per process, and of memory of the program and its children together.
         unsafe: Run with the time limit alone, as the user, unconfined: for machines that hold nothing of value.
 
     Returns:
@@ -98,7 +176,7 @@ def run_program(
     Examples:
         ```python
         >>> from dco_trl.grading.code_sandbox import run_program
-        >>> run_program("assert 1 + 1 == 2").status
+        >>> run_program("x = 1 + 1", tests="assert x == 2").status
         'passed'
         >>> run_program("open('/etc/passwd')")
         Outcome(status='failed', detail="PermissionError: [Errno 13] Permission denied: '/etc/passwd'")
@@ -108,115 +186,28 @@ def run_program(
     Relations:
         [`code_grader`][dco_trl.grading.code_grader] builds the programs from completions and tests.
     """
+    check_confinement(unsafe)
+    with Watcher(timeout, memory_limit, unsafe) as watcher:
+        return watcher.run(Program(program, tests=tests, cases=tuple(cases)))
+
+
+def check_confinement(unsafe: bool = False) -> None:
+    """Raise a `GraderError` where programs cannot be confined and are to be."""
     if not unsafe and (reason := unconfinable()):
-        raise GraderError(f"grader 'code' runs the model's programs, and {reason}.")
-    # The verdict carries a word that the program is not told: printing "passed" does not pass.
-    word = secrets.token_hex(16)
-    request = json.dumps({"word": word, "program": program, "cases": list(cases)}).encode("utf-8", "surrogatepass")
-    with tempfile.TemporaryDirectory(prefix="dco-trl-code-", ignore_cleanup_errors=True) as scratch:
-        start = _start_unconfined if unsafe else _start_confined
-        stdin, stdout, finish = start(scratch, memory_limit)
-        line, is_late = _talk(stdin, stdout, request, time.monotonic() + timeout, scratch)
-        finish()
-    try:
-        verdict = json.loads(line)
-        if verdict.pop("word") == word:
-            return Outcome(**verdict)
-    except (ValueError, TypeError, AttributeError, KeyError):
-        pass  # nothing, or what the program wrote in the driver's place
-    return Outcome("timeout" if is_late else "killed")
+        raise GraderError(
+            f"grader 'code' runs the model's programs, and {reason}. Grade on a machine with Linux 5.13 or newer, or "
+            "in a container or virtual machine of its own with `code_grader(…, unsafe=True)`"
+        )
 
 
-def _start_confined(scratch: str, memory_limit: int) -> tuple[Any, Any, Callable[[], None]]:
-    from sandlock import Sandbox
-    from sandlock.sandbox import StdioMode
-
-    installation = {os.path.realpath(p) for p in (sys.prefix, sys.base_prefix, *_SYSTEM) if os.path.exists(p)}
-    box = Sandbox(
-        fs_readable=[*sorted(installation), str(_DRIVER)],
-        fs_writable=[scratch, "/dev/null"],
-        cwd=scratch,
-        extra_deny_syscalls=_DENIED,
-        max_memory=memory_limit,
-        max_processes=_PROCESSES,
-        clean_env=True,
-        env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin", "HOME": scratch, "TMPDIR": scratch},
-        no_coredump=True,
-    )
-    process = box.popen(
-        [sys.executable, "-I", str(_DRIVER)],
-        stdin=StdioMode.PIPED,
-        stdout=StdioMode.PIPED,
-        stderr=StdioMode.NULL,
-    )
-
-    def finish() -> None:
-        process.wait(timeout=0.001)  # kills what is left
-        process.stdout.close()
-
-    return process.stdin, process.stdout, finish
-
-
-def _start_unconfined(scratch: str, memory_limit: int) -> tuple[Any, Any, Callable[[], None]]:
-    process = subprocess.Popen(
-        [sys.executable, "-I", str(_DRIVER)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd=scratch,
-        bufsize=0,
-        start_new_session=True,
-    )
-
-    def finish() -> None:
-        try:
-            os.killpg(process.pid, 9)
-        except ProcessLookupError:
-            pass
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-    return process.stdin, process.stdout, finish
-
-
-def _talk(stdin: Any, stdout: Any, request: bytes, deadline: float, scratch: str) -> tuple[bytes, bool]:
-    """Send the request and read the verdict's line, and whether the time ran out meanwhile."""
-    rest, line = memoryview(request), b""
-    os.set_blocking(stdin.fileno(), False)
-    with selectors.DefaultSelector() as selector:
-        selector.register(stdin, selectors.EVENT_WRITE, "write")
-        selector.register(stdout, selectors.EVENT_READ, "read")
-        while b"\n" not in line and len(line) < _VERDICT_BYTES:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return line, True
-            events = selector.select(min(left, _TICK))
-            if not events and _size(scratch) > _DISK:
-                return b"", False
-            for key, _ in events:
-                if key.data == "write":
-                    try:
-                        rest = rest[os.write(stdin.fileno(), rest[:65536]) :]
-                    except BrokenPipeError:
-                        rest = rest[:0]
-                    if not rest:
-                        selector.unregister(stdin)
-                        stdin.close()
-                elif received := os.read(stdout.fileno(), _VERDICT_BYTES):
-                    line += received
-                else:
-                    return line, False
-    return line, False
-
-
-def _size(folder: str) -> int:
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(parent, name)).st_size
-            except OSError:
-                pass  # the program has removed it
-    return total
+@cache
+def unconfinable() -> str | None:
+    """Why this platform cannot confine programs; None where it can, as a trial has shown."""
+    if sys.platform != "linux":
+        return f"only Linux confines them, and this is {sys.platform}"
+    if landlock_version() < 1:
+        return "this kernel offers no Landlock, which Linux 5.13 brought and `lsm=landlock` at boot switches on"
+    if reason := unsupported():
+        return reason
+    with Watcher() as watcher:
+        return watcher.refusal()

@@ -1,19 +1,20 @@
 """What a worker of `math` may not do: write, read the user's files, start programs, use the network.
 
 Two fences. Python's audit hooks refuse on every platform; they see what Python code does, and text that makes a
-library evaluate Python is the danger. Landlock is the Linux kernel's own fence, which nothing in the process can lift;
-it is there from Linux 5.13 on, and its rules for the network from 6.7 on. https://docs.kernel.org/userspace-api/landlock.html
+library evaluate Python is the danger. Landlock and a filter of system calls are the Linux kernel's own fence, which
+nothing in the process can lift, from Linux 5.13 on.
 """
 
-import ctypes
 import os
 import resource
-import struct
 import sys
 import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from .landlock import landlock_version, restrict_files
+from .seccomp import allow_by_list, unsupported
 
 # Events of Python's audit system by which code leaves the process, or gets behind the interpreter.
 _FORBIDDEN = (
@@ -22,12 +23,6 @@ _FORBIDDEN = (
 )
 _LISTING = ("os.listdir", "os.scandir")
 _HARMLESS = ("os.putenv", "os.unsetenv")  # the environment of programs that it may not start
-
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same numbers on every architecture
-_READ_FILE, _READ_DIR = 1 << 2, 1 << 3
-# By version of Landlock: how many rights over files, rights over the network, and scopes (signals, sockets) it has.
-_RIGHTS = {1: (13, 0, 0), 2: (14, 0, 0), 3: (15, 0, 0), 4: (15, 2, 0), 5: (16, 2, 0), 6: (16, 2, 2)}
-_PR_SET_NO_NEW_PRIVS = 38
 
 
 def confine() -> bool:
@@ -43,9 +38,9 @@ def confine() -> bool:
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     except (ValueError, OSError):
         pass
-    landlocked = _landlock(folders)
+    is_fenced = _kernel_fence(folders)
     sys.addaudithook(lambda event, args: audit(event, args, folders))
-    return landlocked
+    return is_fenced
 
 
 def readable_folders() -> list[str]:
@@ -84,24 +79,12 @@ def _within(path: Any, folders: list[str]) -> bool:
     return any(real == folder or real.startswith(folder + os.sep) for folder in folders)
 
 
-def _landlock(folders: list[str]) -> bool:
-    if not sys.platform.startswith("linux"):
+def _kernel_fence(folders: list[str]) -> bool:
+    if not landlock_version() or unsupported():
         return False
-    libc = ctypes.CDLL(None, use_errno=True)
-    version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1)
-    if version < 1:
+    try:
+        restrict_files(folders)
+        allow_by_list(processes=False)
+    except OSError:  # an outer sandbox refuses one of the two: the other fence remains
         return False
-    rights = [(1 << bits) - 1 for bits in _RIGHTS[min(version, max(_RIGHTS))]]
-    # An older kernel refuses fields that it does not know, unless they are zero.
-    attributes = struct.pack("=QQQ", *rights)
-    ruleset = libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
-    if ruleset < 0:
-        return False
-    for folder in folders:
-        handle = os.open(folder, os.O_PATH | os.O_CLOEXEC)
-        libc.syscall(_ADD_RULE, ruleset, 1, struct.pack("=Qi", _READ_FILE | _READ_DIR, handle), 0)
-        os.close(handle)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    confined = libc.syscall(_RESTRICT_SELF, ruleset, 0) == 0
-    os.close(ruleset)
-    return confined
+    return True

@@ -10,7 +10,7 @@ from .. import __version__
 
 # Raise it when a change in this folder can change a verdict of a built-in grader: run folders and the verdict cache
 # keep the verdicts of different numbers apart.
-GRADERS_VERSION = 3
+GRADERS_VERSION = 4
 LIMITED = ("timeout", "error")
 STATUSES = ("graded", "unparsed", *LIMITED)
 MAX_SHOWN_CHARS = 1_000
@@ -39,7 +39,8 @@ class Verdict:
             counts. Of prose that `math` reads, the part that it compared.
         status: "graded"; "unparsed", with score 0.0 (the text has no answer, or math-verify cannot read it) or None
             (math-verify cannot read the reference, the answer has more than 10,000 characters, or a user's function
-            returned None); "timeout" or "error" (a limit was hit, or the worker died twice), with score None.
+            returned None); "timeout" or "error" (a limit was hit, or the worker died twice), with score None;
+            a program that ran out of time has score 0.0.
     """
 
     score: float | None

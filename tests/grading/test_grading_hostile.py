@@ -207,11 +207,11 @@ def test_the_repository_and_the_home_folder_are_not_readable():
 
 ATTEMPTS = """
 import os, socket, sys, tempfile
-from dco_trl.grading.confinement import _landlock, confine, readable_folders
+from dco_trl.grading.confinement import _kernel_fence, confine, readable_folders
 secret, scratch = sys.argv[2:]
 server = socket.create_server(("127.0.0.1", 0))
 import sympy
-held = _landlock(readable_folders()) if sys.argv[1] == "kernel" else confine() or True
+held = _kernel_fence(readable_folders()) if sys.argv[1] == "kernel" else confine() or True
 if not held:
     print("no landlock")
     raise SystemExit

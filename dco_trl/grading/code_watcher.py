@@ -1,0 +1,338 @@
+"""The process that starts programs and watches them: one at a time, for as long as the grading process lives.
+
+It runs nothing of a program itself. Each program is a fork of it that confines itself before its first line. What the
+kernel does not limit by itself is looked at by the clock: wall-clock time, memory and disk of the program and all its
+children. New processes and signals wait for this process to allow them. When the grading process ends, however it
+ends, standard input ends here, and with it every program.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import secrets
+import select
+import shutil
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from typing import Any
+
+from . import code_driver, seccomp
+from .code_semaphore import SemLock
+
+PREFIX = "dco-trl-code-"
+# Processes of a program at a time, its own included, and threads of all of them.
+_PROCESSES, _TASKS = 8, 128
+# Bytes and files that a program may keep on the disk; and how often its memory and disk are looked at, in seconds.
+_DISK, _FILES, _TICK = 64 << 20, 1_000, 0.1
+# The driver's verdict is one short line; a program that found a way to write more is not listened to.
+_VERDICT_BYTES = 8192
+_RECEIVE, _SEND, _CONTINUE = 0xC0502100, 0xC0182101, 1  # SECCOMP_IOCTL_NOTIF_*, SECCOMP_USER_NOTIF_FLAG_CONTINUE
+_ABANDONED = "the grading process has ended"
+_IS_LINUX = sys.platform == "linux"
+
+
+def main(path: list[str]) -> None:
+    """Answer each line of standard input, a request, with a line of standard output, an outcome.
+
+    Args:
+        path: Where programs import from.
+    """
+    request_pipe, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 0)
+    os.dup2(nowhere, 1)
+    if _IS_LINUX:
+        import _multiprocessing
+
+        _multiprocessing.SemLock = SemLock
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: who loses its parent becomes a child of this
+    wake, waker = os.pipe()
+    os.set_blocking(waker, False)
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    _remove_stale()
+    while line := request_pipe.readline():
+        request = json.loads(line.decode("utf-8", "surrogatepass")) | {"path": path}
+        if request["setup"]:
+            _preload()
+        scratch = tempfile.mkdtemp(prefix=PREFIX)
+        lock = os.open(scratch, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        deadline = time.monotonic() + request["timeout"]
+        outcome = ("passed", "")
+        for case in request["cases"] or [None]:
+            run = _Run(request, case, scratch, deadline)
+            if run.pid == 0:  # the program: goes on to the end of the interpreter, as a script does
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                request_pipe.close()
+                return code_driver.run(run.job)
+            outcome = run.watch(request_pipe.fileno(), wake)
+            if outcome[0] != "passed":
+                break
+        with suppress(BrokenPipeError):
+            os.write(answers, json.dumps(outcome).encode() + b"\n")
+        _remove(scratch)
+        os.close(lock)
+
+
+def _preload() -> None:
+    """Import once what rows of LiveCodeBench have imported for them."""
+    import bisect  # noqa: F401
+    import copy  # noqa: F401
+    import datetime  # noqa: F401
+    import heapq  # noqa: F401
+    import statistics  # noqa: F401
+    import string  # noqa: F401
+
+
+class _Run:
+    """One run of a program: in the parent `watch`, in the child, where `pid` is 0, `job`."""
+
+    def __init__(self, request: dict[str, Any], case: tuple[str, str] | None, scratch: str, deadline: float):
+        self._request, self._case, self._scratch, self._deadline = request, case, scratch, deadline
+        self._word = secrets.token_hex(16)
+        self._output = _unnamed(scratch) if case else os.open(os.devnull, os.O_RDWR)
+        given = _unnamed(scratch, case[0].encode("utf-8", "surrogatepass")) if case else os.dup(self._output)
+        self._verdict, verdict = os.pipe()
+        self._control, control = socket.socketpair()
+        self._parent, watcher = os.getppid(), os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._control.close()
+            request = {**request, "script": case is not None}
+            fds = (given, self._output, verdict, control)
+            self.job = code_driver.Job(request, scratch, self._word, watcher, *fds)
+            return
+        os.close(given)
+        os.close(verdict)
+        control.close()
+        self._status: int | None = None
+        self._line = b""
+
+    def watch(self, parent: int, wake: int) -> tuple[str, str]:
+        """Wait for the program's end, or end it; how it went."""
+        gate, refusal = self._confined()
+        reason = ("refused", refusal) if refusal else self._wait(parent, wake, gate)
+        self._end()
+        while len(self._line) <= _VERDICT_BYTES and (received := os.read(self._verdict, _VERDICT_BYTES)):
+            self._line += received  # nobody is left to write more
+        outcome = reason or self._outcome()
+        for descriptor in (self._verdict, self._output, *([] if gate is None else [gate])):
+            os.close(descriptor)
+        return outcome
+
+    def _confined(self) -> tuple[int | None, str]:
+        """The descriptor at which the program's processes wait for leave; or why it could not be confined."""
+        with self._control as control:
+            if self._request["unsafe"]:
+                return None, ""
+            text, descriptors, _, _ = socket.recv_fds(control, 1024, 1)
+            while more := control.recv(1024):
+                text += more
+        if descriptors and text == b"+":
+            return descriptors[0], ""
+        return None, text.removeprefix(b"+").decode() or "the process died while it was being confined"
+
+    def _wait(self, parent: int, wake: int, gate: int | None) -> tuple[str, str] | None:
+        poll = select.poll()
+        for descriptor in (parent, wake, self._verdict, *([] if gate is None else [gate])):
+            poll.register(descriptor, select.POLLIN)
+        look = time.monotonic() + _TICK
+        while (now := time.monotonic()) < self._deadline:
+            if now >= look:
+                if os.getppid() != self._parent:
+                    return "killed", _ABANDONED
+                if excess := self._excess():
+                    return "killed", excess
+                look = time.monotonic() + _TICK
+            for descriptor, events in poll.poll(1000 * max(0.0, min(self._deadline, look) - now)):
+                if descriptor == parent:
+                    return "killed", _ABANDONED
+                if descriptor == gate and events & select.POLLIN:
+                    self._answer(gate)
+                elif descriptor == self._verdict and (received := os.read(self._verdict, _VERDICT_BYTES)):
+                    self._line += received
+                    if b"\n" in self._line or len(self._line) > _VERDICT_BYTES:
+                        return None
+                else:
+                    if descriptor == wake:
+                        with suppress(BlockingIOError):
+                            os.read(wake, 1024)
+                    else:
+                        poll.unregister(descriptor)
+                    self._reap()
+                    if self._status is not None:
+                        return None
+        return "timeout", f"not done after {self._request['timeout']:g} s"
+
+    def _outcome(self) -> tuple[str, str]:
+        status, _, detail = self._line.partition(b"\n")[0].decode("utf-8", "replace").partition(" ")
+        if status == self._word + ":failed":
+            return "failed", detail
+        if self._case is None and status == self._word + ":passed":
+            return "passed", ""
+        code = os.waitstatus_to_exitcode(self._status or 0)
+        if code == -signal.SIGXCPU:
+            return "timeout", "its processor time is used up"
+        if code < 0:
+            return "killed", f"by signal {-code}"
+        if self._case is None:
+            return "failed", "it ended before its tests"
+        if code:
+            return "failed", f"it ended with exit code {code}"
+        got = os.pread(self._output, code_driver.FILE_BYTES, 0).decode("utf-8", "replace")
+        if code_driver.same_output(got, self._case[1]):
+            return "passed", ""
+        return "failed", f"expected {self._case[1][:80]!r}, got {got[:80]!r}"
+
+    def _answer(self, gate: int) -> None:
+        """Let a call go on, or refuse it: more processes than may be, and signals to others."""
+        call = bytearray(80)  # struct seccomp_notif
+        try:
+            fcntl.ioctl(gate, _RECEIVE, call)
+        except OSError:  # the caller has died meanwhile
+            return
+        identity, _, _, number, _, _, first = struct.unpack_from("=QIIiIQQ", call)
+        name = seccomp.gated_name(number)
+        found = _descendants()
+        if name in ("kill", "tgkill"):
+            error = 0 if first & 0xFFFFFFFF in found else -1  # EPERM
+        elif name == "clone" and first & 0x10000:  # CLONE_THREAD
+            error = 0 if sum(found.values()) < _TASKS else -11  # EAGAIN
+        else:
+            error = 0 if len(found) < _PROCESSES else -11
+        with suppress(OSError):
+            fcntl.ioctl(gate, _SEND, struct.pack("=QqiI", identity, 0, error, 0 if error else _CONTINUE))
+
+    def _reap(self) -> None:
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                if ended[0] == self.pid:
+                    self._status = ended[1]
+
+    def _end(self) -> None:
+        """Kill the program and all its children. Those that wait for leave at the gate are woken by the signal."""
+        while True:
+            self._reap()
+            living = _descendants() if _IS_LINUX else ({} if self._status is not None else {self.pid: 1})
+            if not living:
+                return
+            for pid in living:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL) if _IS_LINUX else os.killpg(pid, signal.SIGKILL)
+            time.sleep(0.001)
+
+    def _excess(self) -> str:
+        """Which limit the program and its children exceed together."""
+        if not _IS_LINUX or self._request["unsafe"]:
+            return ""
+        found = _descendants()
+        limit = self._request["memory_limit"]
+        if sum(map(_resident, found)) > limit and sum(map(_proportional, found)) > limit:
+            return f"more than {limit} bytes of memory"
+        return _disk_excess(self._scratch, found)
+
+
+def _descendants() -> dict[int, int]:
+    """The processes of the program: all that descend from this one, with their numbers of threads."""
+    found: dict[int, int] = {}
+    parents = [os.getpid()]
+    while parents:
+        parent = parents.pop()
+        with suppress(OSError):  # it has ended
+            tasks = os.listdir(f"/proc/{parent}/task")
+            found[parent] = len(tasks)
+            for task in tasks:
+                with (
+                    suppress(FileNotFoundError, ProcessLookupError),
+                    open(f"/proc/{parent}/task/{task}/children") as file,
+                ):
+                    parents += map(int, file.read().split())
+    del found[os.getpid()]
+    return found
+
+
+def _resident(pid: int) -> int:
+    with suppress(OSError, ValueError), open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def _proportional(pid: int) -> int:
+    """Resident bytes, what several processes share divided among them."""
+    with suppress(OSError, ValueError), open(f"/proc/{pid}/smaps_rollup") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pss:")) << 10
+    return 0
+
+
+def _disk_excess(scratch: str, pids: dict[int, int]) -> str:
+    """Files of the folder, and those that are open and have no name any more."""
+    total = count = 0
+    folders = [scratch]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                count += 1
+                with suppress(OSError):
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                if count > _FILES:
+                    return f"more than {_FILES} files"
+    unnamed = {}
+    for pid in pids:
+        with suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with suppress(OSError):
+                    found = os.stat(f"/proc/{pid}/fd/{name}")
+                    if stat.S_ISREG(found.st_mode) and not found.st_nlink:
+                        unnamed[found.st_dev, found.st_ino] = found.st_blocks * 512
+    return f"more than {_DISK} bytes of files" if total + sum(unnamed.values()) > _DISK else ""
+
+
+def _unnamed(folder: str, content: bytes = b"") -> int:
+    descriptor, path = tempfile.mkstemp(dir=folder)
+    os.unlink(path)
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _remove(folder: str) -> None:
+    try:
+        os.rmdir(folder)
+    except OSError:  # not empty. `shutil.rmtree` goes only as deep as Python's calls
+        if subprocess.run(["rm", "-rf", "--", folder], check=False).returncode:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_stale() -> None:
+    """Remove folders of watchers that are no more: those of living ones are locked."""
+    with os.scandir(tempfile.gettempdir()) as entries:
+        folders = [entry.path for entry in entries if entry.name.startswith(PREFIX) and _is_old(entry)]
+    for folder in folders:
+        with suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(folder)
+            finally:
+                os.close(lock)
+
+
+def _is_old(entry: os.DirEntry) -> bool:
+    # A folder is made before it is locked.
+    with suppress(OSError):
+        return entry.stat().st_uid == os.getuid() and time.time() - entry.stat().st_mtime > 60
+    return False
