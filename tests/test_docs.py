@@ -84,6 +84,7 @@ def test_docstring_has_every_argument_and_an_example(package, name):
         assert re.search(r"^Examples:$", document, re.M), f"{package}.{name}: no example"
 
 
+@pytest.mark.slow
 def test_documentation_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs", reason="MkDocs is not installed: pip install -e '.[dev]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]

@@ -72,6 +72,7 @@ def test_what_is_pinned_installs_on_the_oldest_python():
     assert {what: asked[what] for what in looked_at if oldest not in SpecifierSet(asked[what])} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "who"),
     [
@@ -112,6 +113,7 @@ def test_commands_that_need_the_extra_eval_say_so_before_they_start(command, who
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_training_from_the_shell_needs_no_extra(tmp_path):
     save_checkpoint(tmp_path / "MODEL")
     (tmp_path / "train.jsonl").write_text('{"prompt": "2+2=", "completion": "4"}\n' * 4)

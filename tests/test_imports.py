@@ -25,7 +25,7 @@ def loaded_after(statement: str) -> set[str]:
         ("import dco_trl.statistics", {"torch", "trl", "transformers", "matplotlib", "pyarrow"}),
         ("import dco_trl.runs", {"torch", "trl", "vllm", "transformers", "matplotlib"}),
         ("import dco_trl.cli", {"torch", "trl", "vllm", "transformers"}),
-        ("from dco_trl import DCOTrainer", {"vllm", "matplotlib"}),
+        pytest.param("from dco_trl import DCOTrainer", {"vllm", "matplotlib"}, marks=pytest.mark.slow),
     ],
 )
 def test_import_loads_no_more_than_it_needs(statement, forbidden):

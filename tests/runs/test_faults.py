@@ -2,14 +2,13 @@
 
 import json
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from known_sampler import KnownSampler, environment, make_problems
+from forks import Forked
+from forks import run as run_forked
+from known_sampler import KnownSampler, make_problems
 from lengths import KILLS
 from tiny_models import save_checkpoint
 
@@ -34,13 +33,17 @@ def held(folder, pid):
 def kill(command, is_time, seed):
     """Start a process, kill it shortly after `is_time`, and say whether it was still at work."""
     moments = random.Random(seed)
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and not is_time(process.pid) and time.monotonic() < deadline:
+    forked = Forked(*command)
+    while forked.process.is_alive() and not is_time(forked.process.pid):
         time.sleep(0.001)
     time.sleep(moments.uniform(0, 0.03))
-    process.send_signal(signal.SIGKILL)
-    return process.wait() == -signal.SIGKILL
+    return forked.kill()
+
+
+def run_to_its_end(command):
+    code, output = run_forked(*command)
+    assert code == 0, output
+    return output
 
 
 def kill_until_done(command, run, folders, num_parts):
@@ -62,7 +65,7 @@ def kill_until_done(command, run, folders, num_parts):
         seen = now
         grown.append(len(seen))
     assert len(set(grown)) == KILLS, f"some kill came before the run went on: {grown}; seed {seed}"
-    assert subprocess.run(command, env=environment(), stdout=subprocess.DEVNULL).returncode == 0
+    run_to_its_end(command)
     assert not list(run.rglob(".tmp-*"))
 
 
@@ -72,10 +75,10 @@ def test_an_evaluation_killed_at_any_moment_equals_one_never_stopped(tmp_path, s
     grader = ["known_sampler:slow_grader"] if steps != "sample" else []
 
     def command(run):
-        return [sys.executable, str(SCRIPT), str(run), "40", "50", "20", "0.01", "200", *grader]
+        return [SCRIPT, run, 40, 50, 20, 0.01, 200, *grader]
 
     run, whole = tmp_path / "run", tmp_path / "whole"
-    subprocess.run(command(whole), env=environment(), check=True, stdout=subprocess.DEVNULL)
+    run_to_its_end(command(whole))
     kill_until_done(command(run), run, [run, run / "grades/known_sampler-slow_grader"], len(parts(whole)))
     assert parts(run) == parts(whole) and len(parts(run)) == 100 * (1 + len(grader))
     if grader:
@@ -87,9 +90,8 @@ def test_grading_killed_at_any_moment_equals_grading_never_stopped(tmp_path):
     grader, runs = "known_sampler:slow_grader", [tmp_path / "run", tmp_path / "whole"]
     for run in runs:
         sample_run(run, make_problems(40), KnownSampler(), 50, SamplingParams(), chunk_size=20, progress=False)
-    code = "import sys; from dco_trl.runs import grade_run; grade_run(sys.argv[1], sys.argv[2], progress=False)"
-    command = [[sys.executable, "-c", code, str(run), grader] for run in runs]
-    subprocess.run(command[1], env=environment(), check=True)
+    command = [["dco_trl", "grade", run, "--grader", grader] for run in runs]
+    run_to_its_end(command[1])
     kill_until_done(command[0], runs[0], [runs[0] / "grades/known_sampler-slow_grader"], len(parts(runs[1])))
     assert parts(runs[0]) == parts(runs[1]) and len(parts(runs[0])) == 200
     assert load_results(runs[0]).problems == load_results(runs[1]).problems
@@ -107,7 +109,7 @@ def estimating(tmp_path_factory):
     def command(output):
         data = ["--model", str(folder / "MODEL"), "--dataset", str(folder / "train.jsonl"), "--grader", "exact"]
         sampling = ["--num-samples", "64", "--max-tokens", "8", "--chunk-size", "8", "--batch-size", "8"]
-        return [sys.executable, "-m", "dco_trl", "estimate", *data, *sampling, "--output", str(output)]
+        return ["dco_trl", "estimate", *data, *sampling, "--output", output]
 
     return command
 
@@ -115,27 +117,20 @@ def estimating(tmp_path_factory):
 @pytest.mark.slow
 def test_estimate_killed_at_any_moment_writes_what_one_never_stopped_writes(tmp_path, estimating):
     whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
-    subprocess.run(estimating(whole), env=environment(), check=True, capture_output=True)
+    run_to_its_end(estimating(whole))
     run = tmp_path / "stopped.samples"
     kill_until_done(estimating(stopped), run, [run, run / "grades/exact"], len(parts(tmp_path / "whole.samples")))
     assert stopped.read_bytes() == whole.read_bytes()
     assert parts(run) == parts(tmp_path / "whole.samples")
 
 
-def limited(command, size):
-    """A command whose files may have `size` bytes: its writes fail in the middle, as on a full disk."""
-    code = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
-    command = [sys.executable, "-c", f"{code}; os.execv(sys.argv[1], sys.argv[1:])", *command]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True)
-
-
 def test_a_full_disk_says_so_and_the_run_goes_on_later(tmp_path):
     run = tmp_path / "run"
     sample_run(run, make_problems(3), KnownSampler(), 4, chunk_size=4, progress=False)
     before = parts(run)
-    done = limited([sys.executable, str(SCRIPT), str(run), "3", "20000", "60000", "0", "0"], 20_000)
-    assert done.returncode == 1 and "StoreError" in done.stderr
-    assert "could not be written (File too large). What was written before is unharmed. Free some" in done.stderr
+    code, output = run_forked(SCRIPT, run, 3, 20_000, 60_000, 0, 0, size=20_000)
+    assert code == 1 and "StoreError" in output
+    assert "could not be written (File too large). What was written before is unharmed. Free some" in output
     assert parts(run) == before and not list(run.rglob(".tmp-*"))
     sample_run(run, make_problems(3), KnownSampler(), 50, chunk_size=40, progress=False)
     assert [len(indices) for indices in RunStore(run).present().values()] == [50, 50, 50]
@@ -145,9 +140,9 @@ def test_a_disk_that_is_full_while_grading(tmp_path):
     run = tmp_path / "run"
     for samples in (4, 4_000):
         sample_run(run, make_problems(3), KnownSampler(), samples, chunk_size=20_000, progress=False)
-    done = limited([sys.executable, "-m", "dco_trl", "grade", str(run), "--grader", "exact"], 4_000)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "could not be written (File too large). What was written before is unharmed. Free some" in done.stderr
+    code, output = run_forked("dco_trl", "grade", run, "--grader", "exact", size=4_000)
+    assert code == 2 and "Traceback" not in output
+    assert "could not be written (File too large). What was written before is unharmed. Free some" in output
     assert len(list((run / "grades/exact").glob("part-*"))) == 1 and not list(run.rglob(".tmp-*"))
     summary = grade_run(run, "exact", progress=False)
     assert (summary.num_samples, summary.num_new) == (12_000, 12_000 - 12)
@@ -156,10 +151,10 @@ def test_a_disk_that_is_full_while_grading(tmp_path):
 @pytest.mark.slow
 def test_a_disk_that_is_full_while_estimating(tmp_path, estimating):
     output = tmp_path / "out.jsonl"
-    done = limited(estimating(output), 30_000)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert f"{output} could not be written (File too large). What was written before is unharmed. Free" in done.stderr
+    code, said = run_forked(*estimating(output), size=30_000)
+    assert code == 2 and "Traceback" not in said
+    assert f"{output} could not be written (File too large). What was written before is unharmed. Free" in said
     assert not output.exists() and not list(tmp_path.rglob(".tmp-*"))
-    again = subprocess.run(estimating(output), env=environment(), capture_output=True, text=True)
-    assert again.returncode == 0 and "nothing to draw" in again.stdout and "(0 of them now)" in again.stdout
+    again = run_to_its_end(estimating(output))
+    assert "nothing to draw" in again and "(0 of them now)" in again
     assert len(output.read_text().splitlines()) == 8

@@ -1,15 +1,14 @@
 """Solving within a budget: the first accepted answer, nothing drawn twice, killed at any moment."""
 
 import json
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from known_sampler import ArmSampler, KnownSampler, environment, make_problems, make_schedule, sampler_params
+from forks import Forked
+from known_sampler import ArmSampler, KnownSampler, make_problems, make_schedule, sampler_params
+from lengths import KILLS
 
 from dco_trl.grading import GraderError
 from dco_trl.runs import DataError, Problem, RunStore, load_results, problems_from_rows
@@ -141,16 +140,15 @@ solve(make_problems(30), KnownSampler(seconds=0.02), "exact", run_dir=sys.argv[1
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(tmp_path):
-    run, kills = tmp_path / "run", 0
-    for seen in range(1, 40, 6):  # more files each time: samples and verdicts in turn
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(run)], env=environment())
-        while process.poll() is None and len(list(run.rglob("part-*"))) < seen:
+    run, script = tmp_path / "run", tmp_path / "solving.py"
+    script.write_text(SCRIPT)
+    for seen in np.linspace(1, 37, KILLS):  # more files each time: samples and verdicts in turn
+        forked = Forked(script, run)
+        while forked.process.is_alive() and len(list(run.rglob("part-*"))) < seen:
             time.sleep(0.002)
-        kills += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert kills >= 4
+        assert forked.kill(), forked.output
     whole = solved(tmp_path / "whole", chunk_size=10)
     answers = solved(run, chunk_size=10).answers
     assert [(a.solved, a.attempt, a.completion) for a in answers] == [

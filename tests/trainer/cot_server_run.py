@@ -38,8 +38,9 @@ def ask_and_draw(self, problems, counts, next_index, sampler):
     greedy = [sample.token_ids for [sample] in sampler.sample([SampleRequest(ids, 1) for ids in PROMPTS], params)]
     name = sampler.adapter_name or sampler.model
     asked = {"model": name, "prompt": PROMPTS, "max_tokens": 5, "temperature": 0, "logprobs": 0, "ignore_eos": True}
-    answer = httpx.post(f"{base_url}/completions", json={**asked, "return_token_ids": True}, timeout=300).json()
-    served = [entry["id"] for entry in httpx.get(f"{base_url}/models", timeout=300).json()["data"]]
+    asked |= {"return_token_ids": True, "repetition_penalty": 1.0}  # the model's generation config has another
+    answer = httpx.post(f"{base_url}/completions", json=asked, timeout=None).json()
+    served = [entry["id"] for entry in httpx.get(f"{base_url}/models", timeout=None).json()["data"]]
     choices = [(choice["token_ids"], choice["logprobs"]["token_logprobs"]) for choice in answer["choices"]]
     windows.append({"name": name, "served": served, "greedy": greedy, "choices": choices})
     if trainer.accelerator.is_main_process:

@@ -1,4 +1,4 @@
-"""Training runs that are killed or starved, and an endpoint that dies: started by `test_faults.py`.
+"""Training runs that are killed or starved, and an endpoint that dies: started by `test_training_faults.py`.
 
 Each is a process of its own, forked from one that has imported TRL once, so that a start takes a second and not ten.
 """

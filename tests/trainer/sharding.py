@@ -1,11 +1,9 @@
 """Two processes under the launch configurations of `examples/accelerate_configs`, on a CPU."""
 
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import transformers
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, PartialState
@@ -26,19 +24,11 @@ def launch_environment(name: str) -> dict[str, str]:
     return prepare_deepspeed_cmd_env(args)[1]
 
 
-def run(strategy: str | None, *arguments: str) -> None:
+def run(strategy: str | None, script: Path, *arguments: object) -> None:
     """One process without a strategy, two with one."""
-    command = [sys.executable, *arguments]
-    environment = dict(os.environ)
-    if strategy is not None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command[1:1] = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-        environment |= launch_environment(strategy)
-    environment["PYTHONPATH"] = f"{HERE}:{HERE.parent}:{HERE.parents[1]}"
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-6000:]
+    environment = {} if strategy is None else launch_environment(strategy)
+    code, output = forks.run(script, *arguments, processes=1 if strategy is None else 2, **environment)
+    assert code == 0, output[-6000:]
 
 
 def let_accelerate_shard_on_a_cpu() -> None:

@@ -1,72 +1,21 @@
 """PassAtKCallback in real trainers: what it logs, what it stores, and that training does not notice it."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from callback_run import PARAMS, ROWS, HalfRight, sft
 from datasets import Dataset
+from forks import run
 from tiny_models import make_model, make_tokenizer
-from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl import GRPOConfig, GRPOTrainer
 
 from dco_trl.grading import GraderError
 from dco_trl.runs import RunStore, load_results, read_problems
-from dco_trl.sampling import Sample, SamplingParams
 from dco_trl.statistics import pass_at_k
 from dco_trl.trainer.callbacks import PassAtKCallback, _new_folder
-
-ROWS = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in [(1, 1), (2, 3), (4, 2)]]
-PARAMS = SamplingParams(max_tokens=4)
-TESTS = Path(__file__).parents[1]
-
-
-class HalfRight:
-    """A sampler of another model: right on even indices."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def sample(self, requests, params):
-        self.calls += 1
-        return [
-            [Sample("" if i % 2 else str(eval(r.prompt[:-1])), None, 1, "stop") for i in range(r.num_samples)]
-            for r in requests
-        ]
-
-    def identity(self):
-        return {"model": "half right", "sampler": "half right"}
-
-    def close(self):
-        raise AssertionError("it belongs to the user")
-
-
-def sft(folder, callback=None, **settings):
-    train = Dataset.from_list([{"prompt": r["prompt"], "completion": r["answer"]} for r in ROWS * 4])
-    defaults = dict(
-        output_dir=str(folder),
-        report_to=[],
-        use_cpu=True,
-        num_train_epochs=2,
-        per_device_train_batch_size=4,
-        logging_steps=1,
-        save_strategy="no",
-        learning_rate=1e-2,
-        disable_tqdm=True,
-    )
-    args = SFTConfig(**{**defaults, **settings})
-    model = make_model(attention_dropout=0.1)
-    trainer = SFTTrainer(
-        model=model, args=args, train_dataset=train, eval_dataset=train, processing_class=make_tokenizer()
-    )
-    if callback is not None:
-        callback.trainer = trainer
-        trainer.add_callback(callback)
-    return trainer
 
 
 def logged(trainer, key):
@@ -190,20 +139,15 @@ def test_it_works_in_grpo_trainer(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_with_two_processes_one_samples_and_none_waits_for_ever(tmp_path, fails):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*command, __file__, str(tmp_path), str(fails)], env=environment, capture_output=True, text=True, timeout=200
+    code, output = run(
+        Path(__file__).with_name("callback_run.py"), tmp_path, fails, processes=2, ACCELERATE_USE_CPU="true"
     )
     if fails:
-        assert done.returncode != 0
-        assert "the endpoint is gone" in done.stderr
-        assert "PassAtKCallback failed on the main process; the reason is in its error" in done.stderr
+        assert code != 0
+        assert "the endpoint is gone" in output
+        assert "PassAtKCallback failed on the main process; the reason is in its error" in output
         return
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert code == 0, output[-3000:]
     histories = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     values = [[e["eval_pass@2"] for e in history if "eval_pass@2" in e] for history in histories]
     assert len(values[0]) == 2 and values[0] == values[1]
@@ -256,17 +200,3 @@ def test_problems_and_files_are_data_sets_too(tmp_path):
     assert from_file == PassAtKCallback(read_problems(file), "exact", HalfRight(), num_samples=1, k=1).problems
     assert [p.answer for p in from_file] == ["2", "5", "6"]
     assert np.shape(from_file) == (3,)
-
-
-if __name__ == "__main__":  # one of the two processes of the test above
-    output, fail = Path(sys.argv[1]), sys.argv[2] == "True"
-
-    class Failing(HalfRight):
-        def sample(self, requests, params):
-            raise ConnectionError("the endpoint is gone")
-
-    chosen = Failing() if fail else "transformers"
-    one_of_two = sft(output, PassAtKCallback(ROWS, "exact", chosen, num_samples=4, k=2, params=PARAMS))
-    one_of_two.train()
-    rank = one_of_two.accelerator.process_index
-    (output / f"rank{rank}.json").write_text(json.dumps(one_of_two.state.log_history))

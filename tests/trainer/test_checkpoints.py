@@ -91,6 +91,7 @@ STAGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "owner, name, after", STAGES, ids=[f"{n}, {'after' if a else 'before'}" for _, n, a in STAGES]
 )

@@ -111,6 +111,7 @@ def test_counts_in_the_data_set_are_the_first_memory_of_a_sampler():
     assert steps_of(forgetting)[0]["success_rate"] < 0.1
 
 
+@pytest.mark.slow
 def test_success_rates_are_those_of_the_model():
     # Trained for a while, so that the rates are neither 0 nor 1; then the exact ones, by summing over rationales.
     trainer = make_cot_trainer(num_train_epochs=12, num_attempts=1, num_rationales=8)
@@ -383,6 +384,7 @@ def window_gradient(trainer: CoTDCOTrainer, seed: int) -> torch.Tensor:
     return gradient(trainer.model, trainer.compute_loss(trainer.model, batch, num_items_in_batch=count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("targets", "num_targets"), [("sampled", 1), ("sampled", 5), ("reference", 1)])
 def test_the_expected_gradient_over_all_rationales(targets, num_targets):
     num_attempts, num_draws = 3, 150

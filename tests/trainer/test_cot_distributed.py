@@ -1,16 +1,13 @@
 """Two processes, each sampling its own prompts, give the weights of one: gloo, on a CPU."""
 
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forks import run
 
 HERE = Path(__file__).parent
 RUNS = {
@@ -19,23 +16,12 @@ RUNS = {
 }
 
 
-def run(num_processes: int, *arguments: str, timeout: float | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, *arguments]
-    if num_processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", f"--master_port={port}"]
-        command[1:1] = torchrun
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}:{HERE.parents[1]}", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
-
-
 def launch(num_processes: int, folder: Path) -> dict[str, dict]:
     sizes = {"per_device_train_batch_size": 4 // num_processes, "learning_rate": 1e-3}
     settings = json.dumps([{**options, **sizes} for options in RUNS.values()])
-    done = run(num_processes, str(HERE / "cot_distributed_run.py"), settings, str(folder / f"{num_processes}.pt"))
-    assert done.returncode == 0, done.stderr[-3000:]
+    script, results = HERE / "cot_distributed_run.py", folder / f"{num_processes}.pt"
+    code, output = run(script, settings, results, processes=num_processes, ACCELERATE_USE_CPU="true")
+    assert code == 0, output[-3000:]
     return dict(zip(RUNS, torch.load(folder / f"{num_processes}.pt", weights_only=False), strict=True))
 
 
@@ -73,9 +59,8 @@ def test_two_processes_are_one(results, name):
     ],
 )
 def test_a_process_that_fails_stops_all_of_them(tmp_path, scenario, failing, own, what):
-    # The issue is a job that hangs: it must end by itself, long before this.
-    done = run(2, str(HERE / "cot_failing_run.py"), scenario, str(tmp_path), timeout=300)
-    assert done.returncode != 0
-    assert own in done.stderr
-    assert re.search(f"RuntimeError: Process {failing} failed while {what}, so all of them stop: .*{own}", done.stderr)
+    # The issue is a job that hangs: here nobody ends the other process but itself.
+    code, output = run(HERE / "cot_failing_run.py", scenario, tmp_path, processes=2, ACCELERATE_USE_CPU="true")
+    assert code != 0 and own in output
+    assert re.search(f"RuntimeError: Process {failing} failed while {what}, so all of them stop: .*{own}", output)
     assert not list(tmp_path.glob(".dco-sampler-*"))

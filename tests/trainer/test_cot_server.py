@@ -15,7 +15,7 @@ def windows(vllm_server, checkpoint, tmp_path_factory):
     """For each kind of training, what each process saw at each window."""
     folder = tmp_path_factory.mktemp("server")
     # The server has room for one adapter: two processes with one each would not fit.
-    run("fsdp2", str(HERE / "cot_server_run.py"), str(checkpoint), vllm_server, str(folder))
+    run("fsdp2", HERE / "cot_server_run.py", checkpoint, vllm_server, folder)
     sampler = ServerSampler("tiny", base_url=vllm_server, progress=False)
     sampler.reload_weights(str(checkpoint))  # for the other tests of this server
     sampler.close()

@@ -1,15 +1,12 @@
 """Two processes are one: gloo, on a CPU."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from forks import run
 
 HERE = Path(__file__).parent
 
@@ -30,18 +27,11 @@ def launch(num_processes: int, folder: Path) -> dict[str, dict]:
         "per_device_train_batch_size": 4 // num_processes,
         "per_device_eval_batch_size": 6 // num_processes,
     }
-    settings = json.dumps([{**run, **sizes} for run in RUNS.values()])
-    command = [sys.executable, str(HERE / "distributed_run.py"), settings, str(folder / f"{num_processes}.pt")]
-    if num_processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", f"--master_port={port}"]
-        command[1:1] = torchrun
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}:{HERE.parents[1]}", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = dict(zip(RUNS, torch.load(folder / f"{num_processes}.pt"), strict=True))
+    settings = json.dumps([{**options, **sizes} for options in RUNS.values()])
+    script, results = HERE / "distributed_run.py", folder / f"{num_processes}.pt"
+    code, output = run(script, settings, results, processes=num_processes, ACCELERATE_USE_CPU="true")
+    assert code == 0, output[-3000:]
+    results = dict(zip(RUNS, torch.load(results), strict=True))
     for number, result in enumerate(results.values()):
         written = list((folder / str(num_processes) / str(number)).glob("*/eval_log_p.parquet"))
         result["eval_log_p"] = pq.read_table(written[0]).to_pydict() if written else None

@@ -75,7 +75,7 @@ def launch(strategy: str | None, folder: Path) -> dict[str, dict]:
         settings[name] = {**options, **sizes} | ({"model": saved} if "model" in options else {})
     if strategy is None:  # accelerate fills an uneven last batch up with the first rows, so that all have as many
         settings["token"]["rows"] = [*RUNS["token"]["rows"], 0]
-    run(strategy, str(HERE / "sharded_run.py"), json.dumps(settings), str(folder))
+    run(strategy, HERE / "sharded_run.py", json.dumps(settings), folder)
     return torch.load(folder / "results.pt", weights_only=False)
 
 
