@@ -29,7 +29,8 @@ _LABEL = re.compile(
 # A species is no option: "E. coli".
 _SPECIES = re.compile(
     r"[A-Z]\.\s(?:coli|aureus|elegans|melanogaster|sapiens|subtilis|thaliana|difficile|pylori|cerevisiae|falciparum|"
-    r"tuberculosis|musculus|pneumoniae|albicans|pyogenes|cholerae|rerio|laevis|pombe)\b"
+    r"tuberculosis|musculus|pneumoniae|albicans|pyogenes|cholerae|rerio|laevis|pombe|rex|diff|botulinum|anthracis|"
+    r"burgdorferi|typhi|faecalis|vivax|cruzi|gondii)\b"
 )
 # After a first option another: joined to it, or as bare as it.
 _ANOTHER = re.compile(

@@ -16,7 +16,7 @@ _WINDOW = 1_000
 
 _ANSWER_IS = re.compile(
     r"(?:answer|(?:correct|right|best) (?:option|choice|letter))(?: to [^.\n]{1,80}?)?[*_]{0,3}"
-    r"(?:\s{1,9}(?:is|are|would be|should be|must be)(?!n['’]t)|\s{0,9}[:：=])[*_]{0,3}:?\s*"
+    r"(?:\s{1,9}(?:is|are|would be|should be|must be)(?!n['’]t)|\s{0,9}[:：=]|\s[-–—]\s)[*_]{0,3}:?\s*"
     r"(?:(?:therefore|thus|then|hence|simply|indeed|clearly|definitely|given by|equal to|as follows)\b[,:]?\s*){0,3}",
     re.IGNORECASE,
 )
@@ -28,8 +28,10 @@ _NO_ANSWER = re.compile(
 _NOT_BUT = re.compile(r"not\b[^.\n]{1,80}?,? but (?:rather )?", re.IGNORECASE)
 # "7, not 5", "7 rather than 5", "7 because 3 + 4 = 7": the answer comes before.
 _REMARK = re.compile(
-    r"(?:[,;(–—]\s?|\s-{1,2}\s|(?<=[\d$)}\]%])\s|\s(?=(?:and|but)\s))(?:(?:and|but)\s)?not\b"
-    r"|\b(?:rather\sthan|instead\sof|as\sopposed\sto|because|since)\b"
+    r"(?:[,;(–—]\s?|\s-{1,2}\s|(?<=[\d$)}\]%])\s|\s(?=(?:and|but)\s))"
+    r"(?:(?:and|but|definitely|certainly|clearly)\s){0,2}not\b"
+    r"|\b(?:rather\sthan|instead\sof|in\splace\sof|as\sopposed\sto|unlike|contrary\sto|because|since)\b"
+    r"|(?P<note>\s\((?!mod\b|maybe\b|perhaps\b|possibly\b|either\b)[A-Za-z]{3})"
     r"|(?P<weak>[,;(–—]\s?(?:which|as|so|but|where|while|although|though|thus|hence|therefore|i\.e\.|that\sis|meaning)\b"
     r"|\swhich\s(?:is|are|was|means|equals?)\b)",
     re.IGNORECASE,
@@ -48,6 +50,8 @@ _ANSWER_HEADING = re.compile(
     r"^[#*_>\- \t]{0,12}(?:the[ \t])?(?:(?:final|short|correct)[ \t])?(?:answer|result)s?[*_:：# \t]{0,12}$",
     re.IGNORECASE | re.MULTILINE,
 )
+# Below a heading or a colon "- 42" is an entry of a list.
+_BULLET = re.compile(r"^[^\S\n]*\n\s*[-*•]\s+")
 _TAG = re.compile(r"<(/?)(?:final_?)?answer>", re.IGNORECASE)
 # In a box: "The answer is 5", `\text{The answer is } 5` and `\text{The answer is 5}`.
 _BOXED_SENTENCE = re.compile(rf"[\w ]{{0,80}}?{_ANSWER_IS.pattern}(.*)", re.IGNORECASE | re.DOTALL)
@@ -132,13 +136,13 @@ def stated_answer(text: str) -> str:
     """What the last "answer is", "answer:" or "correct option is" states, up to the end of its sentence or formula."""
     if "nswer" not in text and "NSWER" not in text and "option" not in text and "choice" not in text:
         return ""
-    end = None
+    last = None
     for match in _ANSWER_IS.finditer(text):
-        if contrast := _NOT_BUT.match(text, match.end()):
-            end = contrast.end()
-        elif not _NO_ANSWER.match(text, match.end()):
-            end = match.end()
-    return "" if end is None else _without_remark(clean(_sentence(text[end:])))
+        if not _NO_ANSWER.match(text, match.end()) or _NOT_BUT.match(text, match.end()):
+            last = match
+    if last is None:
+        return ""
+    return _without_remark(clean(_sentence("\n" * ("\n" in last[0]) + text[last.end() :])))
 
 
 def extract_reference(reference: Any) -> str:
@@ -168,11 +172,12 @@ def _marked(text: str) -> str:
         window = text[mark.end() : mark.end() + _WINDOW]
         line = _first_line(window)
         bare = clean(line).strip("*_ ")
-        if _ANSWER_HEADING.fullmatch(bare):
-            return _without_remark(clean(_sentence(window[window.find(line) + len(line) :])))
+        if _ANSWER_HEADING.fullmatch(bare) or _ANSWER_IS.search(bare):
+            below = window[window.find(line) + len(line) * bool(_ANSWER_HEADING.fullmatch(bare)) :]
+            return stated_answer(below) or _without_remark(clean(_sentence(below)))
         below = window[window.find(line) + len(line) :].strip()
         is_prose = len(bare.split()) > 4 and not any(sign in bare for sign in "0123456789\\$=")
-        if bare and not _HEADING.match(bare) and not (is_prose and below):
+        if bare and not bare.startswith("#") and not _HEADING.match(bare) and not (is_prose and below):
             return _without_remark(clean(line))
     return ""
 
@@ -203,11 +208,16 @@ def _below_heading(text: str) -> str:
 
 def _without_remark(answer: str) -> str:
     """An answer without what is said about it: "7, not 5" is 7."""
-    remark = _REMARK.search(" ".join(answer.split())) if len(answer) <= _WINDOW else None
-    if remark is None:
+    if len(answer) > _WINDOW:
         return answer
+    if contrast := _NOT_BUT.match(answer):
+        answer = answer[contrast.end() :]
+    remark = _REMARK.search(" ".join(answer.split()))
+    if remark is None:
+        return clean(answer)
     before = clean(remark.string[: remark.start()].rstrip(" ,;(–—-"))
-    is_short = len(before.split()) <= 3  # a sentence may conclude after ", so"
+    # A sentence may conclude after ", so"; "Paris (Texas)" is not Paris.
+    is_short = len(before.split()) <= 3 and remark["note"] is None
     is_formula = remark["weak"] is None and any(sign in before for sign in "0123456789\\$=")
     return before if before and (is_short or is_formula) else answer
 
@@ -230,7 +240,7 @@ def _first_line(text: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    text = text.lstrip()
+    text = _BULLET.sub("", text).lstrip()
     for opening, closing in (("$$", "$$"), ("\\[", "\\]")):  # a displayed formula may run over several lines
         if text.startswith(opening):
             end = text.find(closing, 2)

@@ -79,7 +79,10 @@ def judge(reference: str, answer: str) -> Verdict:
 def _differ_in_size(gold: list, predicted: list) -> bool:
     """Whether two values that math-verify takes for equal differ: it compares six decimals, of small numbers too."""
     try:
-        return any(starmap(_differ, zip(_numbers(gold[0]), _numbers(predicted[0]), strict=True)))
+        wanted, given = _numbers(gold[0]), _numbers(predicted[0])
+        if type(gold[0]) is not type(predicted[0]) or getattr(gold[0], "is_FiniteSet", False):
+            wanted, given = sorted(wanted), sorted(given)
+        return any(starmap(_differ, zip(wanted, given, strict=True)))
     except Exception:  # no numbers: strings, expressions with letters
         return False
 
@@ -99,8 +102,7 @@ def _numbers(value: Any) -> list:
     if getattr(value, "is_Interval", False):
         return [number for end in (value.start, value.end) for number in _numbers(end)]
     if getattr(value, "is_FiniteSet", False) or type(value).__name__ == "Tuple":
-        found = [number for entry in value.args for number in _numbers(entry)]
-        return sorted(found) if getattr(value, "is_FiniteSet", False) else found
+        return [number for entry in value.args for number in _numbers(entry)]
     return [value.evalf(15)]
 
 

@@ -6,7 +6,7 @@ _FUNCTIONS = "sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|arcsin|arccos|arctan|log|ln
 _CONSTANTS = "pi|theta|alpha|beta|gamma|lambda|phi|omega|infinity|inf|oo"
 # Numbers, single letters and known names, and what joins them: any other word makes a text prose, which is left alone.
 _PLAIN = re.compile(
-    rf"(?:(?<![A-Za-z\\])(?:{_FUNCTIONS}|{_CONSTANTS})(?![A-Za-z])|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|[0-9.]"
+    rf"(?:(?<![A-Za-z\\])(?:{_FUNCTIONS}|{_CONSTANTS})(?![A-Za-z])|(?<![A-Za-z\\])(?:[A-Za-z]|and|or)(?![A-Za-z])|[0-9.]"
     r"|[-+*/^()\[\]{},;:=<>!|_\s])+"
 )
 # What of it needs putting into LaTeX.
@@ -43,6 +43,7 @@ def as_latex(answer: str) -> str:
     text = _BARE_POWER.sub(r"^{\1}", text)
     for sign, latex in (("<=", r"\le "), (">=", r"\ge "), ("!=", r"\ne ")):
         text = text.replace(sign, latex)
+    text = re.sub(r"(?<=\d)\s?\*\s?(?=i(?![A-Za-z]))", "", text)  # math-verify knows 2i only
     return re.sub(r"\s?\*\s?", r" \\cdot ", text)
 
 

@@ -18,8 +18,10 @@ _SCIENTIFIC = re.compile(
 )
 _DOTS = re.compile(r"\\[lcd]?dots[cbmo]?(?![A-Za-z])|(?<=[,;:+])\s?\.\.\.|\.\.\.(?=\s?[,;:+])")
 _SEPARATOR = re.compile(r"[,;]")
-_NEGATION = re.compile(r"\b(?:not|never|cannot|neither|nor|nowhere)\b|n['’]t\b", re.IGNORECASE)
-_HEDGE = re.compile(r"\b(?:or|maybe|perhaps|possibly|either|might)\b", re.IGNORECASE)
+_NEGATION = re.compile(
+    r"\b(?:not|never|cannot|neither|nor|anything but|wrong|incorrect|instead of|rather than)\b|n['’]t\b", re.IGNORECASE
+)
+_HEDGE = re.compile(r"\b(?:or|maybe|perhaps|possibly|either|might)\b|\\(?:lor|vee)(?![A-Za-z])", re.IGNORECASE)
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _WORD_OF_TEXT = re.compile(r"[A-Za-z]{4,}")
 _ANY_NUMBER = re.compile(rf"(?<![\w.]){_DIGITS}", re.ASCII)
@@ -27,9 +29,11 @@ _BASE = re.compile(r"([0-9A-Za-z]{1,60})_(?:\{(\d{1,2})\}|(\d{1,2}))", re.ASCII)
 _FRACTION = re.compile(r"([+-]?)(?:\\[dt]?frac\{(\d{1,20})\}\{(\d{1,20})\}|(\d{1,20})/(\d{1,20}))", re.ASCII)
 _SPACE = re.compile(r"\\[,;: ]|~")
 _TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox)\{([^{}]*)\}")
+_AMOUNT = (
+    rf"(?:{_DIGITS})\s?\\(?:times|cdot)\s?10\^(?:\{{-?\d{{1,4}}\}}|\d)|\\[dt]?frac\{{\d+\}}\{{\d+\}}|\d+/\d+|{_DIGITS}"
+)
 _QUANTITY = re.compile(
-    rf"(\\?\$)?\s*([+-]?(?:\\[dt]?frac\{{\d+\}}\{{\d+\}}|\d+/\d+|{_DIGITS}))(\s*)"
-    r"(?:(square|sq|cubic) )?([A-Za-z]*)\s*(?:\^\s*\{?([23])\}?)?\s*\.?",
+    rf"(\\?\$)?\s*([+-]?(?:{_AMOUNT}))(\s*)(?:(square|sq|cubic) )?([A-Za-z]*)\s*(?:\^\s*\{{?([23])\}}?)?\s*\.?",
     re.ASCII,
 )
 _IDLE = re.compile(r"\\(?:left|right|[,;:! {}])|\s")

@@ -4,7 +4,10 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-_NAMES = "think thinking thought thoughts reasoning reason reflection analysis scratchpad inner_monologue".split()
+_NAMES = (
+    "think thinking thought thoughts reasoning reason reflection analysis scratchpad inner_monologue antThinking "
+    "thought_process thinking_process chain_of_thought cot rationale"
+).split()
 # An opening "" is never written: the prompt has it, or the tokenizer drops it.
 THOUGHT_TAGS: tuple[tuple[str, str], ...] = (
     *((f"<{name}>", f"</{name}>") for name in (*_NAMES, "seed:think", "longcat_think", "mm:think")),
@@ -15,7 +18,7 @@ THOUGHT_TAGS: tuple[tuple[str, str], ...] = (
     *((f"◁{name}▷", f"◁/{name}▷") for name in _NAMES),
     *(("[think]", "[/think]"), ("[thinking]", "[/thinking]"), ("<|inner_prefix|>", "<|inner_suffix|>")),
     *(("<|channel|>analysis", "<|channel|>final<|message|>"), ("<|channel>thought", "<channel|>")),
-    ("", "assistantfinal"),
+    *(("", "assistantfinal"), ("<unused94>", "<unused95>"), ("Here is my thought process:", "Here is my response:")),
 )
 
 
@@ -25,7 +28,7 @@ def strip_thoughts(text: str, tags: Sequence[tuple[str, str]] = THOUGHT_TAGS) ->
     Args:
         text: A completion.
         tags: Pairs of an opening and a closing tag, whatever their case; an opening "" stands for none. By default
-            those of DeepSeek, Qwen, Magistral, Kimi, gpt-oss, Command, Seed and their like.
+            those of DeepSeek, Qwen, Magistral, Kimi, gpt-oss, Command, Granite, Seed and their like.
 
     Returns:
         The rest, which may be empty.
