@@ -45,7 +45,9 @@ _HEADING_WORDS = (
     r"subtract\w*|multipl\w*|divid\w*|key|additional|hint|tips?)\b"
 )
 _HEADING = re.compile(rf"{_HEADING_WORDS}|(?:answer|final|result)\b|[^\d\\$]*:$", re.IGNORECASE)
-_HEADING_LINE = re.compile(rf"^[ \t]{{0,3}}#{{1,6}}[*_ \t]{{0,5}}{_HEADING_WORDS}.*$", re.IGNORECASE | re.MULTILINE)
+_HEADING_LINE = re.compile(
+    rf"^[ \t]{{0,3}}#{{1,6}}[*_ \t]{{0,5}}(?:{_HEADING_WORDS}.*)?$", re.IGNORECASE | re.MULTILINE
+)
 _ANSWER_HEADING = re.compile(
     r"^[#*_>\- \t]{0,12}(?:the[ \t])?(?:(?:final|short|correct)[ \t])?(?:answer|result)s?[*_:：# \t]{0,12}$",
     re.IGNORECASE | re.MULTILINE,

@@ -60,7 +60,7 @@ LONG = "Let us work this out with care, one step after another, as a good studen
         ("<ANSWER>42</ANSWER>", "42"),
         ("#### Paris\nParis is the capital.", "Paris"),
         ("####\n72", "72"),
-        ("He has 5.\n####\n####\n####", "He has 5.\n####\n####\n####"),
+        ("He has 5.\n####\n####\n####", "He has 5"),
         ("3 + 4 = 7\n#### 7\n#### Explanation\nWe add.", "7"),
         ("#### Final Answer\nThe total is 42.", "The total is 42"),
         (LONG + "\n#### Step 1: 3 + 4 = 7", ""),
@@ -178,7 +178,7 @@ def test_hostile_repetition_costs_linear_time(unit):
         return best
 
     # Eight times the length: linear gives 8, quadratic 64. The constant covers the clock's resolution.
-    assert seconds(160_000) < 32 * (seconds(20_000) + 1e-3)
+    assert seconds(40_000) < 32 * (seconds(5_000) + 1e-3)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from dco_trl.grading import (
     math_grader,
     regex_grader,
 )
+from dco_trl.grading.code_sandbox import unconfinable
 
 RIGHT_B = (
     *(
@@ -238,6 +239,16 @@ def test_an_expression_without_end_is_stopped():
     with BulkGrader("regex", num_workers=1, timeout=1.0) as grader:
         verdicts = grader.grade(None, ["a" * 40 + "b", "a"], ["(a|a)*c"] * 2, progress=False)
     assert [(verdict.score, verdict.status) for verdict in verdicts] == [(None, "timeout"), (0.0, "graded")]
+
+
+@pytest.mark.skipif(unconfinable() is not None, reason="this kernel cannot confine programs")
+def test_code_leaves_thoughts_out():
+    right, wrong = "```python\nx = 1\n```", "```python\nx = 2\n```"
+    texts = [f"<think>{wrong}</think>{right}", f"<think>{right}</think>{wrong}", f"<think>{right}"]
+    with BulkGrader("code", num_workers=1) as grader:
+        verdicts = grader.grade(None, texts, [""] * 3, {"test_list": [["assert x == 1"]] * 3}, progress=False)
+    assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 0.0]
+    assert [verdict.answer for verdict in verdicts] == ["x = 1", "x = 2", ""]
 
 
 def test_thought_tags_are_an_argument():
