@@ -53,7 +53,7 @@ def test_what_is_imported_is_declared(file):
 
 
 def test_the_bare_package_declares_no_package_of_an_extra():
-    extra = names(PROJECT["optional-dependencies"]["eval"]) | {"anyio", "httpx", "ray", "vllm"}
+    extra = names(PROJECT["optional-dependencies"]["eval"]) | {"anyio", "httpx2", "ray", "vllm"}
     assert not names(PROJECT["dependencies"]) & extra
 
 

@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..extras import missing
 
 try:
-    import httpx
+    import httpx2
     from anyio.from_thread import start_blocking_portal
 except ImportError as error:
     raise missing("sampler='server'", "server", error) from error
@@ -71,8 +71,8 @@ class Endpoint:
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise UserError("api_key holds a character that no HTTP header can carry, such as a line break.")
         try:
-            address = httpx.URL(base_url.rstrip("/"))
-        except httpx.InvalidURL as error:
+            address = httpx2.URL(base_url.rstrip("/"))
+        except httpx2.InvalidURL as error:
             raise UserError(f"base_url is not an address ({error}). Write it as http://127.0.0.1:8000/v1.") from error
         self.url = str(address.copy_with(userinfo=b"", query=None, fragment=None))
         if address.scheme not in ("http", "https") or not address.host or address.query or address.fragment:
@@ -84,13 +84,13 @@ class Endpoint:
         self._address = str(address)
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
-    def client(self, connections: int = 1) -> httpx.AsyncClient:
+    def client(self, connections: int = 1) -> httpx2.AsyncClient:
         """Connections for some requests, to be used as a context."""
-        return httpx.AsyncClient(
+        return httpx2.AsyncClient(
             headers=self._headers,
             # `ask` bounds the whole request; a limit for each read would let a slow drip through.
-            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),
+            limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
             follow_redirects=True,
         )
 
@@ -105,7 +105,7 @@ class Endpoint:
 
     async def ask(
         self,
-        client: httpx.AsyncClient,
+        client: httpx2.AsyncClient,
         what: str,
         path: str,
         read: Callable[[bytes], Answer],
@@ -149,7 +149,7 @@ class Endpoint:
 
     async def _attempt(
         self,
-        client: httpx.AsyncClient,
+        client: httpx2.AsyncClient,
         path: str,
         read: Callable[[bytes], Answer],
         body: dict[str, Any] | None,
@@ -163,7 +163,7 @@ class Endpoint:
                 f"no whole answer within {seconds:g} seconds",
                 " Raise the sampler's option timeout (sampler_kwargs), or lower max_tokens.",
             ) from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise _Failure(f"no answer, {type(error).__name__}: {error}", _IS_IT_RUNNING) from error
         if not response.is_success:
             passing = response.status_code in _PASSING or response.status_code >= 500
@@ -179,8 +179,8 @@ class Endpoint:
             raise _Failure(f"{error}, in {error_text(content)}", error.hint) from error
 
     async def _exchange(
-        self, client: httpx.AsyncClient, path: str, body: dict[str, Any] | None
-    ) -> tuple[httpx.Response, bytes]:
+        self, client: httpx2.AsyncClient, path: str, body: dict[str, Any] | None
+    ) -> tuple[httpx2.Response, bytes]:
         url = self._address + path
         if path.startswith(".."):
             url = self._address.removesuffix("/v1") + path[2:]
@@ -250,7 +250,7 @@ def _hint(status: int, path: str) -> str:
     return ""
 
 
-def _retry_after(headers: httpx.Headers) -> float | None:
+def _retry_after(headers: httpx2.Headers) -> float | None:
     """Seconds that the endpoint asks to wait; None if it does not ask, or cannot be understood."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:

@@ -21,7 +21,7 @@ from .protocol import Prompt, Sample, SampleRequest, SamplingParams, copy_greedy
 from .tokens import encode_prompts, end_token_ids, is_token_ids, make_samples
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
     from transformers import PreTrainedTokenizerBase
 
 Result = TypeVar("Result")
@@ -254,7 +254,7 @@ class ServerSampler:
         results: list[list[Any]] = [[None] * count for count in counts]
         todo = iter(calls)
 
-        async def work(client: "httpx.AsyncClient", bar: Any) -> None:
+        async def work(client: "httpx2.AsyncClient", bar: Any) -> None:
             for call in todo:  # shared by all workers: each call is taken once
                 request, prompt = requests[call.request], prompts[call.request]
                 is_chat = not isinstance(prompt, str) and not is_token_ids(prompt)
@@ -301,7 +301,7 @@ class ServerSampler:
             **describe("tokenizer", self._tokenizer_name),
             **describe_options("extra_body", self._extra_body),
             "vllm_version": vllm_version,
-            "httpx_version": version("httpx"),
+            "httpx2_version": version("httpx2"),
         }
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import json
 from typing import Any
 from unittest.mock import patch
 
-import httpx
+import httpx2
 from fuzz.cases import main, run_cases
 from hypothesis import strategies as st
 
@@ -68,17 +68,17 @@ def nearly_right(draw: Any, right: Any) -> bytes:
     return content
 
 
-def _sampler(models: httpx.Response | None, sampled: httpx.Response | None = None) -> list[Any]:
+def _sampler(models: httpx2.Response | None, sampled: httpx2.Response | None = None) -> list[Any]:
     """Samples that an endpoint with these answers gives."""
 
-    def handle(request: httpx.Request) -> httpx.Response:
+    def handle(request: httpx2.Request) -> httpx2.Response:
         if request.method == "GET":
-            return models or httpx.Response(200, json=MODELS)
+            return models or httpx2.Response(200, json=MODELS)
         assert sampled is not None
         return sampled
 
-    def client(self: Endpoint, connections: int = 1) -> httpx.AsyncClient:
-        return httpx.AsyncClient(transport=httpx.MockTransport(handle), follow_redirects=True)
+    def client(self: Endpoint, connections: int = 1) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(transport=httpx2.MockTransport(handle), follow_redirects=True)
 
     with patch.object(Endpoint, "client", client):
         sampler = ServerSampler("m", base_url="http://endpoint/v1", max_retries=0, progress=False)
@@ -86,7 +86,7 @@ def _sampler(models: httpx.Response | None, sampled: httpx.Response | None = Non
         return sampler.sample(requests, SamplingParams(max_tokens=8)) if sampled is not None else []
 
 
-def _check(models: httpx.Response | None, sampled: httpx.Response | None, n: int = 2) -> None:
+def _check(models: httpx2.Response | None, sampled: httpx2.Response | None, n: int = 2) -> None:
     try:
         groups = _sampler(models, sampled)
     except EndpointError as error:
@@ -106,7 +106,7 @@ def fuzz_anything(examples: int) -> int:
 
     def check(status: int, headers: dict[str, str], content: bytes, is_models: bool) -> None:
         try:
-            response = httpx.Response(status, headers=headers, stream=httpx.ByteStream(content))
+            response = httpx2.Response(status, headers=headers, stream=httpx2.ByteStream(content))
         except (ValueError, UnicodeError):
             return  # a header that no server could send
         _check(response if is_models else None, None if is_models else response)
@@ -120,7 +120,7 @@ def fuzz_models(examples: int) -> int:
     """A list of models with one thing wrong."""
 
     def check(content: bytes) -> None:
-        _check(httpx.Response(200, content=content), None)
+        _check(httpx2.Response(200, content=content), None)
 
     return run_cases(check, examples, nearly_right(MODELS))
 
@@ -132,7 +132,7 @@ def fuzz_samples(examples: int) -> int:
         models = copy.deepcopy(MODELS)
         models["data"][0]["owned_by"] = "vllm" if is_vllm else "nobody"  # type: ignore[index]
         content = data.draw(nearly_right(_answer(is_vllm, 2 if is_vllm else 1)))
-        _check(httpx.Response(200, json=models), httpx.Response(200, content=content))
+        _check(httpx2.Response(200, json=models), httpx2.Response(200, content=content))
 
     return run_cases(check, examples, st.booleans(), st.data())
 

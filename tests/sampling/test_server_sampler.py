@@ -598,7 +598,7 @@ class TestFailures:
 
 def test_without_httpx_the_extra_is_named():
     code = (
-        "import sys; sys.modules['httpx'] = None\n"
+        "import sys; sys.modules['httpx2'] = None\n"
         "from dco_trl.sampling import make_sampler\n"
         "try:\n    make_sampler('server', 'model', base_url='http://127.0.0.1:1/v1')\n"
         "except ImportError as error:\n    print(error)\n"

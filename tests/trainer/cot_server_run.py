@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 import torch
 from cot import make_cot_trainer
 from peft import LoraConfig, get_peft_model
@@ -39,8 +39,8 @@ def ask_and_draw(self, problems, counts, next_index, sampler):
     name = sampler.adapter_name or sampler.model
     asked = {"model": name, "prompt": PROMPTS, "max_tokens": 5, "temperature": 0, "logprobs": 0, "ignore_eos": True}
     asked |= {"return_token_ids": True, "repetition_penalty": 1.0}  # the model's generation config has another
-    answer = httpx.post(f"{base_url}/completions", json=asked, timeout=None).json()
-    served = [entry["id"] for entry in httpx.get(f"{base_url}/models", timeout=None).json()["data"]]
+    answer = httpx2.post(f"{base_url}/completions", json=asked, timeout=None).json()
+    served = [entry["id"] for entry in httpx2.get(f"{base_url}/models", timeout=None).json()["data"]]
     choices = [(choice["token_ids"], choice["logprobs"]["token_logprobs"]) for choice in answer["choices"]]
     windows.append({"name": name, "served": served, "greedy": greedy, "choices": choices})
     if trainer.accelerator.is_main_process:
