@@ -13,6 +13,7 @@ COMMANDS = {
     "solve": "answer problems within a budget of attempts, verifying as it goes; resumable",
     "eval": "sample, grade and report in one go",
     "sample": "draw samples into a run folder; resumable",
+    "import": "make a run of samples that another program drew",
     "merge": "make one run of several that were drawn on machines that share nothing",
     "grade": "grade a run's samples, again and again, without sampling anew",
     "report": "pass@k with intervals, plots and one HTML page for one or more runs",
@@ -37,4 +38,5 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"dco-trl: no command {argv[0]!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    return import_module(f".{argv[0].replace('-', '_')}", __name__).main(argv[1:]) or 0
+    module = {"import": "import_samples"}.get(argv[0], argv[0].replace("-", "_"))
+    return import_module(f".{module}", __name__).main(argv[1:]) or 0

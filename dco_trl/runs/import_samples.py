@@ -1,0 +1,195 @@
+"""A run of samples that another program drew: plain rows, NeMo-Skills' outputs, or inspect_ai's logs."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from ..problem import DataError, Problem
+from ..sampling.protocol import SamplingParams
+from .drawing import MAX_SEQUENCES
+from .files import sha256
+from .rows import read_rows
+from .store import GRADE_SCHEMA, RunStore
+
+# The name under which verdicts that came along are kept.
+GRADER = "imported"
+_INSPECT_TYPES = (".eval", "")
+
+
+class _Sample(NamedTuple):
+    where: str
+    problem_id: str | None
+    text: Any
+    correct: bool | None
+    answer: str | None
+    num_tokens: int | None
+    was_cut: bool
+    reference: str | None = None
+
+
+def import_samples(
+    paths: Sequence[str | os.PathLike[str]],
+    problems: Sequence[Problem],
+    output: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    temperature: float = 1.0,
+) -> int:
+    """Make a run of samples from elsewhere, for `grade_run`, `load_results` and schedules.
+
+    Files are told apart by their columns. A row has
+
+    * `problem_id` and `text`, in JSON Lines or Parquet, and as far as they are known `correct` (bool), `answer`,
+      `num_tokens` and `finish_reason` ("length": cut off);
+    * or `generation`, as in `output-rs0.jsonl` of NeMo-Skills, with `symbolic_correct`, `predicted_answer` and
+      `num_generated_tokens` if it was judged. A row without `id` or `problem_id` is of the problem of its number;
+    * `.eval` files and folders are logs of inspect_ai, which has to be installed.
+
+    Samples are numbered in the order of the files and their rows. Verdicts that came along are those of a grader
+    "imported".
+
+    Args:
+        paths: The files.
+        problems: What was sampled.
+        output: The run's folder.
+        model: Name of the model, by which a schedule knows it; None: the folder's name.
+        temperature: At which it was sampled; likewise.
+
+    Returns:
+        The number of samples.
+
+    Raises:
+        DataError: A row lacks a column, or is of a problem that is not there, or of another reference answer.
+        StoreError: The folder holds something else.
+        ImportError: inspect_ai is not installed.
+
+    Examples:
+        ```python
+        >>> from dco_trl.runs import read_problems
+        >>> from dco_trl.runs.import_samples import import_samples
+        >>> problems = read_problems("problems.jsonl")  # doctest: +SKIP
+        >>> import_samples(["output-rs0.jsonl", "output-rs1.jsonl"], problems, "runs/theirs")  # doctest: +SKIP
+
+        ```
+    """
+    from ..grading import extract_answer
+
+    by_id = {problem.problem_id: problem for problem in problems}
+    count: Counter[str] = Counter()
+    rows, verdicts = [], dict[tuple[str, int], tuple[float, str]]()
+    for sample in (sample for path in paths for sample in _read(Path(path), problems)):
+        problem_id = _checked(sample, by_id)
+        key = (problem_id, count[problem_id])
+        count[problem_id] += 1
+        rows.append((*key, sample.text, sample.num_tokens, "length" if sample.was_cut else "stop"))
+        if sample.correct is not None:
+            answer = extract_answer(sample.text) if sample.answer is None else sample.answer
+            verdicts[key] = (float(sample.correct), str(answer))
+    if not rows:
+        raise DataError("there are no samples to import: name files with rows")
+    manifest = {
+        "sampler": "imported",
+        "model": model or Path(output).resolve().name,
+        "samples_sha256": sha256(json.dumps([rows, list(verdicts.items())]).encode()),
+        "sampling": asdict(SamplingParams(temperature=temperature)),
+    }
+    with RunStore.writing(output, manifest, problems) as store:
+        there = store.present()
+        new = [row for row in rows if row[1] not in there.get(row[0], ())]
+        for start in range(0, len(new), MAX_SEQUENCES):
+            store.write_samples(new[start : start + MAX_SEQUENCES])
+        if verdicts:
+            with store.grading(GRADER, None):
+                graded = store.grade_parts(GRADER)
+                for part in store.sample_parts():
+                    if part.stem not in graded:
+                        keys = store.read_samples(part, ["problem_id", "sample_index"])
+                        store.write_grades(GRADER, part, _grades(keys, verdicts))
+    return len(rows)
+
+
+def _grades(keys: pa.Table, verdicts: Mapping[tuple[str, int], tuple[float, str]]) -> pa.Table:
+    found = [verdicts.get(key) for key in zip(*(column.to_pylist() for column in keys.columns), strict=True)]
+    scores, answers = zip(*(verdict or (None, "") for verdict in found), strict=True)
+    statuses = ["unparsed" if verdict is None else "graded" for verdict in found]
+    return pa.table([*keys.columns, scores, answers, statuses], schema=GRADE_SCHEMA)
+
+
+def _checked(sample: _Sample, by_id: Mapping[str, Problem]) -> str:
+    """The problem's id, if the sample can be of it."""
+    problem_id = str(sample.problem_id)
+    if problem_id not in by_id:
+        known = ", ".join(map(repr, list(by_id)[:3]))
+        raise DataError(
+            f"{sample.where} is of problem {problem_id!r}, and the data set has {known} and so on. Give the data set "
+            "that was sampled, and its --id-column."
+        )
+    if not isinstance(sample.text, str):
+        raise DataError(f"{sample.where} has no text, but {sample.text!r}: leave out what was not sampled.")
+    reference = by_id[problem_id].answer
+    if sample.reference is not None and reference and sample.reference != reference:
+        raise DataError(
+            f"{sample.where} has the reference answer {sample.reference!r}, and problem {problem_id!r} has "
+            f"{reference!r}: is it of another data set, or in another order?"
+        )
+    return problem_id
+
+
+def _read(path: Path, problems: Sequence[Problem]) -> Iterator[_Sample]:
+    if path.suffix in _INSPECT_TYPES:
+        yield from _inspect_samples(_inspect_rows(path), str(path))
+        return
+    for number, row in enumerate(read_rows(path)):
+        where = f"{path}: row {number}"
+        if "generation" in row:
+            position = problems[number].problem_id if number < len(problems) else None
+            expected = row.get("expected_answer")
+            yield _Sample(
+                where,
+                row.get("problem_id", row.get("id", position)),
+                row["generation"],
+                row.get("symbolic_correct"),
+                row.get("predicted_answer"),
+                row.get("num_generated_tokens"),
+                row.get("finish_reason") == "length",
+                None if expected is None else str(expected),
+            )
+        elif "problem_id" in row and "text" in row:
+            correct, answer, num_tokens = (row.get(name) for name in ("correct", "answer", "num_tokens"))
+            was_cut = row.get("finish_reason") == "length"
+            yield _Sample(where, row["problem_id"], row["text"], correct, answer, num_tokens, was_cut)
+        elif "epoch" in row and "completion" in row:
+            yield from _inspect_samples([row], where)
+        else:
+            raise DataError(
+                f"{where} has the columns {sorted(row)}. Samples have `problem_id` and `text`, or `generation` as "
+                "NeMo-Skills writes it."
+            )
+
+
+def _inspect_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        from inspect_ai.analysis import SampleColumn, SampleSummary, samples_df
+    except ImportError as error:
+        raise ImportError(
+            f"{path} is a log of inspect_ai, which has to read it ({error}): `pip install inspect-ai`."
+        ) from error
+    output = [
+        SampleColumn("completion", path="output.completion", full=True),
+        SampleColumn("stop_reason", path="output.choices[0].stop_reason", full=True),
+    ]
+    return samples_df(str(path), [*SampleSummary, *output], quiet=True).to_dict("records")
+
+
+def _inspect_samples(rows: Sequence[Mapping[str, Any]], where: str) -> Iterator[_Sample]:
+    """What `samples_df` has, `score_NAME` being "C" for correct or a number."""
+    for row in rows:
+        score = next((value for name, value in row.items() if name.startswith("score_")), None)
+        correct = None if score is None or score != score else score == "C" or score == 1
+        yield _Sample(where, row["id"], row["completion"], correct, None, None, row.get("stop_reason") == "max_tokens")
