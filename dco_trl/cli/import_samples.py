@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
         "NeMo-Skills, or logs of inspect_ai",
         description="Make a run of samples from elsewhere, which grade, report and schedule take.",
     )
-    return status("import", lambda: import_run(paths, data, config), data, config)
+    return status("import", lambda: import_run(paths, data, config))
 
 
 def import_run(paths: list[str], data: DatasetConfig, config: ImportConfig) -> None:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from ..checks import check_integer
+from ..errors import UserError
 from .factory import make_sampler
 from .protocol import Sample, SampleRequest, SamplingParams
 from .ray_pool import RayPool
@@ -39,7 +40,7 @@ class RaySampler:
 
     Raises:
         ImportError: Ray is not installed.
-        ValueError: A sampler that has no copies.
+        UserError: A sampler that has no copies.
         ConnectionError: There is no cluster at that address.
 
     Examples:
@@ -67,9 +68,10 @@ class RaySampler:
         **sampler_kwargs: Any,
     ) -> None:
         if name not in ("transformers", "vllm"):
-            raise ValueError(
-                f"ray_workers cannot be combined with sampler={name!r}: workers load the model themselves. Use "
-                "'vllm' or 'transformers'; several servers stand behind one address."
+            raise UserError(
+                f"cannot be combined with the sampler {name!r}: workers load the model themselves. Use 'vllm' or "
+                "'transformers'; several servers stand behind one address.",
+                "ray_workers",
             )
         self.block_size = check_integer("block_size", block_size)
         num_workers = check_integer("num_workers", num_workers)
@@ -112,7 +114,7 @@ class RaySampler:
             A part of a request, and its samples.
 
         Raises:
-            RuntimeError: Two workers have different models.
+            UserError: Two workers have different models.
         """
         for block, (identity, drawn) in self._pool.each("sample", [(b, params) for b in self._blocks(requests)]):
             self._check_same(identity)
@@ -152,7 +154,7 @@ class RaySampler:
             if known.get(key) != identity.get(key) and not key.endswith("version")
         ]
         if differing:
-            raise RuntimeError(
+            raise UserError(
                 f"two workers of the cluster sample different things ({'; '.join(differing)}). Give all machines the "
                 "same files, and sample into another folder what was drawn until now."
             )
