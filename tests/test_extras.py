@@ -22,6 +22,7 @@ DISTRIBUTIONS = {
     "markdown_it": "markdown-it-py",
 }
 NOT_DECLARED = {"antlr4": "comes with math-verify[antlr4_13_2]", "reasoning_gym": "is asked for by its own grader"}
+NOT_DECLARED["inspect_ai"] = "is asked for by who has its logs"
 EVAL_PACKAGES = ("math_verify", "latex2sympy2_extended", "matplotlib", "rich", "scipy")
 TRAIN = """
 from datasets import Dataset
