@@ -150,10 +150,10 @@ def load_grader(name: str | Grader) -> Grader:
         return math_grader
     if name == "code":
         from .code import code_grader
-        from .code_sandbox import unconfinable
+        from .code_sandbox import check_confinement
 
-        if reason := unconfinable():  # before anything is sampled for it
-            raise GraderError(f"grader 'code' runs the model's programs, and {reason}.")
+        require("grader='code'", "eval", "markdown_it")
+        check_confinement()  # before anything is sampled for it
         return code_grader
     module_name, colon, attribute = name.partition(":")
     if not (colon and module_name and attribute):

@@ -116,10 +116,11 @@ def test_the_exceptions():
 # What a contest program prints of its list of numbers `xs`; the wrong ones are marked.
 EXPRESSIONS = """
 sum(xs)|max(xs) - min(xs)|len(set(xs))|sorted(xs)[n // 2]|*sorted(xs)|*reversed(xs)|sum(x * x for x in xs)
-xs.index(max(xs))|sum(xs) / n|'YES' if n % 2 else 'NO'|*xs, sep='\\n'|bin(sum(xs))[2:]|2 ** 200|'%.3f' % (xs[0] / 7)|min(xs), max(xs)
-float(n)|WRONG sum(xs) + 1|WRONG max(xs), min(xs), n|WRONG n, sep=xs|WRONG *xs, sep='  \\n'|WRONG 'yes' if n % 2 else 'no'
-WRONG xs[99]|WRONG '%.2f' % (xs[0] / 7)|WRONG|WRONG 1 / (n - n)
-"""  # noqa: E501
+xs.index(max(xs))|sum(xs) / n|'YES' if n % 2 else 'NO'|*xs, sep='\\n'|bin(sum(xs))[2:]|2 ** 200
+'%.3f' % (xs[0] / 7)|min(xs), max(xs)|float(n)|WRONG sum(xs) + 1|WRONG max(xs), min(xs), n|WRONG n, sep=xs
+WRONG *xs, sep='  \\n'|WRONG 'yes' if n % 2 else 'no'|WRONG xs[99]|WRONG '%.2f' % (xs[0] / 7)|WRONG
+WRONG 1 / (n - n)
+"""
 RIGHT = {"sum(xs) + 1": "sum(xs)", "max(xs), min(xs), n": "n", "n, sep=xs": "n", "*xs, sep='  \\n'": "*xs"}
 RIGHT |= {"'yes' if n % 2 else 'no'": "'YES'", "xs[99]": "1", "'%.2f' % (xs[0] / 7)": "'%.3f' % (xs[0] / 7)"}
 RIGHT |= {"": "n", "1 / (n - n)": "0"}

@@ -147,6 +147,8 @@ def test_functions():
     assert function(WRONG_FUNCTIONS, "3\n4", "[3, 4]") == [0.0] * len(WRONG_FUNCTIONS)
     keyed = ["def f(): return Counter('aab')", "def f(): return {'a': 2, 'b': 1}", "def f(): return {'a': 2, 'c': 1}"]
     assert function(keyed, "", '{"a": 2, "b": 1}') == [1.0, 1.0, 0.0]
+    nested = ["def f(): return [(1, 2), (3, ())]", "def f(): return ((1, 2), [3, []])", "def f(): return [1, 2, 3]"]
+    assert function(nested, "", "[[1, 2], [3, []]]") == [1.0, 1.0, 0.0]
     truth = ["def f(): return True", "def f(): return 1", "def f(): return None"]
     assert function(truth, "", "true") == [1.0, 1.0, 0.0]  # equal in Python, as in the harness
 
