@@ -13,5 +13,9 @@ KILLS = 12 if LONG else 3
 EXAMPLES = 1_000 if LONG else 100
 # Hostile strings that graders read.
 GENERATED_TEXTS = 10_000 if LONG else 1_000
+# Simulated data sets per interval: in the short ones, four standard errors of a coverage are two points.
+NUM_TRIALS = 6_000 if LONG else 2_000
+# Problems of MATH whose verdicts are compared with math-verify's.
+MATH_PROBLEMS = 100 if LONG else 25
 # Share of their work that notebooks do; 1 is what their outputs show.
 NOTEBOOK_SIZE = 1.0 if LONG else 0.1

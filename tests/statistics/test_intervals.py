@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from lengths import NUM_TRIALS
 from scipy import stats
 from scipy.special import betaln
 
@@ -186,8 +187,7 @@ def test_refuses(call, message):
 
 
 # Simulated coverage of the 95 % interval. (a, b, problems): rates ~ Beta(a, b), 64 samples, k such that the mean is at
-# least five problems' worth away from 0 and 1. Trials are columns; the standard error of a coverage is 0.5 %.
-NUM_TRIALS = 2000
+# least five problems' worth away from 0 and 1. Trials are columns.
 
 
 def covers(found, truth):

@@ -4,9 +4,9 @@ Each is a process of its own, forked from one that has imported TRL once, so tha
 """
 
 import json
-import multiprocessing
 import os
 import resource
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from datasets import load_dataset
+from forks import CONTEXT as FORKS
 from tiny_models import make_tokenizer
 from tqdm import tqdm
 
@@ -33,9 +33,6 @@ ROWS = [
     for a in range(1, 5)
     for b in range(1, 4)
 ]
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["fault_runs"])
-tqdm.get_lock()  # made here once; made by each process, it would outlive those that are killed
 
 
 def options_of(kind: str, place: Path, output: Path, **overrides: Any) -> dict[str, Any]:
@@ -95,9 +92,8 @@ def train(kind: str, way: str, options: dict[str, Any], log: Path, size: int | N
     with open(log if size is None else os.devnull, "a") as output:
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
-    torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # the default is shared by all that are forked: a kill could leave it locked
     datasets.config.HF_DATASETS_CACHE = log.parent / "cache"
-    datasets.disable_progress_bars()
     if size is not None:  # writes fail in the middle, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     try:

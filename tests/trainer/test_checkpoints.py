@@ -168,10 +168,17 @@ def test_the_latest_step_is_the_last_checkpoint(finished, tmp_path):
 # ------------------------------------------------------------------------- the state of the CoT trainer
 
 
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two-checkpoints")
+    make_cot_trainer(**saving(folder, save_total_limit=None, max_steps=2)).train()
+    return folder
+
+
 @pytest.fixture
-def state_file(tmp_path) -> Path:
+def state_file(two_checkpoints, tmp_path) -> Path:
     """The state of a CoT run in the middle of a window."""
-    make_cot_trainer(**saving(tmp_path, save_total_limit=None, max_steps=2)).train()
+    shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
     return tmp_path / "checkpoint-1" / STATE_NAME
 
 

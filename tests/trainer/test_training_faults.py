@@ -17,7 +17,7 @@ from tiny_models import save_checkpoint
 from dco_trl.trainer.checkpoints import checkpoint_to_resume
 from dco_trl.trainer.cot_trainer import STATE_NAME
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training faults")]
+pytestmark = pytest.mark.slow
 OWN_FILES = {"direct": (), "cot": (STATE_NAME,)}
 
 
