@@ -30,10 +30,10 @@ _NOT_BUT = re.compile(r"not\b[^.\n]{1,80}?,? but (?:rather )?", re.IGNORECASE)
 _REMARK = re.compile(
     r"(?:[,;(–—]\s?|\s-{1,2}\s|(?<=[\d$)}\]%])\s|\s(?=(?:and|but)\s))"
     r"(?:(?:and|but|definitely|certainly|clearly)\s){0,2}not\b"
-    r"|\b(?:rather\sthan|instead\sof|in\splace\sof|as\sopposed\sto|unlike|contrary\sto|because|since)\b"
+    r"|\b(?:rather\sthan|instead\sof|in\splace\sof|as\sopposed\sto|unlike|contrary\sto)\b"
     r"|(?P<note>\s\((?!mod\b|maybe\b|perhaps\b|possibly\b|either\b)[A-Za-z]{3})"
-    r"|(?P<weak>[,;(–—]\s?(?:which|as|so|but|where|while|although|though|thus|hence|therefore|i\.e\.|that\sis|meaning)\b"
-    r"|\swhich\s(?:is|are|was|means|equals?)\b)",
+    r"|(?P<weak>\b(?:because|since)\b|\swhich\s(?:is|are|was|means|equals?)\b|[,;(–—]\s?"
+    r"(?:which|as|so|but|where|while|although|though|thus|hence|therefore|i\.e\.|that\sis|meaning)\b)",
     re.IGNORECASE,
 )
 _MARK = re.compile(r"#{4,}")
@@ -58,6 +58,7 @@ _TAG = re.compile(r"<(/?)(?:final_?)?answer>", re.IGNORECASE)
 # In a box: "The answer is 5", `\text{The answer is } 5` and `\text{The answer is 5}`.
 _BOXED_SENTENCE = re.compile(rf"[\w ]{{0,80}}?{_ANSWER_IS.pattern}(.*)", re.IGNORECASE | re.DOTALL)
 _BOXED_TEXT = re.compile(rf"\\text\w*\{{{_BOXED_SENTENCE.pattern[:-4]}([^{{}}]*)\}}(.*)", re.IGNORECASE | re.DOTALL)
+_SENTENCE = re.compile(r"[A-Za-z]{2,}\s")
 _SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\bvs)\.(?=\s+[A-Z](?![.)]))")
 
 
@@ -210,7 +211,7 @@ def _below_heading(text: str) -> str:
 
 def _without_remark(answer: str) -> str:
     """An answer without what is said about it: "7, not 5" is 7."""
-    if len(answer) > _WINDOW:
+    if len(answer) > _WINDOW or " " not in answer:
         return answer
     if contrast := _NOT_BUT.match(answer):
         answer = answer[contrast.end() :]
@@ -218,10 +219,10 @@ def _without_remark(answer: str) -> str:
     if remark is None:
         return clean(answer)
     before = clean(remark.string[: remark.start()].rstrip(" ,;(–—-"))
-    # A sentence may conclude after ", so"; "Paris (Texas)" is not Paris.
-    is_short = len(before.split()) <= 3 and remark["note"] is None
-    is_formula = remark["weak"] is None and any(sign in before for sign in "0123456789\\$=")
-    return before if before and (is_short or is_formula) else answer
+    # A sentence may conclude after "because" or ", so"; "Paris (Texas)" is not Paris.
+    is_bare = len(before.split()) <= 3 and not _SENTENCE.match(before) and remark["note"] is None
+    is_statement = remark["weak"] is None and "\n" not in answer and not _SENTENCE_END.search(before)
+    return before if before and (is_bare or (is_statement and any(c in before for c in "0123456789\\$="))) else answer
 
 
 def _unwrap_sentence(content: str) -> str:

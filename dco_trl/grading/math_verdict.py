@@ -22,6 +22,7 @@ from .verdict import Verdict, builtin_source, shorten
 
 # Longer answers are not sent to math-verify: its regular expressions need quadratic time.
 MAX_ANSWER_CHARS = 10_000
+_MOST_FORMS = 4
 # Numbers below the first differ by more than the second, relative to their size; others by more than the third.
 _SMALL, _RELATIVE, _GROSS = 1e-3, 1e-5, 0.02
 
@@ -70,10 +71,19 @@ def judge(reference: str, answer: str) -> Verdict:
         return Verdict(None, shorten(answer), "unparsed")
     predicted = math_verify_parse(as_interval(answer, reference))
     correct = verify(gold, predicted, timeout_seconds=None) and not _differ_in_size(gold, predicted)
+    is_set = predicted and getattr(predicted[0], "is_FiniteSet", False)
+    if not correct and is_set and not _parts(gold[0]) and 1 < len(parts := _parts(predicted[0])) <= _MOST_FORMS:
+        # One value in several forms: "1/2, or 0.5".
+        correct = all(verify(gold, [part], timeout_seconds=None) for part in parts)
     if correct or any(not isinstance(part, str) for part in predicted):
         is_read = predicted and isinstance(predicted[-1], str) and reads_as_text(answer)
         return Verdict(float(correct), shorten(predicted[-1] if is_read else answer))
     return Verdict(0.0, shorten(answer), "unparsed")
+
+
+def _parts(value: Any) -> tuple:
+    """The entries of a set or a tuple."""
+    return value.args if getattr(value, "is_FiniteSet", False) or type(value).__name__ == "Tuple" else ()
 
 
 def _differ_in_size(gold: list, predicted: list) -> bool:
@@ -101,8 +111,8 @@ def _numbers(value: Any) -> list:
         return _numbers(value.rhs) if value.lhs.is_Symbol else [value.lhs]
     if getattr(value, "is_Interval", False):
         return [number for end in (value.start, value.end) for number in _numbers(end)]
-    if getattr(value, "is_FiniteSet", False) or type(value).__name__ == "Tuple":
-        return [number for entry in value.args for number in _numbers(entry)]
+    if parts := _parts(value):
+        return [number for entry in parts for number in _numbers(entry)]
     return [value.evalf(15)]
 
 
