@@ -369,7 +369,7 @@ def test_picture_and_table_of_other_lists_and_of_one_epoch():
 
 
 def test_the_published_picture_can_be_drawn_from_its_numbers():
-    results = json.loads((Path(__file__).parents[1] / "docs" / "results" / "demo.json").read_text())
+    results = json.loads((Path(__file__).parents[1] / "research/baselines/results/demo.json").read_text())
     assert len(plot_demo(results).axes) == 5
 
 
