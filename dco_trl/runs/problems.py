@@ -150,6 +150,11 @@ def problems_from_rows(
                 "(prompt_column), or build the prompt from other columns (prompt_template, for example "
                 "'Question: {problem}\\nAnswer:')."
             )
+    if pictures := {"image", "images"} & set(present):
+        raise DataError(
+            f"{name} has the column {min(pictures)!r}, and pictures are not shown to a model here: sampling and exact "
+            "coverage take text alone. `DCOTrainer` trains and evaluates such rows. Remove the column to ask the text."
+        )
     if answer_column is not None and answer_column not in present:
         raise DataError(
             f"{name} has no column {answer_column!r} to grade against; its columns are {present}. Name the column "

@@ -19,6 +19,7 @@ from .data_checks import check_has_answers, check_has_counts
 from .dco_trainer import DCOTrainer
 from .prepared_rows import PreparedRows
 from .segments import Segments
+from .vision import has_images
 from .window import Window
 from .window_sampler import WindowSampler
 
@@ -127,6 +128,11 @@ class CoTDCOTrainer(DCOTrainer):
             raise ValueError(
                 "`data_collator` is TRL's own here: rows are put together after their rationales are sampled. Leave "
                 "it out."
+            )
+        if has_images(train_dataset):
+            raise ValueError(
+                "The train dataset has pictures, and no sampler here shows them to a model: rationales cannot be "
+                "sampled. Train short answers with `DCOTrainer`."
             )
         if EXAMPLE_ID in train_dataset.column_names:
             raise ValueError(f"The train dataset has a column `{EXAMPLE_ID}`, which the trainer adds. Rename it.")

@@ -37,12 +37,14 @@ from .model_card import CITATION, complete_model_card
 from .segments import Segments, one_label_per_unit, sum_by_example
 from .trl_contract import (
     DataCollatorForLanguageModeling,
+    DataCollatorForVisionLanguageModeling,
     check_attributes,
     check_loss_uses_log_probs,
     check_methods,
     get_config_model_id,
 )
 from .unit_metrics import IDLE_AFTER_STEPS, METRICS, metrics_of_units, warn_if_idle
+from .vision import DCOVisionCollator, check_images, has_images, numbered, split_pictures
 
 
 class DCOTrainer(CompleteCheckpoints):
@@ -152,6 +154,8 @@ class DCOTrainer(CompleteCheckpoints):
             check_sequences_stay_whole(args, kwargs.get("formatting_func"))
             args = drop_unsupported_assistant_mask(train_dataset, args, model, processing_class)
             train_dataset = split_conversations(train_dataset, args, "train")
+            evaluation = {name: split_pictures(dataset, args, name) for name, dataset in evaluation.items()}
+            eval_dataset = evaluation if isinstance(eval_dataset, Mapping) else evaluation["eval"]
 
         super().__init__(
             model=model,
@@ -167,6 +171,10 @@ class DCOTrainer(CompleteCheckpoints):
             for split, dataset in {"train": train_dataset, **evaluation}.items():
                 if dataset is not None:
                     self._refuse(why_not_an_answer(dataset, args, split), _mode_of(split))
+                    if has_images(dataset) and not self._is_sft:
+                        check_images(dataset, args, self.processing_class, split)
+        if has_images(train_dataset):
+            self._number_pictures()
         self._refuse(why_sequences_are_sharded(self.accelerator.parallelism_config), "train", "eval")
         if not self._is_sft:
             check_loss_uses_log_probs(self)
@@ -181,6 +189,16 @@ class DCOTrainer(CompleteCheckpoints):
         self._idle_sums: torch.Tensor | None = torch.zeros(3, dtype=torch.float64)
 
     # ---------------------------------------------------------------- data
+
+    def _number_pictures(self) -> None:
+        """What `_prepare_dataset` and the collator do for text, which TRL does not call for rows with pictures."""
+        if type(self.data_collator) is DataCollatorForVisionLanguageModeling:
+            self.data_collator = DCOVisionCollator(**vars(self.data_collator))
+        given = self.eval_dataset
+        if isinstance(given, dict):
+            self.eval_dataset = {name: numbered(dataset, name, self._eval_log_p) for name, dataset in given.items()}
+        else:
+            self.eval_dataset = numbered(given, "", self._eval_log_p)
 
     def _prepare_dataset(
         self,

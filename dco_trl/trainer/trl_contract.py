@@ -55,6 +55,7 @@ try:
     from trl.chat_template_utils import get_training_chat_template as get_training_chat_template
     from trl.distributed import DistributedBackend as DistributedBackend
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as DataCollatorForLanguageModeling
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling as DataCollatorForVisionLanguageModeling
     from trl.trainer.utils import get_config_model_id as get_config_model_id
 except ImportError as error:
     raise ImportError(_refuse([str(error)])) from error

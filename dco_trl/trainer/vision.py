@@ -1,0 +1,70 @@
+"""Rows with pictures. TRL prepares them batch by batch, in its collator: what is checked elsewhere is checked here."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+
+from .conversations import split_conversations
+from .data_checks import check_no_empty_completion, check_text
+from .dco_config import DCOConfig
+from .eval_log_p import EVAL_ROW, EvalLogP, rows_fingerprint
+from .trl_contract import DataCollatorForVisionLanguageModeling
+
+IMAGES = {"image", "images"}
+
+
+def has_images(dataset: Any) -> bool:
+    """Whether the rows have pictures."""
+    return isinstance(dataset, Dataset | IterableDataset) and bool(IMAGES & set(dataset.column_names or ()))
+
+
+def check_images(dataset: Dataset | IterableDataset, args: DCOConfig, processor: Any, name: str) -> None:
+    """Raise a `ValueError` where p would not be the probability of a whole answer to a picture."""
+    if args.max_length is not None:
+        raise ValueError(
+            f"`max_length={args.max_length}` may cut answers to pictures, and their p would be that of a piece: how "
+            "many tokens a picture takes is known in the batch only. Set `max_length=None`."
+        )
+    check_text(dataset, name)
+    check_no_empty_completion(dataset, name)
+    end = processor.tokenizer.eos_token
+    if isinstance(dataset, Dataset) and "completion" in dataset.column_names and end:
+        endless = [
+            i for i, text in enumerate(dataset["completion"]) if isinstance(text, str) and not text.endswith(end)
+        ]
+        if endless:
+            raise ValueError(
+                f"{len(endless)} of {len(dataset)} completions of the {name} dataset do not end with {end!r} (first: "
+                f"row {endless[0]}): to rows with pictures TRL appends no end of sequence, and p would be that of a "
+                f"beginning. Append it: dataset.map(lambda row: {{'completion': row['completion'] + {end!r}}}); or "
+                "use messages, whose template does."
+            )
+
+
+def split_pictures(dataset: Any, args: DCOConfig, name: str) -> Any:
+    """Conversations about pictures as `prompt` and `completion`; any other data set as it is."""
+    return split_conversations(dataset, args, name) if has_images(dataset) else dataset
+
+
+def numbered(dataset: Any, name: str, log: EvalLogP) -> Any:
+    """An evaluation set whose rows know their numbers."""
+    if not isinstance(dataset, Dataset) or EVAL_ROW in dataset.column_names:
+        return dataset
+    log.fingerprints[name] = rows_fingerprint(dataset)
+    return dataset.add_column(EVAL_ROW, np.arange(len(dataset)))
+
+
+@dataclass
+class DCOVisionCollator(DataCollatorForVisionLanguageModeling):
+    """TRL's collator of pictures, and the evaluation rows' numbers."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """As TRL's."""
+        numbers = [example[EVAL_ROW] for example in examples if EVAL_ROW in example]
+        batch = super().torch_call(examples)
+        if numbers:
+            batch[EVAL_ROW] = torch.tensor(numbers)
+        return batch
