@@ -32,7 +32,7 @@ def as_latex(answer: str) -> str:
 
     Examples:
         >>> as_latex("-2*pi"), as_latex("sqrt(x**2 + 1)/2"), as_latex("2 * apples")
-        ('-2 \\cdot \\pi', '\\sqrt{x^2 + 1}/2', '2 * apples')
+        ('-2 \\cdot \\pi', '\\sqrt{x^{2} + 1}/2', '2 * apples')
     """
     if len(answer) > _MAX_CHARS or "\\" in answer or not _SIGNS.search(answer) or not _PLAIN.fullmatch(answer):
         return answer
