@@ -290,7 +290,8 @@ def _split_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
     if "messages" not in row:
         return row
     messages = row["messages"]
-    if not isinstance(messages, list) or len(messages) < 2 or messages[-1].get("role") != "assistant":
+    last = messages[-1] if isinstance(messages, list) and len(messages) > 1 else None
+    if not isinstance(last, Mapping) or last.get("role") != "assistant":
         raise DataError(
             f"{where}, column 'messages': it must end with a message of the assistant, after others, got "
             f"{short(messages)}. Give the columns 'prompt' and 'answer' where there is none."

@@ -91,7 +91,7 @@ def read_dataset(path: Path) -> "Dataset":
     if path.suffix.lower() == ".parquet":
         return Dataset(_guarded(_parquet_table, path, name))  # with its features, images among them
     rows = [checked_row(row, f"{name}: row {number}") for number, row in enumerate(_read(path, name))]
-    if not rows:
+    if not any(rows):
         raise DataError(f"{name} is empty: there is nothing to train on. Check the file or the split.")
     names = dict.fromkeys(column for row in rows for column in row)
     columns: dict[str, list[Any]] = {column: [row.get(column) for row in rows] for column in names}

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from dco_trl.cli._common import DatasetConfig, ModelConfig, parse
 from dco_trl.cli.sample import SamplingConfig
 from dco_trl.runs import DataError, Problem, RunStore, problems_from_rows, read_problems
+from dco_trl.runs.rows import read_dataset
 
 KINDS = ("jsonl", "json", "csv", "parquet")
 COLUMNS = ("prompt", "answer", "id", "level", "", "a.b", "{", "\ud83d", "pr\u00f6mpt")
@@ -35,6 +36,7 @@ MESSAGES = st.lists(
 )
 ROWS = st.lists(
     st.one_of(
+        st.fixed_dictionaries({"messages": st.one_of(MESSAGES, VALUES)}, optional={"answer": VALUES}),
         st.fixed_dictionaries({"prompt": st.one_of(TEXTS, MESSAGES, VALUES), "answer": VALUES}),
         st.dictionaries(st.sampled_from(COLUMNS), VALUES, max_size=5),
         VALUES,
@@ -129,6 +131,10 @@ def fuzz_files(examples: int) -> int:
             path = Path(folder, f"data.{kind}")
             path.write_bytes(data)
             _check(lambda: read_problems(path, **arguments), Path(folder), path.name)
+            try:  # as training reads it
+                assert read_dataset(path).num_rows or kind == "parquet"
+            except DataError as error:
+                assert path.name in str(error), error
 
         return run_cases(check, examples, st.sampled_from(KINDS), ROWS, damage, ARGUMENTS)
 
