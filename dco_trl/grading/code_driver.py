@@ -1,5 +1,6 @@
 """What a program's own process does: confine itself, run the program, then its tests, and report."""
 
+import builtins
 import ctypes
 import json
 import os
@@ -48,7 +49,7 @@ def run(job: Job) -> None:
     verdict = job.verdict
     name = "__main__" if request["script"] else "program"
     module = types.ModuleType(name)
-    module.__dict__.update(__file__="program.py", __builtins__=__builtins__)
+    module.__dict__.update(__file__="program.py", __builtins__=builtins)
     sys.modules[name] = module
     del job
     try:

@@ -79,7 +79,7 @@ class Watcher:
     """
 
     def __init__(self, timeout: float = 10.0, memory_limit: int = 1 << 30, unsafe: bool = False):
-        self._limits = {"timeout": timeout, "memory_limit": memory_limit, "unsafe": unsafe}
+        self._limits = {"timeout": min(timeout, 1e6), "memory_limit": memory_limit, "unsafe": unsafe}
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> "Watcher":
@@ -98,7 +98,11 @@ class Watcher:
     def refusal(self) -> str | None:
         """Why programs cannot be confined here; None where they can."""
         status, detail = self._ask(Program(""))
-        return f"the kernel does not confine them: {detail}" if status == "refused" else None
+        if status == "passed":
+            return None
+        return (
+            f"the kernel does not confine them: {detail}" if status == "refused" else f"a trial was {status}: {detail}"
+        )
 
     def close(self) -> None:
         """End the process, and the program that it runs."""
@@ -114,10 +118,21 @@ class Watcher:
         deadline = time.monotonic() + self._limits["timeout"] + _PATIENCE
         if self._process is None:
             self._process = _start()
-        assert self._process.stdin and self._process.stdout
+            if self._answer(time.monotonic() + _PATIENCE) is None:
+                raise GraderError(
+                    "grader 'code': the process that watches programs did not start. What it printed is above; try "
+                    f"`{sys.executable} -I -c 'import json'`"
+                )
+        assert self._process.stdin
         with suppress(BrokenPipeError):
             self._process.stdin.write(request)
             self._process.stdin.flush()
+        line = self._answer(deadline)
+        return ["killed", "with the process that watches it"] if line is None else json.loads(line)
+
+    def _answer(self, deadline: float) -> bytes | None:
+        """A line of the process; None where it is dead, or is then killed for its silence."""
+        assert self._process and self._process.stdout
         line = b""
         while not line.endswith(b"\n"):
             # `poll` and not `select`, which knows no descriptor above 1023.
@@ -127,9 +142,9 @@ class Watcher:
             if not ready or not (received := os.read(self._process.stdout.fileno(), 1 << 16)):
                 self._process.kill()
                 self.close()
-                return ["killed", "with the process that watches it"]
+                return None
             line += received
-        return json.loads(line)
+        return line
 
 
 def _start() -> subprocess.Popen:
@@ -137,6 +152,8 @@ def _start() -> subprocess.Popen:
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1"),
         "PATH": "/usr/bin:/bin",
         "TMPDIR": tempfile.gettempdir(),
+        # Where an interpreter finds its own library.
+        **{name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"},
     }
     return subprocess.Popen(
         [sys.executable, "-I", "-X", "utf8", "-c", _START, str(Path(__file__).parents[2]), *filter(None, sys.path)],

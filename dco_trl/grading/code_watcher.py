@@ -60,6 +60,7 @@ def main(path: list[str]) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     _remove_stale()
+    os.write(answers, b"\n")
     while line := request_pipe.readline():
         request = json.loads(line.decode("utf-8", "surrogatepass")) | {"path": path}
         if request["setup"]:
@@ -124,8 +125,10 @@ class _Run:
         gate, refusal = self._confined()
         reason = ("refused", refusal) if refusal else self._wait(parent, wake, gate)
         self._end()
-        while len(self._line) <= _VERDICT_BYTES and (received := os.read(self._verdict, _VERDICT_BYTES)):
-            self._line += received  # nobody is left to write more
+        os.set_blocking(self._verdict, False)
+        with suppress(BlockingIOError):
+            while len(self._line) <= _VERDICT_BYTES and (received := os.read(self._verdict, _VERDICT_BYTES)):
+                self._line += received
         outcome = reason or self._outcome()
         for descriptor in (self._verdict, self._output, *([] if gate is None else [gate])):
             os.close(descriptor)

@@ -359,7 +359,7 @@ f=open('x','wb');try: f.truncate(1<<30) and exit();except OSError: pass
 pid=os.fork();if pid==0: signal.pause();os.kill(pid,9);assert os.waitpid(pid,0)[1]==9
 assert resource.getrlimit(resource.RLIMIT_CPU)[0]<20
 assert C.prctl(3,0,0,0,0)==1
-assert not [name for name in os.environ if name not in ('HOME','TMPDIR','PATH','LC_CTYPE','OMP_NUM_THREADS','OPENBLAS_NUM_THREADS','MKL_NUM_THREADS','MALLOC_ARENA_MAX')],os.environ
+assert not [name for name in os.environ if name not in ('HOME','TMPDIR','PATH','LC_CTYPE','OMP_NUM_THREADS','OPENBLAS_NUM_THREADS','MKL_NUM_THREADS','MALLOC_ARENA_MAX','LD_LIBRARY_PATH')],os.environ
 for fd in range(3,300):;    try: os.fstat(fd);    except OSError: continue;    import stat;    assert stat.S_ISFIFO(os.fstat(fd).st_mode),fd
 """
 

@@ -320,6 +320,16 @@ def test_unconfined_where_told():
     assert not named(mark)
 
 
+def test_a_watcher_that_does_not_start_is_no_wrong_program(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with Watcher() as watcher, pytest.raises(GraderError, match="the process that watches programs did not start"):
+        watcher.run(Program("x = 1"))
+
+
+def test_a_limit_without_end():
+    assert run_program("x = 1", timeout=float("inf"), memory_limit=1 << 40) == Outcome("passed")
+
+
 def test_a_watcher_that_is_killed_costs_one_program():
     with Watcher(60.0) as watcher:
         assert watcher.run(Program("x = 1")) == Outcome("passed")
