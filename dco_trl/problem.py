@@ -1,5 +1,6 @@
 """A problem: what a model is asked, and the answer it is graded against."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,9 @@ class Problem:
         problem_id: Unique in its data set.
         prompt: Plain text, or chat messages (`[{"role": "user", "content": …}]`).
         answer: The reference answer.
-        columns: Further columns of the row, which graders get as keyword arguments.
+        columns: Further columns of the row, which graders get as keyword arguments. Of these, `tools` and
+            `chat_template_kwargs` are arguments of the chat template, as in TRL's training.
+        completion: The reference as chat messages, where it is more than its text: a tool call, or several messages.
 
     Examples:
         >>> Problem("sum-1", "2 + 2 =", "4", {"difficulty": "easy"}).answer
@@ -36,3 +39,11 @@ class Problem:
     prompt: Prompt
     answer: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    completion: list[dict[str, Any]] | None = field(default=None, repr=False)
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """What the chat template is given beside the messages."""
+        tools = self.columns.get("tools")
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        return ({} if tools is None else {"tools": tools}) | dict(self.columns.get("chat_template_kwargs") or {})

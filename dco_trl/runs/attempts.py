@@ -128,7 +128,10 @@ class Attempts:
         starts = [0, *(np.flatnonzero(np.diff(arms)) + 1).tolist()]
         for start, end in zip(starts, [*starts[1:], count], strict=True):
             arm = self.arms[int(arms[start])]
-            request = SampleRequest(self.problems[position].prompt, end - start, first + start, stream=position)
+            problem = self.problems[position]
+            request = SampleRequest(
+                problem.prompt, end - start, first + start, position, template_kwargs=problem.template_kwargs
+            )
             if self.schedule is not None:
                 request = replace(request, adapter=arm.adapter, temperature=arm.temperature)
             yield request

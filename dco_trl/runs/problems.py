@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..checks import check_integer
-from ..problem import DataError, Problem, Prompt
+from ..problem import DataError, Problem
+from .messages import are_messages, checked_prompt, checked_text, is_plain, message_text, split_messages
 from .rows import checked_row, read_rows, short
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def problems_from_rows(
         raise DataError(f"{name} has {len(table)} rows, fewer than num_problems={num_problems}. Ask for fewer.")
 
     if prompt_template is None and prompt_column == "prompt" and not any("prompt" in row for row in table):
-        table = [_split_messages(row, f"{name}: row {number}") for number, row in enumerate(table)]
+        table = [split_messages(row, f"{name}: row {number}") for number, row in enumerate(table)]
         if answer_column == "answer" and not any("answer" in row for row in table):
             answer_column = "completion"
     # Rows of a JSON-lines file may have different columns; a column counts as present if any row has it.
@@ -176,11 +177,14 @@ def problems_from_rows(
         # The columns that have become the prompt, the answer and the id are not kept twice.
         taken = {answer_column, id_column} | ({prompt_column} if prompt_template is None else set())
         columns = {column: value for column, value in row.items() if column not in taken}
+        reference: Any = None if answer_column is None else row[answer_column]
+        is_more = isinstance(prompt, list) and are_messages(reference) and not is_plain(reference)
         problem = Problem(
-            _checked_text(ids[number], f"{where}, column {id_column!r}"),
-            _checked_prompt(prompt, chat, f"{where}, {source}"),
-            "" if answer_column is None else _reference(row[answer_column], f"{where}, column {answer_column!r}"),
+            checked_text(ids[number], f"{where}, column {id_column!r}"),
+            checked_prompt(prompt, chat, f"{where}, {source}"),
+            "" if answer_column is None else _reference(reference, f"{where}, column {answer_column!r}"),
             columns,
+            [dict(message) for message in reference] if is_more else None,
         )
         problems.append(problem)
     _warn_of_repeats(problems, name)
@@ -194,7 +198,7 @@ def fingerprint(problems: Sequence[Problem]) -> str:
         problems: The problems.
 
     Returns:
-        64 hexadecimal digits. Further columns do not count.
+        64 hexadecimal digits. Further columns do not count, but for what the chat template is given of them.
 
     Examples:
         ```python
@@ -206,7 +210,8 @@ def fingerprint(problems: Sequence[Problem]) -> str:
     """
     digest = hashlib.sha256()
     for problem in problems:
-        row = [problem.problem_id, problem.prompt, problem.answer]
+        row: list[Any] = [problem.problem_id, problem.prompt, problem.answer]
+        row += [problem.template_kwargs] if problem.template_kwargs else []
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=True).encode() + b"\n")
     return digest.hexdigest()
 
@@ -285,61 +290,11 @@ def _problem_ids(
     return column, [str(value) for value in ids]
 
 
-def _split_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """A conversation's last answer, and what comes before it, as training splits it; other rows as they are."""
-    if "messages" not in row:
-        return row
-    messages = row["messages"]
-    last = messages[-1] if isinstance(messages, list) and len(messages) > 1 else None
-    if not isinstance(last, Mapping) or last.get("role") != "assistant":
-        raise DataError(
-            f"{where}, column 'messages': it must end with a message of the assistant, after others, got "
-            f"{short(messages)}. Give the columns 'prompt' and 'answer' where there is none."
-        )
-    others = {column: value for column, value in row.items() if column != "messages"}
-    return {"prompt": messages[:-1], "completion": messages[-1:], **others}
-
-
-def _checked_prompt(prompt: Any, chat: bool, where: str) -> Prompt:
-    if isinstance(prompt, str):
-        _checked_text(prompt, where)
-        return [{"role": "user", "content": prompt}] if chat else prompt
-    if not isinstance(prompt, list) or not all(
-        isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in prompt
-    ):
-        raise DataError(
-            f"{where}: the prompt must be text or a list of messages with 'role' and 'content', got {short(prompt)}"
-        )
-    messages = [{"role": message["role"], "content": message["content"]} for message in prompt]
-    if not all(isinstance(m["role"], str) and isinstance(m["content"], str) for m in messages):
-        raise DataError(f"{where}: the role and the content of a message must be text, got {short(prompt)}")
-    if messages[-1]["role"] == "assistant":
-        raise DataError(
-            f"{where}: the prompt ends with the assistant's message, so there is nothing left to answer. Put it into "
-            "the answer column."
-        )
-    for message in messages:
-        _checked_text(message["role"] + message["content"], where)
-    return messages
-
-
-def _checked_text(text: str, where: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: half of a character (the lone surrogate {text[error.start]!r}), which neither a tokenizer nor "
-            "a file can take. Remove it or complete it."
-        ) from error
-    return text
-
-
 def _reference(value: Any, where: str) -> str:
     if isinstance(value, float | np.floating) and math.isinf(value):
         raise DataError(f"{where}: {value} is not an answer that can be compared. Write it as text.")
-    is_message = isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping)
-    if is_message and {"role", "content"} <= set(value[0]):
-        value = value[0]["content"]  # a conversational completion, as in TRL's prompt-completion format
+    if value and are_messages(value):  # a conversational completion, as in TRL's prompt-completion format
+        value = message_text(value[-1])
     if isinstance(value, list | dict):
         try:
             value = json.dumps(value, ensure_ascii=False, allow_nan=False)
@@ -347,7 +302,7 @@ def _reference(value: Any, where: str) -> str:
             raise DataError(
                 f"{where}: {short(value)} cannot be written as text: {error}. Write it as text."
             ) from error
-    return _checked_text(str(value), where)
+    return checked_text(str(value), where)
 
 
 def _is_missing(value: Any) -> bool:
@@ -360,7 +315,8 @@ def _warn_of_repeats(problems: list[Problem], name: str) -> None:
     first: dict[str, Problem] = {}
     repeats, others = [], []
     for problem in problems:
-        earlier = first.setdefault(json.dumps(problem.prompt), problem)
+        asked = json.dumps([problem.prompt, problem.template_kwargs], default=str)
+        earlier = first.setdefault(asked, problem)
         if earlier is problem:
             continue
         repeats.append(problem.problem_id)

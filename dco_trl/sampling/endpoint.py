@@ -136,7 +136,8 @@ class Endpoint:
             except _Failure as failure:
                 if failure.passing and attempt < retries and (failure.wait or 0) <= _LONGEST_RETRY_AFTER:
                     backoff = min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT) * random.uniform(0.75, 1)
-                    await asyncio.sleep(backoff if failure.wait is None else failure.wait)
+                    # Not at once where it asks for no pause (Retry-After: 0, or a date gone by).
+                    await asyncio.sleep(failure.wait or backoff)
                     continue
                 asks = ""
                 if failure.wait is not None and failure.wait > _LONGEST_RETRY_AFTER:

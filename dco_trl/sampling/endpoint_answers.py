@@ -23,12 +23,13 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Choice:
-    """One completion: its text (None where only tokens came), tokens, their number, and why it ended."""
+    """One completion: text (None where only tokens came), tokens, their number, why it ended, and at what string."""
 
     text: str | None
     token_ids: tuple[int, ...] | None
     num_tokens: int | None
     finish_reason: str | None
+    stopped_at: str | None = None
 
 
 def read_models(content: bytes) -> dict[str, ServedModel]:
@@ -95,7 +96,9 @@ def _choice(choice: dict[str, Any], num_tokens: int | None, vocabulary: int | No
     reason = choice.get("finish_reason")
     if reason is not None and not isinstance(reason, str):
         raise UnusableAnswer(f"the finish_reason of a sample is no text but {reason!r:.100}", "")
-    return Choice(text, None if ids is None else tuple(ids), num_tokens, "stop" if reason in _STOPPED else reason)
+    at = choice.get("stop_reason")  # vLLM's: a string of `stop`, or the id of a token
+    reason = "stop" if reason in _STOPPED else reason
+    return Choice(text, None if ids is None else tuple(ids), num_tokens, reason, at if isinstance(at, str) else None)
 
 
 def _count(value: Any) -> int | None:

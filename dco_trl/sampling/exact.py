@@ -23,6 +23,8 @@ from ..statistics.pass_at_k import exact_pass_at_k
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from .tokens import Codec
+
 logger = logging.getLogger(__name__)
 
 # Logits of a batch: 0.5 GiB in float32, of which a few copies are made.
@@ -115,7 +117,8 @@ def exact_coverage(
     import torch
     from tqdm.auto import tqdm
 
-    from .tokens import end_token_ids
+    from .end_of_sequence import token_kinds
+    from .tokens import Codec
 
     if not problems:
         raise UserError("problems is empty: there is no answer to compute a probability of. Give at least one.")
@@ -124,8 +127,9 @@ def exact_coverage(
         raise UserError(f"temperature must be above 0, got {temperature}")
     check_integer("batch_size", batch_size)
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    end_ids = end_token_ids(tokenizer, getattr(base, "generation_config", None))
-    rows = _tokenize(tokenizer, end_ids, problems, completion_template)
+    generation_config = getattr(base, "generation_config", None)
+    kinds = token_kinds(tokenizer, generation_config)
+    rows = _tokenize(Codec(tokenizer, generation_config), kinds, problems, completion_template)
     context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
     longest = max(range(len(rows)), key=lambda i: len(rows[i][0]))
     if context is not None and len(rows[longest][0]) > context:
@@ -156,23 +160,25 @@ def exact_coverage(
 
 
 def _tokenize(
-    tokenizer: Any, end_ids: tuple[int, ...], problems: Sequence[Problem], template: str
+    codec: "Codec", kinds: NDArray[np.int8], problems: Sequence[Problem], template: str
 ) -> list[tuple[list[int], int]]:
     """Token ids of prompt and answer, and where the answer begins."""
     from trl.data_utils import common_prefix_length
 
+    from .end_of_sequence import answer_length
+
     rows, departing, endless = [], [], []
     for problem, (prompt_ids, ids) in zip(
-        problems, _encode(tokenizer, end_ids, problems, _completions(problems, template)), strict=True
+        problems, _encode(codec, problems, _completions(problems, template)), strict=True
     ):
         start = common_prefix_length(prompt_ids, ids)
         if start < len(prompt_ids):
             departing.append(problem.problem_id)
-        last = max((at for at in range(start, len(ids)) if ids[at] in end_ids), default=None)
-        if last is None:
+        length = answer_length(kinds, ids[start:])
+        if length is None:
             endless.append(problem.problem_id)
         else:
-            ids = ids[: last + 1]
+            ids = ids[: start + length]
         if start == 0 or start >= len(ids):
             raise DataError(
                 f"problem {problem.problem_id!r}: under this tokenizer there is no token "
@@ -200,9 +206,12 @@ def _tokenize(
     return rows
 
 
-def _completions(problems: Sequence[Problem], template: str) -> list[str]:
-    completions = []
+def _completions(problems: Sequence[Problem], template: str) -> list[str | list[dict[str, Any]]]:
+    completions: list[str | list[dict[str, Any]]] = []
     for problem in problems:
+        if problem.completion is not None and template == "{answer}":
+            completions.append(problem.completion)
+            continue
         columns = {**problem.columns, "answer": problem.answer}
         try:
             completions.append(template.format(**columns))
@@ -222,25 +231,22 @@ def _completions(problems: Sequence[Problem], template: str) -> list[str]:
 
 
 def _encode(
-    tokenizer: Any, end_ids: tuple[int, ...], problems: Sequence[Problem], completions: list[str]
+    codec: "Codec", problems: Sequence[Problem], completions: Sequence[str | list[dict[str, Any]]]
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Token ids of each prompt alone, and of prompt and completion. Plain text goes through the tokenizer at once."""
-    from .tokens import encode_prompt
-
-    end = tokenizer.eos_token or ""
-    plain = [i for i, problem in enumerate(problems) if isinstance(problem.prompt, str)]
-    texts = [problems[i].prompt for i in plain]
-    wholes = [f"{text}{completions[i].removesuffix(end)}{end}" for text, i in zip(texts, plain, strict=True)]
-    encoded = iter(tokenizer(texts + wholes)["input_ids"] if plain else [])
-    prompts = {i: next(encoded) for i in plain}
-    for i, problem in enumerate(problems):
-        if i in prompts:
+    """Token ids of each prompt alone, and of prompt and completion."""
+    end = codec.tokenizer.eos_token or ""
+    # Plain text goes through the tokenizer at once.
+    plain = [(p.prompt, str(c)) for p, c in zip(problems, completions, strict=True) if isinstance(p.prompt, str)]
+    prompts = iter(codec.texts_ids([prompt for prompt, _ in plain]))
+    wholes = iter(codec.texts_ids([f"{prompt}{c.removesuffix(end)}{end}" for prompt, c in plain]))
+    for problem, completion in zip(problems, completions, strict=True):
+        if isinstance(problem.prompt, str):
             # Without a token of its own for it, the tokenizer cannot write the end of sequence as text.
-            yield prompts[i], [*next(encoded), *(() if end else end_ids[:1])]
+            yield next(prompts), [*next(wholes), *(() if end else codec.end_ids[:1])]
         else:
-            messages = [*problem.prompt, {"role": "assistant", "content": completions[i]}]
-            whole = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
-            yield encode_prompt(tokenizer, problem.prompt), list(whole)
+            messages = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+            kwargs = problem.template_kwargs
+            yield codec.prompt_ids(problem.prompt, kwargs), codec.rendered([*problem.prompt, *messages], kwargs)
 
 
 def _batches(rows: list[tuple[list[int], int]], batch_size: int, vocabulary: int) -> Iterator[list[int]]:

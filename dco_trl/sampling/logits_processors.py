@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
-from .tokens import cut_at_stop
+from .tokens import Codec, Ends, cut_at_stop
 
 
 class InverseCDF(LogitsProcessor):
@@ -43,21 +43,15 @@ class StopStrings(StoppingCriteria):
     """
 
     def __init__(
-        self,
-        tokenizer: Any,
-        stop: Sequence[str],
-        end_ids: Sequence[int],
-        prompt_width: int,
-        rows: int,
-        device: torch.device,
+        self, codec: Codec, ends: Ends, prompts: Sequence[list[int]], prompt_width: int, device: torch.device
     ):
-        self.tokenizer, self.stop, self.prompt_width = tokenizer, stop, prompt_width
-        self.end_ids = torch.tensor(end_ids, device=device)
-        # A token holds at least one byte of text, so a match that ends in the last token begins within this many; a
-        # few more keep it clear of the first, which some tokenizers decode without its space.
-        self.tail = max((len(s.encode()) for s in stop), default=0) + 4
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.done = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.codec, self.ends, self.prompts, self.prompt_width = codec, ends, prompts, prompt_width
+        self.end_ids = torch.tensor(ends.ids, device=device)
+        # A token that is not special holds at least one byte of text: a match that ends in the last token begins
+        # within this many of them.
+        self.tail = max((len(s.encode()) for s in ends.strings), default=0)
+        self.lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
+        self.done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         length = input_ids.shape[1] - self.prompt_width
@@ -65,10 +59,16 @@ class StopStrings(StoppingCriteria):
         open_rows = (~self.done).nonzero().flatten().tolist()
         if not open_rows:
             return self.lengths > 0
-        tails = input_ids[open_rows, max(self.prompt_width, input_ids.shape[1] - self.tail) :].tolist()
-        texts = self.tokenizer.batch_decode(tails, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        for row, text in zip(open_rows, texts, strict=True):
-            if cut_at_stop(text, self.stop)[1]:
+        contexts, tails = [], []
+        for row, ids in zip(open_rows, input_ids[open_rows, self.prompt_width :].tolist(), strict=True):
+            start, missing = length, self.tail
+            while start and missing:
+                start -= 1
+                missing -= ids[start] not in self.codec.special_ids
+            contexts.append((*self.prompts[row], *ids[:start]))
+            tails.append(ids[start:])
+        for row, text in zip(open_rows, self.codec.texts(contexts, tails), strict=True):
+            if cut_at_stop(text, self.ends.strings)[1]:
                 self.lengths[row] = length
                 self.done[row] = True
         return self.lengths > 0

@@ -1,8 +1,8 @@
 """What a sampler is: requests in, samples out. Everything else in the package talks to samplers through this."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -80,6 +80,7 @@ class SampleRequest:
         adapter: Folder of the LoRA adapter to sample with, or its name at a server; "" for the model alone. None: the
             sampler's own.
         temperature: In place of that of `SamplingParams`; None: that one.
+        template_kwargs: What the chat template is given beside messages, such as `tools`.
 
     Raises:
         ValueError: A count, an index or a temperature outside its range, or an empty prompt.
@@ -94,6 +95,7 @@ class SampleRequest:
     stream: int = 0
     adapter: str | None = None
     temperature: float | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, minimum in (("num_samples", 1), ("first_index", 0), ("stream", 0)):

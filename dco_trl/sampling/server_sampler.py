@@ -18,19 +18,14 @@ from .endpoint import Endpoint, EndpointError, UnusableAnswer, wait_for
 from .endpoint_answers import ONE_EACH, Choice, read_choices, read_json, read_models
 from .fingerprint import describe, describe_options
 from .protocol import Prompt, Sample, SampleRequest, SamplingParams, copy_greedy, request_seed
-from .tokens import encode_prompts, end_token_ids, is_token_ids, make_samples
+from .server_fields import DECIDED, prompt_fields, sampling_fields
+from .tokens import Codec, Codecs, Ends, encode_prompts
 
 if TYPE_CHECKING:
     import httpx2
-    from transformers import PreTrainedTokenizerBase
 
 Result = TypeVar("Result")
 
-# What `SamplingParams` and the sampler itself decide. `top_k` is not part of OpenAI's interface; see `_fields`.
-_DECIDED = (
-    *("model", "prompt", "messages", "n", "best_of", "stream", "temperature", "top_p", "max_tokens"),
-    *("max_completion_tokens", "stop", "stop_token_ids", "seed", "return_token_ids"),
-)
 # Seconds: a wrong address shows without the patience of a long run.
 _FIRST_ANSWER = 60.0
 
@@ -60,7 +55,8 @@ class ServerSampler:
     Without `tokenizer`, plain prompts and token ids go to `/completions` and messages to `/chat/completions`, and the
     endpoint tokenizes, applies its chat template and ends completions where it sees fit. With `tokenizer`, prompts are
     rendered here exactly as training renders them and sent as token ids to `/completions`; vLLM is told training's end
-    tokens and its token ids are decoded here. Prefer that wherever the endpoint takes token ids, as vLLM does.
+    tokens and its token ids are decoded here. Prefer that wherever the endpoint takes token ids, as vLLM does. A vLLM
+    server's adapter whose folder is here, with a tokenizer in it, is sampled with that one in any case.
 
     A request is repeated, with exponential back-off, after a lost connection, a time-out, the statuses 408, 409, 429
     and 5xx, and an answer that cannot be used. `Retry-After` is heeded up to a minute; a longer one is an error.
@@ -69,7 +65,7 @@ class ServerSampler:
         model: Name under which the endpoint serves the model.
         base_url: Its address with the version, `http://127.0.0.1:8000/v1`. A user and password in it are sent, and
             written nowhere.
-        tokenizer: Folder or hub name of the tokenizer, to render prompts as training does; see above.
+        tokenizer: Folder or hub name of the model's tokenizer, to render prompts as training does; see above.
         adapter: LoRA adapter: the name of one that is served already, or a folder (as the server's file system sees
             it), which is loaded into a vLLM server under a name of its own and unloaded by `close`; the server must
             have been started with `--enable-lora` and `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`. Adapters that requests
@@ -120,7 +116,7 @@ class ServerSampler:
         self.samples_per_request = check_integer("samples_per_request", samples_per_request)
         self.seed_each_request, self.progress = seed_each_request, progress
         self._extra_body = dict(extra_body or {})
-        decided = [name for name in self._extra_body if name in _DECIDED]
+        decided = [name for name in self._extra_body if name in DECIDED]
         if decided:
             raise UserError(
                 f"extra_body sets {', '.join(decided)}, which the sampler sends itself: the run's record would name "
@@ -134,9 +130,8 @@ class ServerSampler:
         self._weights: str | None = None
         self._names: dict[str, str] = {}  # of adapters at the server
         self._loaded: list[str] = []  # those of them that this sampler brought there
-        self._tokenizer: PreTrainedTokenizerBase | None = None
         self._tokenizer_name = tokenizer
-        self._end_ids: tuple[int, ...] = ()
+        self._limit = "max_tokens"  # as a chat request calls it
         served = self._get("/models", read_models, "list its models")
         if model not in served:
             raise EndpointError(
@@ -149,8 +144,7 @@ class ServerSampler:
             self.samples_per_request = 1
         elif "top_k" in self._extra_body:
             raise UserError("extra_body sets top_k, which a vLLM server is sent anyway. Set it in SamplingParams.")
-        if tokenizer is not None:
-            self._tokenizer, self._end_ids = _load_tokenizer(tokenizer)
+        self._codecs = Codecs.load(tokenizer)
         if adapter is not None:
             self.load_adapter(adapter)
 
@@ -233,17 +227,20 @@ class ServerSampler:
         Raises:
             EndpointError: The endpoint stays away after `max_retries` repetitions, refuses, or gives answers that
                 cannot be used. The rest of the call is given up; nothing is returned in part.
-            ValueError: `top_k` for an endpoint that is not known to understand it; or a prompt that leaves no room
-                for `max_tokens`, where `tokenizer` is given and the endpoint tells its context.
+            ValueError: `top_k`, or tools and other arguments of the chat template, for an endpoint that is not known
+                to understand them; or a prompt that leaves no room for `max_tokens`, where `tokenizer` is given and
+                the endpoint tells its context.
         """
         if self._closed:
             raise RuntimeError("This sampler is closed. Make a new one.")
-        fields = self._fields(params)
-        vocabulary = None if self._tokenizer is None else len(self._tokenizer)
-        prompts: Sequence[Prompt | list[int]] = [request.prompt for request in requests]
-        if self._tokenizer is not None:
-            how = "Start the server with a larger --max-model-len or lower max_tokens."
-            prompts = encode_prompts(self._tokenizer, requests, params.max_tokens, self._context, how)
+        fields = sampling_fields(params, self.is_vllm, self._extra_body, self.base_url)
+        how = "Start the server with a larger --max-model-len or lower max_tokens."
+        prompts: list[Prompt | list[int]] = [request.prompt for request in requests]
+        codecs = [self._codec_of(request) for request in requests]
+        for number, codec in enumerate(codecs):
+            if codec is not None:
+                args = [requests[number]], params.max_tokens, self._context, how
+                [prompts[number]] = encode_prompts(self._codec_of, *args)
         models = [self._model_of(request) for request in requests]
         counts = [request.num_distinct(params) for request in requests]
         calls = [
@@ -256,16 +253,24 @@ class ServerSampler:
 
         async def work(client: "httpx2.AsyncClient", bar: Any) -> None:
             for call in todo:  # shared by all workers: each call is taken once
-                request, prompt = requests[call.request], prompts[call.request]
-                is_chat = not isinstance(prompt, str) and not is_token_ids(prompt)
+                request, prompt, codec = requests[call.request], prompts[call.request], codecs[call.request]
                 body = {"model": models[call.request], "temperature": request.params(params).temperature, **fields}
-                body |= {"messages" if is_chat else "prompt": prompt, "n": call.n}
+                body |= {"n": call.n, **prompt_fields(request, prompt, codec, params, self.is_vllm, self.base_url)}
+                if "messages" in body:
+                    body[self._limit] = body.pop("max_tokens")
                 if self.seed_each_request:
                     body["seed"] = request_seed(params.seed, request.stream, request.first_index + call.first)
-                path = "/chat/completions" if is_chat else "/completions"
-                read = partial(read_choices, n=call.n, vocabulary=vocabulary)
-                choices = await self._endpoint.ask(client, "sample", path, read, body)
-                samples = [self._sample(choice, params) for choice in choices]
+                path = "/chat/completions" if "messages" in body else "/completions"
+                read = partial(read_choices, n=call.n, vocabulary=codec and len(codec.tokenizer))
+                try:
+                    choices = await self._endpoint.ask(client, "sample", path, read, body)
+                except EndpointError as error:
+                    if "messages" not in body or "max_tokens" not in body or "max_completion_tokens" not in str(error):
+                        raise
+                    self._limit = "max_completion_tokens"  # which OpenAI's newer models ask for in its place
+                    body[self._limit] = body.pop("max_tokens")
+                    choices = await self._endpoint.ask(client, "sample", path, read, body)
+                samples = [self._sample(choice, prompt, codec, params) for choice in choices]
                 results[call.request][call.first : call.first + call.n] = samples
                 bar.update(call.n)
 
@@ -313,30 +318,13 @@ class ServerSampler:
         except EndpointError:
             pass  # the endpoint is gone, and the adapters with it
 
-    def _fields(self, params: SamplingParams) -> dict[str, Any]:
-        """What every sampling request of a call sends, whatever its model and temperature."""
-        fields: dict[str, Any] = {
-            "top_p": params.top_p,
-            "max_tokens": params.max_tokens,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-        }
-        if params.stop:
-            fields["stop"] = list(params.stop)
-        if self.is_vllm:
-            fields |= {"top_k": params.top_k, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True}
-            fields["stop_token_ids"] = list(self._end_ids)
-        elif self._extra_body.get("top_k", 0) != params.top_k:
-            raise UserError(
-                f"top_k={params.top_k} is not part of OpenAI's interface, and {self.base_url} is not a vLLM server: "
-                f"it may ignore or refuse it. If it knows top_k, set the sampler's option extra_body={{'top_k': "
-                f"{params.top_k}}} (sampler_kwargs); otherwise sample with top_k=0 and without top_k in extra_body."
-            )
-        return {**fields, **self._extra_body}
-
-    def _sample(self, choice: Choice, params: SamplingParams) -> Sample:
-        if choice.token_ids is not None and self._tokenizer is not None:
-            return make_samples(self._tokenizer, [choice.token_ids], self._end_ids, params.stop)[0]
+    def _sample(self, choice: Choice, prompt: Any, codec: Codec | None, params: SamplingParams) -> Sample:
+        if choice.token_ids is not None and codec is not None:
+            ends = codec.ends(params.stop)
+            if choice.finish_reason == "stop" and choice.stopped_at is None:
+                # At an end that only the server knows, from the generation config of its model.
+                ends = Ends((*ends.ids, *choice.token_ids[-1:]), ends.strings)
+            return codec.samples([prompt], [choice.token_ids], ends)[0]
         reason = choice.finish_reason
         if choice.num_tokens is None:
             way_out = ONE_EACH if self.samples_per_request > 1 else ""
@@ -358,6 +346,12 @@ class ServerSampler:
         adapter = self._adapter if request.adapter is None else request.adapter
         return self._name_of(adapter) if adapter else self.model
 
+    def _codec_of(self, request: SampleRequest) -> Any:
+        """What renders its prompt; None: the endpoint."""
+        if not self.is_vllm:
+            return self._codecs.own
+        return self._codecs.of(self._adapter if request.adapter is None else request.adapter)
+
     def _unload(self, name: str) -> None:
         if name in self._loaded:
             self._loaded.remove(name)
@@ -376,15 +370,3 @@ def _check_emptied(content: bytes) -> None:
     # Before vLLM 0.26 the answer is empty, and nothing is known.
     if content and read_json(content) != {"success": True}:
         raise UnusableAnswer("it still holds prompts of the weights before", " Does another program use it?")
-
-
-def _load_tokenizer(name: str) -> "tuple[PreTrainedTokenizerBase, tuple[int, ...]]":
-    """Tokenizer and end-of-sequence ids, those of a generation config beside it included."""
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-    try:
-        generation_config = transformers.GenerationConfig.from_pretrained(name)
-    except OSError:  # an adapter's folder has a tokenizer and no generation config
-        generation_config = None
-    return tokenizer, end_token_ids(tokenizer, generation_config)

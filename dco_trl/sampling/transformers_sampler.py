@@ -1,7 +1,7 @@
 """Sampling with Transformers' `generate`: the default, which needs nothing more than training does."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessorList,
     StoppingCriteriaList,
+    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -20,10 +21,11 @@ from transformers import (
 
 from ..checks import check_integer
 from ..errors import UserError
+from .adapters import LoadedAdapters
 from .fingerprint import describe, describe_options
 from .logits_processors import InverseCDF, StopStrings
 from .protocol import Sample, SampleRequest, SamplingParams, copy_greedy
-from .tokens import encode_prompts, end_token_ids, make_samples
+from .tokens import Codec, Codecs, encode_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,7 +56,8 @@ class TransformersSampler:
             model in memory is used as it is: sampling switches it to evaluation mode and restores each module's mode
             and the generation config afterwards, also after an error. Gradient checkpointing and `config.use_cache`
             are left alone: the first does nothing in evaluation mode, the second is overridden in the call.
-        tokenizer: The model's tokenizer; None loads it from `model`'s name.
+        tokenizer: The model's tokenizer; None loads it from `model`'s name. An adapter whose folder holds a tokenizer,
+            as training leaves it there, is sampled with that one.
         adapter: Folder of a PEFT adapter to load on top; only with a model given by name.
         revision: Hub revision of model and tokenizer.
         batch_size: Sequences generated at the same time.
@@ -94,13 +97,12 @@ class TransformersSampler:
         self.progress = progress
         self._options = describe_options("model_kwargs", model_kwargs, _HARMLESS)
         self._adapter = adapter
-        self._peft_names: dict[str, str] = {}  # of the adapters that are loaded, by folder
         self._revision = revision
         self._name: str
         if isinstance(model, str):
             self._name = model
             self._where = "loaded"
-            self.model: Any = _load(model, revision, model_kwargs)
+            loaded: Any = _load(model, revision, model_kwargs)
         else:
             given = {"adapter": adapter, "revision": revision, **model_kwargs}
             given = {name: value for name, value in given.items() if value is not None}
@@ -111,28 +113,57 @@ class TransformersSampler:
                 )
             self._name = model.config.name_or_path or ""
             self._where = "in memory"
-            self.model = model
-        if self.model.config.is_encoder_decoder:
+            loaded = model
+        if loaded.config.is_encoder_decoder:
             raise UserError(f"model={self._name!r} is an encoder-decoder; only causal language models are sampled.")
-        if adapter is not None:
-            self.load_adapter(adapter)
-        self.tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(
+        self._adapters: Any = LoadedAdapters(loaded)
+        tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(
             self._name, revision=revision, **{k: v for k, v in model_kwargs.items() if k == "gguf_file"}
         )
-        self.end_ids = end_token_ids(self.tokenizer, self._base_model().generation_config)
+        generation_config = self._adapters.base_model.generation_config
+        self._codecs = Codecs(tokenizer, generation_config)
+        if adapter is not None:
+            self.load_adapter(adapter)
+
+    @property
+    def model(self) -> Any:
+        """The model, with the adapters that are loaded; None once the sampler is closed."""
+        return None if self._adapters is None else self._adapters.model
+
+    @property
+    def codec(self) -> Codec:
+        """The adapter's, if it has a tokenizer of its own, else the model's."""
+        return self._codecs.of(self._adapter)
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """What prompts are rendered and completions read with."""
+        return self.codec.tokenizer
 
     def load_adapter(self, adapter: str | None) -> None:
         """Sample with this PEFT adapter from now on, in place of all before it; None goes back to the model alone.
 
         Args:
             adapter: Folder that `PeftModel.save_pretrained` wrote.
+
+        Raises:
+            ValueError: The model is in memory; it stays as it is.
         """
-        if _is_peft(self.model):
-            self.model = self.model.unload()
-        self._peft_names.clear()
+        self._refuse_in_memory(adapter)
+        self._adapters.clear()
         if adapter is not None:
-            self._load_beside(adapter)
+            self._adapters.load(adapter)
         self._adapter = adapter
+
+    def _refuse_in_memory(self, adapter: str | None) -> None:
+        if self._where == "in memory":
+            raise UserError(
+                f"adapter={adapter!r} cannot be loaded into a model in memory, which is sampled as it is. Pass the "
+                "model by name."
+            )
+
+    def _codec_of(self, request: SampleRequest) -> Codec:
+        return self._codecs.of(self._adapter if request.adapter is None else request.adapter)
 
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
         """Draw the samples of all requests; see `Sampler.sample`.
@@ -151,10 +182,12 @@ class TransformersSampler:
             raise RuntimeError("This sampler is closed. Make a new one.")
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         how = "Lower max_tokens or drop the prompt."
-        prompts = encode_prompts(self.tokenizer, requests, params.max_tokens, context, how)
+        prompts = encode_prompts(self._codec_of, requests, params.max_tokens, context, how)
         for request in requests:
+            self._codec_of(request).ends(params.stop)  # refuses what cannot be found
             if request.adapter:
-                self._load_beside(request.adapter)
+                self._refuse_in_memory(request.adapter)
+                self._adapters.load(request.adapter)
         counts = [request.num_distinct(params) for request in requests]
         # A batch has one adapter and one temperature.
         groups: dict[Any, list[int]] = {}
@@ -162,19 +195,23 @@ class TransformersSampler:
             groups.setdefault((request.adapter, request.params(params)), []).append(r)
         results: list[list[Any]] = [[None] * count for count in counts]
         with (
-            _ready_to_generate(self.model, self._base_model()),
+            _ready_to_generate(self.model, self._adapters.base_model),
             tqdm(total=sum(counts), desc="sampling", unit="sample", disable=not self.progress) as bar,
         ):
             for (adapter, how_drawn), members in groups.items():
+                as_it_is = adapter is None and self._where == "in memory"
+                adapter = self._adapter if adapter is None else adapter
+                codec, tokens = self._codecs.of(adapter), self._adapters.foreign_tokens(adapter)
                 # Longest first: if the memory does not suffice, it shows at once.
                 order = sorted(members, key=lambda r: len(prompts[r]), reverse=True)
                 rows = [(r, i) for r in order for i in range(counts[r])]
                 for start in range(0, len(rows), self.batch_size):
                     batch = rows[start : start + self.batch_size]
                     uniforms = np.stack([_uniforms(requests[r], i, how_drawn) for r, i in batch])
-                    with self._with_adapter(adapter):
-                        completions = self._generate([r for r, _ in batch], prompts, uniforms, how_drawn)
-                    samples = make_samples(self.tokenizer, completions, self.end_ids, params.stop)
+                    rows_prompts = [prompts[r] for r, _ in batch]
+                    with nullcontext() if as_it_is else self._adapters.working(adapter):
+                        completions = self._generate(codec, rows_prompts, uniforms, how_drawn, tokens)
+                    samples = codec.samples(rows_prompts, completions, codec.ends(params.stop))
                     for (r, i), sample in zip(batch, samples, strict=True):
                         results[r][i] = sample
                     bar.update(len(batch))
@@ -182,7 +219,7 @@ class TransformersSampler:
 
     def identity(self) -> dict[str, Any]:
         """Who samples; see `Sampler.identity`."""
-        commit = getattr(self._base_model().config, "_commit_hash", None)
+        commit = getattr(self._adapters.base_model.config, "_commit_hash", None)
         # The folder that a model in memory came from says nothing about its weights now.
         model = {"model": self._name} if self._where == "in memory" else describe("model", self._name)
         return {
@@ -190,7 +227,7 @@ class TransformersSampler:
             **model,
             "revision": commit or self._revision or "",
             **describe("adapter", self._adapter),
-            "dtype": str(self._base_model().dtype),
+            "dtype": str(self._adapters.base_model.dtype),
             **self._options,
             "transformers_version": transformers.__version__,
             "torch_version": torch.__version__,
@@ -198,57 +235,33 @@ class TransformersSampler:
 
     def close(self) -> None:
         """Let go of the model; see `Sampler.close`."""
-        self.model = None
-
-    def _base_model(self) -> Any:
-        """The Transformers model: inside a PEFT model, it holds the LoRA layers too."""
-        return self.model.get_base_model() if _is_peft(self.model) else self.model
-
-    def _load_beside(self, adapter: str) -> None:
-        """Load an adapter beside those that are loaded, unless it is one of them."""
-        if adapter in self._peft_names:
-            return
-        if self._where == "in memory":
-            raise UserError(
-                f"adapter={adapter!r} cannot be loaded into a model in memory, which is sampled as it is. Pass the "
-                "model by name."
-            )
-        from peft import PeftModel
-
-        name = f"adapter-{len(self._peft_names)}"
-        if _is_peft(self.model):
-            self.model.load_adapter(adapter, name)
-        else:
-            self.model = PeftModel.from_pretrained(self.model, adapter, name)
-        self._peft_names[adapter] = name
-
-    def _with_adapter(self, adapter: str | None) -> AbstractContextManager:
-        """Whatever else is loaded, this adapter alone works inside; "" is the model alone, None the sampler's own."""
-        if adapter is None and self._where == "in memory":
-            return nullcontext()
-        if wanted := (self._adapter if adapter is None else adapter):
-            self.model.set_adapter(self._peft_names[wanted])
-            return nullcontext()
-        return self.model.disable_adapter() if _is_peft(self.model) else nullcontext()
+        self._adapters = None
 
     @torch.no_grad()
     def _generate(
-        self, request_of_row: list[int], prompts: list[list[int]], uniforms: np.ndarray, params: SamplingParams
+        self,
+        codec: Codec,
+        prompts: list[list[int]],
+        uniforms: np.ndarray,
+        params: SamplingParams,
+        foreign_tokens: range,
     ) -> list[list[int]]:
-        """Completions of one batch of rows, each up to and including its end of sequence."""
-        device = self.model.device
-        distinct = list(dict.fromkeys(request_of_row))
-        which = torch.tensor([distinct.index(r) for r in request_of_row], device=device)
-        width = max(len(prompts[r]) for r in distinct)
-        pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_ids[0]
-        input_ids = torch.full((len(distinct), width), pad_id, dtype=torch.long)
+        """Completions of one batch of prompts, each up to and including its end of sequence."""
+        device, ends = self.model.device, codec.ends(params.stop)
+        row_of: dict[tuple[int, ...], int] = {}
+        which = torch.tensor([row_of.setdefault(tuple(ids), len(row_of)) for ids in prompts], device=device)
+        width = max(map(len, row_of))
+        pad_id = codec.tokenizer.pad_token_id if codec.tokenizer.pad_token_id is not None else codec.end_ids[0]
+        input_ids = torch.full((len(row_of), width), pad_id, dtype=torch.long)
         attention_mask = torch.zeros_like(input_ids)
-        for row, r in enumerate(distinct):
-            input_ids[row, width - len(prompts[r]) :] = torch.tensor(prompts[r])
-            attention_mask[row, width - len(prompts[r]) :] = 1
+        for ids, row in row_of.items():
+            input_ids[row, width - len(ids) :] = torch.tensor(ids)
+            attention_mask[row, width - len(ids) :] = 1
         input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
 
         processors = LogitsProcessorList()
+        if foreign_tokens:
+            processors.append(SuppressTokensLogitsProcessor(list(foreign_tokens), device=str(device)))
         if params.temperature > 0:
             if params.temperature != 1:
                 processors.append(TemperatureLogitsWarper(params.temperature))
@@ -257,13 +270,13 @@ class TransformersSampler:
             if params.top_p < 1:
                 processors.append(TopPLogitsWarper(params.top_p))
             processors.append(InverseCDF(uniforms, width, device))
-        stops = StopStrings(self.tokenizer, params.stop, self.end_ids, width, len(request_of_row), device)
+        stops = StopStrings(codec, ends, prompts, width, device)
 
-        generator = self._base_model()
+        generator = self._adapters.base_model
         cache: dict[str, DynamicCache] = {}
         if getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False):
             generator = self.model  # it puts its virtual tokens in front, so a cache computed here would lack them
-        elif len(distinct) < len(request_of_row) and width > 1:
+        elif len(row_of) < len(prompts) and width > 1:
             cache = _prompt_cache(generator, input_ids[:, :-1], attention_mask[:, :-1], which)
         output = generator.generate(
             input_ids=input_ids[which],
@@ -273,28 +286,21 @@ class TransformersSampler:
                 max_new_tokens=params.max_tokens,
                 do_sample=False,
                 use_cache=True,
-                eos_token_id=list(self.end_ids),
+                eos_token_id=list(ends.ids),
                 pad_token_id=pad_id,
             ),
             logits_processor=processors,
-            stopping_criteria=StoppingCriteriaList([stops] if params.stop else []),
+            stopping_criteria=StoppingCriteriaList([stops] if ends.strings else []),
             **cache,
         )
         completions = output[:, width:].tolist()
-        ends = set(self.end_ids)
         lengths = stops.lengths.tolist()
         cut = []
         for ids, stopped_at in zip(completions, lengths, strict=True):
             ids = ids[:stopped_at] if stopped_at else ids
-            end = next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))
+            end = next((at + 1 for at, token in enumerate(ids) if token in ends.ids), len(ids))
             cut.append(ids[:end])
         return cut
-
-
-def _is_peft(model: Any) -> bool:
-    from peft import PeftModel
-
-    return isinstance(model, PeftModel)
 
 
 def _load(name: str, revision: str | None, model_kwargs: dict[str, Any]) -> Any:

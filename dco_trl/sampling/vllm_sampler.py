@@ -14,7 +14,7 @@ from ..extras import missing
 from .arguments import check_names
 from .fingerprint import describe, describe_options
 from .protocol import Sample, SampleRequest, SamplingParams, copy_greedy, request_seed
-from .tokens import encode_prompts, end_token_ids, make_samples
+from .tokens import Codec, Codecs, encode_prompts
 
 # The largest n of one vLLM request (VLLM_MAX_N_SEQUENCES); a larger request is cut into several.
 MAX_SEQUENCES_PER_REQUEST = 16_384
@@ -49,7 +49,8 @@ class VLLMSampler:
 
     Args:
         model: Folder or hub name.
-        tokenizer: Folder or hub name, where it is not the model's.
+        tokenizer: Folder or hub name, where it is not the model's. An adapter whose folder holds a tokenizer, as
+            training leaves it there, is sampled with that one.
         adapter: LoRA adapter folder, served as an adapter on top of the model, not merged; None samples the model.
         adapters: Folders of the adapters that requests will name. The engine gets room for all of them at a time.
         revision: Hub revision.
@@ -126,10 +127,10 @@ class VLLMSampler:
                 "gpu_memory_utilization, quantise the model, or spread it with tensor_parallel_size; on a CPU set "
                 "VLLM_CPU_KVCACHE_SPACE to the GiB that the key-value cache may take."
             ) from error
-        self.tokenizer = self.llm.get_tokenizer()
         model_config = self.llm.llm_engine.vllm_config.model_config
         self.max_model_len: int = model_config.max_model_len
-        self.end_ids = end_token_ids(self.tokenizer, model_config.try_get_generation_config())
+        generation_config = model_config.try_get_generation_config()
+        self._codecs = Codecs(self.llm.get_tokenizer(), generation_config)
         self._dtype = str(model_config.dtype)
         self._adapter: str | None = None
         self._lora_request: Any = None
@@ -226,7 +227,7 @@ class VLLMSampler:
         if self.llm is None:
             raise RuntimeError("This sampler is closed. Make a new one.")
         how = "Raise max_model_len or lower max_tokens."
-        encoded = encode_prompts(self.tokenizer, requests, params.max_tokens, self.max_model_len, how)
+        encoded = encode_prompts(self._codec_of, requests, params.max_tokens, self.max_model_len, how)
         results: list[list[Sample]] = [[] for _ in requests]
         loras = [self._lora_of(request) for request in requests]
         # vLLM without a GPU gives a request without adapter another's text if it is in one call with requests that
@@ -236,6 +237,9 @@ class VLLMSampler:
             if members:
                 self._generate(members, requests, encoded, loras, params, results)
         return copy_greedy(results, requests, params)
+
+    def _codec_of(self, request: SampleRequest) -> Codec:
+        return self._codecs.of(self._adapter if request.adapter is None else request.adapter)
 
     def _lora_of(self, request: SampleRequest) -> Any:
         if request.adapter is None:
@@ -259,12 +263,13 @@ class VLLMSampler:
         if not self.seed_each_request:
             first = requests[members[0]]
             self.llm.collective_rpc("seed_draws", args=(request_seed(params.seed, first.stream, first.first_index),))
-        prompts, engine_params, owners = [], [], []
+        sent, engine_params, owners = [], [], []
         for owner in members:
             request, wanted = requests[owner], requests[owner].num_distinct(params)
+            ends = self._codec_of(request).ends(params.stop)
             for done in range(0, wanted, MAX_SEQUENCES_PER_REQUEST):
                 seed = request_seed(params.seed, request.stream, request.first_index + done)
-                prompts.append({"prompt_token_ids": encoded[owner]})
+                sent.append({"prompt_token_ids": encoded[owner]})
                 owners.append(owner)
                 engine_params.append(
                     VLLMSamplingParams(
@@ -273,20 +278,22 @@ class VLLMSampler:
                         top_p=params.top_p,
                         top_k=params.top_k,
                         max_tokens=params.max_tokens,
-                        stop=list(params.stop),
-                        stop_token_ids=list(self.end_ids),
+                        stop=list(ends.strings),
+                        stop_token_ids=list(ends.ids),
+                        ignore_eos=True,  # of the engine's own tokenizer: what ends a completion is named above
                         seed=seed if self.seed_each_request else None,
                         # Texts come from one batched decode at the end, cheaper than vLLM's token by token, which
                         # only stop strings need.
-                        detokenize=bool(params.stop),
+                        detokenize=bool(ends.strings),
                         skip_special_tokens=True,
                     )
                 )
         lora_request = [loras[owner] for owner in owners] if loras[members[0]] else None
-        outputs = self.llm.generate(prompts, engine_params, use_tqdm=self.progress, lora_request=lora_request)
+        outputs = self.llm.generate(sent, engine_params, use_tqdm=self.progress, lora_request=lora_request)
         for owner, output in zip(owners, outputs, strict=True):
             completions = [completion.token_ids for completion in output.outputs]
-            results[owner] += make_samples(self.tokenizer, completions, self.end_ids, params.stop)
+            codec, prompts = self._codec_of(requests[owner]), [encoded[owner]] * len(completions)
+            results[owner] += codec.samples(prompts, completions, codec.ends(params.stop))
 
     def identity(self) -> dict[str, Any]:
         """Who samples; see `Sampler.identity`."""
@@ -345,6 +352,12 @@ def _rank(adapter: str) -> int:
         raise UserError(
             f"adapter={adapter!r} is of type {config.get('peft_type')}, and vLLM loads LoRA only. "
             "Merge it into the model (`merge_and_unload`), or use sampler='transformers'."
+        )
+    if config.get("modules_to_save"):
+        raise UserError(
+            f"adapter={adapter!r} has whole modules of its own ({', '.join(config['modules_to_save'])}), as where a "
+            "vocabulary grew, and vLLM loads LoRA only. Merge it into the model (`merge_and_unload`), or use "
+            "sampler='transformers'."
         )
     return max([config["r"], *config.get("rank_pattern", {}).values()])
 

@@ -35,6 +35,7 @@ from .dco_config import DCOConfig
 from .eval_log_p import EVAL_ROW, EvalLogP, rows_fingerprint
 from .model_card import CITATION, complete_model_card
 from .segments import Segments, one_label_per_unit, sum_by_example
+from .sequence_checks import SequenceChecks
 from .trl_contract import (
     DataCollatorForLanguageModeling,
     DataCollatorForVisionLanguageModeling,
@@ -149,6 +150,7 @@ class DCOTrainer(CompleteCheckpoints):
         # With it, whether of "train" and "eval" p is not that of an answer: coverage metrics are left out.
         self._has_no_p: set[str] = set()
         self._eval_log_p = EvalLogP()
+        self._sequences = SequenceChecks(self)
         if not self._is_sft:
             check_loss_is_trls(args, kwargs.get("compute_loss_func"))
             check_sequences_stay_whole(args, kwargs.get("formatting_func"))
@@ -167,6 +169,7 @@ class DCOTrainer(CompleteCheckpoints):
             **kwargs,
         )
         check_attributes(self)
+        self._sequences.check()
         if self._skip_prepare_dataset:
             for split, dataset in {"train": train_dataset, **evaluation}.items():
                 if dataset is not None:
@@ -231,7 +234,9 @@ class DCOTrainer(CompleteCheckpoints):
             # Tokenise first and cut afterwards, with TRL's own code both times, to see what the cut costs.
             whole = copy.copy(args)
             whole.max_length, whole.shuffle_dataset = None, False
-            dataset = super()._prepare_dataset(dataset, processing_class, whole, False, formatting_func, dataset_name)
+            rows, how = dataset, (formatting_func, dataset_name)
+            dataset = super()._prepare_dataset(rows, processing_class, whole, False, *how)
+            self._sequences.add(rows, dataset, dataset_name)
             warn_about_labels(dataset, args, packing, dataset_name)
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
@@ -271,6 +276,7 @@ class DCOTrainer(CompleteCheckpoints):
             self._record(log_p, weights, segments, ours[DOCUMENTS_PER_EXAMPLE], ours[EVAL_ROW])
             scale = self._reduction_scale(segments, num_items_in_batch)
             per_token = segments.expand(weights if scale is None else weights * scale)
+            per_token = per_token if self._is_sft else per_token * segments.label_mask
             return dataclasses.replace(outputs, log_probs=outputs.log_probs * per_token.to(outputs.log_probs.dtype))
 
         return super().compute_loss(
@@ -284,7 +290,7 @@ class DCOTrainer(CompleteCheckpoints):
 
     def _segments(self, inputs: dict[str, Any], label_mask: torch.Tensor) -> Segments:
         """Which tokens are one unit."""
-        segments = Segments.of_batch(inputs, label_mask)
+        segments = Segments.of_batch(inputs, label_mask).up_to_end(*self._sequences.kinds_and_tokens(inputs))
         return segments.turns() if self.args.unit == "turn" else segments
 
     def _log_p(self, segments: Segments, log_probs: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,10 @@
 
 A unit is a row of a padded batch, or a document of a packed one, or a turn of either. Only tokens with a label count;
 a unit without any (padding, a document whose completion was cut off) is not `valid`, and is left out of every mean.
+What a chat template writes behind an answer's end of sequence is never sampled, and counts for no unit.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +14,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from ..sampling.end_of_sequence import CONTENT, END
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,40 @@ class Segments:
             "would count as one answer. Use TRL's own collator, or padded batches with an `attention_mask`."
         )
 
-    def turns(self) -> "Segments":
-        """Each contiguous run of labelled positions of a sequence as a unit of its own."""
+    def _runs(self) -> tuple[Int[Tensor, " position"], int]:
+        """The contiguous run of labels that each labelled position is in, from 0; and how many there may be."""
         sequence, labelled = self.ids.flatten(), self.label_mask.flatten()
         goes_on = labelled[:-1] & (sequence[1:] == sequence[:-1])
         starts = labelled & ~torch.nn.functional.pad(goes_on, (1, 0))
-        ids = (starts.cumsum(0) - 1).clamp(min=0)
         # A sequence of L positions has at most (L + 1) / 2 runs.
-        num_turns = (labelled.numel() + self.num_segments) // 2
+        return (starts.cumsum(0) - 1).clamp(min=0), (labelled.numel() + self.num_segments) // 2
+
+    def up_to_end(self, kinds: Int[Tensor, " token"], token_ids: Int[Tensor, "batch width"]) -> "Segments":
+        """Without the labels behind the end of sequence of each run: `answer_length` says which they are.
+
+        Args:
+            kinds: From `dco_trl.sampling.end_of_sequence.token_kinds`.
+            token_ids: Token of each position, aligned on the right with the labels; what is in front has none.
+        """
+        token_ids = torch.nn.functional.pad(token_ids, (self.label_mask.size(1) - token_ids.size(1), 0))
+        kind = kinds[token_ids.clamp(0, len(kinds) - 1)].flatten()
+        labelled, (runs, num_runs) = self.label_mask.flatten(), self._runs()
+        # In the tail of a run no content follows: as many content tokens have been seen as the whole run shows.
+        content = (labelled & (kind == CONTENT)).cumsum(0)
+        at_end = torch.zeros(num_runs, dtype=torch.long, device=kind.device)
+        at_end = at_end.scatter_reduce(0, runs, torch.where(labelled, content, 0), "amax")
+        tail = labelled & (kind != CONTENT) & (content == at_end[runs])
+        is_end = tail & (kind == END)
+        ends_before = is_end.cumsum(0) - is_end.long()
+        first = torch.full_like(at_end, labelled.numel())
+        first = first.scatter_reduce(0, runs, torch.where(tail, ends_before, labelled.numel()), "amin")
+        behind = tail & (ends_before > first[runs])
+        return dataclasses.replace(self, label_mask=self.label_mask & ~behind.view_as(self.label_mask))
+
+    def turns(self) -> "Segments":
+        """Each contiguous run of labelled positions of a sequence as a unit of its own."""
+        sequence, labelled = self.ids.flatten(), self.label_mask.flatten()
+        ids, num_turns = self._runs()
         sequence_of = torch.zeros(num_turns, dtype=torch.long, device=ids.device)
         sequence_of = sequence_of.scatter_reduce(0, ids, torch.where(labelled, sequence, 0), "amax")
         return Segments(

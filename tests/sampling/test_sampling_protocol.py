@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 from trl import apply_chat_template
-from word_llama import END_IDS, make_word_tokenizer
+from word_llama import make_word_tokenizer
 
 from dco_trl.sampling import EndpointError, SampleRequest, SamplingParams, make_sampler, request_seed
+from dco_trl.sampling.end_of_sequence import BLANK, CONTENT, END, answer_length, end_token_ids, token_kinds
 from dco_trl.sampling.factory import check_sampler_kwargs
 from dco_trl.sampling.fingerprint import describe_options, folder_fingerprint
-from dco_trl.sampling.tokens import cut_at_stop, encode_prompt, encode_prompts, end_token_ids, make_samples
+from dco_trl.sampling.tokens import Codec, Ends, cut_at_stop, encode_prompts
 
 
 class TestSamplingParams:
@@ -113,25 +114,27 @@ class TestRequestSeed:
 
 
 class TestTokens:
-    def test_a_string_is_tokenized_as_it_is(self):
-        assert encode_prompt(make_word_tokenizer(), "a b c") == [5, 6, 7]
+    @pytest.fixture
+    def codec(self):
+        return Codec(make_word_tokenizer(), GenerationConfig(eos_token_id=[4, 1]))
 
-    def test_messages_are_rendered_as_trl_renders_them(self):
-        tokenizer = make_word_tokenizer()
+    def test_a_string_is_tokenized_as_it_is(self, codec):
+        assert codec.prompt_ids("a b c") == [5, 6, 7]
+
+    def test_messages_are_rendered_as_trl_renders_them(self, codec):
         messages = [{"role": "user", "content": "a b"}]
-        rendered = apply_chat_template({"prompt": messages}, tokenizer)["prompt"]
+        rendered = apply_chat_template({"prompt": messages}, codec.tokenizer)["prompt"]
         assert rendered == "<user> a b <end> <user>"
-        assert encode_prompt(tokenizer, messages) == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        assert codec.prompt_ids(messages) == codec.tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
-    def test_messages_without_a_template_are_refused(self):
-        tokenizer = make_word_tokenizer()
-        tokenizer.chat_template = None
+    def test_messages_without_a_template_are_refused(self, codec):
+        codec.tokenizer.chat_template = None
         with pytest.raises(ValueError, match="has no chat template.*Give plain text prompts"):
-            encode_prompt(tokenizer, [{"role": "user", "content": "a"}])
+            codec.prompt_ids([{"role": "user", "content": "a"}])
 
-    def test_a_prompt_without_tokens_is_refused(self):
+    def test_a_prompt_without_tokens_is_refused(self, codec):
         with pytest.raises(ValueError, match=r"prompt=' ' has no tokens under the tokenizer of .* Remove it"):
-            encode_prompt(make_word_tokenizer(), " ")
+            codec.prompt_ids(" ")
 
     def test_the_end_of_sequence_is_the_tokenizers_and_the_generation_configs(self):
         tokenizer = make_word_tokenizer()
@@ -144,14 +147,31 @@ class TestTokens:
         with pytest.raises(ValueError, match="no eos_token and the generation config names none"):
             end_token_ids(tokenizer)
 
-    def test_context_is_counted_to_the_last_token(self):
-        tokenizer, requests = make_word_tokenizer(), [SampleRequest("a", 1), SampleRequest("a b c d", 1, stream=7)]
-        assert encode_prompts(tokenizer, requests, 6, 10, "") == [[5], [5, 6, 7, 8]]
-        assert encode_prompts(tokenizer, requests, 1000, None, "") == [[5], [5, 6, 7, 8]]
+    def test_an_answer_ends_at_the_first_end_with_nothing_but_blanks_behind_it(self):
+        tokenizer = make_word_tokenizer()
+        kinds = token_kinds(tokenizer, {"eos_token_id": [4, 99]})
+        assert kinds[[0, 1, 4, 5, 99]].tolist() == [BLANK, END, END, CONTENT, END] and len(kinds) == 101
+        table = {
+            (5, 1): 2,
+            (5, 4, 0, 1): 2,
+            (5, 1, 6, 1): 4,
+            (5, 0): None,
+            (5, 1, 6): None,
+            (1,): 1,
+            (): None,
+            (500, 99): 2,
+        }
+        assert {ids: answer_length(kinds, ids) for ids in table} == table
+        assert not (token_kinds(PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)) == END).any()
+
+    def test_context_is_counted_to_the_last_token(self, codec):
+        requests = [SampleRequest("a", 1), SampleRequest("a b c d", 1, stream=7)]
+        assert encode_prompts(lambda _: codec, requests, 6, 10, "") == [[5], [5, 6, 7, 8]]
+        assert encode_prompts(lambda _: codec, requests, 1000, None, "") == [[5], [5, 6, 7, 8]]
         with pytest.raises(
             ValueError, match=r"make 11 tokens, .* 10 of the context. Do this. .* \(stream 7\) .*'a b c d'"
         ):
-            encode_prompts(tokenizer, requests, 7, 10, "Do this.")
+            encode_prompts(lambda _: codec, requests, 7, 10, "Do this.")
 
     def test_text_is_cut_at_the_first_stop_string(self):
         assert cut_at_stop("one two three", ["three", "two"]) == ("one ", True)
@@ -159,17 +179,25 @@ class TestTokens:
         assert cut_at_stop("one two", []) == ("one two", False)
         assert cut_at_stop("", ["x"]) == ("", False)
 
-    def test_samples_have_no_special_tokens_and_no_end_even_if_it_is_an_ordinary_word(self):
+    def test_samples_have_no_special_tokens_and_no_end_even_if_it_is_an_ordinary_word(self, codec):
         completions = [(5, 0, 6, 4), (5, 6, 1), (5, 6), (4,), ()]
-        samples = make_samples(make_word_tokenizer(), completions, END_IDS, ())
-        assert [s.text for s in samples] == ["a b", "a b", "a b", "", ""]
+        samples = codec.samples([[7]] * 5, completions, codec.ends(()))
+        # The tokenizer puts a space between words: the first belongs to the completion.
+        assert [s.text for s in samples] == [" a b", " a b", " a b", "", ""]
         assert [s.finish_reason for s in samples] == ["stop", "stop", "length", "stop", "length"]
         assert [s.token_ids for s in samples] == completions
         assert [s.num_tokens for s in samples] == [4, 3, 2, 1, 0]
 
-    def test_a_stop_string_makes_the_reason_stop(self):
-        [sample] = make_samples(make_word_tokenizer(), [(5, 6, 7)], END_IDS, ("b",))
-        assert (sample.text, sample.finish_reason, sample.num_tokens) == ("a ", "stop", 3)
+    def test_a_stop_string_makes_the_reason_stop(self, codec):
+        [sample] = codec.samples([[7]], [(5, 6, 7)], codec.ends(("b",)))
+        assert (sample.text, sample.finish_reason, sample.num_tokens) == (" a ", "stop", 3)
+
+    def test_a_special_token_stops_as_a_token(self, codec):
+        assert codec.ends(("<pad>", "b")) == Ends((1, 4, 0), ("b",))
+        [sample] = codec.samples([[7]], [(5, 0)], codec.ends(("<pad>",)))
+        assert (sample.text, sample.finish_reason) == (" a", "stop")
+        with pytest.raises(ValueError, match=r"stop='<pad> b' holds the special token '<pad>'.*Stop at '<pad>' alone"):
+            codec.ends(("<pad> b",))
 
 
 class TestFingerprint:

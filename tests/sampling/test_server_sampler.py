@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from exact_answers import answer_probabilities, chi_squared
-from word_llama import CONTEXT, END_IDS, load_reference
+from word_llama import CONTEXT, END_IDS, load_reference, make_word_tokenizer
 
 from dco_trl.sampling import EndpointError, SampleRequest, SamplingParams, ServerSampler, request_seed
 from dco_trl.sampling.fingerprint import folder_fingerprint
@@ -111,7 +112,8 @@ class Endpoint:
                     # 0.01 s, so that the tests do not wait for the sampler's own back-off.
                     what = (what, [("Retry-After-Ms", "10")])
                 if isinstance(what, tuple):
-                    return self.reply(what[0], {"error": {"message": f"said {what[0]}"}}, what[1])
+                    status, headers, *content = what
+                    return self.reply(status, *(content or [{"error": {"message": f"said {status}"}}]), headers)
                 if isinstance(what, bytes):
                     return self.reply(200, what)
                 reason = "stop" if callable(what) else {"ok": "stop", "short": "stop", "none": None}.get(what, what)
@@ -203,7 +205,38 @@ class TestRequests:
         assert vllm_like.bodies[0]["path"] == "/v1/completions"
         assert vllm_like.bodies[0]["prompt"] == [3, 5, 6, 4, 3]
         assert vllm_like.bodies[0]["stop_token_ids"] == list(END_IDS)
-        assert (sample.text, sample.finish_reason) == ("a b", "stop")
+        assert (sample.text, sample.finish_reason) == (" a b", "stop")
+
+    def test_an_adapters_own_tokenizer_renders_its_prompts(self, vllm_like, adapters, tmp_path):
+        tokenizer = make_word_tokenizer()
+        tokenizer.eos_token, tokenizer.chat_template = "g", "f {{ messages[0].content }}"
+        folder = shutil.copytree(adapters[0], tmp_path / "trained")
+        tokenizer.save_pretrained(folder)
+        vllm_like.development["/v1/load_lora_adapter"] = (200, {})
+        requests = [SampleRequest(MESSAGES, 1, adapter=adapter) for adapter in (str(folder), str(adapters[0]), "")]
+        vllm_like.sampler(concurrency=1).sample(requests, SamplingParams(max_tokens=4, stop=("<pad>", "c")))
+        own, *others = [body for body in vllm_like.bodies if "model" in body]
+        assert (own["prompt"], own["stop_token_ids"], own["stop"]) == ([10, 5, 6], [11, 0], ["c"])
+        assert all(body["messages"] == MESSAGES and body["stop"] == ["<pad>", "c"] for body in others)
+
+    def test_what_the_chat_template_is_given(self, vllm_like, endpoint, checkpoint):
+        tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+        request = SampleRequest(MESSAGES, 1, template_kwargs={"tools": tools, "enable_thinking": False})
+        vllm_like.sampler().sample([request], SamplingParams(max_tokens=2))
+        sent = {"tools": tools, "tool_choice": "none", "chat_template_kwargs": {"enable_thinking": False}}
+        assert sent.items() <= vllm_like.bodies[0].items()
+        with pytest.raises(ValueError, match=r"template \(tools, enable_thinking\), which .*Set .* option tokenizer"):
+            endpoint.sampler().sample([request], SamplingParams(max_tokens=2))
+        endpoint.sampler(tokenizer=str(checkpoint)).sample([request], SamplingParams(max_tokens=2))
+        assert endpoint.bodies[0]["prompt"] == [3, 5, 6, 4, 3]
+
+    def test_an_endpoint_that_wants_max_completion_tokens_gets_them(self, endpoint):
+        refusal = b'{"error": {"message": "Unsupported parameter: \'max_tokens\'. Use \'max_completion_tokens\'."}}'
+        endpoint.script = [(400, [], refusal)]
+        sampler = endpoint.sampler(concurrency=1)
+        assert len(draw(sampler, 3, prompt=MESSAGES)) == 3
+        assert ["max_tokens" in body for body in endpoint.bodies] == [True, False, False, False]
+        assert [body.get("max_completion_tokens") for body in endpoint.bodies] == [None, 2, 2, 2]
 
     @pytest.mark.parametrize("has_tokenizer", [False, True])
     def test_token_ids_are_sent_as_they_are(self, vllm_like, checkpoint, has_tokenizer):
@@ -407,10 +440,17 @@ class TestFailures:
         assert len(endpoint.bodies) == 1
 
     @pytest.mark.parametrize("wait", ["0", "-3", "nan", "soon", "Fri, 31 Dec 1999 23:59:59 GMT"])
-    def test_other_values_of_retry_after_do_no_harm(self, endpoint, wait):
+    def test_other_values_of_retry_after_do_no_harm(self, endpoint, wait, monkeypatch):
         endpoint.script = [(429, [("Retry-After", wait)])]
+        waits = []
+
+        async def sleep(seconds):
+            waits.append(seconds)
+
+        monkeypatch.setattr("dco_trl.sampling.endpoint.asyncio.sleep", sleep)
         draw(endpoint.sampler(), 1)
         assert len(endpoint.bodies) == 2
+        assert [0.3 < wait <= 0.5 for wait in waits if wait] == [True]  # not at once: that would burn all retries
 
     @pytest.mark.parametrize("drip", ["drip", "drip headers"])
     def test_an_endpoint_that_drips_is_timed_out(self, endpoint, drip):

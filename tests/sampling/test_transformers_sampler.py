@@ -176,7 +176,7 @@ class TestEnds:
             SFTConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False),
             train_dataset=Dataset.from_list([{"prompt": "a b", "completion": " c"}]),
         )
-        assert trainer.train_dataset[0]["input_ids"][-1] == sampler.end_ids[0] == 1
+        assert trainer.train_dataset[0]["input_ids"][-1] == sampler.codec.end_ids[0] == 1
 
     def test_a_batch_that_ends_by_end_of_sequence_alone_needs_no_stop_string(self, sampler):
         for index in range(20):  # one sample a batch: sooner or later it ends by its end of sequence

@@ -13,10 +13,12 @@ from training import ROWS, SFTTrainer, assert_same_run, dataset, make_trainer, r
 from dco_trl import DCOTrainer
 
 TEXT = [{"text": row["prompt"] + row["completion"]} for row in ROWS]
-TEMPLATE = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}\n{% endfor %}"
-MARKING = (
-    "{% for m in messages %}{{ m['role'][0] }}:{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}"
-    "{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}\n{% endfor %}"
+# A line break stands behind the end of a turn, as in ChatML: a sampler stops before it.
+TEMPLATE = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}<eos>\n{% endfor %}"
+MARKING = TEMPLATE.replace(
+    "{{ m['content'] }}<eos>\n",
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<eos>{{ '\n' }}{% endgeneration %}"
+    "{% else %}{{ m['content'] }}<eos>{{ '\n' }}{% endif %}",
 )
 
 

@@ -1,9 +1,11 @@
 """`dco_trl.trainer.segments` against plain loops."""
 
+import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dco_trl.sampling.end_of_sequence import BLANK, CONTENT, END, answer_length
 from dco_trl.trainer.segments import Segments, one_label_per_unit
 
 
@@ -59,3 +61,28 @@ def test_a_sequence_is_counted_if_a_label_is_predicted():
     assert one_label_per_unit(Segments.of_batch(flattened, flattened["labels"][:, 1:] != -100)).tolist() == [
         [-100, 0, -100, -100, 0]
     ]
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.data())
+def test_units_end_where_a_sampler_stops(data):
+    """Against `answer_length`, run by run; kinds 0 (content), 1 (blank), 2 (end) are the tokens themselves."""
+    rows = data.draw(st.lists(st.lists(st.sampled_from([-100, 0, 1, 2]), min_size=6, max_size=6), min_size=1))
+    kinds = np.array([CONTENT, BLANK, END, CONTENT], dtype=np.int8)
+    expected = []
+    for row in rows:
+        kept, at = [False] * 6, 0
+        while at < 6:
+            length = next((i for i, token in enumerate(row[at:]) if token == -100), 6 - at)
+            end = answer_length(kinds, row[at : at + length])
+            kept[at : at + length] = [end is None or i < end for i in range(length)]
+            at += length + 1
+        expected.append(kept)
+    labels, extra = torch.tensor(rows), data.draw(st.integers(0, 2))
+    wide = torch.nn.functional.pad(labels != -100, (extra, 0))
+    segments = Segments.rows(wide).up_to_end(torch.from_numpy(kinds), labels)
+    assert segments.label_mask[:, extra:].tolist() == expected and not segments.label_mask[:, :extra].any()
+    documents = torch.arange(len(rows)).repeat_interleave(6)[None]
+    flat = Segments.packed(documents, labels.reshape(1, -1) != -100, len(rows))
+    flat = flat.up_to_end(torch.from_numpy(kinds), labels.reshape(1, -1))
+    assert flat.label_mask.view(len(rows), 6).tolist() == expected

@@ -196,8 +196,8 @@ def test_a_prompt_that_loses_its_start_is_not_an_answer_cut(caplog):
 
 
 def test_several_answers_in_a_row_are_counted(caplog):
-    one = {"input_ids": [4, 5, 6, 7], "labels": [-100, 5, 6, 7]}
-    two = {"input_ids": [4, 5, 6, 7], "labels": [4, 5, -100, 7]}  # begins where the row before ends, with a label
+    one = {"input_ids": [4, 5, 6, 1], "labels": [-100, 5, 6, 1]}
+    two = {"input_ids": [4, 5, 6, 1], "labels": [-100, 5, -100, 1]}
     with caplog.at_level(logging.WARNING):
         make_trainer(trainer_kwargs={"train_dataset": Dataset.from_list([one, two, one, two, one])})
     said = [record.getMessage() for record in caplog.records if "several answers" in record.getMessage()]
@@ -214,6 +214,29 @@ def test_several_answers_to_a_prompt_are_several_rows():
         ValueError, match="each row needs one `completion`. Of a list .* `completions` make one row each"
     ):
         make_trainer(trainer_kwargs={"train_dataset": rows})
+
+
+def test_answers_without_a_prompt_or_an_end(caplog):
+    rows = [{"input_ids": [4, 5, 6, 1], "labels": labels} for labels in ([-100, 5, 6, 1], [4, 5, 6, 1])]
+    with pytest.raises(
+        ValueError, match=r"1 of 2 rows .* train .* from their first token on \(first: row 1\).*prompt"
+    ):
+        train_on(rows)
+    assert make_trainer(num_attempts=1, trainer_kwargs={"train_dataset": Dataset.from_list(rows)})._has_no_p
+    with pytest.raises(ValueError, match="2 of 2 rows .* eval dataset have an answer from their first token on"):
+        make_trainer().evaluate(Dataset.from_list([{"prompt": "", "completion": "2"}] * 2))
+    rows = [{"input_ids": [4, 5, end, 4], "labels": [-100, 5, end, -100]} for end in (1, 6, 7)]
+    train_on(rows)
+    assert "2 of 3 rows of the train dataset have an answer without an end of sequence: their p is not" in caplog.text
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    chat = Dataset.from_list([{"prompt": [QUESTION], "completion": [ANSWER]}])
+    kwargs = {"train_dataset": chat, "processing_class": tokenizer}
+    with pytest.raises(ValueError, match="No answer of the train dataset ends with an end.*Set `eos_token` to the"):
+        make_trainer(trainer_kwargs=kwargs)
+    model = make_model()  # whose generation config names the token that ends a turn
+    model.generation_config.eos_token_id = [tokenizer.convert_tokens_to_ids("\n")]
+    make_trainer(model=model, trainer_kwargs=kwargs)
 
 
 def test_whole_rows_raise_no_warning(caplog):

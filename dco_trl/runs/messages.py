@@ -1,0 +1,84 @@
+"""Prompts and completions that are chat messages."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ..problem import DataError, Prompt
+from .rows import short
+
+
+def split_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """A conversation's last answer, and what comes before it, as training splits it; other rows as they are."""
+    if "messages" not in row:
+        return row
+    messages = row["messages"]
+    last = messages[-1] if isinstance(messages, list) and len(messages) > 1 else None
+    if not isinstance(last, Mapping) or last.get("role") != "assistant":
+        raise DataError(
+            f"{where}, column 'messages': it must end with a message of the assistant, after others, got "
+            f"{short(messages)}. Give the columns 'prompt' and 'answer' where there is none."
+        )
+    others = {column: value for column, value in row.items() if column != "messages"}
+    return {"prompt": messages[:-1], "completion": messages[-1:], **others}
+
+
+def checked_prompt(prompt: Any, chat: bool, where: str) -> Prompt:
+    """Text or messages; plain text as one message if it is to be asked in a chat."""
+    if isinstance(prompt, str):
+        checked_text(prompt, where)
+        return [{"role": "user", "content": prompt}] if chat else prompt
+    if not are_messages(prompt):
+        raise DataError(
+            f"{where}: the prompt must be text or a list of messages with 'role' and 'content', got {short(prompt)}"
+        )
+    # With every key that they have, as training renders them: a chat template may ask for more than role and content.
+    messages = [dict(message) for message in prompt]
+    for message in messages:
+        content = message.get("content")
+        if not isinstance(message["role"], str) or not (
+            isinstance(content, str) or (content is None and _calls(message))
+        ):
+            raise DataError(f"{where}: the role and the content of a message must be text, got {short(prompt)}")
+    if messages[-1]["role"] == "assistant":
+        raise DataError(
+            f"{where}: the prompt ends with the assistant's message, so there is nothing left to answer. Put it into "
+            "the answer column."
+        )
+    checked_text(json.dumps(messages, ensure_ascii=False, default=str), where)
+    return messages
+
+
+def are_messages(value: Any) -> bool:
+    """Whether this is a list of chat messages, each with content or tool calls."""
+    return isinstance(value, list) and all(
+        isinstance(message, Mapping) and "role" in message and ("content" in message or _calls(message))
+        for message in value
+    )
+
+
+def is_plain(messages: list[dict[str, Any]]) -> bool:
+    """Whether a completion is one message of the assistant, and nothing but its text."""
+    return messages == [{"role": "assistant", "content": messages[-1].get("content")}] if messages else True
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """A message as text: its content, and its tool calls as JSON."""
+    calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in _calls(message) or ()]
+    return "\n".join([text for text in [message.get("content")] if text] + calls)
+
+
+def _calls(message: Mapping[str, Any]) -> Any:
+    return message.get("tool_calls")
+
+
+def checked_text(text: str, where: str) -> str:
+    """Text that can be encoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: half of a character (the lone surrogate {text[error.start]!r}), which neither a tokenizer nor "
+            "a file can take. Remove it or complete it."
+        ) from error
+    return text
