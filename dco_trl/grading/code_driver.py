@@ -133,7 +133,7 @@ def _confine(job: Job) -> None:
 
     seconds = int(job.request["timeout"]) + 2
     limit("CPU", seconds, seconds + 1)
-    for name, most in {"FSIZE": FILE_BYTES, "NOFILE": _OPEN_FILES, "CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0}.items():
+    for name, most in {"FSIZE": FILE_BYTES, "NOFILE": _OPEN_FILES, "CORE": 0, "MEMLOCK": 0, "SIGPENDING": 64}.items():
         limit(name, most, most)
     installation = {os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, *_SYSTEM) if os.path.exists(path)}
     restrict_files(sorted(installation), [job.scratch, os.devnull], execute=True)
