@@ -101,4 +101,5 @@ def _run(words: list[str], environment: dict[str, str], folder: str, size: int |
         sys.path.insert(0, str(Path(words[0]).parent))
         runpy.run_path(words[0], run_name="__main__")
     else:
+        sys.path.insert(0, folder)
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)

@@ -2,13 +2,13 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from forks import run as run_forked
 from tiny_models import save_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -173,6 +173,7 @@ def test_there_are_recipes():
     assert [path.stem for path in RECIPES] == [*names, "smollm2-135m-math-arms", "smollm2-135m-math-smoke"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_trains(here, monkeypatch, recipe):
     """Every key is known, and the recipe runs: on a tiny model and data, with its number of steps cut."""
@@ -218,10 +219,9 @@ def test_qlora_without_bitsandbytes_is_one_message(here, capsys):
 
 @pytest.mark.slow
 def test_dco_script_from_the_shell():
-    script = [sys.executable, str(EXAMPLES / "scripts" / "dco.py")]
-    done = subprocess.run([*script, "--use_cpu", "--num_atempts", "1"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "unknown argument: '--num_atempts'" in done.stderr
+    code, output = run_forked(EXAMPLES / "scripts" / "dco.py", "--use_cpu", "--num_atempts", "1")
+    assert code == 2
+    assert "unknown argument: '--num_atempts'" in output
 
 
 # ---------------------------------------------------- chains of thought, recipes
@@ -248,6 +248,7 @@ def test_there_are_cot_recipes():
     assert [path.stem for path in COT_RECIPES] == [*names, "smollm2-135m-gsm8k-cot-smoke"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", COT_RECIPES, ids=lambda path: path.stem)
 def test_cot_recipe_trains(here, monkeypatch, recipe):
     """Every key is known, and the recipe runs: on a tiny model and data, sampled with Transformers."""

@@ -1,15 +1,14 @@
 """The evaluation commands as a user types them, on a tiny checkpoint on disk."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from forks import run
 from tiny_models import save_checkpoint
 
 from dco_trl.cli import main
@@ -42,11 +41,11 @@ def here(place, monkeypatch, tmp_path):
     return place
 
 
-def dco_trl(*arguments, cwd):
-    """The command in a process of its own."""
-    command = [sys.executable, "-m", "dco_trl", *arguments]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cwd / "cache"), "COLUMNS": "160"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+def dco_trl(*arguments):
+    """What the command prints, in a process of its own."""
+    code, output = run("dco_trl", *arguments, COLUMNS="160")
+    assert code == 0, output
+    return output
 
 
 def sample(*arguments, output, num_samples=4, dataset="problems.jsonl"):
@@ -57,35 +56,31 @@ def sample(*arguments, output, num_samples=4, dataset="problems.jsonl"):
 
 
 @pytest.mark.slow
-def test_the_four_commands_word_for_word(place):
+def test_the_four_commands_word_for_word(here):
     # eval: sample, grade, report.
-    done = dco_trl(
+    printed = dco_trl(
         *["eval", "--model", "MODEL", "--dataset", "problems.jsonl", "--num-samples", "16", "--grader", "math"],
         *["--output", "runs/ce", *SAMPLING],
-        cwd=place,
     )
-    assert done.returncode == 0, done.stderr
-    assert "96 samples drawn" in done.stdout and "96 samples graded by math (96 of them now)" in done.stdout
-    assert "pass@16" in done.stdout and "96/96" in done.stderr
-    report = json.loads((place / "runs/ce/report/report.json").read_text())
+    assert "96 samples drawn" in printed and "96 samples graded by math (96 of them now)" in printed
+    assert "pass@16" in printed and "96/96" in printed
+    report = json.loads((here / "runs/ce/report/report.json").read_text())
     estimates = {entry["k"]: entry["estimate"] for entry in report["runs"][0]["pass_at_k"]}
-    problems = load_results(place / "runs/ce").problems
+    problems = load_results(here / "runs/ce").problems
     assert estimates[1] == pytest.approx(sum(p.num_correct for p in problems) / 96)
-    assert "<html" in (place / "runs/ce/report/report.html").read_text()
+    assert "<html" in (here / "runs/ce/report/report.html").read_text()
 
     # sample: another run, cut in chunks, and later more of it.
     for number in (8, 16):
-        done = dco_trl(
+        printed = dco_trl(
             *["sample", "--model", "MODEL", "--dataset", "problems.jsonl", "--num_samples", str(number)],
             *["--chunk-size", "20", "--temperature", "0.7", "--output", "runs/dco", *SAMPLING],
-            cwd=place,
         )
-        assert done.returncode == 0, done.stderr
-        assert "48 samples drawn" in done.stdout and f"{6 * number} in the run" in done.stdout
-    assert "48 samples are there, 48 are to be drawn" in done.stderr
+        assert "48 samples drawn" in printed and f"{6 * number} in the run" in printed
+    assert "48 samples are there, 48 are to be drawn" in printed
     keys = [
         (row["problem_id"], row["sample_index"])
-        for part in (place / "runs/dco/samples").iterdir()
+        for part in (here / "runs/dco/samples").iterdir()
         for row in pq.read_table(part, partitioning=None).to_pylist()
     ]
     assert sorted(keys) == sorted((f"q{i}", j) for i in range(6) for j in range(16))
@@ -96,29 +91,26 @@ def test_the_four_commands_word_for_word(place):
         ("math", "96 samples graded by math (0 of them now)"),
         ("my_graders:short", "96 samples graded by my_graders:short (96 of them now)"),
     ]:
-        done = dco_trl("grade", "runs/dco", "--grader", grader, cwd=place)
-        assert done.returncode == 0 and told in done.stdout, done.stderr
+        printed = dco_trl("grade", "runs/dco", "--grader", grader)
+        assert told in printed
 
     # report: both runs.
-    done = dco_trl("report", "runs/ce", "runs/dco", "--output", "report/", "--grader", "math", cwd=place)
-    assert done.returncode == 0, done.stderr
-    report = json.loads((place / "report/report.json").read_text())
+    dco_trl("report", "runs/ce", "runs/dco", "--output", "report/", "--grader", "math")
+    report = json.loads((here / "report/report.json").read_text())
     assert [run["name"] for run in report["runs"]] == ["ce", "dco"]
 
     # coverage: exact, beside the sampled run.
-    done = dco_trl(
+    printed = dco_trl(
         *["coverage", "--model", "MODEL", "--dataset", "problems.jsonl", "--prompt-template", "{problem}="],
         *["--k", "1", "16", "4096", "--run", "runs/ce", "--output", "exact.json"],
-        cwd=place,
     )
-    assert done.returncode == 0, done.stderr
-    numbers = json.loads((place / "exact.json").read_text())
+    numbers = json.loads((here / "exact.json").read_text())
     assert [entry["k"] for entry in numbers["pass_at_k"]] == [1, 16, 4096]
     assert numbers["answer_column"] == "completion" and len(numbers["problems"]) == 6
-    shown = re.search(r"4,096 │ +([0-9.]+)%", done.stdout)
+    shown = re.search(r"4,096 │ +([0-9.]+)%", printed)
     assert shown and float(shown[1]) == pytest.approx(100 * numbers["pass_at_k"][2]["exact"], abs=0.006)
-    assert "counts the reference's exact string only" in done.stdout
-    assert "sampled, grader math" in done.stdout and "larger k are not estimated" in done.stdout
+    assert "counts the reference's exact string only" in printed
+    assert "sampled, grader math" in printed and "larger k are not estimated" in printed
 
 
 def test_a_yaml_file_and_the_command_line_are_the_same(here, tmp_path, capsys):

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from forks import run
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from tiny_models import save_checkpoint
@@ -365,11 +366,10 @@ def test_mixture_wins_over_dataset_name_and_says_so(here, tmp_path):
 
 
 @pytest.mark.slow
-def test_status_reaches_the_shell(place):
-    command = [sys.executable, "-m", "dco_trl", "train", "--use_cpu", "--num_atempts", "16"]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("dco-trl train: unknown argument: '--num_atempts'.")
+def test_status_reaches_the_shell(here):
+    code, output = run("dco_trl", "train", "--use_cpu", "--num_atempts", "16")
+    assert code == 2
+    assert output.strip().splitlines()[-1].startswith("dco-trl train: unknown argument: '--num_atempts'.")
 
 
 def test_a_folder_of_data_that_holds_runs_too_is_its_own_files_alone(tmp_path):
