@@ -8,10 +8,12 @@ _BOX_WITHOUT_BRACES = re.compile(r"\\boxed\s+([^\s${}]+)")
 # Between two boxes that are one answer stands nothing but this: mathematics without content, marks of a list, a
 # variable that is set equal to the next box, ...
 _NOTHING = re.compile(
-    r"\\(?:quad|qquad|left|right|text|textbf|mathrm|mbox|begin|end|\\|[,;:!()\[\] ])|\{(?:aligned|align\*?)\}"
+    r"\\(?:quad|qquad|newline|par|[hv]space|left|right|text|textbf|mathrm|mbox|begin|end|\\|[,;:!()\[\] ])"
+    r"|\{(?:aligned|align\*?)\}"
+    r"|\b(?:option|case|part|possibility|guess|candidate|solution|answer|choice)\s?#?\d{1,2}\s?[:.)]"
     r"|^\s*(?:\d{1,2}|[A-Za-z])[.)]|\((?:[a-z]|[ivx]{1,4}|\d)\)"
     r"|[A-Za-z](?:_\{?\w{1,3}\}?)?(?:\([a-z]\))?\s*=\s*[$&({\[]*\s*$",
-    re.MULTILINE,
+    re.MULTILINE | re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W\d_]+")
 # ... or a few words that join. "4 apples and 5 oranges" are two answers as well; "no, 5" and "so 5" begin anew.
@@ -50,7 +52,7 @@ def boxed_answer(text: str) -> str:
         return bare[-1].rstrip(".,") if bare else ""
     parts = [boxes[-1][2]]
     for (_, end, content), (start, *_) in zip(boxes[-2::-1], boxes[:0:-1], strict=True):
-        if not _is_joint(text, end, start):
+        if not is_joint(text, end, start):
             break
         parts.append(content)
     return ", ".join(dict.fromkeys(reversed(parts)))
@@ -79,7 +81,7 @@ def _complete_boxes(text: str) -> list[tuple[int, int, str]]:
     return found
 
 
-def _is_joint(text: str, start: int, end: int) -> bool:
+def is_joint(text: str, start: int, end: int) -> bool:
     """Whether nothing but joining words stands there."""
     if end - start > _MOST_CHARS:
         return False

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .boxes import boxed_answer
+from .boxes import boxed_answer, is_joint
 from .normalize import clean
 from .thoughts import THOUGHT_TAGS, strip_thoughts
 
@@ -189,14 +189,21 @@ def _tagged(text: str) -> str:
     """The content of the last `<answer>`; one that is not closed ends with the text: `</answer>` stops generation."""
     if "nswer>" not in text and "NSWER>" not in text:
         return ""
+    parts: list[str] = []
+    after: int | None = None
     tags = list(_TAG.finditer(text))
-    for i in range(len(tags) - 1, -1, -1):
-        if not tags[i][1]:
-            end = tags[i + 1].start() if i + 1 < len(tags) and tags[i + 1][1] else len(text)
-            if end < len(text) or end - tags[i].end() <= MAX_DIRECT_CHARS:
-                if answer := _without_remark(clean(text[tags[i].end() : end])):
-                    return answer
-    return ""
+    for tag, closing in zip(reversed(tags), [None, *reversed(tags)], strict=False):
+        if tag[1]:
+            continue
+        is_closed = closing is not None and bool(closing[1])
+        end = closing.start() if closing is not None and is_closed else len(text)
+        if after is not None and not (is_closed and closing is not None and is_joint(text, closing.end(), after)):
+            break
+        content = clean(text[tag.end() : end]) if is_closed or end - tag.end() <= MAX_DIRECT_CHARS else ""
+        if content:
+            parts.append(_without_remark(content))
+            after = tag.start()
+    return ", ".join(dict.fromkeys(reversed(parts)))
 
 
 def _below_heading(text: str) -> str:

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from itertools import starmap
 from typing import Any
 
-from .notation import as_interval, mixed_number, rewrite
+from .notation import as_interval, as_list, mixed_number, rewrite
 from .rules import settle
 from .verdict import Verdict, builtin_source, shorten
 
@@ -124,6 +124,7 @@ def math_verify_parse(answer: str, parsing_timeout: int | None = None) -> list:
     """
     from math_verify import parse
 
+    answer = as_list(answer)
     mixed = mixed_number(answer)
     formula = mixed or rewrite(answer)
     if reads_as_text(answer) and not mixed:

@@ -61,9 +61,9 @@ def normalize_answer(answer: str) -> str:
 
 def clean(answer: str) -> str:
     """An answer without white space, emphasis, a full stop and math delimiters around it."""
-    answer = answer.strip().strip("*").strip()
+    answer = answer.strip().strip("*`").strip()
     if answer.endswith(".") and not answer.endswith(".."):
-        answer = answer[:-1].rstrip().rstrip("*")
+        answer = answer[:-1].rstrip().rstrip("*`")
     return _unwrap(answer)
 
 

@@ -29,6 +29,10 @@ _DOTTED = re.compile(r"(?<![\w.}])(\d{0,15})\.(\d{0,15})\\dot\{?(\d)\}?")
 _REPEATED = re.compile(
     r"(?<![\w.}])(\d{0,15})\.(\d{0,15}?)(?:(?P<one>\d)(?P=one){2,15}|(?P<more>\d{2,15})(?P=more){1,7})(?:\.\.\.|\\l?dots)"
 )
+# "3, 5 and 7"
+_ENTRY = r"-?(?:\d+(?:\.\d+)?(?:/\d+)?|\\frac\{\d+\}\{\d+\})"
+_LIST = re.compile(rf"{_ENTRY}(?:, {_ENTRY})*,? and {_ENTRY}")
+_AND = re.compile(r",? and ")
 _OR = re.compile(r"\s*(?:\\text\{\s*or\s*\}|\bor\b|\\lor\b|\\vee\b)\s*")
 _RELATION = re.compile(r"\\(?:leqslant|leq|le|geqslant|geq|ge|lt|gt)(?![A-Za-z])|<=|>=|<|>")
 _SIGN = {"\\lt": "<", "\\gt": ">", "<": "<", ">": ">"}
@@ -75,6 +79,12 @@ def mixed_number(text: str) -> str | None:
     if int(numerator) >= int(denominator):
         return None
     return f"{whole}\\frac{{{numerator}}}{{{denominator}}}" + (f"\\text{{{unit}}}" if unit else "")
+
+
+def as_list(answer: str) -> str:
+    """`3, 5 and 7` with commas; another text as it is."""
+    is_list = "and" in answer and len(answer) <= _MAX_CHARS and _LIST.fullmatch(answer)
+    return _AND.sub(", ", answer) if is_list else answer
 
 
 def rewrite(answer: str) -> str:

@@ -21,10 +21,11 @@ _SEPARATOR = re.compile(r"[,;]")
 _NEGATION = re.compile(
     r"\b(?:not|never|cannot|neither|nor|anything but|wrong|incorrect|instead of|rather than)\b|n['’]t\b", re.IGNORECASE
 )
-_HEDGE = re.compile(r"\b(?:or|maybe|perhaps|possibly|either|might)\b|\\(?:lor|vee)(?![A-Za-z])", re.IGNORECASE)
+_HEDGE = re.compile(r"\b(?:or|maybe|perhaps|possibly|either|might|one of)\b|\\(?:lor|vee)(?![A-Za-z])", re.IGNORECASE)
+# "$1/2$, maybe $1/3$", "1/2 \\to 1/3".
+_GUESSES = re.compile(r"\$.*\b(?:maybe|perhaps|possibly)\b.*\$|^(?!.*\\lim).*(?:\\(?:to|rightarrow)(?![A-Za-z])|->|→)")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _WORD_OF_TEXT = re.compile(r"[A-Za-z]{4,}")
-_ANY_NUMBER = re.compile(rf"(?<![\w.]){_DIGITS}", re.ASCII)
 _BASE = re.compile(r"([0-9A-Za-z]{1,60})_(?:\{(\d{1,2})\}|(\d{1,2}))", re.ASCII)
 _FRACTION = re.compile(r"([+-]?)(?:\\[dt]?frac\{(\d{1,20})\}\{(\d{1,20})\}|(\d{1,20})/(\d{1,20}))", re.ASCII)
 _SPACE = re.compile(r"\\[,;: ]|~")
@@ -32,6 +33,7 @@ _TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox)\{([^{}]*)\}")
 _AMOUNT = (
     rf"(?:{_DIGITS})\s?\\(?:times|cdot)\s?10\^(?:\{{-?\d{{1,4}}\}}|\d)|\\[dt]?frac\{{\d+\}}\{{\d+\}}|\d+/\d+|{_DIGITS}"
 )
+_ANY_AMOUNT = re.compile(rf"(?<![\w.])(?:{_AMOUNT})", re.ASCII)
 _QUANTITY = re.compile(
     rf"(\\?\$)?\s*([+-]?(?:{_AMOUNT}))(\s*)(?:(square|sq|cubic) )?([A-Za-z]*)\s*(?:\^\s*\{{?([23])\}}?)?\s*\.?",
     re.ASCII,
@@ -40,11 +42,24 @@ _IDLE = re.compile(r"\\(?:left|right|[,;:! {}])|\s")
 _INTEGER = re.compile(r"-?\d{1,15}", re.ASCII)
 _REPEATED_DIGITS = re.compile(r"\.\d+(?:\.\.\.|\\l?dots)")
 _MOST_TERMS = 1_000
+_ONE = rf"[+-]?(?:{_DIGITS})"
 _WORDS = r"(?: [A-Za-z]+){0,3}?"
 # "4 apples and 5 oranges", "Room 3 of 5", "3 out of 5": not one number.
 _TWO_NUMBERS = re.compile(
     rf"(?:[A-Za-z]+[ :]+){{0,3}}?({_DIGITS}){_WORDS},? (?:and|or|out of|of|to|versus|vs\.?) (?:the |a total of )?"
     rf"({_DIGITS}){_WORDS}\.?",
+    re.ASCII,
+)
+# "41 | 42", "41 -> 42", "41? 42?": numbers in a row.
+_ROW = re.compile(
+    rf"{_ONE}(?:(?:\s|\||-{{1,2}}>|→|\\(?:to|rightarrow|mid|quad|qquad|newline|\\)|[?;=]){{1,6}}{_ONE})+\s?\??",
+    re.ASCII,
+)
+# "at most 42", "less than 42", "< 42": a bound.
+_BOUND = re.compile(
+    r"(?:[A-Za-z]+ ){0,5}?(?:(?:less|fewer|more|greater|larger|smaller|higher|lower) than|at (?:most|least)) "
+    rf"\\?\$?{_ONE}\W*"
+    rf"|(?:[<>]=?|\\(?:l|g)(?:t|e|eq|eqslant))\s?{_ONE}",
     re.ASCII,
 )
 # After one of these the last number is what the sentence finds.
@@ -90,10 +105,12 @@ def settle(reference: str, answer: str) -> float | None:
     wanted, given = number(reference), number(answer)
     if wanted is not None and given is not None:
         return float(wanted == given)
-    if wanted is not None and _names_two_numbers(answer):
+    if wanted is not None and (_names_two_numbers(answer) or _BOUND.fullmatch(answer)):
         return 0.0
     is_formula = not _WORD_OF_TEXT.search(_COMMAND.sub("", reference))
     if is_formula and _NEGATION.search(answer) and not _NEGATION.search(reference):
+        return 0.0
+    if is_formula and _GUESSES.search(answer) and not _GUESSES.search(reference):
         return 0.0
     if _DOTS.search(reference) or _DOTS.search(answer):
         return _compare_sequences(reference, answer)
@@ -116,8 +133,8 @@ def number(text: str) -> Decimal | None:
 
 
 def _names_two_numbers(answer: str) -> bool:
-    if _HEDGE.search(answer) and len({number(found) for found in _ANY_NUMBER.findall(answer)}) > 1:
-        return True
+    if _HEDGE.search(answer) or _ROW.fullmatch(answer):
+        return len({_value(amount) for amount in _ANY_AMOUNT.findall(answer)}) > 1
     match = _TWO_NUMBERS.fullmatch(answer)
     return match is not None and number(match[1]) != number(match[2]) and not _CONCLUDES.search(answer)
 

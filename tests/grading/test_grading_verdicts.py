@@ -27,9 +27,9 @@ def test_the_table():
 
 
 def test_the_table_is_a_table():
-    assert len(ROWS) >= 600 and all(len(row) == 4 and {row[0], row[1]} <= {"0", "1"} for row in ROWS)
+    assert len(ROWS) >= 800 and all(len(row) == 4 and {row[0], row[1]} <= {"0", "1"} for row in ROWS)
     assert len({tuple(row[2:]) for row in ROWS}) == len(ROWS)
-    assert 200 < sum(row[0] == "0" for row in ROWS) < 350
+    assert 350 < sum(row[0] == "0" for row in ROWS) < 500
     assert sum(row[0] != row[1] for row in ROWS) < 40  # disputed
 
 
