@@ -32,6 +32,7 @@ _START = (
 )
 # The watcher ends a program at its time limit; this much later it is itself taken for dead, in seconds.
 _PATIENCE = 60.0
+_CHILDREN = "/proc/thread-self/children"
 
 
 @dataclass(frozen=True)
@@ -226,5 +227,7 @@ def unconfinable() -> str | None:
         return "this kernel offers no Landlock, which Linux 5.13 brought and `lsm=landlock` at boot switches on"
     if reason := unsupported():
         return reason
+    if not os.path.exists(_CHILDREN):
+        return f"this kernel does not say which processes descend from which: it has no {_CHILDREN}"
     with Watcher() as watcher:
         return watcher.refusal()

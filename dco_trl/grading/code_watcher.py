@@ -227,12 +227,17 @@ class _Run:
         """Kill the program and all its children. Those that wait for leave at the gate are woken by the signal."""
         while True:
             self._reap()
-            living = _descendants() if _IS_LINUX else ({} if self._status is not None else {self.pid: 1})
+            living = set(_descendants()) if _IS_LINUX else set()
+            if self._status is None:
+                living.add(self.pid)
             if not living:
                 return
             for pid in living:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if not _IS_LINUX:
                 with suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL) if _IS_LINUX else os.killpg(pid, signal.SIGKILL)
+                    os.killpg(self.pid, signal.SIGKILL)
             time.sleep(0.001)
 
     def _excess(self) -> str:

@@ -294,6 +294,11 @@ def test_the_files_of_landlocks_first_version():
     [
         ("landlock_version", lambda: 0, "this kernel offers no Landlock, which Linux 5.13 brought and `lsm=landlock`"),
         ("unsupported", lambda: "no filter of system calls is written for the processor 'riscv64'", "'riscv64'"),
+        (
+            "_CHILDREN",
+            "/proc/none",
+            "which processes descend from which: it has no /proc/none",
+        ),
         ("sys", type("Mac", (), {"platform": "darwin"}), "only Linux confines them, and this is darwin"),
     ],
 )
