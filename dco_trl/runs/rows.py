@@ -85,11 +85,10 @@ def read_dataset(path: Path) -> "Dataset":
         DataError: The file cannot be read, is empty, or has a column of several kinds of values.
     """
     import pyarrow as pa
-    from datasets import Dataset
 
     name = f"data set {str(path)!r}"
     if path.suffix.lower() == ".parquet":
-        return Dataset(_guarded(_parquet_table, path, name))  # with its features, images among them
+        return _dataset(_guarded(_parquet_table, path, name), name)  # with its features, images among them
     rows = [checked_row(row, f"{name}: row {number}") for number, row in enumerate(_read(path, name))]
     if not any(rows):
         raise DataError(f"{name} is empty: there is nothing to train on. Check the file or the split.")
@@ -97,7 +96,16 @@ def read_dataset(path: Path) -> "Dataset":
     columns: dict[str, list[Any]] = {column: [row.get(column) for row in rows] for column in names}
     if path.suffix.lower() == ".csv":
         columns |= {column: _whole_numbers(columns[column], column, name) for column in _COUNTS if column in columns}
-    return Dataset(pa.table({column: _array(values, column, name) for column, values in columns.items()}))
+    return _dataset(pa.table({column: _array(values, column, name) for column, values in columns.items()}), name)
+
+
+def _dataset(table: "pa.Table", name: str) -> "Dataset":
+    from datasets import Dataset
+
+    try:
+        return Dataset(table)
+    except (ValueError, TypeError) as error:  # a name of a column with a NUL, or features of another table
+        raise DataError(f"{name} makes no data set: {error}. Write the file again.") from error
 
 
 def _whole_numbers(values: list[Any], column: str, name: str) -> list[Any]:
