@@ -31,10 +31,10 @@ def commands_in(text: str) -> list[list[str]]:
 def test_there_are_recipes_and_they_use_the_command():
     names = [path.name for path in sorted(FOLDER.iterdir()) if path.is_file()]
     assert names == [
-        *("nginx.conf", "serve_data_parallel.sh", "serve_data_parallel_nodes.sh", "skypilot.yaml"),
-        "slurm_array.sh",
+        *("kuberay_job.yaml", "router.sh", "serve_data_parallel.sh", "serve_data_parallel_nodes.sh", "skypilot.yaml"),
+        "slurm_ray.sh",
     ]
-    assert sum(len(commands_in(path.read_text())) for path in FOLDER.iterdir() if path.is_file()) >= 7
+    assert sum(len(commands_in(path.read_text())) for path in FOLDER.iterdir() if path.is_file()) >= 5
 
 
 @pytest.mark.parametrize("path", sorted(p for p in FOLDER.iterdir() if p.is_file()), ids=name_of)
@@ -48,11 +48,11 @@ def test_scripts_are_bash(path):
     subprocess.run(["bash", "-n", str(path)], check=True)
 
 
-def test_the_array_is_one_that_slurm_takes():
+def test_the_job_is_one_that_slurm_takes():
     if shutil.which("sbatch") is None or subprocess.run(["scontrol", "ping"], capture_output=True).returncode:
         pytest.skip("no Slurm controller")
     done = subprocess.run(
-        ["sbatch", "--test-only", str(FOLDER / "slurm_array.sh"), "MODEL", "DATASET", "RUN"], capture_output=True
+        ["sbatch", "--test-only", str(FOLDER / "slurm_ray.sh"), "MODEL", "DATASET", "RUN"], capture_output=True
     )
     assert done.returncode == 0, done.stderr
 
@@ -64,12 +64,31 @@ def test_the_cloud_task_is_yaml_and_its_script_is_bash():
         subprocess.run(["bash", "-n"], input=task[step], text=True, check=True)
 
 
-def test_the_proxy_is_one_that_nginx_takes():
-    text = (FOLDER / "nginx.conf").read_text()
-    assert text.count("{") == text.count("}")
-    if shutil.which("nginx") is None:
-        pytest.skip("no nginx (Debian: apt-get install nginx-light)")
-    subprocess.run(["nginx", "-t", "-c", str(FOLDER / "nginx.conf")], check=True, capture_output=True)
+def test_the_job_of_kubernetes_is_a_ray_job_of_the_version_that_is_tested():
+    job = yaml.safe_load((FOLDER / "kuberay_job.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec = job["spec"]
+    check_arguments(shlex.split(spec["entrypoint"]))
+    [workers] = spec["rayClusterSpec"]["workerGroupSpecs"]
+    assert f"--ray-workers {workers['maxReplicas']} " in spec["entrypoint"]
+    assert f"ray=={spec['rayClusterSpec']['rayVersion']}" in (FOLDER.parents[1] / "constraints-cpu.txt").read_text()
+
+
+def test_ray_takes_the_options_of_the_recipes():
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'dco-trl[ray]'")
+    command = [str(Path(sys.executable).with_name("ray")), "symmetric-run", "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for recipe in ("slurm_ray.sh", "skypilot.yaml"):
+        [options] = re.findall(r"ray symmetric-run (.*?) -- ", (FOLDER / recipe).read_text())
+        assert set(re.findall(r"--[a-z-]+", options)) <= set(re.findall(r"--[a-z-]+", told))
+
+
+def test_the_router_takes_the_options_of_its_recipe():
+    if shutil.which("vllm-router") is None:
+        pytest.skip("no vllm-router: pip install vllm-router")
+    options = set(re.findall(r"--[a-z-]+", (FOLDER / "router.sh").read_text().split("exec ")[1]))
+    told = subprocess.run(["vllm-router", "--help"], capture_output=True, text=True, check=True).stdout
+    assert options <= set(re.findall(r"--[a-z-]+", told))
 
 
 @pytest.mark.slow
