@@ -117,7 +117,7 @@ def time_ratio(shape: str, num_pairs: int) -> dict:
         for kind in ("sft", "dco") if i % 2 else ("dco", "sft"):
             batch = {name: value for name, value in batches[i % len(batches)].items()}
             if kind == "sft":
-                batch.pop("documents_per_example", None)
+                batch.pop("dco", None)
             seconds[kind].append(step(trainers[kind], batch))
     return ratio_summary(seconds["dco"][2:], seconds["sft"][2:])
 

@@ -10,6 +10,11 @@ from .errors import UserError
 # Plain text, or chat messages.
 Prompt = str | list[dict[str, Any]]
 
+# The file beside a checkpoint with every evaluation row's log p, which training writes and `runs` reads. Under the key
+# its metadata has the fingerprint of each evaluation set, as JSON.
+EVAL_LOG_P_NAME = "eval_log_p.parquet"
+EVAL_ROWS_KEY = "dco_eval_rows"
+
 
 class DataError(UserError):
     """A data set that cannot be evaluated on; the message says which rows, why, and what to do."""

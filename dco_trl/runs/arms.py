@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
+from ..problem import EVAL_LOG_P_NAME, EVAL_ROWS_KEY
 from ..sampling.fingerprint import folder_fingerprint
 from .arm import Arm
 from .files import StoreError, make_folder, parquet, write_atomically
@@ -34,9 +35,6 @@ _SCHEMA = pa.schema(
         ("log_p", pa.float64()),
     ]
 )
-_LOG_P = "eval_log_p.parquet"
-# Metadata of that file: fingerprints of the evaluation sets, by their names.
-_ROWS_KEY = b"dco_eval_rows"
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +172,7 @@ def _read(path: Path, grader: str | None) -> Mapping[Arm, _Measured]:
     if not evaluations:
         raise StoreError(
             f"{path} holds no arms: it is no file of `dco-trl coverage`, no graded run, and no checkpoint with "
-            f"{_LOG_P}, which DCOTrainer writes where it evaluates and saves at the same step."
+            f"{EVAL_LOG_P_NAME}, which DCOTrainer writes where it evaluates and saves at the same step."
         )
     return {arm: measured for file in evaluations for arm, measured in _read_eval_log_p(file).items()}
 
@@ -182,12 +180,12 @@ def _read(path: Path, grader: str | None) -> Mapping[Arm, _Measured]:
 def _evaluations(path: Path) -> list[Path]:
     """The files of evaluated checkpoints that a path stands for."""
     if path.is_file():
-        return [path] if path.name == _LOG_P else []
+        return [path] if path.name == EVAL_LOG_P_NAME else []
     if (path / "manifest.json").is_file():
         return []
-    if (path / _LOG_P).is_file():
-        return [path / _LOG_P]
-    return sorted(path.glob(f"checkpoint-*/{_LOG_P}"), key=lambda file: (len(file.parent.name), file))
+    if (path / EVAL_LOG_P_NAME).is_file():
+        return [path / EVAL_LOG_P_NAME]
+    return sorted(path.glob(f"checkpoint-*/{EVAL_LOG_P_NAME}"), key=lambda file: (len(file.parent.name), file))
 
 
 def _check_same_rows(evaluations: Sequence[Path]) -> None:
@@ -198,7 +196,7 @@ def _check_same_rows(evaluations: Sequence[Path]) -> None:
             metadata = pq.read_schema(path).metadata or {}
         except (OSError, pa.ArrowException):
             continue  # told where it is read
-        for name, fingerprint in json.loads(metadata.get(_ROWS_KEY, b"{}")).items():
+        for name, fingerprint in json.loads(metadata.get(EVAL_ROWS_KEY.encode(), b"{}")).items():
             first, where = known.setdefault(name, (fingerprint, path))
             if first != fingerprint:
                 raise StoreError(

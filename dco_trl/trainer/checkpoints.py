@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate.logging import get_logger
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
-from trl import SFTTrainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 logger = get_logger(__name__)
 
@@ -22,43 +22,29 @@ _PARTS = {
 }
 
 
-class CompleteCheckpoints(SFTTrainer):
-    """`SFTTrainer` whose checkpoints are complete or not resumed.
+@contextmanager
+def writing_checkpoint(folder: Path, should_save: bool) -> Iterator[None]:
+    """Make a checkpoint incomplete until the block has written it, and say where it was not written.
 
     `Trainer` writes `trainer_state.json` last and rotates old checkpoints away afterwards, so a folder without that
     file is one that was being written when the run was stopped.
+
+    Args:
+        folder: The checkpoint's.
+        should_save: Whether this process writes.
     """
-
-    # Names of the files that a subclass writes in `_save_own_state`.
-    _own_state_files: tuple[str, ...] = ()
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir, self._own_state_files)
-        return super().train(checkpoint, *args, **kwargs)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        if self.args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
-            # Also a complete checkpoint that is written anew is incomplete for a while.
-            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
-        try:
-            self._save_own_state(folder)
-            super()._save_checkpoint(model, trial)
-        except Exception as error:  # PyTorch reports a full disk as "iostream error"
-            error.add_note(
-                f"The checkpoint {folder} could not be written: is the disk full? Earlier ones are unharmed; training "
-                "goes on from the last complete one with `resume_from_checkpoint`."
-            )
-            raise
-
-    def _save_own_state(self, folder: Path) -> None:
-        """Write what a subclass needs to resume, on every process; nothing here."""
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        # The last file but `trainer_state.json`, which must not come before another process's.
-        self.accelerator.wait_for_everyone()
+    if should_save:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Also a complete checkpoint that is written anew is incomplete for a while.
+        (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:  # PyTorch reports a full disk as "iostream error"
+        error.add_note(
+            f"The checkpoint {folder} could not be written: is the disk full? Earlier ones are unharmed; training "
+            "goes on from the last complete one with `resume_from_checkpoint`."
+        )
+        raise
 
 
 def checkpoint_to_resume(asked: str | bool | None, output_dir: str | None, also: Sequence[str] = ()) -> str | None:

@@ -5,18 +5,44 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from .eval_log_p import EVAL_ROW
 from .trl_contract import DataCollatorForLanguageModeling
 
-DOCUMENTS_PER_EXAMPLE = "documents_per_example"
-EXAMPLE_ID = "example_id"
+# The column with a row's number in the data set as it was given: preparation may shuffle rows and drop some.
+ROW = "dco_row"
+# What a batch says of its examples stands under this one key, as a dictionary that every library moves to the device.
+INFO = "dco"
+
+
+@dataclass(frozen=True)
+class BatchInfo:
+    """What a batch says of its examples besides what TRL puts there; None where it says nothing.
+
+    Args:
+        row: Number of each example's row.
+        documents: Number of documents of each example, for flattened batches.
+        weight: Weight of each sequence's row, where rationales were sampled; here and below units of padding lack.
+        log_p: Estimated log p of each sequence's row, nats.
+        share: Which share of its row each sequence is.
+    """
+
+    row: Int[Tensor, " example"] | None = None
+    documents: Int[Tensor, " example"] | None = None
+    weight: Float[Tensor, " sequence"] | None = None
+    log_p: Float[Tensor, " sequence"] | None = None
+    share: Float[Tensor, " sequence"] | None = None
+
+    @classmethod
+    def take_out_of(cls, batch: dict[str, Any]) -> "BatchInfo":
+        """Take it out of a batch, which may then go to a model."""
+        return cls(**batch.pop(INFO, {}))
 
 
 @dataclass
 class DCOCollator(DataCollatorForLanguageModeling):
-    """TRL's collator plus, for flattened batches, the number of documents of each example, int64 `(examples,)`; and
-    the examples' ids where they have any.
+    """TRL's collator plus a `BatchInfo`: rows where examples have numbers, documents where batches are flattened.
 
     Packing merges documents into examples and padding-free batches merge examples into one row. Distributed evaluation
     repeats *examples* to even out the last batch, so an exact mean over documents must know which belong to a repeat.
@@ -35,12 +61,12 @@ class DCOCollator(DataCollatorForLanguageModeling):
         if splits:
             sequences = [part for e, some in zip(examples, lengths, strict=True) for part in _parts(e, some)]
         batch = super().torch_call(sequences)
+        info = {}
         if self.padding_free or splits:
-            batch[DOCUMENTS_PER_EXAMPLE] = torch.tensor([len(some) for some in lengths])
-        for number in (EXAMPLE_ID, EVAL_ROW):
-            if all(number in example for example in examples):
-                batch[number] = torch.tensor([example[number] for example in examples])
-        return batch
+            info["documents"] = torch.tensor([len(some) for some in lengths])
+        if all(ROW in example for example in examples):
+            info["row"] = torch.tensor([example[ROW] for example in examples])
+        return batch | ({INFO: info} if info else {})
 
 
 def _parts(example: dict[str, Any], lengths: list[int]) -> list[dict[str, Any]]:

@@ -3,10 +3,13 @@
 import copy
 from typing import Any
 
+import numpy as np
+from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import AutoProcessor
 
+from .columns import count_assistant_turns
 from .dco_config import DCOConfig
 from .trl_contract import get_config_model_id, get_training_chat_template
 
@@ -53,10 +56,10 @@ def drop_unsupported_assistant_mask(dataset: Any, args: DCOConfig, model: Any, p
     )
     if not isinstance(dataset, Dataset):
         raise ValueError(f"{problem}. {way_out}")
-    several = [i for i, messages in enumerate(dataset["messages"]) if not _is_single_turn(messages)]
-    if several:
+    several = np.flatnonzero(~_are_single_turns(dataset))
+    if several.size:
         raise ValueError(
-            f"{problem}; and {len(several)} of {len(dataset)} rows of the train dataset do not end with their only "
+            f"{problem}; and {several.size} of {len(dataset)} rows of the train dataset do not end with their only "
             f"turn of the assistant (first: row {several[0]}). {way_out}"
         )
     args = copy.copy(args)
@@ -68,18 +71,20 @@ def split_conversations(dataset: Any, args: DCOConfig, name: str) -> Any:
     """Conversations of a single answer as `prompt` and `completion`, with a note; any other data set as it is."""
     if args.assistant_only_loss or not isinstance(dataset, Dataset) or not has_conversations(dataset):
         return dataset
-    if not all(map(_is_single_turn, dataset["messages"])):
+    if not _are_single_turns(dataset).all():
         return dataset
     logger.warning(
         f"The conversations of the {name} dataset have one turn of the assistant each. They are taken as `prompt` "
         "(the messages before it) and `completion` (the turn), because DCO needs the probability of the answer alone."
     )
-    return dataset.map(
-        lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}, remove_columns="messages"
-    )
+    with PartialState().main_process_first():  # the others read what it has written
+        return dataset.map(
+            lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]},
+            remove_columns="messages",
+        )
 
 
-def _is_single_turn(messages: list[dict[str, Any]]) -> bool:
+def _are_single_turns(dataset: Dataset) -> np.ndarray:
     """Whether the only message of the assistant is the last, and something comes before it."""
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    return turns == [len(messages) - 1] and len(messages) > 1
+    turns, ends_with_one = count_assistant_turns(dataset, "messages")
+    return (turns == 1) & ends_with_one

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 
 from .checkpoints import read_state, write_state
-from .collator import EXAMPLE_ID
+from .collator import INFO, ROW, BatchInfo
 from .cot_config import STATE_NAME, CoTDCOConfig
 from .data_checks import check_has_answers, check_has_counts
 from .dco_trainer import DCOTrainer
@@ -22,10 +22,6 @@ from .segments import Segments
 from .vision import has_images
 from .window import Window
 from .window_sampler import WindowSampler
-
-# What a batch carries for each of its sequences, besides what TRL puts there: weight and log p of its row, and which
-# share of the row it is.
-_WEIGHT, _LOG_P, _SHARE = "row_weight", "row_log_p", "row_share"
 
 
 class CoTDCOTrainer(DCOTrainer):
@@ -98,6 +94,7 @@ class CoTDCOTrainer(DCOTrainer):
 
     _tag_names = ["trl", "dco", "cot-dco"]
     _name = "CoT-DCO"
+    _estimates_p = True
     _own_state_files = (STATE_NAME,)
 
     args: CoTDCOConfig
@@ -134,8 +131,6 @@ class CoTDCOTrainer(DCOTrainer):
                 "The train dataset has pictures, and no sampler here shows them to a model: rationales cannot be "
                 "sampled. Train short answers with `DCOTrainer`."
             )
-        if EXAMPLE_ID in train_dataset.column_names:
-            raise ValueError(f"The train dataset has a column `{EXAMPLE_ID}`, which the trainer adds. Rename it.")
         if args.sampler == "none" or {"num_sampled", "num_correct"} <= set(train_dataset.column_names):
             check_has_counts(train_dataset)
         if args.sampler != "none":
@@ -144,7 +139,7 @@ class CoTDCOTrainer(DCOTrainer):
         super().__init__(
             model,
             args=args,
-            train_dataset=train_dataset.add_column(EXAMPLE_ID, np.arange(len(train_dataset))),
+            train_dataset=train_dataset.add_column(ROW, np.arange(len(train_dataset))),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             **kwargs,
@@ -165,7 +160,6 @@ class CoTDCOTrainer(DCOTrainer):
         self._windows.start_afresh()
         self._is_resumed = False
         self._trained_since: float | None = None
-        self._of_batch: dict[str, torch.Tensor] = {}
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._start_afresh()
@@ -179,50 +173,32 @@ class CoTDCOTrainer(DCOTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        inputs.pop(EXAMPLE_ID, None)
-        self._of_batch = {name: inputs.pop(name) for name in (_WEIGHT, _LOG_P, _SHARE) if name in inputs}
-        if self.model.training and _WEIGHT not in self._of_batch:
+        if self.model.training and "weight" not in inputs.get(INFO, {}):
             raise RuntimeError(
-                f"A training batch came without `{_WEIGHT}`, the weights of its rows, got {sorted(inputs)}: each row "
+                f"A training batch came without `{INFO}`, the weights of its rows, got {sorted(inputs)}: each row "
                 "would be weighted by the probability of its own rationale. `CoTDCOTrainer.get_batch_samples` adds "
                 "them; whatever replaces or copies batches after it must keep them."
             )
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    def _log_p(self, segments: Segments, log_probs: torch.Tensor) -> torch.Tensor:
-        own = super()._log_p(segments, log_probs)
-        return self._of_units(_LOG_P, own, 0.0) if _LOG_P in self._of_batch else own
+    def _log_p(self, segments: Segments, log_probs: torch.Tensor, info: BatchInfo) -> torch.Tensor:
+        own = super()._log_p(segments, log_probs, info)
+        return own if info.log_p is None else _of_units(info.log_p, own, 0.0)
 
-    def _weights(self, log_p: torch.Tensor) -> torch.Tensor:
-        return self._of_units(_WEIGHT, log_p, 1.0) if _WEIGHT in self._of_batch else super()._weights(log_p)
+    def _weights(self, log_p: torch.Tensor, info: BatchInfo) -> torch.Tensor:
+        return super()._weights(log_p, info) if info.weight is None else _of_units(info.weight, log_p, 1.0)
 
-    def _reduction_scale(self, segments: Segments, num_items_in_batch: Any) -> torch.Tensor | None:
-        scale = super()._reduction_scale(segments, num_items_in_batch)
-        if _SHARE not in self._of_batch:
+    def _reduction_scale(self, segments: Segments, num_items_in_batch: Any, info: BatchInfo) -> torch.Tensor | None:
+        scale = super()._reduction_scale(segments, num_items_in_batch, info)
+        if info.share is None:
             return scale
-        shares = self._of_units(_SHARE, segments.num_tokens.double(), 0.0) * self._sequences_per_row
+        shares = _of_units(info.share, segments.num_tokens.double(), 0.0) * self._sequences_per_row
         return shares if scale is None else scale * shares
-
-    def _of_units(self, name: str, like: torch.Tensor, padding: float) -> torch.Tensor:
-        """Values of a batch's sequences as values of units: a flattened batch may end in units of padding."""
-        values = self._of_batch[name].to(like)
-        if values.numel() > like.numel():
-            raise RuntimeError(
-                f"A training batch of {like.numel()} sequences came with the weights of {values.numel()}: it was cut "
-                "after `CoTDCOTrainer.get_batch_samples` had put it together."
-            )
-        return torch.nn.functional.pad(values, (0, like.numel() - values.numel()), value=padding)
 
     def _warn_when_idle(self, sums: torch.Tensor) -> None:
         pass  # reported when a window opens
 
     # -------------------------------------------------------------- window
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        columns: Any = self._signature_columns
-        if EXAMPLE_ID not in columns:
-            columns.append(EXAMPLE_ID)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one optimizer step; a new window is opened, and sampled for, when the last is used up.
@@ -254,7 +230,7 @@ class CoTDCOTrainer(DCOTrainer):
         elif args.sampling_interval != "epoch":
             num_steps = min(num_steps, int(args.sampling_interval))
         upcoming = islice(epoch_iterator, num_steps * args.gradient_accumulation_steps)
-        batches = [batch[EXAMPLE_ID].tolist() for batch in upcoming]
+        batches = [batch[INFO]["row"].tolist() for batch in upcoming]
         if batches and not is_warmup:
             self._window, metrics = self._windows.open(batches, step)
             self._note(**metrics)
@@ -284,11 +260,13 @@ class CoTDCOTrainer(DCOTrainer):
                 examples.append(example)
                 of_sequences.append((weight, log_p, share))
         batch = self.data_collator(examples)
-        batch[_WEIGHT], log_ps, shares = map(torch.tensor, zip(*of_sequences, strict=True))
+        weights, log_ps, shares = map(torch.tensor, zip(*of_sequences, strict=True))
+        info = batch.setdefault(INFO, {})
+        info["weight"] = weights
         if self._window.estimates is not None:  # plain cross-entropy logs the rows' own log p
-            batch[_LOG_P] = log_ps
+            info["log_p"] = log_ps
         if self.args.num_targets > 1:
-            batch[_SHARE] = shares
+            info["share"] = shares
         return batch
 
     def _measure_sequences_per_row(self, batches: list[list[int]], device: torch.device) -> torch.Tensor:
@@ -329,3 +307,13 @@ class CoTDCOTrainer(DCOTrainer):
         own = state["processes"][self.accelerator.process_index]
         self._window, self._windows.place = Window.from_state_dict(own["window"]), tuple(own["place"])
         self._is_resumed = True
+
+
+def _of_units(values: torch.Tensor, like: torch.Tensor, padding: float) -> torch.Tensor:
+    """Values of a batch's sequences as values of units: a flattened batch may end in units of padding."""
+    if values.numel() > like.numel():
+        raise RuntimeError(
+            f"A training batch of {like.numel()} sequences came with the weights of {values.numel()}: it was cut "
+            "after `CoTDCOTrainer.get_batch_samples` had put it together."
+        )
+    return torch.nn.functional.pad(values.to(like), (0, like.numel() - values.numel()), value=padding)

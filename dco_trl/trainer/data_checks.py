@@ -1,15 +1,12 @@
 """What is wrong with a data set for DCO, reported before training starts and with a number."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset, Value
 
-from .collator import EXAMPLE_ID
+from .columns import count_assistant_turns, is_empty
 from .conversations import has_conversations
 from .dco_config import DCOConfig
 
@@ -50,6 +47,14 @@ def why_not_an_answer(dataset: Dataset | IterableDataset, args: DCOConfig, name:
     )
 
 
+def check_completions(dataset: Dataset | IterableDataset, args: DCOConfig, name: str, has_own_p: bool) -> None:
+    """Refuse completions that are no text or empty; warn where a row's own p is that of several turns."""
+    check_text(dataset, name)
+    check_no_empty_completion(dataset, name)
+    if has_own_p:
+        warn_about_completions(dataset, args, name)
+
+
 def check_text(dataset: Dataset | IterableDataset, name: str) -> None:
     """Raise a `ValueError` that names the column, a row and the way out where a prompt or completion is no text."""
     if not isinstance(dataset, Dataset):
@@ -68,19 +73,13 @@ def check_no_empty_completion(dataset: Dataset | IterableDataset, name: str) -> 
     """Raise a `ValueError` that counts the rows with an empty completion. A streaming data set is not read."""
     if not isinstance(dataset, Dataset) or "completion" not in dataset.column_names:
         return
-    empty = [i for i, completion in enumerate(dataset["completion"]) if _is_empty(completion)]
-    if empty:
+    empty = np.flatnonzero(is_empty(dataset, "completion"))
+    if empty.size:
         raise ValueError(
-            f"{len(empty)} of {len(dataset)} rows of the {name} dataset have an empty `completion` (first: row "
+            f"{empty.size} of {len(dataset)} rows of the {name} dataset have an empty `completion` (first: row "
             f"{empty[0]}). The model would be trained to stop at once. Remove the rows, for example with "
             "`dataset.filter`."
         )
-
-
-def _is_empty(completion: str | Sequence[dict[str, Any]] | None) -> bool:
-    if completion is None or isinstance(completion, str):
-        return not (completion and completion.strip())
-    return not any(message.get("content") or message.get("tool_calls") for message in completion)
 
 
 def check_has_answers(dataset: Dataset) -> None:
@@ -92,10 +91,10 @@ def check_has_answers(dataset: Dataset) -> None:
                 f"The train dataset has the columns {columns} and no `{name}`, which {use}. Add it, for example with "
                 "`dataset.rename_column`; or use `sampler='none'` and a data set that `dco-trl estimate` wrote."
             )
-    missing = [i for i, answer in enumerate(dataset["answer"]) if answer is None or not str(answer).strip()]
-    if missing:
+    missing = np.flatnonzero(is_empty(dataset, "answer"))
+    if missing.size:
         raise ValueError(
-            f"{len(missing)} of {len(dataset)} rows of the train dataset have no reference `answer` (first: row "
+            f"{missing.size} of {len(dataset)} rows of the train dataset have no reference `answer` (first: row "
             f"{missing[0]}): their rationales could not be graded. Remove the rows, for example with `dataset.filter`."
         )
 
@@ -109,12 +108,14 @@ def check_has_counts(dataset: Dataset) -> None:
             "from. Write them with `dco-trl estimate --model … --dataset … --num-samples 64 --output …`, or choose a "
             "sampler."
         )
-    counts = zip(dataset["num_sampled"], dataset["num_correct"], strict=True)
-    wrong = [(i, n, c) for i, (n, c) in enumerate(counts) if n is None or c is None or not 0 <= c <= n or n == 0]
-    if wrong:
-        row, n, c = wrong[0]
+    table = dataset.select_columns(["num_sampled", "num_correct"]).with_format("arrow")[:]
+    n, c = (table[name].to_numpy().astype(float) for name in table.column_names)  # NaN where there is none
+    wrong = np.flatnonzero(~((c >= 0) & (c <= n) & (n > 0)))
+    if wrong.size:
+        row = int(wrong[0])
+        n, c = dataset[row]["num_sampled"], dataset[row]["num_correct"]
         raise ValueError(
-            f"{len(wrong)} of {len(dataset)} rows of the train dataset have impossible counts (first: row {row}, "
+            f"{wrong.size} of {len(dataset)} rows of the train dataset have impossible counts (first: row {row}, "
             f"`num_sampled={n}`, `num_correct={c}`). There must be at least one sample, and at most as many correct "
             "ones. `dco-trl estimate` writes such columns."
         )
@@ -137,18 +138,21 @@ def warn_about_completions(dataset: Dataset | IterableDataset, args: DCOConfig, 
     """Warn, with a number, about completions of several turns, whose p is that of all of them together."""
     if not isinstance(dataset, Dataset) or not {"prompt", "completion"} <= set(dataset.column_names):
         return
-    if EXAMPLE_ID in dataset.column_names:  # of rows with an id, p is estimated from samples
-        return
-    several_turns = sum(
-        not isinstance(completion, str) and sum(message["role"] == "assistant" for message in completion) > 1
-        for completion in dataset["completion"]
-    )
     if not args.assistant_only_loss:  # otherwise the labels tell
-        _warn_about_turns(several_turns, len(dataset), name, args)
+        turns, _ = count_assistant_turns(dataset, "completion")
+        _warn_about_turns(int((turns > 1).sum()), len(dataset), name, args)
 
 
-def warn_about_labels(tokenized: Dataset, args: DCOConfig, packing: bool, name: str) -> None:
-    """Warn, with numbers, about rows that `max_length` cuts, that it leaves without any label, or of several turns."""
+def warn_about_labels(tokenized: Dataset, args: DCOConfig, packing: bool, name: str, has_own_p: bool) -> None:
+    """Warn, with numbers, about rows that `max_length` cuts, that it leaves without any label, or of several turns.
+
+    Args:
+        tokenized: Rows with `labels`, whole.
+        args: The trainer's.
+        packing: Whether they will be packed.
+        name: Of the data set.
+        has_own_p: Whether p is that of the row, and not estimated from samples.
+    """
     max_length = args.max_length
     keeps_end = args.truncation_mode == "keep_end" and not packing  # packing keeps the start
     counts = np.zeros(4, dtype=np.int64)
@@ -174,8 +178,8 @@ def warn_about_labels(tokenized: Dataset, args: DCOConfig, packing: bool, name: 
             f"{num_unlabelled} of {len(tokenized)} rows of the {name} dataset have no labelled token"
             f"{f' within `max_length={max_length}`' if max_length is not None else ''} and {fate}."
         )
-    # Not if packed already, many answers to a row; nor if p is estimated, or not needed.
-    if not {"seq_lengths", EXAMPLE_ID} & set(tokenized.column_names) and args.num_attempts > 1:
+    # Not if packed already, many answers to a row; nor if p is not needed.
+    if has_own_p and "seq_lengths" not in tokenized.column_names and args.num_attempts > 1:
         _warn_about_turns(num_several, len(tokenized), name, args)
 
 

@@ -2,16 +2,15 @@
 
 import copy
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
+from trl import SFTTrainer
 
 from ..coverage import coverage_weight
 from .argument_checks import (
@@ -20,35 +19,27 @@ from .argument_checks import (
     check_sequences_stay_whole,
     why_sequences_are_sharded,
 )
-from .checkpoints import CompleteCheckpoints
-from .collator import DOCUMENTS_PER_EXAMPLE, DCOCollator
+from .checkpoints import checkpoint_to_resume, writing_checkpoint
+from .collator import ROW, BatchInfo, DCOCollator
 from .conversations import drop_unsupported_assistant_mask, split_conversations
-from .data_checks import (
-    check_no_empty_completion,
-    check_text,
-    warn_about_baseline,
-    warn_about_completions,
-    warn_about_labels,
-    why_not_an_answer,
-)
+from .data_checks import check_completions, warn_about_baseline, warn_about_labels, why_not_an_answer
 from .dco_config import DCOConfig
-from .eval_log_p import EVAL_ROW, EvalLogP, rows_fingerprint
+from .eval_log_p import EvalLogP, numbered
 from .model_card import CITATION, complete_model_card
 from .segments import Segments, one_label_per_unit, sum_by_example
 from .sequence_checks import SequenceChecks
 from .trl_contract import (
     DataCollatorForLanguageModeling,
-    DataCollatorForVisionLanguageModeling,
     check_attributes,
     check_loss_uses_log_probs,
     check_methods,
     get_config_model_id,
 )
-from .unit_metrics import IDLE_AFTER_STEPS, METRICS, metrics_of_units, warn_if_idle
-from .vision import DCOVisionCollator, check_images, has_images, numbered, split_pictures
+from .unit_metrics import IDLE_AFTER_STEPS, METRICS, means_of, metrics_of_units, warn_if_idle
+from .vision import check_images, has_images, number_pictures, split_pictures
 
 
-class DCOTrainer(CompleteCheckpoints):
+class DCOTrainer(SFTTrainer):
     r"""TRL's `SFTTrainer` with Direct Coverage Optimization.
 
     Each sequence's cross-entropy gradient is multiplied by \(F(N, p)\), \(p\) being the model's own probability of the
@@ -116,6 +107,10 @@ class DCOTrainer(CompleteCheckpoints):
         "citation": CITATION,
     }
 
+    # Of training rows: whether p is estimated from samples. The files that a subclass writes into checkpoints.
+    _estimates_p = False
+    _own_state_files: tuple[str, ...] = ()
+
     args: DCOConfig
     model: torch.nn.Module
 
@@ -177,7 +172,7 @@ class DCOTrainer(CompleteCheckpoints):
                     if has_images(dataset) and not self._is_sft:
                         check_images(dataset, args, self.processing_class, split)
         if has_images(train_dataset):
-            self._number_pictures()
+            number_pictures(self, self._eval_log_p)
         self._refuse(why_sequences_are_sharded(self.accelerator.parallelism_config), "train", "eval")
         if not self._is_sft:
             check_loss_uses_log_probs(self)
@@ -193,16 +188,6 @@ class DCOTrainer(CompleteCheckpoints):
 
     # ---------------------------------------------------------------- data
 
-    def _number_pictures(self) -> None:
-        """What `_prepare_dataset` and the collator do for text, which TRL does not call for rows with pictures."""
-        if type(self.data_collator) is DataCollatorForVisionLanguageModeling:
-            self.data_collator = DCOVisionCollator(**vars(self.data_collator))
-        given = self.eval_dataset
-        if isinstance(given, dict):
-            self.eval_dataset = {name: numbered(dataset, name, self._eval_log_p) for name, dataset in given.items()}
-        else:
-            self.eval_dataset = numbered(given, "", self._eval_log_p)
-
     def _prepare_dataset(
         self,
         dataset: Dataset | IterableDataset,
@@ -212,21 +197,17 @@ class DCOTrainer(CompleteCheckpoints):
         formatting_func: Callable[[dict], str] | None,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
+        has_own_p = not (self._estimates_p and dataset_name == "train")
         if self._is_sft:
             is_cut = packing and args.packing_strategy in CUTTING_STRATEGIES
             is_one = packing and not self.padding_free  # TRL's packs are then one sequence each
             if is_cut or is_one or formatting_func is not None:
                 self._has_no_p.add(_mode_of(dataset_name))
         if isinstance(dataset, Dataset) and _mode_of(dataset_name) == "eval" and not packing:
-            if EVAL_ROW not in dataset.column_names:
-                name = "" if dataset_name == "eval" else dataset_name
-                self._eval_log_p.fingerprints[name] = rows_fingerprint(dataset)
-                dataset = dataset.add_column(EVAL_ROW, np.arange(len(dataset)))
+            dataset = numbered(dataset, "" if dataset_name == "eval" else dataset_name, self._eval_log_p)
         if not self._is_sft:
             dataset = split_conversations(dataset, args, dataset_name)
-            check_text(dataset, dataset_name)
-            check_no_empty_completion(dataset, dataset_name)
-            warn_about_completions(dataset, args, dataset_name)
+            check_completions(dataset, args, dataset_name, has_own_p)
         elif dataset_name == "train":
             warn_about_baseline(dataset, args)
         self._refuse(why_not_an_answer(dataset, args, dataset_name), _mode_of(dataset_name))
@@ -237,7 +218,7 @@ class DCOTrainer(CompleteCheckpoints):
             rows, how = dataset, (formatting_func, dataset_name)
             dataset = super()._prepare_dataset(rows, processing_class, whole, False, *how)
             self._sequences.add(rows, dataset, dataset_name)
-            warn_about_labels(dataset, args, packing, dataset_name)
+            warn_about_labels(dataset, args, packing, dataset_name, has_own_p)
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
     def _refuse(self, reason: str | None, *modes: str) -> None:
@@ -250,19 +231,14 @@ class DCOTrainer(CompleteCheckpoints):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        columns += [EVAL_ROW] if EVAL_ROW not in columns else []
+        columns += [ROW] if ROW not in columns else []
 
     # ---------------------------------------------------------------- loss
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        names = (DOCUMENTS_PER_EXAMPLE, EVAL_ROW)
-        ours = {name: inputs.pop(name, None) for name in names}
+        info = BatchInfo.take_out_of(inputs)
 
         def weighted_model(*args: Any, **kwargs: Any) -> Any:
             outputs = model(*args, **kwargs)
@@ -271,17 +247,15 @@ class DCOTrainer(CompleteCheckpoints):
             if self._is_sft and not self._knows_p(inputs):
                 return outputs
             segments = self._segments(inputs, outputs.label_mask)
-            log_p = self._log_p(segments, outputs.log_probs.detach())
-            weights = self._weights(log_p)
-            self._record(log_p, weights, segments, ours[DOCUMENTS_PER_EXAMPLE], ours[EVAL_ROW])
-            scale = self._reduction_scale(segments, num_items_in_batch)
+            log_p = self._log_p(segments, outputs.log_probs.detach(), info)
+            weights = self._weights(log_p, info)
+            self._record(log_p, weights, segments, info)
+            scale = self._reduction_scale(segments, num_items_in_batch, info)
             per_token = segments.expand(weights if scale is None else weights * scale)
             per_token = per_token if self._is_sft else per_token * segments.label_mask
             return dataclasses.replace(outputs, log_probs=outputs.log_probs * per_token.to(outputs.log_probs.dtype))
 
-        return super().compute_loss(
-            weighted_model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
-        )
+        return super().compute_loss(weighted_model, inputs, return_outputs, num_items_in_batch)
 
     def _knows_p(self, inputs: dict[str, Any]) -> bool:
         """Whether the log-probabilities of this batch add up to those of answers."""
@@ -293,16 +267,16 @@ class DCOTrainer(CompleteCheckpoints):
         segments = Segments.of_batch(inputs, label_mask).up_to_end(*self._sequences.kinds_and_tokens(inputs))
         return segments.turns() if self.args.unit == "turn" else segments
 
-    def _log_p(self, segments: Segments, log_probs: torch.Tensor) -> torch.Tensor:
+    def _log_p(self, segments: Segments, log_probs: torch.Tensor, info: BatchInfo) -> torch.Tensor:
         """Log-probability of a right answer to each unit's prompt: here, of the unit itself."""
         return segments.sum(log_probs)
 
-    def _weights(self, log_p: torch.Tensor) -> torch.Tensor:
+    def _weights(self, log_p: torch.Tensor, info: BatchInfo) -> torch.Tensor:
         """What each unit's gradient is multiplied by, detached."""
         return coverage_weight(log_p, self.args.num_attempts, num_required=self.args.num_required, validate=False)
 
     def _reduction_scale(
-        self, segments: Segments, num_items_in_batch: torch.Tensor | int | None
+        self, segments: Segments, num_items_in_batch: torch.Tensor | int | None, info: BatchInfo
     ) -> torch.Tensor | None:
         """Turns TRL's division by the number of tokens into the one asked for."""
         if self.args.loss_reduction == "token":
@@ -328,14 +302,7 @@ class DCOTrainer(CompleteCheckpoints):
     # ------------------------------------------------------------- metrics
 
     @torch.no_grad()
-    def _record(
-        self,
-        log_p: torch.Tensor,
-        weights: torch.Tensor,
-        segments: Segments,
-        documents_per_example: torch.Tensor | None,
-        rows: torch.Tensor | None = None,
-    ) -> None:
+    def _record(self, log_p: torch.Tensor, weights: torch.Tensor, segments: Segments, info: BatchInfo) -> None:
         mode = "train" if self.model.training else "eval"
         table = metrics_of_units(log_p, weights, segments, self.args, mode)
         if mode == "train":
@@ -344,11 +311,11 @@ class DCOTrainer(CompleteCheckpoints):
             return
         # Evaluation on several processes repeats examples to even out the last batch; `gather_for_metrics` drops the
         # repeats, by example.
-        by_example = sum_by_example(segments.by_sequence(table), documents_per_example)
-        if rows is not None:
-            by_example = torch.cat([by_example, rows[:, None].to(by_example)], dim=1)
+        by_example = sum_by_example(segments.by_sequence(table), info.documents)
+        if info.row is not None:
+            by_example = torch.cat([by_example, info.row[:, None].to(by_example)], dim=1)
         gathered = self.accelerator.gather_for_metrics(by_example)
-        if rows is not None:
+        if info.row is not None:
             gathered, numbers = gathered[:, :-1], gathered[:, -1]
             # Rows without an answer have count 0. They are left out at the end: here that would wait for the device.
             self._eval_rows.append(torch.stack([numbers, gathered[:, 4], gathered[:, 0]], dim=1))
@@ -366,7 +333,7 @@ class DCOTrainer(CompleteCheckpoints):
         self._eval_sums, self._eval_rows = None, []
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         if self._eval_sums is not None:
-            means = self._means(self._eval_sums)
+            means = means_of(self._eval_sums, self.state.global_step, may_be_nan=self._is_sft)
             names = [*METRICS, *self.args.coverage_metrics]
             for name, value in zip(names, means, strict=True):
                 output.metrics[f"{metric_key_prefix}_{name}"] = value
@@ -379,21 +346,12 @@ class DCOTrainer(CompleteCheckpoints):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         sums = self._train_sums
         if self.model.training and sums is not None:
-            for name, value in zip(METRICS, self._means(sums), strict=True):
+            means = means_of(sums, self.state.global_step, may_be_nan=self._is_sft)
+            for name, value in zip(METRICS, means, strict=True):
                 self._metrics["train"][name].append(value)
             self._train_sums = None
             self._warn_when_idle(sums)
         super().log(logs, start_time)
-
-    def _means(self, sums: torch.Tensor) -> list[float]:
-        count, *totals = sums.tolist()
-        if any(math.isnan(total) for total in totals) and not self._is_sft:
-            raise FloatingPointError(
-                f"The log-probability of an answer became NaN by step {self.state.global_step}: the model's logits "
-                "are NaN or infinite. Usual causes are a learning rate that is too high, float16, or a damaged "
-                "checkpoint."
-            )
-        return [total / count if count else math.nan for total in totals]
 
     def _warn_when_idle(self, sums: torch.Tensor) -> None:
         if self._idle_sums is None or self.args.num_attempts == 1:
@@ -404,6 +362,26 @@ class DCOTrainer(CompleteCheckpoints):
         count, weight, log_p = self._idle_sums.tolist()
         self._idle_sums = None
         warn_if_idle(count, weight, log_p, self.state.global_step, self.args)
+
+    # --------------------------------------------------------- checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir, self._own_state_files)
+        return super().train(checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        with writing_checkpoint(folder, self.args.should_save):
+            self._save_own_state(folder)
+            super()._save_checkpoint(model, trial)
+
+    def _save_own_state(self, folder: Path) -> None:
+        """Write what a subclass needs to resume, on every process; nothing here."""
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The last file but `trainer_state.json`, which must not come before another process's.
+        self.accelerator.wait_for_everyone()
 
     # ---------------------------------------------------------- model card
 

@@ -5,17 +5,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-EVAL_LOG_P_NAME = "eval_log_p.parquet"
-# The row of the evaluation set as it was given: preparation may shuffle rows and drop some.
-EVAL_ROW = "dco_eval_row"
-# Under this name the file's metadata has the fingerprint of each evaluation set, as JSON.
-ROWS_KEY = "dco_eval_rows"
+from ..problem import EVAL_LOG_P_NAME, EVAL_ROWS_KEY
+from .collator import ROW
+
 # What tells one problem from another.
 _CONTENT = ("prompt", "completion", "messages", "text", "input_ids")
 
@@ -59,10 +58,18 @@ class EvalLogP(TrainerCallback):
             tables.append(pa.table(columns))
         if tables:
             known = {name: self.fingerprints[name] for name in self._of_dataset if name in self.fingerprints}
-            table = pa.concat_tables(tables).replace_schema_metadata({ROWS_KEY: json.dumps(known)})
+            table = pa.concat_tables(tables).replace_schema_metadata({EVAL_ROWS_KEY: json.dumps(known)})
             unfinished = folder / f".{EVAL_LOG_P_NAME}.tmp"
             pq.write_table(table, unfinished)
             unfinished.replace(folder / EVAL_LOG_P_NAME)
+
+
+def numbered(dataset: Any, name: str, log: EvalLogP) -> Any:
+    """An evaluation set whose rows know their numbers, and whose fingerprint is known by its name."""
+    if not isinstance(dataset, Dataset) or ROW in dataset.column_names:
+        return dataset
+    log.fingerprints[name] = rows_fingerprint(dataset)
+    return dataset.add_column(ROW, np.arange(len(dataset)))
 
 
 def rows_fingerprint(dataset: Dataset) -> str:
@@ -75,6 +82,8 @@ def rows_fingerprint(dataset: Dataset) -> str:
         16 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for row in dataset.select_columns([name for name in _CONTENT if name in dataset.column_names]):
-        digest.update(json.dumps(row, sort_keys=True, default=lambda _: None).encode())  # an image has no text
+    columns = dataset.select_columns([name for name in _CONTENT if name in dataset.column_names])
+    for batch in columns.with_format("arrow").iter(1000):
+        for row in batch.to_pylist():
+            digest.update(json.dumps(row, sort_keys=True, default=lambda _: None).encode())  # an image has no text
     return digest.hexdigest()[:16]

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from .collator import EXAMPLE_ID
+from .collator import ROW
 
 
 class PreparedRows:
     """Tokenised rows of a data set, by their number in it. TRL may have shuffled them, and left some out.
 
     Args:
-        prepared: TRL's rows: `input_ids`, `labels` and `example_id`, the number of the row.
+        prepared: TRL's rows: `input_ids`, `labels` and `dco_row`, the number of the row.
         num_rows: Rows of the data set.
         answers: The reference answer of each row, or None.
         max_length: Most tokens of a sequence, or None.
@@ -34,7 +34,7 @@ class PreparedRows:
         self.problem_of, self.max_prompt_tokens = np.arange(num_rows), 0
         keys: dict[int, bytes] = {}
         for position, (row, ids, labels) in enumerate(
-            zip(prepared[EXAMPLE_ID], prepared["input_ids"], prepared["labels"], strict=True)
+            zip(prepared[ROW], prepared["input_ids"], prepared["labels"], strict=True)
         ):
             prompt = ids[: _prompt_length(labels)]
             self._position_of[row] = position

@@ -37,6 +37,21 @@ def metrics_of_units(
     return torch.where(segments.valid[:, None], torch.stack(columns, dim=1), 0.0)
 
 
+def means_of(sums: Float[Tensor, " column"], step: int, may_be_nan: bool) -> list[float]:
+    """Means of the metrics from their sums, whose first is the number of units; NaN without units.
+
+    Raises:
+        FloatingPointError: A metric is NaN, and may not be.
+    """
+    count, *totals = sums.tolist()
+    if any(math.isnan(total) for total in totals) and not may_be_nan:
+        raise FloatingPointError(
+            f"The log-probability of an answer became NaN by step {step}: the model's logits are NaN or infinite. "
+            "Usual causes are a learning rate that is too high, float16, or a damaged checkpoint."
+        )
+    return [total / count if count else math.nan for total in totals]
+
+
 def warn_if_idle(count: float, weight: float, log_p: float, num_steps: int, args: DCOConfig) -> None:
     """Warn where the mean weight is about its largest, or about 0, from sums over units."""
     if count and weight / count < _STARVED_WEIGHT:

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 
+from .collator import INFO, ROW
 from .conversations import split_conversations
 from .data_checks import check_no_empty_completion, check_text
 from .dco_config import DCOConfig
-from .eval_log_p import EVAL_ROW, EvalLogP, rows_fingerprint
+from .eval_log_p import EvalLogP, numbered
 from .trl_contract import DataCollatorForVisionLanguageModeling
 
 IMAGES = {"image", "images"}
@@ -49,12 +49,15 @@ def split_pictures(dataset: Any, args: DCOConfig, name: str) -> Any:
     return split_conversations(dataset, args, name) if has_images(dataset) else dataset
 
 
-def numbered(dataset: Any, name: str, log: EvalLogP) -> Any:
-    """An evaluation set whose rows know their numbers."""
-    if not isinstance(dataset, Dataset) or EVAL_ROW in dataset.column_names:
-        return dataset
-    log.fingerprints[name] = rows_fingerprint(dataset)
-    return dataset.add_column(EVAL_ROW, np.arange(len(dataset)))
+def number_pictures(trainer: Any, log: EvalLogP) -> None:
+    """What `_prepare_dataset` and the collator do for text, which TRL does not call for rows with pictures."""
+    if type(trainer.data_collator) is DataCollatorForVisionLanguageModeling:
+        trainer.data_collator = DCOVisionCollator(**vars(trainer.data_collator))
+    given = trainer.eval_dataset
+    if isinstance(given, dict):
+        trainer.eval_dataset = {name: numbered(dataset, name, log) for name, dataset in given.items()}
+    else:
+        trainer.eval_dataset = numbered(given, "", log)
 
 
 @dataclass
@@ -63,8 +66,6 @@ class DCOVisionCollator(DataCollatorForVisionLanguageModeling):
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """As TRL's."""
-        numbers = [example[EVAL_ROW] for example in examples if EVAL_ROW in example]
+        numbers = [example[ROW] for example in examples if ROW in example]
         batch = super().torch_call(examples)
-        if numbers:
-            batch[EVAL_ROW] = torch.tensor(numbers)
-        return batch
+        return {**batch, INFO: {"row": torch.tensor(numbers)}} if numbers else batch

@@ -13,7 +13,6 @@ from training import make_trainer
 from transformers import Trainer, TrainerState
 
 from dco_trl.trainer.checkpoints import (
-    CompleteCheckpoints,
     checkpoint_to_resume,
     missing_parts,
     read_state,
@@ -21,6 +20,7 @@ from dco_trl.trainer.checkpoints import (
 )
 from dco_trl.trainer.cot_config import STATE_NAME
 from dco_trl.trainer.cot_trainer import CoTDCOTrainer
+from dco_trl.trainer.dco_trainer import DCOTrainer
 
 # Two steps to a window, so that a checkpoint falls into the middle of one.
 MAKERS = {
@@ -86,8 +86,8 @@ STAGES = [
     (Trainer, "_save_rng_state", True),
     (TrainerState, "save_to_json", False),
     (TrainerState, "save_to_json", True),
-    (CompleteCheckpoints, "_save_own_state", False),
-    (CompleteCheckpoints, "_save_own_state", True),
+    (DCOTrainer, "_save_own_state", False),
+    (DCOTrainer, "_save_own_state", True),
 ]
 
 
@@ -96,7 +96,7 @@ STAGES = [
     "owner, name, after", STAGES, ids=[f"{n}, {'after' if a else 'before'}" for _, n, a in STAGES]
 )
 def test_killed_while_a_checkpoint_is_written(kind, straight, monkeypatch, tmp_path, caplog, owner, name, after):
-    if owner is CompleteCheckpoints and kind == "cot":
+    if owner is DCOTrainer and kind == "cot":
         owner = CoTDCOTrainer
     with monkeypatch.context() as patch:
         kill_at(patch, owner, name, 3, after)

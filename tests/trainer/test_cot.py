@@ -305,7 +305,7 @@ def test_metrics_of_a_window(monkeypatch):
 def test_the_hard_filter_keeps_rows_at_most_so_easy_and_fills_the_batch(estimator):
     trainer = make_cot_trainer(COUNTED, sampler="none", estimator=estimator, max_success_rate=0.3, num_train_epochs=1)
     trainer.state.max_steps = 3
-    trainer._open_window(iter([{"example_id": torch.arange(4)}] * 3))
+    trainer._open_window(iter([{"dco": {"row": torch.arange(4)}}] * 3))
     assert [len(batch) for batch in trainer._window.batches] == [4, 4, 4]
     rows = trainer._window.rows
     hard = [i for i, row in enumerate(COUNTED) if row["num_correct"] / 64 <= 0.3]
@@ -379,7 +379,7 @@ def window_gradient(trainer: CoTDCOTrainer, seed: int) -> torch.Tensor:
     trainer.args.seed, trainer.state.max_steps = seed, 1
     trainer._windows.counts.forget(0.0)
     trainer._window = Window()
-    [batch], count = trainer.get_batch_samples(iter([{"example_id": torch.tensor([0])}]), 1, torch.device("cpu"))
+    [batch], count = trainer.get_batch_samples(iter([{"dco": {"row": torch.tensor([0])}}]), 1, torch.device("cpu"))
     trainer.model.train()
     return gradient(trainer.model, trainer.compute_loss(trainer.model, batch, num_items_in_batch=count))
 
@@ -612,7 +612,6 @@ def test_refused_setting(overrides, message):
             "1 of 1 rows.*impossible counts .first: row 0, `num_sampled=4`, `num_correct=5`",
         ),
         ([{**ROWS[0], "num_sampled": 0, "num_correct": 0}], {"sampler": "none"}, "at least one sample"),
-        ([{**ROWS[0], "example_id": 7}], {}, "has a column `example_id`, which the trainer adds. Rename it"),
     ],
 )
 def test_refused_data(rows, overrides, message):

@@ -87,7 +87,7 @@ def test_a_training_step_reads_nothing_from_the_device(batches, reduction, bare_
     model = StubModel()
     for _ in range(2):  # sums since the last log are added to those before
         batch = on_meta(trainer.get_train_dataloader(), trainer)
-        assert ("documents_per_example" in batch) == (batches != "padded")
+        assert ("documents" in batch.get("dco", {})) == (batches != "padded")
         num_items = trainer._get_num_items_in_batch([batch], META)
         assert num_items.device == META
         loss = trainer.compute_loss(model, batch, num_items_in_batch=num_items)
@@ -125,7 +125,7 @@ def test_nor_does_a_batch_of_evaluation(batches, reduction, bare_trl, device_is_
     trainer.model.eval()
     for _ in range(2):
         batch = on_meta(trainer.get_eval_dataloader(), trainer)
-        assert ("dco_eval_row" in batch) == (batches != "packed")
+        assert ("row" in batch.get("dco", {})) == (batches != "packed")
         trainer.compute_loss(StubModel(), batch)
     assert trainer._eval_sums.device == META
     assert len(trainer._eval_rows) == (0 if batches == "packed" else 2)
@@ -144,7 +144,8 @@ def test_nor_does_a_step_with_given_weights(batches, reduction, bare_trl, device
     trainer._window = Window(deque([[0, 1, 2, 3]]), estimates, {0: [[5, 6, 1], [7, 1]]})
     served, num_items = trainer.get_batch_samples(iter([]), 1, META)
     batch = trainer._prepare_inputs(served[0])
-    assert all(batch[name].device == META for name in ("row_weight", "row_log_p", "row_share", "labels"))
+    assert {"weight", "log_p", "share"} <= batch["dco"].keys()
+    assert all(value.device == META for value in (batch["labels"], *batch["dco"].values()))
     trainer.compute_loss(StubModel(), batch, num_items_in_batch=num_items).backward()
     assert trainer._train_sums.device == META
 

@@ -66,7 +66,7 @@ def test_rationales_are_sampled_from_the_prompt_that_is_trained_on(monkeypatch):
     trainer.train()
     # The same messages rendered otherwise are another problem; rendered alike, the same.
     assert {row: tokenizer.decode(ids) for row, ids in requested.items()} == {0: "1+2 short:", 1: "add 1+2 long:"}
-    prepared = {row["example_id"]: row for row in trainer.train_dataset}
+    prepared = {row["dco_row"]: row for row in trainer.train_dataset}
     for row, ids in requested.items():
         assert prepared[row]["input_ids"][: len(ids)] == ids
         assert prepared[row]["labels"][: len(ids) + 1] == [-100] * len(ids) + [prepared[row]["input_ids"][len(ids)]]
@@ -209,10 +209,10 @@ def test_the_graders_workers_end_with_training():
 def test_a_training_batch_without_weights_is_an_error():
     trainer = make_cot_trainer()
     trainer.state.max_steps = 1
-    [batch], _ = trainer.get_batch_samples(iter([{"example_id": torch.arange(4)}]), 1, torch.device("cpu"))
-    lost = {name: value for name, value in batch.items() if name != "row_weight"}
+    [batch], _ = trainer.get_batch_samples(iter([{"dco": {"row": torch.arange(4)}}]), 1, torch.device("cpu"))
+    lost = {name: value for name, value in batch.items() if name != "dco"}
     trainer.model.train()
-    with pytest.raises(RuntimeError, match="came without `row_weight`, the weights of its rows, got .*must keep them"):
+    with pytest.raises(RuntimeError, match="came without `dco`, the weights of its rows, got .*must keep them"):
         trainer.compute_loss(trainer.model, dict(lost))
     cut = {
         name: value[:2] if name in ("input_ids", "labels", "attention_mask") else value
