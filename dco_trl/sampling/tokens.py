@@ -39,6 +39,7 @@ class Codec:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", generation_config: Any = None):
         self.tokenizer = tokenizer
         self.end_ids = end_token_ids(tokenizer, generation_config)
+        self._appended: int | None = None
 
     def prompt_ids(self, prompt: Prompt | list[int], template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
         """Tokens of a prompt, as TRL's SFTTrainer renders it.
@@ -73,7 +74,8 @@ class Codec:
         """Tokens of plain texts, without what the tokenizer appends."""
         if not texts:
             return []
-        return [ids[: len(ids) - self._num_appended] for ids in self.tokenizer(list(texts))["input_ids"]]
+        appended = self._num_appended(next(filter(None, texts), "a"))
+        return [ids[: len(ids) - appended] for ids in self.tokenizer(list(texts))["input_ids"]]
 
     def rendered(self, messages: Any, template_kwargs: Mapping[str, Any] | None = None, **how: Any) -> list[int]:
         """Tokens of messages."""
@@ -87,12 +89,14 @@ class Codec:
         encoded: Any = self.tokenizer.apply_chat_template(messages, **options)
         return list(encoded["input_ids"])
 
-    @cached_property
-    def _num_appended(self) -> int:
-        """How many tokens the tokenizer appends to a text."""
-        whole, bare = (self.tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
-        starts = range(len(whole) - len(bare) + 1)
-        return next((len(whole) - at - len(bare) for at in starts if whole[at : at + len(bare)] == bare), 0)
+    def _num_appended(self, text: str) -> int:
+        """How many tokens the tokenizer appends to a text, told from one that it certainly reads."""
+        if self._appended is None:
+            whole, bare = (self.tokenizer(text, add_special_tokens=special)["input_ids"] for special in (True, False))
+            starts = range(len(whole) - len(bare) + 1)
+            found = (len(whole) - at - len(bare) for at in starts if whole[at : at + len(bare)] == bare)
+            self._appended = next(found, 0)
+        return self._appended
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

@@ -11,7 +11,6 @@ import torch
 from matplotlib.image import imread
 from scipy import stats
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import SFTTrainer
 
@@ -82,34 +81,6 @@ def test_objectives_and_gradients_are_their_papers(name, setting):
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("name", "setting"),
-    [("label smoothing", {"epsilon": 0}), ("focal loss", {"gamma": 0}), ("entropy bonus", {"strength": 0})],
-)
-def test_objectives_at_zero_are_cross_entropy(name, setting):
-    logits, labels = tokens()
-    logits.requires_grad_()
-    losses = training.TOKEN_LOSSES[name](logits, labels, **setting)
-    expected = cross_entropy(logits, labels, reduction="none")
-    torch.testing.assert_close(losses, expected)
-    ours, theirs = (torch.autograd.grad(x.sum(), logits, retain_graph=True)[0] for x in (losses, expected))
-    torch.testing.assert_close(ours, theirs)
-
-
-def test_label_smoothing_is_torchs():
-    logits, labels = tokens()
-    expected = cross_entropy(logits, labels, reduction="none", label_smoothing=0.1)
-    torch.testing.assert_close(token_losses.label_smoothing(logits, labels, 0.1), expected)
-
-
-def test_linear_gem_has_the_gradient_of_a_sharpened_models_cross_entropy():
-    logits, labels = tokens()
-    logits.requires_grad_()
-    token_losses.gem(logits, labels, 0.7, "linear").sum().backward()
-    sharpened = (logits.detach() / 0.7).softmax(-1) - torch.nn.functional.one_hot(labels, 5)
-    torch.testing.assert_close(logits.grad, sharpened)
-
-
 def test_gem_names_an_unknown_h():
     with pytest.raises(ValueError, match="h: got 'cubic'.*'linear' and 'logsigmoid'"):
         token_losses.gem(*tokens(), 0.7, "cubic")
@@ -176,17 +147,6 @@ def test_token_losses_use_the_labels_and_the_mean_of_sft_trainer(tmp_path, probl
     assert all(row[row != -100][-1] == task.VOCABULARY.index("<eos>") for row in batch["labels"])
     assert loss == pytest.approx(their_loss, rel=1e-5)
     torch.testing.assert_close(gradient, their_gradient, rtol=1e-4, atol=1e-6)
-
-
-def test_one_epoch_of_a_rival_at_zero_ends_with_the_weights_of_cross_entropy(tmp_path, problem_set):
-    ends = []
-    for method, setting in (("cross-entropy", {}), ("entropy bonus", {"strength": 0.0})):
-        trainer = make(method, setting, tmp_path, problem_set[0], per_device_train_batch_size=8)
-        trainer.train()
-        ends.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
-    start = torch.cat([p.detach().flatten() for p in task.make_model(seed=0).parameters()])
-    assert (ends[0] - start).abs().max() > 1e-4
-    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-5)
 
 
 def test_dft_of_trl_weights_each_tokens_gradient_by_its_probability(tmp_path, problem_set):
