@@ -43,6 +43,7 @@ class SequenceChecks:
     def check(self) -> None:
         """Refuse what was taken, where p would not be that of an answer that is sampled."""
         trainer = self._trainer
+        trainer._refuse(why_prompt_is_learnt_once(trainer.model, trainer.padding_free), "train", "eval")
         while self._waiting:
             rows, tokenized, name = self._waiting.pop(0)
             is_rendered = is_conversational(next(iter(rows), {}))
@@ -64,6 +65,18 @@ class SequenceChecks:
         if token_ids.device not in self._on:
             self._on[token_ids.device] = torch.from_numpy(self._kinds).to(token_ids.device)
         return self._on[token_ids.device], token_ids
+
+
+def why_prompt_is_learnt_once(model: Any, padding_free: bool) -> str | None:
+    """What keeps virtual tokens from all documents but one, and what to do; None if nothing does."""
+    config = getattr(model, "active_peft_config", None)
+    if not (padding_free and getattr(config, "is_prompt_learning", False)):
+        return None
+    return (
+        f"A {config.peft_type.value} adapter puts its virtual tokens before a batch, and flattened batches "
+        "(`padding_free=True`, or `packing=True`) are one row: only its first document would stand behind them, and p "
+        "of the others would be that of the model alone. Set `padding_free=False` and `packing=False`, or train LoRA."
+    )
 
 
 def why_prompt_differs(dataset: Any, tokenizer: Any, name: str) -> str | None:

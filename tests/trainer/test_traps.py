@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator, ParallelismConfig
 from datasets import Dataset
+from peft import PrefixTuningConfig, PromptTuningConfig
 from tiny_models import make_model, make_tokenizer
 from training import MANY, ROWS, make_trainer, settings
 from transformers import Trainer
@@ -322,3 +323,25 @@ def test_what_follows_the_model_is_given_by_name():
         TypeError, match="`DCOTrainer` takes what follows `model` by name, and got 2 arguments without"
     ):
         DCOTrainer(make_model(), DCOConfig(**settings()), Dataset.from_list(ROWS))
+
+
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING"])
+def test_virtual_tokens_stand_before_each_row_or_the_batch_is_refused(kind):
+    config = {"PROMPT_TUNING": PromptTuningConfig, "PREFIX_TUNING": PrefixTuningConfig}[kind]
+
+    def make(**overrides):
+        peft_config = config(task_type="CAUSAL_LM", num_virtual_tokens=3)
+        kwargs = {"peft_config": peft_config, "eval_dataset": Dataset.from_list(ROWS)}
+        return make_trainer(trainer_kwargs=kwargs, **overrides)
+
+    message = f"A {kind} adapter puts its virtual tokens before a batch.*Set `padding_free=False` and `packing=False`"
+    for flattened in ({"padding_free": True, "max_length": None}, {"packing": True}):
+        with pytest.raises(ValueError, match=message):
+            make(**flattened)
+    assert make(packing=True, num_attempts=1)._has_no_p == {"train", "eval"}
+    rowwise, batched = (make(per_device_eval_batch_size=size) for size in (1, 8))
+    torch.manual_seed(0)
+    state = {n: torch.randn_like(p) for n, p in rowwise.model.named_parameters() if p.requires_grad}
+    for trainer in (rowwise, batched):
+        trainer.model.load_state_dict(state, strict=False)
+    assert rowwise.evaluate()["eval_log_p"] == pytest.approx(batched.evaluate()["eval_log_p"], abs=1e-5)
