@@ -64,8 +64,15 @@ class LoadedAdapters:
 
     def _unload(self) -> None:
         if is_peft(self.model):
+            from peft.utils import ModulesToSaveWrapper
+
+            modules = self.base_model.named_modules()
+            # PEFT would leave an adapter's own modules in their place.
+            own = {name: m.original_module for name, m in modules if isinstance(m, ModulesToSaveWrapper)}
             learns_prompt = self.model.active_peft_config.is_prompt_learning
             self.model = self.model.get_base_model() if learns_prompt else self.model.unload()
+            for name, module in own.items():
+                self.model.set_submodule(name, module)
         self._names.clear()
 
     def working(self, adapter: str | None) -> AbstractContextManager:

@@ -69,7 +69,7 @@ class SequenceChecks:
 
 def why_prompt_is_learnt_once(model: Any, padding_free: bool) -> str | None:
     """What keeps virtual tokens from all documents but one, and what to do; None if nothing does."""
-    config = getattr(model, "active_peft_config", None)
+    config: Any = getattr(model, "active_peft_config", None)
     if not (padding_free and getattr(config, "is_prompt_learning", False)):
         return None
     return (

@@ -1,0 +1,104 @@
+"""What an adapter's folder holds beside LoRA: training's tokenizer, and embeddings of a vocabulary that grew."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from exact_answers import answer_probabilities, chi_squared
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+from word_llama import END_IDS, VOCABULARY, load_reference, make_word_model, make_word_tokenizer
+
+from dco_trl.runs import Problem
+from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler, exact_coverage, make_sampler
+
+PROMPT, PROMPT_IDS = "a b c", [5, 6, 7]
+GROWN = len(VOCABULARY) + 2
+
+
+@pytest.fixture(scope="module", params=[["embed_tokens", "lm_head"], None], ids=["modules_to_save", "resized"])
+def grown(request, checkpoint, tmp_path_factory):
+    """An adapter's folder with two tokens more, one of them the new end of sequence, and the model it came from."""
+    torch.manual_seed(0)
+    tokenizer = make_word_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<stop>", "additional_special_tokens": ["<think>"]})
+    base = AutoModelForCausalLM.from_pretrained(checkpoint)
+    base.resize_token_embeddings(GROWN)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=request.param))
+    for weight in model.parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.2)
+    folder = tmp_path_factory.mktemp("grown")
+    model.save_pretrained(folder, save_embedding_layers=True)
+    tokenizer.save_pretrained(folder)
+    return folder, model.eval()
+
+
+def ids_of(samples):
+    return [sample.token_ids for sample in samples]
+
+
+def test_a_vocabulary_that_grew_is_sampled_and_measured(grown, checkpoint, adapters):
+    folder, model = grown
+    params, stop = SamplingParams(max_tokens=3), len(VOCABULARY)
+    sampler = TransformersSampler(str(checkpoint), adapter=str(folder), batch_size=2000, progress=False)
+    assert sampler.codec.end_ids == (stop, *END_IDS) and sampler.tokenizer.eos_token == "<stop>"
+    [samples] = sampler.sample([SampleRequest(PROMPT, 4000)], params)
+    assert chi_squared(ids_of(samples), answer_probabilities(model, PROMPT_IDS, (stop, *END_IDS), 3)) > 1e-3
+    assert any(stop in ids for ids in ids_of(samples)) and not any("<stop>" in sample.text for sample in samples)
+    problem = Problem("0", PROMPT, " a")
+    exact = exact_coverage(sampler.model, sampler.tokenizer, [problem], progress=False)
+    with torch.no_grad():
+        log_p = model(torch.tensor([[*PROMPT_IDS, 5]])).logits[0, -2:].double().log_softmax(-1)
+    np.testing.assert_allclose(exact.log_p, log_p[0, 5] + log_p[1, stop], rtol=1e-5)
+
+    # Beside it, neither the model alone nor an adapter without these tokens draws one: each as if it were alone.
+    alone = TransformersSampler(str(checkpoint), batch_size=2000, progress=False)
+    requests = [SampleRequest(PROMPT, 500, adapter=adapter) for adapter in ("", str(adapters[0]), str(folder))]
+    expected = [alone.sample([request], params)[0] for request in requests[:2]]
+    groups = sampler.sample(requests, params)
+    assert groups == [*expected, samples[:500]]
+    # Whatever was loaded first.
+    late = TransformersSampler(str(checkpoint), adapter=str(adapters[0]), batch_size=2000, progress=False)
+    assert late.sample([replace(requests[1], adapter=None)], params) == [expected[1]]
+    assert late.sample(requests, params) == groups
+    # Taken off, it leaves the model as it was.
+    sampler.load_adapter(None)
+    assert sampler.model.config.vocab_size == len(VOCABULARY)
+    assert sampler.sample([SampleRequest(PROMPT, 500)], params) == [expected[0]]
+
+
+def test_vllm_refuses_whole_modules_by_name(tmp_path):
+    config = '{"peft_type": "LORA", "r": 4, "modules_to_save": ["embed_tokens", "lm_head"]}'
+    (tmp_path / "adapter_config.json").write_text(config)
+    with pytest.raises(ValueError, match=r"has whole modules of its own \(embed_tokens, lm_head\).*Merge it into"):
+        make_sampler("vllm", "model", adapter=str(tmp_path))
+
+
+def test_each_adapter_is_sampled_with_the_tokenizer_in_its_folder(checkpoint, adapters, tmp_path):
+    """`eos_token="g"` of a training run: its samples end there, and the others' do not."""
+    folder = shutil.copytree(adapters[0], tmp_path / "trained")
+    tokenizer = make_word_tokenizer()
+    tokenizer.eos_token, tokenizer.chat_template = "g", "f {{ messages[0].content }}"
+    tokenizer.save_pretrained(folder)
+    sampler = TransformersSampler(str(checkpoint), batch_size=2000, progress=False)
+    messages = [{"role": "user", "content": "a b"}]
+    requests = [SampleRequest(messages, 2000, adapter=str(adapter)) for adapter in (folder, adapters[0])]
+    own, others = sampler.sample(requests, SamplingParams(max_tokens=3))
+    reference = load_reference(checkpoint, adapters[0])
+    assert chi_squared(ids_of(own), answer_probabilities(reference, [10, 5, 6], (11, *END_IDS[1:], 1), 3)) > 1e-3
+    assert chi_squared(ids_of(others), answer_probabilities(reference, [3, 5, 6, 4, 3], END_IDS, 3)) > 1e-3
+    assert all("g" not in sample.text for sample in own) and any("g" in sample.text for sample in others)
+
+
+def test_a_model_in_memory_keeps_its_adapter(checkpoint, adapters):
+    model = PeftModel.from_pretrained(make_word_model(), adapters[0], is_trainable=True)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    sampler = TransformersSampler(model, tokenizer=make_word_tokenizer(), progress=False)
+    for adapter in (str(adapters[1]), None):
+        with pytest.raises(ValueError, match=f"adapter={adapter!r} cannot be loaded into a model in memory"):
+            sampler.load_adapter(adapter)
+    after = model.state_dict()
+    assert sampler.model is model and all(torch.equal(after[name], weight) for name, weight in before.items())
