@@ -131,8 +131,10 @@ def extract_answer(text: str, thought_tags: Sequence[tuple[str, str]] = THOUGHT_
     for found in (_marked, _tagged, stated_answer, _below_heading):
         if answer := found(text):
             return answer
-    stripped = _HEADING_LINE.sub("", text).strip() if "#" in text else text.strip()
-    return _without_remark(clean(stripped)) if len(stripped) <= MAX_DIRECT_CHARS else ""
+    stripped = text.strip()
+    if len(stripped) > MAX_DIRECT_CHARS:
+        return ""
+    return _without_remark(clean(_HEADING_LINE.sub("", stripped) if "#" in stripped else stripped))
 
 
 def stated_answer(text: str) -> str:

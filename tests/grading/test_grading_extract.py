@@ -61,6 +61,7 @@ LONG = "Let us work this out with care, one step after another, as a good studen
         ("#### Paris\nParis is the capital.", "Paris"),
         ("####\n72", "72"),
         ("He has 5.\n####\n####\n####", "He has 5"),
+        ("He has 5." + "\n####" * 100, ""),
         ("3 + 4 = 7\n#### 7\n#### Explanation\nWe add.", "7"),
         ("#### Final Answer\nThe total is 42.", "The total is 42"),
         (LONG + "\n#### Step 1: 3 + 4 = 7", ""),
