@@ -22,7 +22,6 @@ from .verdict import Verdict, builtin_source, shorten
 
 # Longer answers are not sent to math-verify: its regular expressions need quadratic time.
 MAX_ANSWER_CHARS = 10_000
-_MOST_FORMS = 4
 # Numbers below the first differ by more than the second, relative to their size; others by more than the third.
 _SMALL, _RELATIVE, _GROSS = 1e-3, 1e-5, 0.02
 
@@ -71,10 +70,6 @@ def judge(reference: str, answer: str) -> Verdict:
         return Verdict(None, shorten(answer), "unparsed")
     predicted = math_verify_parse(as_interval(answer, reference))
     correct = verify(gold, predicted, timeout_seconds=None) and not _differ_in_size(gold, predicted)
-    is_set = predicted and getattr(predicted[0], "is_FiniteSet", False)
-    if not correct and is_set and not _parts(gold[0]) and 1 < len(parts := _parts(predicted[0])) <= _MOST_FORMS:
-        # One value in several forms: "1/2, or 0.5".
-        correct = all(verify(gold, [part], timeout_seconds=None) for part in parts)
     if correct or any(not isinstance(part, str) for part in predicted):
         is_read = predicted and isinstance(predicted[-1], str) and reads_as_text(answer)
         return Verdict(float(correct), shorten(predicted[-1] if is_read else answer))
@@ -100,9 +95,8 @@ def _differ_in_size(gold: list, predicted: list) -> bool:
 def _differ(a: Any, b: Any) -> bool:
     if not all(value._prec > 20 for value in (a, b) if value):
         return False  # of a value that cancels to zero no digit is certain
-    larger, smaller = max(abs(a), abs(b)), min(abs(a), abs(b))
-    is_percent = abs(larger - 100 * smaller) <= _RELATIVE * larger  # 50% is 50 and 0.5
-    return abs(a - b) > (_RELATIVE if larger < _SMALL else _GROSS) * larger and not is_percent
+    larger = max(abs(a), abs(b))
+    return abs(a - b) > (_RELATIVE if larger < _SMALL else _GROSS) * larger
 
 
 def _numbers(value: Any) -> list:
