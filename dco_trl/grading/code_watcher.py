@@ -76,7 +76,11 @@ def main(path: list[str]) -> None:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 request_pipe.close()
-                return code_driver.run(run.job)
+                # A script has no way to what is expected of it.
+                request["cases"].clear()
+                job = run.job
+                del line, request, case, run
+                return code_driver.run(job)
             outcome = run.watch(request_pipe.fileno(), wake)
             if outcome[0] != "passed":
                 break
@@ -110,7 +114,8 @@ class _Run:
         self.pid = os.fork()
         if self.pid == 0:
             self._control.close()
-            request = {**request, "script": case is not None}
+            self._case = None
+            request = {**request, "cases": [], "script": case is not None}
             fds = (given, self._output, verdict, control)
             self.job = code_driver.Job(request, scratch, self._word, watcher, *fds)
             return

@@ -91,6 +91,19 @@ def test_a_script_runs_once_for_each_case():
     assert script(["print(input())", "print(1)", "open('x', 'x').close()\nprint(input())"], cases) == [1.0, 0.0, 0.0]
 
 
+def test_a_script_does_not_find_what_is_expected_of_it():
+    program = (
+        "import gc, re, sys\ntext, frame = '', sys._getframe()\n"
+        "while frame:\n    text += repr(frame.f_locals)\n    frame = frame.f_back\n"
+        "for found in gc.get_objects():\n    try: text += repr(found) if type(found) in (list, tuple, dict) else ''\n"
+        "    except Exception: pass\n    if len(text) > 10**7: text = ''.join(re.findall('secret-[0-9]+', text))\n"
+        "print((re.findall('secret-[0-9]+', text) or ['nothing'])[0])"
+    )
+    case = [{"input": "", "output": "secret-4711"}]
+    assert script([program, "print('secret-' + str(4711))"], case, timeout=60) == [0.0, 1.0]
+    assert script([program], [{"input": "", "output": "nothing"}], timeout=60) == [1.0]
+
+
 def test_a_number_of_five_thousand_digits():
     assert script(["print(10**5000)"], [{"input": "", "output": "1" + "0" * 5000}]) == [1.0]
     assert script(["print(int(input()) + 1)"], [{"input": "9" * 5000, "output": "1" + "0" * 5000}]) == [1.0]
