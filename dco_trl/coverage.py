@@ -31,20 +31,18 @@ def coverage_loss(
     With `num_attempts=1` it is cross-entropy.
 
     Args:
-        log_p: Log-probability of each whole answer, in nats, at most 0; any shape, any floating dtype.
-        num_attempts: Number of attempts N, at least 1.
-        num_required: Number of attempts m that must be the answer, from 1 (coverage) to N; see
-            [`log_coverage`][dco_trl.coverage.log_coverage].
-        validate: Check the values of `log_p`. On an accelerator it waits for the device; the trainer turns it off.
+        log_p: As in [`log_coverage`][dco_trl.coverage.log_coverage], in nats; so are the arguments below.
+        num_attempts: See there.
+        num_required: See there.
+        validate: See there.
 
     Returns:
         The loss in nats, at least 0, with the shape and dtype of `log_p`. Infinite where `log_p` is -inf. Twice
         differentiable.
 
     Raises:
-        ValueError: `num_attempts` is not an integer of at least 1, `num_required` is not one from 1 to `num_attempts`,
-            or `log_p` has a NaN or a positive value.
-        TypeError: `log_p` is not a floating-point tensor.
+        ValueError: As there.
+        TypeError: As there.
 
     Examples:
         ```python
@@ -129,20 +127,18 @@ def coverage_weight(
     \(F = 0.5\) at \(p = 0.0049\). With `num_required` = m it falls from m at \(p = 0\).
 
     Args:
-        log_p: Log-probability of each whole answer, in nats, at most 0; any shape, any floating dtype.
-        num_attempts: Number of attempts N, at least 1.
-        num_required: Number of attempts m that must be the answer, from 1 (coverage) to N; see
-            [`log_coverage`][dco_trl.coverage.log_coverage].
-        validate: Check the values of `log_p`. On an accelerator it waits for the device; the trainer turns it off.
+        log_p: As in [`log_coverage`][dco_trl.coverage.log_coverage], in nats; so are the arguments below.
+        num_attempts: See there.
+        num_required: See there.
+        validate: See there.
 
     Returns:
         The weight, in [0, m], with the shape and dtype of `log_p`. Computed in float64 where the device has it:
         relative error under 1e-10 for weights above 1e-280 and `num_attempts` up to 1e9. Once differentiable.
 
     Raises:
-        ValueError: `num_attempts` is not an integer of at least 1, `num_required` is not one from 1 to `num_attempts`,
-            or `log_p` has a NaN or a positive value.
-        TypeError: `log_p` is not a floating-point tensor.
+        ValueError: As there.
+        TypeError: As there.
 
     Examples:
         ```python

@@ -24,7 +24,7 @@ def read_table() -> dict[str, tuple[set[str], set[str]]]:
 ROOMS = read_table()
 # The package itself and its entry point are above all rooms.
 ABOVE = {"__init__", "__main__"}
-BELOW = {"errors", "extras"}
+BELOW = {"cores", "errors", "extras"}
 
 
 def imports(file: Path) -> tuple[set[str], set[Path]]:

@@ -53,8 +53,9 @@ def demo(config: DemoConfig) -> None:
         TimeRemainingColumn,
     )
 
+    from ..cores import available_cores
     from ..demo.findings import sentences
-    from ..demo.run import available_cores, run_demo, save_results
+    from ..demo.run import run_demo, save_results
     from ..demo.table import coverage_table, schedule_table, seeds_table
 
     num_attempts = config.num_attempts or ([4, 16, 64, 256, 1024, 4096] if config.full else [16, 256])

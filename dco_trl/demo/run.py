@@ -1,7 +1,6 @@
 """The whole demonstration: independent runs, each in a process of one thread."""
 
 import json
-import os
 import platform
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..cores import available_cores
 from ..errors import UserError
 from .findings import schedule, summarise
 from .processes import ONE_THREAD, run_in_processes, tick
@@ -113,11 +113,6 @@ def save_results(results: dict[str, Any], folder: str | Path) -> list[Path]:
     figure.savefig(paths[1], dpi=150)
     figure.savefig(paths[2])
     return paths
-
-
-def available_cores() -> int:
-    """Cores that this process may use: in a container or a batch job often fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor_name() -> str:

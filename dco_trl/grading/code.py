@@ -2,13 +2,13 @@
 
 import ast
 import json
-import os
 import queue
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from ..cores import available_cores
 from .code_sandbox import Outcome, Program, Watcher, check_confinement
 from .errors import GraderError
 from .extract import completion_text
@@ -136,7 +136,7 @@ def run_programs(
     ]
     # The same program is run once.
     distinct = list(dict.fromkeys(program for program in programs if program is not None))
-    num_threads = min(num_workers or os.cpu_count() or 1, max(1, len(distinct)))
+    num_threads = min(num_workers or available_cores(), max(1, len(distinct)))
     watchers = [Watcher(timeout, memory_limit, unsafe) for _ in range(num_threads)]
     idle: queue.SimpleQueue[Watcher] = queue.SimpleQueue()
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+from ..cores import available_cores
 from ..errors import UserError
 from .errors import GraderError
 from .verdict import LIMITED, Verdict, shorten
@@ -34,9 +35,8 @@ Item = tuple[Any, ...]
 def check_limits(num_workers: int | None, timeout: float, memory_limit: int) -> tuple[int, float, int]:
     """The limits of a pool, checked; `num_workers=None` is one per CPU, shared by the local processes of a job."""
     if num_workers is None:
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         local_processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-        num_workers = max(1, cpus // max(1, int(local_processes) if local_processes.isdecimal() else 1))
+        num_workers = max(1, available_cores() // max(1, int(local_processes) if local_processes.isdecimal() else 1))
     if num_workers < 1:
         raise UserError(f"num_workers must be at least 1, got {num_workers}")
     if not timeout > 0:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from dco_trl.cores import available_cores
 from dco_trl.demo.processes import run_in_processes
-from dco_trl.demo.run import available_cores
 
 Job = dict[str, Any]
 

@@ -149,7 +149,7 @@ def test_options_that_vllm_does_not_know_are_refused(tmp_path):
     pytest.importorskip("vllm")
     model = str(save_checkpoint(tmp_path))
     make_cot_trainer(model=model, sampler="vllm", sampler_kwargs={"max_model_len": 64, "enforce_eager": True})
-    with pytest.raises(TypeError, match="of `sampler='vllm'` does not know the option 'max_len'. Did you mean 'max_"):
+    with pytest.raises(ValueError, match="of `sampler='vllm'` does not know the option 'max_len'. Did you mean 'max_"):
         make_cot_trainer(model=model, sampler="vllm", sampler_kwargs={"max_len": 64})
     with pytest.raises(ValueError, match="has 4 tokens, which with `max_rationale_tokens=8` are more than the 10"):
         make_cot_trainer(model=model, sampler="vllm", sampler_kwargs={"max_model_len": 10})
