@@ -1,5 +1,7 @@
 """The task and the model of the demonstration: two-digit multiplication, answered at once, by a tiny Llama."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from datasets import Dataset
@@ -14,9 +16,9 @@ PROMPT_LENGTH, ANSWER_LENGTH = 6, 5
 VOCABULARY = ["<pad>", "<eos>", "*", "=", *"0123456789"]
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(vocabulary: Sequence[str] = VOCABULARY) -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per character; any character outside the task is an error."""
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}))
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()  # the default puts spaces between tokens
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from dco_trl.demo import task as demo
 from dco_trl.demo.training import training_arguments
 from research.baselines.tasks import Problems
 
@@ -181,10 +181,7 @@ class Mazes:
         )
 
     def make_tokenizer(self) -> PreTrainedTokenizerFast:
-        tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-        tokenizer.decoder = decoders.Fuse()
-        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+        return demo.make_tokenizer(VOCABULARY)
 
     def make_model(self, seed: int) -> PreTrainedModel:
         """An untrained Llama of four layers and width 128."""

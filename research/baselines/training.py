@@ -75,7 +75,7 @@ class TokenLossTrainer(SFTTrainer):
 class MixtureTrainer(DCOTrainer):
     """The mean of DCO's loss over several N, for a user who does not know the budget: its weight is the mean of F."""
 
-    def _weights(self, log_p: torch.Tensor) -> torch.Tensor:
+    def _weights(self, log_p: torch.Tensor, info: Any = None) -> torch.Tensor:
         return torch.stack([coverage_weight(log_p, n, validate=False) for n in DCO_ATTEMPTS]).mean(0)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from dco_trl.demo import task as demo
 
 VOCABULARY = ["<pad>", "<eos>", *"0123456789", *"*+=()"]
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 300, 256, 256
@@ -27,10 +28,7 @@ _IDS = {token: i for i, token in enumerate(VOCABULARY)}
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token per character."""
-    tokenizer = Tokenizer(models.WordLevel(_IDS))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    return demo.make_tokenizer(VOCABULARY)
 
 
 def make_model(seed: int, hidden_size: int = 64, num_layers: int = 3) -> PreTrainedModel:

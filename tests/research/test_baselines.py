@@ -10,8 +10,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 from scipy import stats
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
 
 from dco_trl.coverage import coverage_loss
@@ -214,13 +213,8 @@ def test_multiplication_is_the_demonstrations_with_its_held_out_problems_halved(
 def math_folder(tmp_path_factory):
     """A tiny model with one token a character, and problems with the columns of MATH."""
     folder = tmp_path_factory.mktemp("math")
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *string.printable])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>").save_pretrained(
-        folder / "model"
-    )
+    vocabulary = ["<pad>", "<eos>", *string.printable]
+    task.make_tokenizer(vocabulary).save_pretrained(folder / "model")
     config = task.make_model(seed=0).config
     config.vocab_size, config.max_position_embeddings = len(vocabulary), 64
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dco_trl.sampling import Sample
@@ -20,6 +20,7 @@ def test_every_step_of_a_rationale_is_right(a, b, form):
     assert [eval(step) for step in steps] == [a * b] * 3
 
 
+@settings(deadline=None)  # a tokenizer is made each time
 @given(factors, factors)
 def test_the_forms_differ(a, b):
     forms = {tiny.rationale(a, b, form) for form in range(4)}
