@@ -60,8 +60,8 @@ def code_grader(
     a module, and the tests after it.
 
     On Linux the kernel confines each program (Landlock and seccomp): it reads nothing but the Python installation,
-    writes nothing but a scratch folder, has no network, and cannot signal other processes. Tests of functions share
-    the interpreter with their program, which can fake their result by replacing what they call, as in any harness.
+    writes nothing but a scratch folder, has no network, and cannot signal other processes. The tests of
+    HumanEval and MBPP share the interpreter with their program, which can fake their result, as in any harness.
 
     Args:
         completions: Strings, or lists of messages. Without a code block, the whole text counts.

@@ -63,6 +63,7 @@ def main(path: list[str]) -> None:
     os.write(answers, b"\n")
     while line := request_pipe.readline():
         request = json.loads(line.decode("utf-8", "surrogatepass")) | {"path": path}
+        request["calls"] = json.loads(request["calls"] or "[]")
         if request["setup"]:
             _preload()
         scratch = tempfile.mkdtemp(prefix=PREFIX)
@@ -76,8 +77,9 @@ def main(path: list[str]) -> None:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 request_pipe.close()
-                # A script has no way to what is expected of it.
+                # A program has no way to what is expected of it.
                 request["cases"].clear()
+                request["calls"].clear()
                 job = run.job
                 del line, request, case, run
                 return code_driver.run(job)
@@ -106,16 +108,20 @@ class _Run:
     def __init__(self, request: dict[str, Any], case: tuple[str, str] | None, scratch: str, deadline: float):
         self._request, self._case, self._scratch, self._deadline = request, case, scratch, deadline
         self._word = secrets.token_hex(16)
-        self._output = _unnamed(scratch) if case else os.open(os.devnull, os.O_RDWR)
-        given = _unnamed(scratch, case[0].encode("utf-8", "surrogatepass")) if case else os.dup(self._output)
+        self._results = [result for _, result in request["calls"]]
+        self._output = _unnamed(scratch) if case or self._results else os.open(os.devnull, os.O_RDWR)
+        given = (
+            _unnamed(scratch, case[0].encode("utf-8", "surrogatepass")) if case else os.open(os.devnull, os.O_RDONLY)
+        )
         self._verdict, verdict = os.pipe()
         self._control, control = socket.socketpair()
         self._parent, watcher = os.getppid(), os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
             self._control.close()
-            self._case = None
-            request = {**request, "cases": [], "script": case is not None}
+            self._case, self._results = None, []
+            arguments = [arguments for arguments, _ in request["calls"]]
+            request = {**request, "cases": [], "calls": arguments, "script": case is not None}
             fds = (given, self._output, verdict, control)
             self.job = code_driver.Job(request, scratch, self._word, watcher, *fds)
             return
@@ -188,7 +194,7 @@ class _Run:
         if status == self._word + ":failed":
             return "failed", detail
         if self._case is None and status == self._word + ":passed":
-            return "passed", ""
+            return _judge_results(self._written(), self._results) if self._results else ("passed", "")
         code = os.waitstatus_to_exitcode(self._status or 0)
         if code == -signal.SIGXCPU:
             return "timeout", "its processor time is used up"
@@ -198,10 +204,13 @@ class _Run:
             return "failed", "it ended before its tests"
         if code:
             return "failed", f"it ended with exit code {code}"
-        got = os.pread(self._output, code_driver.FILE_BYTES, 0).decode("utf-8", "replace")
+        got = self._written().decode("utf-8", "replace")
         if code_driver.same_output(got, self._case[1]):
             return "passed", ""
         return "failed", f"expected {self._case[1][:80]!r}, got {got[:80]!r}"
+
+    def _written(self) -> bytes:
+        return os.pread(self._output, code_driver.FILE_BYTES, 0)
 
     def _answer(self, gate: int) -> None:
         """Let a call go on, or refuse it: more processes than may be, and signals to others."""
@@ -256,6 +265,19 @@ class _Run:
         if sum(map(_resident, found)) > limit and sum(map(_proportional, found)) > limit:
             return f"more than {limit} bytes of memory"
         return _disk_excess(self._scratch, found)
+
+
+def _judge_results(written: bytes, expected: list) -> tuple[str, str]:
+    """Compare what a function returned with what it should, both as JSON: so a tuple is a list."""
+    try:
+        # Reading a long number takes the square of its length.
+        got = json.loads(written, parse_int=lambda digits: int(digits) if len(digits) <= 4000 else digits)
+        if got == expected:
+            return "passed", ""
+        pairs = zip(got, expected, strict=True)
+        return "failed", next(f"expected {right!r:.80}, got {one!r:.80}" for one, right in pairs if one != right)
+    except (ValueError, TypeError, RecursionError, StopIteration):
+        return "failed", "its results are no JSON of the calls"
 
 
 def _descendants() -> dict[int, int]:

@@ -91,17 +91,25 @@ def test_a_script_runs_once_for_each_case():
     assert script(["print(input())", "print(1)", "open('x', 'x').close()\nprint(input())"], cases) == [1.0, 0.0, 0.0]
 
 
-def test_a_script_does_not_find_what_is_expected_of_it():
-    program = (
-        "import gc, re, sys\ntext, frame = '', sys._getframe()\n"
-        "while frame:\n    text += repr(frame.f_locals)\n    frame = frame.f_back\n"
-        "for found in gc.get_objects():\n    try: text += repr(found) if type(found) in (list, tuple, dict) else ''\n"
-        "    except Exception: pass\n    if len(text) > 10**7: text = ''.join(re.findall('secret-[0-9]+', text))\n"
-        "print((re.findall('secret-[0-9]+', text) or ['nothing'])[0])"
-    )
-    case = [{"input": "", "output": "secret-4711"}]
-    assert script([program, "print('secret-' + str(4711))"], case, timeout=60) == [0.0, 1.0]
-    assert script([program], [{"input": "", "output": "nothing"}], timeout=60) == [1.0]
+# Looks through frames and objects for what is expected.
+SEARCH = """
+import gc, re, sys
+def f():
+    text, frame = '', sys._getframe()
+    while frame:
+        text, frame = text + repr(frame.f_locals), frame.f_back
+    for found in gc.get_objects():
+        if type(found) in (list, tuple, dict) and len(found) < 20:
+            text += repr(found)[:1000]
+    return (re.findall('secret-[0-9]+', text) or ['nothing'])[0]
+"""
+
+
+def test_a_program_does_not_find_what_is_expected_of_it():
+    for expected, scores in (("secret-4711", [0.0, 1.0]), ("nothing", [1.0, 0.0])):
+        case = [{"input": "", "output": expected}]
+        assert script([SEARCH + "print(f())", "print('secret-' + str(4711))"], case, timeout=60) == scores
+        assert function([SEARCH, "def f(): return 'secret-' + str(4711)"], "", json.dumps(expected)) == scores
 
 
 def test_a_number_of_five_thousand_digits():
