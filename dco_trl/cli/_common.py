@@ -60,6 +60,18 @@ class ModelConfig:
     batch_size: int = field(default=64, metadata={"help": "Sequences at a time; not for vllm and server."})
 
 
+@dataclass
+class ReportConfig:
+    """What to report."""
+
+    k: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Numbers of attempts to report, such as --k 1 16 256. Unless given, powers of four to 4096."
+        },
+    )
+
+
 def parse(
     command: str, argv: list[str], *configs: Any, run: str | None = None, runs: str | None = None, description: str
 ) -> tuple[Any, ...]:

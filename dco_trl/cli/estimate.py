@@ -7,8 +7,8 @@ from typing import Any
 
 from ..errors import UserError
 from ._common import DatasetConfig, ModelConfig, answer_column, load_rows, make_problems, parse, status
-from .grade import GradingConfig, grade
-from .sample import SamplingConfig, sample
+from ._grading import GradingConfig, grade
+from ._sampling import SamplingConfig, sample
 
 OUTPUT_TYPES = (".jsonl", ".parquet")
 

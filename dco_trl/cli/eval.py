@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ._common import DatasetConfig, ModelConfig, load_problems, parse, status
-from .grade import GradingConfig, grade
-from .report import ReportConfig
-from .sample import SamplingConfig, sample
+from ._common import DatasetConfig, ModelConfig, ReportConfig, load_problems, parse, status
+from ._grading import GradingConfig, grade
+from ._sampling import SamplingConfig, sample
 
 
 @dataclass

@@ -5,19 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
-from ._common import parse, status
-
-
-@dataclass
-class ReportConfig:
-    """What to report: also of `dco-trl eval`."""
-
-    k: list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "Numbers of attempts to report, such as --k 1 16 256. Unless given, powers of four to 4096."
-        },
-    )
+from ._common import ReportConfig, parse, status
 
 
 @dataclass

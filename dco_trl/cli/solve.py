@@ -4,8 +4,8 @@ import sys
 from dataclasses import asdict, dataclass, field
 
 from ._common import DatasetConfig, ModelConfig, load_problems, parse, status
-from .grade import GradingConfig, grading_limits
-from .sample import SamplerConfig, load_sampler, load_schedule, sampling_params
+from ._grading import GradingConfig, grading_limits
+from ._sampling import SamplerConfig, load_sampler, load_schedule, sampling_params
 
 
 @dataclass

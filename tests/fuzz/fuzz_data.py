@@ -18,7 +18,7 @@ from fuzz.cases import main, run_cases
 from hypothesis import strategies as st
 
 from dco_trl.cli._common import DatasetConfig, ModelConfig, parse
-from dco_trl.cli.sample import SamplingConfig
+from dco_trl.cli._sampling import SamplingConfig
 from dco_trl.runs import DataError, Problem, RunStore, problems_from_rows, read_problems
 from dco_trl.runs.rows import read_dataset
 

@@ -8,8 +8,8 @@ import time
 import psutil
 import pytest
 
-from dco_trl.cli.grade import GradingConfig
-from dco_trl.cli.grade import grade as grade_command
+from dco_trl.cli._grading import GradingConfig
+from dco_trl.cli._grading import grade as grade_command
 from dco_trl.grading import BulkGrader, GraderError
 from dco_trl.problem import Problem
 from dco_trl.runs import sample_run
