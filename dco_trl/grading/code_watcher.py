@@ -36,6 +36,7 @@ _DISK, _FILES, _TICK = 64 << 20, 1_000, 0.1
 _VERDICT_BYTES = 8192
 _RECEIVE, _SEND, _CONTINUE = 0xC0502100, 0xC0182101, 1  # SECCOMP_IOCTL_NOTIF_*, SECCOMP_USER_NOTIF_FLAG_CONTINUE
 _ABANDONED = "the grading process has ended"
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _IS_LINUX = sys.platform == "linux"
 
 
@@ -58,6 +59,8 @@ def main(path: list[str]) -> None:
     os.set_blocking(waker, False)
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    for sent in _ENDING:  # a cluster sends them to every process of a job: this one ends after the grading process
+        signal.signal(sent, signal.SIG_IGN)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     _remove_stale()
     os.write(answers, b"\n")
@@ -75,7 +78,8 @@ def main(path: list[str]) -> None:
             run = _Run(request, case, scratch, deadline)
             if run.pid == 0:  # the program: goes on to the end of the interpreter, as a script does
                 signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for changed in (signal.SIGCHLD, *_ENDING):
+                    signal.signal(changed, signal.SIG_DFL)
                 request_pipe.close()
                 # A program has no way to what is expected of it.
                 request["cases"].clear()

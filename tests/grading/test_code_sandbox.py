@@ -335,6 +335,15 @@ def test_a_limit_without_end():
     assert run_program("x = 1", timeout=float("inf"), memory_limit=1 << 40) == Outcome("passed")
 
 
+def test_a_watcher_outlasts_what_a_cluster_sends_to_a_job():
+    with Watcher(60.0) as watcher, ThreadPoolExecutor(1) as executor:
+        waiting = executor.submit(watcher.run, Program("import time\ntime.sleep(1)"))
+        until(lambda: watcher._process and psutil.Process(watcher._process.pid).children())
+        for sent in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            watcher._process.send_signal(sent)
+        assert waiting.result() == Outcome("passed")
+
+
 def test_a_watcher_that_is_killed_costs_one_program():
     with Watcher(60.0) as watcher:
         assert watcher.run(Program("x = 1")) == Outcome("passed")
