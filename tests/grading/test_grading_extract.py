@@ -56,6 +56,7 @@ LONG = "Let us work this out with care, one step after another, as a good studen
         ("\\boxed{4} or rather \\boxed{5}", "5"),
         ("\\boxed{\\frac{1}{2}} = \\boxed{0.5}", "0.5"),
         ("\\boxed{3} first. <answer>5</answer>", "5"),
+        ("\\boxed{3} first. <answer>5</answer> No: \\boxed{6}", "6"),
         ("<answer>42", "42"),
         ("<ANSWER>42</ANSWER>", "42"),
         ("#### Paris\nParis is the capital.", "Paris"),
