@@ -32,6 +32,7 @@ import pyarrow as pa
 from measure import environment, ratio_summary
 
 from dco_trl.grading import BulkGrader, extract_answer
+from dco_trl.grading.math_verdict import differ_in_size, math_verify_parse
 from dco_trl.grading.rules import settle
 
 ZIPF_ANSWERS, ZIPF_LOW, ZIPF_HIGH, REFERENCE_RANKS = 4_000, 1.1, 2.0, 100
@@ -155,7 +156,9 @@ def main() -> None:
         for (i, j), right in zip(picked, alone, strict=True):
             score = scores[i, j]
             if score is not None and (score > 0.5) != right:
-                if settle(references[i], extract_answer(texts[i][j])) is None:
+                answer = extract_answer(texts[i][j])
+                parsed = math_verify_parse(references[i]), math_verify_parse(answer)
+                if settle(references[i], answer) is None and not differ_in_size(*parsed):
                     raise SystemExit(
                         f"verdicts differ: {references[i]!r}, {texts[i][j]!r}: {score} here, {right} alone"
                     )

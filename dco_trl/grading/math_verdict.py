@@ -69,7 +69,7 @@ def judge(reference: str, answer: str) -> Verdict:
     if not gold:
         return Verdict(None, shorten(answer), "unparsed")
     predicted = math_verify_parse(as_interval(answer, reference))
-    correct = verify(gold, predicted, timeout_seconds=None) and not _differ_in_size(gold, predicted)
+    correct = verify(gold, predicted, timeout_seconds=None) and not differ_in_size(gold, predicted)
     if correct or any(not isinstance(part, str) for part in predicted):
         is_read = predicted and isinstance(predicted[-1], str) and reads_as_text(answer)
         return Verdict(float(correct), shorten(predicted[-1] if is_read else answer))
@@ -81,7 +81,7 @@ def _parts(value: Any) -> tuple:
     return value.args if getattr(value, "is_FiniteSet", False) or type(value).__name__ == "Tuple" else ()
 
 
-def _differ_in_size(gold: list, predicted: list) -> bool:
+def differ_in_size(gold: list, predicted: list) -> bool:
     """Whether two values that math-verify takes for equal differ: it compares six decimals, of small numbers too."""
     try:
         wanted, given = _numbers(gold[0]), _numbers(predicted[0])

@@ -242,15 +242,17 @@ def grader_source(grader: str | Callable) -> str | None:
     from ..grading.verdict import builtin_source
 
     function = load_grader(grader)
-    if function is math_grader:
-        return identity()
-    if getattr(function, "__module__", "").startswith("dco_trl.grading."):
-        return builtin_source()
+    base = getattr(function, "func", function)  # of a `functools.partial`
+    is_builtin = getattr(base, "__module__", "").startswith("dco_trl.grading.")
+    builtin = identity() if base is math_grader else builtin_source() if is_builtin else ""
+    if builtin and base is function:
+        return builtin
     try:
         try:
             file = inspect.getsourcefile(inspect.unwrap(function))
         except TypeError:  # an object with arguments bound, such as a `functools.partial`, is what its module makes it
             file = getattr(sys.modules.get(str(grader).partition(":")[0]), "__file__", None)
-        return f"sha256 {hashlib.sha256(Path(file or '').read_bytes()).hexdigest()[:16]}"
+        code = f"sha256 {hashlib.sha256(Path(file or '').read_bytes()).hexdigest()[:16]}"
+        return f"{code}, {builtin}" if builtin else code
     except (TypeError, OSError):
         return None
