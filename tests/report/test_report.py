@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from dco_trl.grading.code_sandbox import unconfinable
 from dco_trl.report import page, page_data, print_report, summarise, tables, write_report
 from dco_trl.report.compute import curve_points
 from dco_trl.report.plots import count_success_rates, plot_confidence, plot_coverage, plot_success
 from dco_trl.report.styles import PALETTE, method_style
 from dco_trl.report.summary import Difference, Estimate, LeftOut, NumSamples, SampleCounts
+from dco_trl.runs import Problem, RunStore, grade_run, load_results
 from dco_trl.runs.results import AnswerCount, ProblemResult, RunResult
 from dco_trl.statistics import at_least_m_of_k, majority_at_k, pass_at_k
 
@@ -82,6 +84,19 @@ def test_answers_that_nobody_gave_do_not_vote_and_are_no_top_answer():
     assert (got.problems[0].top_answer, got.problems[0].top_count, got.problems[0].num_distinct) == ("42", 4, 2)
     assert got.majority_at_k[0].estimate == 1.0
     assert got.samples.unparsed == 12
+
+
+@pytest.mark.skipif(unconfinable() is not None, reason="this kernel cannot confine programs")
+def test_programs_vote_by_their_text(tmp_path):
+    programs = ["```python\nx = 1\n```"] * 3 + ["x = 1.0", "x = 2"]
+    with RunStore.writing(
+        tmp_path, {"model": "m"}, [Problem("a", "p", "", {"test_list": ["assert x == 1"]})]
+    ) as store:
+        store.write_samples([("a", i, text, 2, "stop") for i, text in enumerate(programs)])
+    grade_run(tmp_path, "code", progress=False)
+    (got,) = summarise([load_results(tmp_path)], k=(5,)).runs
+    assert (got.problems[0].top_answer, got.problems[0].top_count) == ("x = 1", 3)
+    assert got.majority_at_k[-1].estimate == 1.0
 
 
 def test_one_answer_judged_both_ways_is_one_pile():
