@@ -51,9 +51,12 @@ def main(path: list[str]) -> None:
     os.dup2(nowhere, 0)
     os.dup2(nowhere, 1)
     if _IS_LINUX:
-        import _multiprocessing
+        import multiprocessing.heap
+        import multiprocessing.synchronize
 
-        _multiprocessing.SemLock = SemLock
+        # Both would make files in /dev/shm, where programs may not. The heap then takes the scratch folder.
+        multiprocessing.synchronize._multiprocessing.SemLock = SemLock  # type: ignore[attr-defined]
+        multiprocessing.heap.Arena._dir_candidates = []  # type: ignore[attr-defined]
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: who loses its parent becomes a child of this
     wake, waker = os.pipe()
     os.set_blocking(waker, False)

@@ -106,6 +106,14 @@ def test_other_numberings_of_calls_end_the_program(program):
         "from concurrent.futures import ProcessPoolExecutor as P\nwith P(2) as p: assert list(p.map(abs, [0])) == [0]",
         "import multiprocessing as m\nq = m.Queue()\np = m.Process(target=q.put, args=(3,))\np.start()\n"
         "assert q.get() == 3\np.join()\nassert p.exitcode == 0",
+        "import multiprocessing as m\ns = m.BoundedSemaphore(2)\nassert s.acquire() and s.acquire(timeout=1)\n"
+        "assert not s.acquire(False) and not s.acquire(timeout=0.01)\ns.release()\ns.release()\n"
+        "try: s.release()\nexcept ValueError: pass\nelse: raise SystemExit\n"
+        "r = m.RLock()\nwith r:\n    with r: pass\n"
+        "e, v, b = m.Event(), m.Value('i', 0), m.Barrier(3)\ndef f():\n    b.wait()\n    e.wait()\n"
+        "    with v.get_lock(): v.value += 1\nps = [m.Process(target=f) for _ in range(2)]\n[p.start() for p in ps]\n"
+        "b.wait()\ne.set()\n[p.join() for p in ps]\nassert v.value == 2 and e.is_set()\n"
+        "try: m.RLock().release()\nexcept AssertionError: pass\nelse: raise SystemExit",
         "import pickle\nclass A: pass\nassert type(pickle.loads(pickle.dumps(A()))) is A",
         "import tempfile\nwith tempfile.TemporaryFile('w+') as f: f.write('x'); f.seek(0); assert f.read() == 'x'",
         "import tempfile, os, shutil\nd = tempfile.mkdtemp()\nopen(d + '/a', 'w').write('x')\n"
