@@ -97,6 +97,7 @@ def test_trl_accuracy_reward_cannot_read_the_reference():
     assert (verdict.score, verdict.status) == (None, "unparsed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["chain_sum", "countdown", "letter_counting", "mini_sudoku"])
 def test_reasoning_gym(task):
     reasoning_gym = pytest.importorskip("reasoning_gym")

@@ -124,6 +124,7 @@ def test_estimate_killed_at_any_moment_writes_what_one_never_stopped_writes(tmp_
     assert parts(run) == parts(tmp_path / "whole.samples")
 
 
+@pytest.mark.slow
 def test_a_full_disk_says_so_and_the_run_goes_on_later(tmp_path):
     run = tmp_path / "run"
     sample_run(run, make_problems(3), KnownSampler(), 4, chunk_size=4, progress=False)
@@ -136,6 +137,7 @@ def test_a_full_disk_says_so_and_the_run_goes_on_later(tmp_path):
     assert [len(indices) for indices in RunStore(run).present().values()] == [50, 50, 50]
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_while_grading(tmp_path):
     run = tmp_path / "run"
     for samples in (4, 4_000):

@@ -114,6 +114,7 @@ def test_killed_while_a_checkpoint_is_written(kind, straight, monkeypatch, tmp_p
         assert "trainer_state.json): it is skipped, and training resumes from checkpoint-2." in caplog.text
 
 
+@pytest.mark.slow
 def test_a_checkpoint_written_anew_is_incomplete_until_its_end(kind, finished, straight, monkeypatch, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     MAKERS[kind](**saving(tmp_path, save_total_limit=None, save_steps=3)).train()
@@ -193,6 +194,7 @@ def test_a_cot_checkpoint_without_its_state_is_refused(state_file):
         resume(state_file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["a window emptied by hand", "a flipped digit", "cut short", "of another kind"])
 def test_a_damaged_state_is_refused(state_file, damage):
     text = state_file.read_text()

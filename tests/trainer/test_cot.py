@@ -513,6 +513,7 @@ class StopAt(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -174,6 +174,7 @@ def waits_per_step(make, **settings) -> float:
     return (counts[1] - counts[0]) / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batches", "reduction"), list(zip(BATCHES, REDUCTIONS, strict=True)))
 def test_a_whole_step_waits_for_the_device_no_more_often_than_trls(batches, reduction):
     sft = waits_per_step(lambda **settings: make_trainer(SFTTrainer, **settings), **BATCHES[batches])
@@ -182,6 +183,7 @@ def test_a_whole_step_waits_for_the_device_no_more_often_than_trls(batches, redu
     assert waits_per_step(make_trainer, **options) <= sft
 
 
+@pytest.mark.slow
 def test_nor_does_one_of_the_cot_trainer():
     rows = {"train_dataset": Dataset.from_list(COUNTED)}
     sft = waits_per_step(lambda **settings: make_trainer(SFTTrainer, trainer_kwargs=rows, **settings))
@@ -213,6 +215,7 @@ def test_autocast_gives_float32s_weights_and_gradient(dtype, batches):
         torch.testing.assert_close(low[name], gradient, rtol=0, atol=0.05 * largest.item(), msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer_class", [DCOTrainer, "cot"])
 def test_training_in_bfloat16_stays_near_float32(trainer_class):
     """`bf16=True` with weights in float32, as accelerate sets it up."""

@@ -24,6 +24,7 @@ def lora() -> dict:
 # -------------------------------------------------------- one attempt is SFTTrainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", BATCHES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_attempt_is_sft_bit_for_bit(family, batches):
@@ -34,6 +35,7 @@ def test_one_attempt_is_sft_bit_for_bit(family, batches):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", BATCHES)
 @pytest.mark.parametrize(
     "settings",
