@@ -22,6 +22,7 @@ def make_word_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="right"
     )
     fast.chat_template = (
+        "{% if tools %}g {% endif %}{{ hint + ' ' if hint is defined else '' }}"
         "{% for message in messages %}<user> {{ message['content'] }} <end> {% endfor %}"
         "{% if add_generation_prompt %}<user>{% endif %}"
     )

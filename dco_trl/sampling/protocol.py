@@ -137,7 +137,8 @@ class Sampler(Protocol):
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
         """Draw `num_samples` completions for each request, in the order of the requests and of the indices.
 
-        A request that names an adapter or a temperature is drawn with those; a sampler that cannot must refuse it.
+        A request that names an adapter, a temperature or arguments of the chat template is drawn with those; a sampler
+        that cannot must refuse it.
         All of them are held in memory until the last is done: cut large runs into calls of 10 to 50 thousand samples.
         No two calls of a run may begin with the same problem and index: draws may depend on them alone.
         """

@@ -356,8 +356,8 @@ def _rank(adapter: str) -> int:
     if config.get("modules_to_save"):
         raise UserError(
             f"adapter={adapter!r} has whole modules of its own ({', '.join(config['modules_to_save'])}), as where a "
-            "vocabulary grew, and vLLM loads LoRA only. Merge it into the model (`merge_and_unload`), or use "
-            "sampler='transformers'."
+            "vocabulary grew, which vLLM cannot load. Merge them (`merge_and_unload`) and save the whole, or sample "
+            "with sampler='transformers'."
         )
     return max([config["r"], *config.get("rank_pattern", {}).values()])
 

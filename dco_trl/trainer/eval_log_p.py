@@ -16,7 +16,7 @@ from ..problem import EVAL_LOG_P_NAME, EVAL_ROWS_KEY
 from .collator import ROW
 
 # What tells one problem from another.
-_CONTENT = ("prompt", "completion", "messages", "text", "input_ids")
+_CONTENT = ("prompt", "completion", "messages", "text", "input_ids", "tools", "chat_template_kwargs")
 
 
 class EvalLogP(TrainerCallback):

@@ -20,6 +20,8 @@ from word_llama import CONTEXT, END_IDS, load_reference, make_word_tokenizer
 
 from dco_trl.sampling import EndpointError, SampleRequest, SamplingParams, ServerSampler, request_seed
 from dco_trl.sampling.fingerprint import folder_fingerprint
+from dco_trl.sampling.server_fields import prompt_fields
+from dco_trl.sampling.tokens import Codec
 
 PROMPT, PROMPT_IDS = "a b c", [5, 6, 7]
 MESSAGES = [{"role": "user", "content": "a b"}]
@@ -225,10 +227,12 @@ class TestRequests:
         vllm_like.sampler().sample([request], SamplingParams(max_tokens=2))
         sent = {"tools": tools, "tool_choice": "none", "chat_template_kwargs": {"enable_thinking": False}}
         assert sent.items() <= vllm_like.bodies[0].items()
-        with pytest.raises(ValueError, match=r"template \(tools, enable_thinking\), which .*Set .* option tokenizer"):
+        with pytest.raises(
+            ValueError, match=r"prompt comes with arguments .* \(tools, enable_thinking\).*Set .* option tokenizer"
+        ):
             endpoint.sampler().sample([request], SamplingParams(max_tokens=2))
         endpoint.sampler(tokenizer=str(checkpoint)).sample([request], SamplingParams(max_tokens=2))
-        assert endpoint.bodies[0]["prompt"] == [3, 5, 6, 4, 3]
+        assert endpoint.bodies[0]["prompt"] == [11, 3, 5, 6, 4, 3]
 
     def test_an_endpoint_that_wants_max_completion_tokens_gets_them(self, endpoint):
         refusal = b'{"error": {"message": "Unsupported parameter: \'max_tokens\'. Use \'max_completion_tokens\'."}}'
@@ -738,6 +742,16 @@ class TestWithVLLM:
         stopped = draw(sampler, 300, max_tokens=12, stop=("e",))
         assert not any("e" in s.text for s in stopped)
         assert any(s.token_ids[-1] == 9 and s.finish_reason == "stop" for s in stopped)
+
+    def test_messages_with_tools_and_template_arguments_are_rendered_alike_here_and_there(self, vllm_server):
+        tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
+        request = SampleRequest(MESSAGES, 1, template_kwargs={"tools": tools, "hint": "f"})
+        fields = prompt_fields(request, MESSAGES, None, SamplingParams(max_tokens=2), True, vllm_server)
+        body = json.dumps({"model": "tiny", "return_token_ids": True, **fields}).encode()
+        http = urllib.request.Request(f"{vllm_server}/chat/completions", body, {"Content-Type": "application/json"})
+        answer = json.load(urllib.request.urlopen(http))
+        expected = Codec(make_word_tokenizer()).prompt_ids(MESSAGES, request.template_kwargs)
+        assert expected[:2] == [11, 10] and answer["prompt_token_ids"] == expected
 
     def test_adapters_are_loaded_over_http_and_unloaded(self, vllm_server, checkpoint, adapters):
         exact = [answer_probabilities(load_reference(checkpoint, a), PROMPT_IDS, END_IDS, 2) for a in adapters]

@@ -1,6 +1,7 @@
 """The real vLLM, in process."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -8,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from exact_answers import answer_probabilities, chi_squared
-from word_llama import CONTEXT, END_IDS, load_reference
+from word_llama import CONTEXT, END_IDS, load_reference, make_word_tokenizer
 
 from dco_trl.sampling import SampleRequest, SamplingParams, VLLMSampler, make_sampler, request_seed
 from dco_trl.sampling.factory import check_sampler_kwargs
@@ -133,6 +134,26 @@ class TestWithEngine:
         stopped = [s for s in samples if s.token_ids[-1] == 9]
         assert stopped and {s.finish_reason for s in stopped} == {"stop"}
         assert all(9 not in s.token_ids[:-1] for s in samples)
+
+    def test_a_special_token_stops_as_a_token(self, base_sampler):
+        samples = draw(base_sampler, 300, max_tokens=12, stop=("<pad>", "e d"))
+        assert all(0 not in s.token_ids[:-1] and "e d" not in s.text for s in samples)
+        stopped = [s for s in samples if s.token_ids[-1] == 0]
+        assert stopped and {s.finish_reason for s in stopped} == {"stop"}
+
+    def test_an_adapters_own_tokenizer_renders_and_ends(self, base_sampler, checkpoint, adapters, tmp_path):
+        folder = shutil.copytree(adapters[0], tmp_path / "trained")
+        tokenizer = make_word_tokenizer()
+        tokenizer.eos_token, tokenizer.chat_template = "g", "f {{ messages[0].content }}"
+        tokenizer.save_pretrained(folder)
+        request = SampleRequest([{"role": "user", "content": "a b"}], 2000, adapter=str(folder))
+        [samples] = base_sampler.sample([request], SamplingParams(max_tokens=2))
+        exact = answer_probabilities(load_reference(checkpoint, adapters[0]), [10, 5, 6], (11, *END_IDS), 2)
+        assert chi_squared(ids_of(samples), exact) > 1e-3
+        for sample in samples[:100]:
+            body = sample.token_ids[:-1] if sample.finish_reason == "stop" else sample.token_ids
+            whole = tokenizer.decode([10, 5, 6, *body], skip_special_tokens=True)
+            assert whole == tokenizer.decode([10, 5, 6]) + sample.text
 
     def test_messages_are_rendered_with_the_chat_template(self, base_sampler, checkpoint):
         # <user> a b <end> <user>
