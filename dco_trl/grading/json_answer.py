@@ -104,7 +104,7 @@ def _last_json(text: str) -> Any:
             value, at = decoder.raw_decode(text, start)
             found = (value,)
         except json.JSONDecodeError as error:
-            budget -= error.pos - start
+            budget -= error.pos - start + error.pos // 200  # the error counts the lines before it
             at = start + 1
         except ValueError:  # NaN, or a number too long for Python
             at = start + 1
