@@ -70,7 +70,7 @@ def test_the_job_of_kubernetes_is_a_ray_job_of_the_version_that_is_tested():
     spec = job["spec"]
     check_arguments(shlex.split(spec["entrypoint"]))
     [workers] = spec["rayClusterSpec"]["workerGroupSpecs"]
-    assert f"--ray-workers {workers['maxReplicas']} " in spec["entrypoint"]
+    assert f"--ray-workers {workers['maxReplicas']}" in spec["entrypoint"]
     assert f"ray=={spec['rayClusterSpec']['rayVersion']}" in (FOLDER.parents[1] / "constraints-cpu.txt").read_text()
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,17 @@ def folder_fingerprint(folder: str | Path) -> str:
         >>> len(folder_fingerprint(tempfile.mkdtemp()))
         16
     """
-    digest = hashlib.sha256()
     names = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt"}
-    for path in sorted(p for p in Path(folder).iterdir() if p.is_file() and p.suffix in names):
-        size = path.stat().st_size
+    files = sorted(path for path in Path(folder).resolve().iterdir() if path.is_file() and path.suffix in names)
+    stats = [path.stat() for path in files]
+    return _fingerprint(tuple((p, s.st_size, s.st_mtime_ns, s.st_ino) for p, s in zip(files, stats, strict=True)))
+
+
+@lru_cache
+def _fingerprint(files: tuple[tuple[Path, int, int, int], ...]) -> str:
+    """Of unchanged files, once a process: a command asks when it checks a schedule, and when it samples."""
+    digest = hashlib.sha256()
+    for path, size, *_ in files:
         digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as file:
             if size <= _WHOLE:

@@ -132,7 +132,10 @@ class Sample:
 
 
 class Sampler(Protocol):
-    """Draws completions. `TransformersSampler`, `VLLMSampler` and `ServerSampler` are the three there are."""
+    """Draws completions. `TransformersSampler`, `VLLMSampler` and `ServerSampler` are the three there are.
+
+    `RaySampler`, copies of one, also has `stream`, which gives parts of requests and their samples as they come.
+    """
 
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
         """Draw `num_samples` completions for each request, in the order of the requests and of the indices.

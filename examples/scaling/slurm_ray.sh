@@ -20,4 +20,4 @@ run=$3
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun ray symmetric-run --address "$head:6379" --min-nodes "$SLURM_NNODES" -- \
     dco-trl sample --model "$model" --dataset "$dataset" --output "$run" --sampler vllm --max-tokens 512 \
-    --num-samples 10000 --ray-workers $((SLURM_NNODES * 8)) --ray-address "$head:6379"
+    --num-samples 10000 --ray-workers $((SLURM_NNODES * 8))

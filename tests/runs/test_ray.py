@@ -17,11 +17,13 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import save_checkpoint
 from transformers import AutoModelForCausalLM
 
+from dco_trl import sampling
 from dco_trl.cli import main
+from dco_trl.errors import UserError
 from dco_trl.runs import RunStore, grade_run, load_results, sample_run
 from dco_trl.runs.arm import Arm
 from dco_trl.runs.schedule_file import write_schedule
-from dco_trl.sampling import RaySampler, SampleRequest, SamplingParams, TransformersSampler
+from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler
 from dco_trl.statistics import AttemptOrder
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
@@ -101,7 +103,7 @@ class Watched:
 
 
 def test_workers_and_machines_are_lost_at_work(cluster, checkpoint, whole, tmp_path):
-    sampler = RaySampler("transformers", checkpoint, num_workers=2, block_size=32, **OPTIONS)
+    sampler = sampling.RaySampler("transformers", checkpoint, num_workers=2, block_size=32, **OPTIONS)
     [first, _] = sampler._pool.workers
 
     def lose_a_machine():
@@ -183,12 +185,51 @@ def test_solving_along_a_schedule_draws_from_its_adapters(cluster, checkpoint, t
     assert (tmp_path / "run/answers.jsonl").read_text() == (tmp_path / "alone/answers.jsonl").read_text()
 
 
+class Late:
+    """Ready after longer than the patience of the test."""
+
+    def identity(self):
+        time.sleep(1.5)
+        return "ready"
+
+
+def test_who_waits_for_workers_is_told_what_they_need(cluster, monkeypatch, caplog):
+    from dco_trl.sampling.ray_pool import RayPool
+
+    monkeypatch.setattr("dco_trl.sampling.ray_pool._PATIENCE", 0.5)
+    pool = RayPool(Late, 1)
+    assert pool.first("identity") == "ready"
+    [told] = [record.message for record in caplog.records if "is ready after" in record.message]
+    assert "none of 1 workers, with 1 CPUs and 0 GPUs each, is ready after 0 s. The cluster has 2 CPUs" in told
+    assert "are free: loading takes long, other work has to end, or machines have to join" in told
+    pool.close()
+
+
+def test_machines_with_other_files_are_found_out(cluster):
+    sampler = object.__new__(sampling.RaySampler)
+    sampler._identity = {"model": "m", "model_fingerprint": "a", "torch_version": "1"}
+    sampler._check_same({"model": "m", "model_fingerprint": "a", "torch_version": "2"})
+    told = r"two workers of the cluster sample different things \(model_fingerprint: 'a' and 'b'\). Give all machines"
+    with pytest.raises(UserError, match=told):
+        sampler._check_same({"model": "m", "model_fingerprint": "b", "torch_version": "1"})
+
+
+@pytest.mark.long
+def test_an_address_without_a_cluster_is_named():
+    code = "from dco_trl.sampling import RaySampler; RaySampler('vllm', 'm', num_workers=1, address='127.0.0.1:9')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert "there is no Ray cluster at ray_address='127.0.0.1:9' (" in done.stderr
+    assert "Start one (`ray start --head`), or leave the address out to use this machine." in done.stderr
+
+
 @pytest.mark.vllm
 @pytest.mark.long
 def test_vllm_in_a_worker(cluster, checkpoint):
     """It takes its own executor, although it finds Ray around it."""
     pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'dco-trl[vllm]'")
-    sampler = RaySampler("vllm", checkpoint, num_workers=1, max_model_len=64, seed_each_request=True, dtype="float32")
+    sampler = sampling.RaySampler(
+        "vllm", checkpoint, num_workers=1, max_model_len=64, seed_each_request=True, dtype="float32"
+    )
     alone = TransformersSampler(checkpoint, progress=False, dtype="float32")
     greedy = SamplingParams(temperature=0, max_tokens=6)
     requests = [SampleRequest(problem.prompt, 2, stream=i) for i, problem in enumerate(PROBLEMS)]
@@ -202,7 +243,7 @@ def test_vllm_in_a_worker(cluster, checkpoint):
 
 
 def test_what_a_worker_raises_is_raised_here(cluster, checkpoint, tmp_path, capsys):
-    sampler = RaySampler("transformers", checkpoint, num_workers=1)
+    sampler = sampling.RaySampler("transformers", checkpoint, num_workers=1)
     request = SampleRequest("1" * 300, 1)
     with pytest.raises(ValueError, match="prompt"):
         sampler.sample([request], PARAMS)
@@ -213,5 +254,8 @@ def test_what_a_worker_raises_is_raised_here(cluster, checkpoint, tmp_path, caps
     assert main([*command, str(tmp_path / "absent")]) == 2
     assert f"model '{tmp_path / 'absent'}' could not be loaded: " in capsys.readouterr().err
     assert main([*command, checkpoint, "--sampler", "server", "--base-url", "http://127.0.0.1:1/v1"]) == 2
-    assert "--ray-workers cannot be combined with" in capsys.readouterr().err
+    assert (
+        "--ray-workers cannot be combined with the sampler 'server': workers load the model themselves"
+        in capsys.readouterr().err
+    )
     assert not os.path.exists(tmp_path / "run")
