@@ -30,7 +30,7 @@ _FUNCTION_NAMES = (
     "sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|arcsin|arccos|arctan|log|exp|sqrt|max|min|lim|mod|gcd|lcm|det"
 )
 _WORD = re.compile(
-    rf"(?:^|\s)(?!(?:{_FUNCTION_NAMES})\b)(?:[A-Za-z]{{3,}}|[Ii][tsn]|[Ww]e|[Hh]e|[Ss]o)(?=[\s.,:;!?]|$)"
+    rf"(?:^|\s)(?!(?:{_FUNCTION_NAMES})\b)(?:[A-Za-z]{{3,}}|[Ii][tsn]|[Ww]e|[Hh]e|[Ss]o)(?=['’\s.,:;!?]|$)"
 )
 _INTEGER = re.compile(r"-?[0-9]{1,15}")
 
