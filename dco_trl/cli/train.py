@@ -254,7 +254,7 @@ def _check_output(folder: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(f"`output_dir={folder}` cannot be written: {error}. Name another folder.") from error
+        raise OSError(f"`output_dir={folder}` cannot be made or written: {error}. Name another folder.") from error
 
 
 @contextmanager

@@ -266,7 +266,7 @@ def _columns(path: Path, schema: pa.Schema) -> pa.Table:
     try:
         table = pq.read_table(path, partitioning=None)
         if missing := [name for name in schema.names if name not in table.column_names]:
-            raise OSError(f"it has no column {missing[0]!r}; its columns are {table.column_names}")
+            raise OSError(f"it lacks the column {missing[0]!r} among {table.column_names}")
         table = table.select(schema.names).cast(schema)
         if empty := [name for name in schema.names if table[name].null_count]:
             raise OSError(f"column {empty[0]!r} has empty cells, and each row needs all of its values")

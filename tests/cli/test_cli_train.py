@@ -267,9 +267,13 @@ def test_help_names_what_dco_adds_first(capsys, tmp_path, monkeypatch):
         (["--model_name_or_path", "NOSUCH"], "`model_name_or_path` 'NOSUCH' could not be loaded: "),
         (
             ["--report_to", "swanlab"],
-            "SwanLabCallback requires swanlab to be installed. Run `pip install swanlab`. Or",
+            "SwanLabCallback requires swanlab to be installed. Run `pip install swanlab`. Or leave `report_to` out.",
         ),
-        (["--output_dir", "config.yaml/out"], "`output_dir=config.yaml/out` cannot be written: [Errno 20] Not a d"),
+        (
+            ["--output_dir", "config.yaml/out"],
+            "`output_dir=config.yaml/out` cannot be made or written: [Errno 20] Not a directory: 'config.yaml/out'. "
+            "Name another folder.",
+        ),
         (["--num_attempts", str(10**21)], "--num-attempts must be at most 2^63 - 1, about 9.2e18, got 1000000000000"),
         (["--resume_from_checkpoint", "true"], "`resume_from_checkpoint` is set, but there is no checkpoint in"),
         (["--resume_from_checkpoint", "nosuch"], "`resume_from_checkpoint`: there is no folder nosuch."),

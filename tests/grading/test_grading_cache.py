@@ -88,8 +88,10 @@ def test_a_damaged_file_is_set_aside(tmp_path, damage):
         connection.execute(f"UPDATE verdicts SET {change}" if change else "CREATE TABLE verdicts (something)")
         connection.commit()
         connection.close()
-    with pytest.warns(UserWarning, match="verdict cache .*verdicts.sqlite is damaged .* a new one begun"):
+    with pytest.warns(UserWarning, match="verdict cache .*verdicts.sqlite is damaged .* a new one begun") as told:
         verdicts, stats = grade(tmp_path)
+    if damage in ("status", "score"):
+        assert "it holds the verdict" in str(told[0].message) and "with status" in str(told[0].message)
     assert [v.score for v in verdicts] == [0, 0, 0, 1, 0, 0]
     assert len(list(tmp_path.glob("verdicts.sqlite.damaged-*"))) == 1
     with warnings.catch_warnings():

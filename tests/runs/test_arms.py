@@ -145,7 +145,7 @@ def test_what_is_not_measured_arms_is_refused(tmp_path, make, told):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda table: table.drop_columns("adapter"), "it has no column 'adapter'"),
+        (lambda table: table.drop_columns("adapter"), "it lacks the column 'adapter' among"),
         (
             lambda table: table.set_column(6, "log_p", pa.nulls(1, pa.float64())),
             "column 'log_p' has empty cells, and each row needs all",

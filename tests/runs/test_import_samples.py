@@ -103,7 +103,7 @@ def test_what_is_known_of_a_sample_comes_along(problems):
     [
         (
             {"problem": "a", "completion": "x"},
-            r"row 0 has the columns \['completion', 'problem'\]. Samples have `p",
+            r"row 0 has the columns \['completion', 'problem'\]. Samples have `problem_id` and `text`, or `gen",
         ),
         (
             {"problem_id": "c", "text": "x"},

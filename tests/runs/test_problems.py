@@ -410,3 +410,9 @@ def test_the_fingerprint_is_of_ids_prompts_and_answers():
         [Problem("7", "1 + 1 =", "2"), *PROBLEMS[1:]],
     ]
     assert len({fingerprint(problems) for problems in [PROBLEMS, *others]}) == 7
+
+
+def test_a_file_that_makes_no_data_set_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a\\u0000": "x"}\n')
+    with pytest.raises(DataError, match=r"(?s)rows.jsonl' makes no data set: .* Write the file again"):
+        read_dataset(tmp_path / "rows.jsonl")
