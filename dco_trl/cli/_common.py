@@ -201,8 +201,7 @@ def naming(name: str, kind: str = "model", adapter: str | None = None) -> Iterat
         if "size mismatch" not in str(error) or not (base := adapter_base(Path(adapter or name))):
             raise
         raise OSError(
-            f"adapter {adapter or name!r} could not be loaded: it does not fit this model. Its adapter_config.json "
-            f"names the model {base!r}"
+            f"adapter {adapter or name!r} does not fit this model: its adapter_config.json names the model {base!r}"
         ) from error
 
 

@@ -95,7 +95,7 @@ def test_an_adapter_of_another_base_is_one_line_that_names_it(here, tmp_path, ca
         assert main([*command, *wide]) == 2
         told = capsys.readouterr().err.strip().splitlines()[-1]
         assert (
-            "'runs/ce' could not be loaded: it does not fit this model" in told and "names the model 'MODEL'" in told
+            "'runs/ce' does not fit this model: its adapter_config.json" in told and "names the model 'MODEL'" in told
         )
 
 
