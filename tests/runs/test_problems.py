@@ -416,3 +416,25 @@ def test_a_file_that_makes_no_data_set_is_named(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"a\\u0000": "x"}\n')
     with pytest.raises(DataError, match=r"(?s)rows.jsonl' makes no data set: .* Write the file again"):
         read_dataset(tmp_path / "rows.jsonl")
+
+
+def test_messages_keep_their_keys_and_calls_become_text():
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    asked = [
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "name": "add", "content": "2"},
+    ]
+    row = {"prompt": asked, "answer": [{"role": "assistant", "content": "2", "reasoning_content": "easy"}]}
+    [problem] = problems_from_rows(
+        [{**row, "tools": '[{"name": "add"}]', "chat_template_kwargs": {"thinking": False}}]
+    )
+    assert (problem.prompt, problem.answer, problem.completion) == (asked, "2", row["answer"])
+    assert problem.template_kwargs == {"tools": [{"name": "add"}], "thinking": False}
+    [plain] = problems_from_rows([{**row, "answer": [{"role": "assistant", "content": "2"}]}])
+    assert plain.completion is None and plain.template_kwargs == {} and plain.answer == "2"
+    assert fingerprint([plain]) != fingerprint([problem])  # the prompt is rendered otherwise
+    [called] = problems_from_rows([{**row, "answer": [{"role": "assistant", "content": None, "tool_calls": [call]}]}])
+    assert called.answer == '{"name": "add", "arguments": {"a": 1}}' and called.completion[0]["tool_calls"] == [call]
+    with pytest.raises(DataError, match="the role and the content of a message must be text"):
+        problems_from_rows([{**row, "prompt": [{"role": "user", "content": None}]}])
