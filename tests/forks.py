@@ -74,7 +74,7 @@ def run(
         all_of_them = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         all_of_them |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
         ranks = [{**all_of_them, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    forked = [Forked(program, *arguments, size=size, **environment, **rank) for rank in ranks]
+    forked = [Forked(program, *arguments, size=size, **{**environment, **rank}) for rank in ranks]
     code, running = 0, [one.process for one in forked]
     while running:
         wait([process.sentinel for process in running])

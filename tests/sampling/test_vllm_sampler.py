@@ -311,7 +311,7 @@ class TestStarting:
     @pytest.mark.xdist_group("vllm")
     def test_options_are_checked_before_the_engine_starts(self, vllm_environment):
         with pytest.raises(
-            TypeError, match="vllm.LLM does not know the option 'max_modellen'. Did you mean 'max_model_len'?"
+            ValueError, match="vllm.LLM does not know the option 'max_modellen'. Did you mean 'max_model_len'?"
         ):
             VLLMSampler("nothing", max_modellen=3)
         with pytest.raises(ValueError, match="vllm.LLM does not know the option 'batch_size'"):
