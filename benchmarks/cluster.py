@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--work_dir", type=Path, default=Path("runs/cluster"))
-    parser.add_argument("--num_samples", type=int, default=256, help="of each of 16 problems, 32 tokens each")
+    parser.add_argument("--num_samples", type=int, default=32, help="of each of 16 problems, 32 tokens each")
     parser.add_argument("--repetitions", type=int, default=5)
     arguments = parser.parse_args()
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6}
