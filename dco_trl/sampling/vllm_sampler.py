@@ -118,6 +118,7 @@ class VLLMSampler:
             # the offset of its generator, and a CPU generator has none (GPUModelRunner._bookkeeping_sync).
             # `test_vllm_sampler.py` says when this can go.
             engine_kwargs.setdefault("enable_chunked_prefill", False)
+        preloaded = os.environ.get("LD_PRELOAD")
         try:
             self.llm = vllm.LLM(model=model, tokenizer=tokenizer, revision=revision, **engine_kwargs)
         except Exception as error:
@@ -127,6 +128,12 @@ class VLLMSampler:
                 "gpu_memory_utilization, quantise the model, or spread it with tensor_parallel_size; on a CPU set "
                 "VLLM_CPU_KVCACHE_SPACE to the GiB that the key-value cache may take."
             ) from error
+        finally:
+            # On a CPU vLLM preloads libraries into its own processes; those that start later, graders, need none.
+            if preloaded is None:
+                os.environ.pop("LD_PRELOAD", None)
+            else:
+                os.environ["LD_PRELOAD"] = preloaded
         model_config = self.llm.llm_engine.vllm_config.model_config
         self.max_model_len: int = model_config.max_model_len
         generation_config = model_config.try_get_generation_config()

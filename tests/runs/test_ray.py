@@ -47,6 +47,8 @@ def cluster():
             ("VLLM_CPU_KVCACHE_SPACE", "1"),
         ):
             patch.setenv(name, value)
+        # Ray's own helper writes the cluster's address there, wherever the cluster's folder is.
+        os.makedirs(ray._common.utils.get_default_ray_temp_dir(), exist_ok=True)
         made = Cluster(
             initialize_head=True,
             head_node_args={"num_cpus": 1, "include_dashboard": False, "temp_dir": folder},
