@@ -135,7 +135,7 @@ class Endpoint:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.root = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def sampler(self, **options):
         return ServerSampler("small", **{"base_url": self.root + "/v1", "progress": False, **options})
@@ -564,7 +564,8 @@ class TestFailures:
         assert len(endpoint.bodies) == 2
 
     @pytest.mark.parametrize("case", MALFORMED)
-    def test_malformed_answers_are_one_error(self, endpoint, case):
+    def test_malformed_answers_are_one_error(self, endpoint, case, monkeypatch):
+        monkeypatch.setattr("dco_trl.sampling.endpoint._FIRST_WAIT", 0.01)
         change, message = MALFORMED[case]
         endpoint.script = [change] * 2
         with pytest.raises(EndpointError, match=rf"could not sample: .*{message}.* \(2 attempts\)"):
