@@ -1,6 +1,7 @@
 """The task and the model of the demonstration: two-digit multiplication, answered at once, by a tiny Llama."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +25,11 @@ def make_tokenizer(vocabulary: Sequence[str] = VOCABULARY) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 
-def make_model(seed: int) -> PreTrainedModel:
-    """Return an untrained Llama of 0.74 million parameters, in float32."""
+def make_model(seed: int, vocab_size: int = len(VOCABULARY), **changes: Any) -> PreTrainedModel:
+    """Return an untrained Llama in float32: of 0.74 million parameters, but for `changes` to its configuration."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
+    config: dict[str, Any] = dict(
+        vocab_size=vocab_size,
         hidden_size=192,
         intermediate_size=384,
         num_hidden_layers=2,
@@ -39,7 +40,7 @@ def make_model(seed: int) -> PreTrainedModel:
         eos_token_id=VOCABULARY.index("<eos>"),
         bos_token_id=None,
     )
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return AutoModelForCausalLM.from_config(LlamaConfig(**config | changes), dtype=torch.float32)
 
 
 def make_problems(seed: int) -> tuple[Dataset, Dataset]:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from dco_trl.demo import task as demo
 from dco_trl.demo.training import training_arguments
@@ -185,20 +184,15 @@ class Mazes:
 
     def make_model(self, seed: int) -> PreTrainedModel:
         """An untrained Llama of four layers and width 128."""
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=len(VOCABULARY),
+        positions = 2 * self.size**2 + 2
+        return demo.make_model(
+            seed,
+            len(VOCABULARY),
             hidden_size=128,
             intermediate_size=256,
             num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=2 * self.size**2 + 2,
-            pad_token_id=VOCABULARY.index("<pad>"),
-            eos_token_id=VOCABULARY.index("<eos>"),
-            bos_token_id=None,
+            max_position_embeddings=positions,
         )
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
     def arguments(self, folder: str, num_problems: int, num_epochs: int, seed: int) -> dict[str, Any]:
         return training_arguments(folder, num_problems, num_epochs, seed) | self.settings

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from dco_trl.demo import task as demo
 
@@ -33,20 +33,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_model(seed: int, hidden_size: int = 64, num_layers: int = 3) -> PreTrainedModel:
     """A Llama, of 162,368 parameters unless another size is asked for."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
+    return demo.make_model(
+        seed,
+        len(VOCABULARY),
         hidden_size=hidden_size,
         intermediate_size=3 * hidden_size,
         num_hidden_layers=num_layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
         max_position_embeddings=64,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
     )
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def rationale(a: int, b: int, form: int) -> str:

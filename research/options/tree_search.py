@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, LlamaConfig, PrinterCallback
+from transformers import PrinterCallback
 
 from dco_trl import DCOConfig, DCOTrainer
-from dco_trl.demo.task import make_tokenizer
+from dco_trl.demo import task as demo
 from dco_trl.demo.training import be_quiet
 from research.common.differences import interval, told
 from research.common.processes import environment, run_all, write
@@ -125,20 +125,9 @@ def row_of(puzzle: Puzzle, steps: list[str]) -> dict[str, list[int]]:
 
 
 def make_model(seed: int) -> Any:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=None,
+    return demo.make_model(
+        seed, len(VOCABULARY), hidden_size=128, intermediate_size=256, max_position_embeddings=64, eos_token_id=None
     )
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 @torch.no_grad()
@@ -233,7 +222,7 @@ def train(n_eff: int, seed: int, num_epochs: int) -> dict[str, Any]:
             model,
             args=args,
             train_dataset=Dataset.from_list([row_of(*solution) for solution in solutions]),
-            processing_class=make_tokenizer(),  # for padding alone: rows are tokens already
+            processing_class=demo.make_tokenizer(),  # for padding alone: rows are tokens already
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
