@@ -113,8 +113,9 @@ class Drawing:
         return self.store.write_samples(rows), rows
 
     def _size(self) -> int:
-        drawn = self.num_drawn if not self.attempts.streams else MAX_SEQUENCES
-        return self.chunk_size or next_chunk_size(self.attempts.params.max_tokens, drawn, self.seconds)
+        # Of results that come one by one, `_parts` sees to the five minutes.
+        drawn, seconds = (MAX_SEQUENCES, 0.0) if self.attempts.streams else (self.num_drawn, self.seconds)
+        return self.chunk_size or next_chunk_size(self.attempts.params.max_tokens, drawn, seconds)
 
 
 class Chunks:
