@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from .files import StoreError
 from .grade import is_correct
+from .messages import message_text
 from .store import RunStore, rows_by_problem
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class _Tally:
         answers = sorted(self.answers.items(), key=lambda item: (-item[1], item[0]))
         return ProblemResult(
             problem_id,
-            prompt if isinstance(prompt, str) else "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in prompt),
+            prompt if isinstance(prompt, str) else "\n\n".join(f"[{m['role']}]\n{message_text(m)}" for m in prompt),
             reference,
             self.num_samples,
             self.num_correct,

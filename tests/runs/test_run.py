@@ -357,3 +357,12 @@ def test_the_header_of_grades_says_what_they_depend_on(sampled):
     grade_run(sampled, "math", progress=False)
     header = json.loads((sampled / "grades/math/grader.json").read_text())
     assert header["grader"] == "math" and "math-verify" in header["source"]
+
+
+def test_a_prompt_with_a_tool_call_is_shown_with_it(tmp_path):
+    call = {"function": {"name": "add", "arguments": {"a": 1}}}
+    prompt = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "tool_calls": [call]}]
+    sample_run(tmp_path / "run", [Problem("0", prompt, "0")], KnownSampler(), 4, PARAMS, progress=False)
+    grade_run(tmp_path / "run", "math", progress=False)
+    [problem] = load_results(tmp_path / "run").problems
+    assert problem.prompt == '[user]\n1+1?\n\n[assistant]\n{"name": "add", "arguments": {"a": 1}}'
