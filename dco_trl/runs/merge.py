@@ -41,14 +41,15 @@ def merge_runs(run_dirs: Sequence[str | os.PathLike[str]], output: str | os.Path
     if not run_dirs:
         raise StoreError("there are no runs to merge: name the folders of two or more")
     stores = [RunStore(folder) for folder in run_dirs]
+    wholes = [RunStore(output)] if Path(output, "manifest.json").exists() else []
     headers: dict[str, dict] = {}
     for store in stores:
         refuse_changes(stores[0].path, stores[0].manifest, store.manifest)
+    for store in [*stores, *wholes]:
         for grader in store.graders():
             folder = store.grades_dir(grader)
             header = read_header(folder / "grader.json")
             refuse_other_verdicts(folder, header, headers.setdefault(grader, header))
-    wholes = [RunStore(output)] if Path(output, "manifest.json").exists() else []
     there = {_hash(part) for whole in wholes for part in whole.sample_parts()}
     new = [part for store in stores for part in store.sample_parts() if _hash(part) not in there]
     _refuse_repeated(stores[0], [*(part for whole in wholes for part in whole.sample_parts()), *new])

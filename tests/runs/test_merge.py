@@ -86,6 +86,12 @@ def test_what_is_not_one_run_is_refused_before_anything_is_copied(tmp_path, monk
     draw(tmp_path / "whole", 0, 10)
     assert main(["merge", str(first), "--output", str(tmp_path / "whole")]) == 2
     assert "sample 0 of problem 'p0' is in" in capsys.readouterr().err
+    # Nor where the whole has verdicts of another version.
+    (tmp_path / "whole/grades/exact/grader.json").write_text('{"grader": "exact", "source": "another"}')
+    later = draw(tmp_path / "later", 50, 50)
+    with pytest.raises(StoreError, match="verdicts of grader 'exact' with source '"):
+        merge_runs([later], tmp_path / "whole")
+    assert {len(indices) for indices in RunStore(tmp_path / "whole").present().values()} == {10}
     shutil.rmtree(tmp_path / "whole")
     with pytest.raises(ValueError, match="`first_sample` must be an integer of at least 0, got -1"):
         draw(tmp_path / "whole", -1, 10)
