@@ -63,19 +63,20 @@ def estimate(data: DatasetConfig, model: ModelConfig, sampling: EstimateConfig, 
     Raises:
         ValueError: The output cannot be written as asked, or no sample could be graded.
     """
-    from ..grading import load_grader
     from ..runs import load_results
+    from ..runs.grade import check_grader
+    from ..runs.problems import what_is_asked
 
     # What can be wrong without the model is found out before hours are spent on sampling.
     output = Path(sampling.output)
     _check_output(output, data.dataset)
-    load_grader(grading.grader)
     rows = load_rows(data)
     problems = make_problems(data, rows, answer_column(data, rows, "answer"))
     # The trainer has one count for rows with the same prompt, so one of them is sampled.
     distinct: dict[str, Any] = {}
     for problem in problems:
-        distinct.setdefault(json.dumps(problem.prompt), problem)
+        distinct.setdefault(what_is_asked(problem), problem)
+    check_grader(grading.grader, list(distinct.values()))
     run = sampling.run or str(output.with_suffix(".samples"))
     print(sample(data, model, replace(sampling, output=run), list(distinct.values())))
     summary = grade(run, grading)
@@ -85,7 +86,7 @@ def estimate(data: DatasetConfig, model: ModelConfig, sampling: EstimateConfig, 
     counts = {r.problem_id: (r.num_samples - r.num_ungraded, r.num_correct - r.num_truncated_correct) for r in results}
     table = []
     for row, problem in zip(rows, problems, strict=True):
-        num_sampled, num_correct = counts[distinct[json.dumps(problem.prompt)].problem_id]
+        num_sampled, num_correct = counts[distinct[what_is_asked(problem)].problem_id]
         if num_sampled:
             prompt = _as_sampled(row, problem.prompt, data)
             table.append({**row, **prompt, "num_sampled": num_sampled, "num_correct": num_correct})

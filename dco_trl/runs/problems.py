@@ -311,12 +311,16 @@ def _is_missing(value: Any) -> bool:
     return isinstance(value, (str, list, dict)) and not (value.strip() if isinstance(value, str) else value)
 
 
+def what_is_asked(problem: Problem) -> str:
+    """What a model is shown of a problem: equal for two problems that are one question."""
+    return json.dumps([problem.prompt, problem.template_kwargs], default=str)
+
+
 def _warn_of_repeats(problems: list[Problem], name: str) -> None:
     first: dict[str, Problem] = {}
     repeats, others = [], []
     for problem in problems:
-        asked = json.dumps([problem.prompt, problem.template_kwargs], default=str)
-        earlier = first.setdefault(asked, problem)
+        earlier = first.setdefault(what_is_asked(problem), problem)
         if earlier is problem:
             continue
         repeats.append(problem.problem_id)
