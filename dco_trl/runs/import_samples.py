@@ -14,7 +14,7 @@ from ..problem import DataError, Problem
 from ..sampling.protocol import SamplingParams
 from .drawing import MAX_SEQUENCES
 from .files import sha256
-from .rows import read_rows
+from .rows import checked_row, read_rows
 from .store import GRADE_SCHEMA, RunStore
 
 # The name under which verdicts that came along are kept.
@@ -132,6 +132,8 @@ def _checked(sample: _Sample, by_id: Mapping[str, Problem]) -> str:
         )
     if not isinstance(sample.text, str):
         raise DataError(f"{sample.where} has no text, but {sample.text!r}: leave out what was not sampled.")
+    if not isinstance(sample.correct, bool | int | float | None):
+        raise DataError(f"{sample.where} has the verdict {sample.correct!r}: write true or false, or leave it out.")
     reference = by_id[problem_id].answer
     if sample.reference is not None and reference and sample.reference != reference:
         raise DataError(
@@ -147,6 +149,7 @@ def _read(path: Path, problems: Sequence[Problem]) -> Iterator[_Sample]:
         return
     for number, row in enumerate(read_rows(path)):
         where = f"{path}: row {number}"
+        row = checked_row(row, where)
         if "generation" in row:
             position = problems[number].problem_id if number < len(problems) else None
             expected = row.get("expected_answer")

@@ -110,6 +110,8 @@ def test_what_is_known_of_a_sample_comes_along(problems):
             "row 0 is of problem 'c', and the data set has 'a', 'b' and so on. Give",
         ),
         ({"problem_id": "a", "text": None}, "row 0 has no text, but None: leave out what was not sampled"),
+        ({"problem_id": "a", "text": "x", "correct": "yes"}, "row 0 has the verdict 'yes': write true or false"),
+        (5, "row 0 is not an object with columns but 5"),
         (
             {"generation": "x", "expected_answer": "4"},
             "has the reference answer '4', and problem 'a' has '2': is it",
