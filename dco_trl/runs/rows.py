@@ -118,19 +118,18 @@ def _whole_numbers(values: list[Any], column: str, name: str) -> list[Any]:
 def _array(values: list[Any], column: str, name: str) -> "pa.Array":
     import pyarrow as pa
 
-    def error_of(num_rows: int) -> Exception | None:
+    def converted(num_rows: int) -> "pa.Array | Exception":
         try:
-            pa.array(values[:num_rows])
+            return pa.array(values[:num_rows])
         except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
             return error
-        return None
 
-    if error_of(len(values)) is None:
-        return pa.array(values)
-    number = bisect_left(range(len(values)), True, key=lambda row: error_of(row + 1) is not None)
+    if not isinstance(whole := converted(len(values)), Exception):
+        return whole
+    number = bisect_left(range(len(values)), True, key=lambda row: isinstance(converted(row + 1), Exception))
     raise DataError(
         f"{name}: row {number}, column {column!r}: {short(values[number])} does not go with the rows before it "
-        f"({error_of(number + 1)}). Give a column one kind of value: put text, also of digits, into quotes."
+        f"({converted(number + 1)}). Give a column one kind of value: put text, also of digits, into quotes."
     )
 
 
