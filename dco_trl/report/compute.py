@@ -179,7 +179,8 @@ def _comparison(baseline: RunResult, run: RunResult, baseline_summary: RunSummar
     if not ks:  # no k was asked for that both have the samples for
         return Comparison(baseline.name, run.name, [])
     first, second = Counts(baseline), Counts(run)
-    order = [second.ids.index(problem_id) for problem_id in first.ids]
+    position = {problem_id: i for i, problem_id in enumerate(second.ids)}
+    order = [position[problem_id] for problem_id in first.ids]
     values = first.pass_at_k(ks), second.pass_at_k(ks)[order]
     found = difference_of_means(*values, np.array(ks), CONFIDENCE)
     rows = zip(

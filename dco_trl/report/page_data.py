@@ -113,7 +113,7 @@ def _detail(problems: list[ProblemResult], caps: Caps) -> dict[str, Any]:
         "reference": _cut(problems[0].reference, caps.prompt_length),
         "runs": [
             {
-                "num_distinct": len(problem.answers),
+                "num_distinct": len({answer.answer for answer in problem.answers}),
                 "answers": [
                     [*_cut(answer.answer, caps.answer_length), answer.count, answer.correct, answer.status]
                     for answer in problem.answers[: caps.answers]

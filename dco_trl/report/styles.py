@@ -130,4 +130,6 @@ def svg_text(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         figure.savefig(file, format="svg", facecolor="white")
     svg = file.getvalue()
-    return re.sub('<g id="title:([^"]*)">', r"<g><title>\1</title>", svg[svg.index("<svg") :])
+    # The attribute has either quote, and its text may have line breaks.
+    marked = r"""<g id=(["'])title:(.*?)\1>"""
+    return re.sub(marked, r"<g><title>\2</title>", svg[svg.index("<svg") :], flags=re.DOTALL)

@@ -3,18 +3,20 @@
 import dataclasses
 import io
 import json
+from xml.etree import ElementTree
 
 import matplotlib.colors
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from dco_trl.grading.code_sandbox import unconfinable
 from dco_trl.report import page, page_data, print_report, summarise, tables, write_report
 from dco_trl.report.compute import curve_points
 from dco_trl.report.plots import count_success_rates, plot_confidence, plot_coverage, plot_success
-from dco_trl.report.styles import PALETTE, method_style
+from dco_trl.report.styles import PALETTE, method_style, svg_text, title_strip
 from dco_trl.report.summary import Difference, Estimate, LeftOut, NumSamples, SampleCounts
 from dco_trl.runs import Problem, RunStore, grade_run, load_results
 from dco_trl.runs.results import AnswerCount, ProblemResult, RunResult
@@ -350,3 +352,13 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path):
         write_report([run()], tmp_path / "report", k=(1,))
     with pytest.raises(OSError, match="Not a directory"):
         write_report([run()], tmp_path / "report" / "below", k=(1,))
+
+
+@pytest.mark.parametrize("name", ["plain", 'a"b', "it's", "two\nlines"])
+def test_text_under_the_pointer_has_any_characters(name):
+    figure = Figure()
+    title_strip(figure.subplots(), 0, 1, name, "pass@1: 5 %")
+    svg = svg_text(figure)
+    assert "title:" not in svg
+    titles = [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("}title")]
+    assert f"{name}\npass@1: 5 %" in titles
