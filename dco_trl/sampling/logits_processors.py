@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
-from .tokens import Codec, Ends, cut_at_stop
+from .tokens import CONTEXT, Codec, Ends, cut_at_stop
 
 
 class InverseCDF(LogitsProcessor):
@@ -45,7 +45,8 @@ class StopStrings(StoppingCriteria):
     def __init__(
         self, codec: Codec, ends: Ends, prompts: Sequence[list[int]], prompt_width: int, device: torch.device
     ):
-        self.codec, self.ends, self.prompts, self.prompt_width = codec, ends, prompts, prompt_width
+        self.codec, self.ends, self.prompt_width = codec, ends, prompt_width
+        self.prompts = [ids[-CONTEXT:] for ids in prompts]
         self.end_ids = torch.tensor(ends.ids, device=device)
         # A token that is not special holds at least one byte of text: a match that ends in the last token begins
         # within this many of them.
@@ -65,7 +66,7 @@ class StopStrings(StoppingCriteria):
             while start and missing:
                 start -= 1
                 missing -= ids[start] not in self.codec.special_ids
-            contexts.append((*self.prompts[row], *ids[:start]))
+            contexts.append((*self.prompts[row], *ids[max(start - CONTEXT, 0) : start]))
             tails.append(ids[start:])
         for row, text in zip(open_rows, self.codec.texts(contexts, tails), strict=True):
             if cut_at_stop(text, self.ends.strings)[1]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Tokens of context that a decoder is given: it may treat the first token of a text otherwise than the others.
 _CONTEXT = 8
+# So many are looked at: the last of them may be special ones, and no text.
+CONTEXT = 4 * _CONTEXT
 
 
 @dataclass(frozen=True)
@@ -25,20 +27,11 @@ class Ends:
     strings: tuple[str, ...]
 
 
-class Codec:
-    """Renders the prompts and reads the completions of one model or adapter.
+class Renderer:
+    """Renders the prompts of one model or adapter, which needs no end of sequence."""
 
-    Args:
-        tokenizer: Its tokenizer.
-        generation_config: A `GenerationConfig`, its dictionary, or None.
-
-    Raises:
-        ValueError: Neither names an end of sequence.
-    """
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", generation_config: Any = None):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         self.tokenizer = tokenizer
-        self.end_ids = end_token_ids(tokenizer, generation_config)
         self._appended: int | None = None
 
     def prompt_ids(self, prompt: Prompt | list[int], template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
@@ -98,10 +91,30 @@ class Codec:
             self._appended = next(found, 0)
         return self._appended
 
+
+class Codec(Renderer):
+    """Renders the prompts and reads the completions of one model or adapter.
+
+    Args:
+        tokenizer: Its tokenizer.
+        generation_config: A `GenerationConfig`, its dictionary, or None.
+
+    Raises:
+        ValueError: Neither names an end of sequence.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", generation_config: Any = None):
+        super().__init__(tokenizer)
+        self.end_ids = end_token_ids(tokenizer, generation_config)
+
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Tokens that are no part of a text."""
         return special_ids(self.tokenizer)
+
+    @cached_property
+    def _special_names(self) -> dict[str, int]:
+        return {str(self.tokenizer.convert_ids_to_tokens(i)): i for i in self.special_ids}
 
     def ends(self, stop: Sequence[str]) -> Ends:
         """What ends a completion that is asked for with these stop strings: a special token ends it as a token.
@@ -109,7 +122,7 @@ class Codec:
         Raises:
             ValueError: A special token within a longer stop string, which no text ever holds.
         """
-        special = {str(self.tokenizer.convert_ids_to_tokens(i)): i for i in self.special_ids}
+        special = self._special_names
         ids, strings = list(self.end_ids), []
         for text in stop:
             inner = next((name for name in special if name in text), None)
@@ -150,7 +163,7 @@ class Codec:
         Decoded alone, a continuation would lose its first space with SentencePiece's decoders.
         """
         distinct: dict[tuple[int, ...], tuple[list[int], str]] = {}
-        near = [tuple(context[-4 * _CONTEXT :]) for context in contexts]
+        near = [tuple(context[-CONTEXT:]) for context in contexts]
         for ids in near:
             if ids not in distinct:
                 tail = list(ids[-_CONTEXT:])

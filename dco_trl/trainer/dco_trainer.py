@@ -27,7 +27,7 @@ from .dco_config import DCOConfig
 from .eval_log_p import EvalLogP, numbered
 from .model_card import CITATION, complete_model_card
 from .segments import Segments, one_label_per_unit, sum_by_example
-from .sequence_checks import SequenceChecks
+from .sequence_checks import SequenceChecks, mode_of
 from .trl_contract import (
     DataCollatorForLanguageModeling,
     check_attributes,
@@ -168,7 +168,7 @@ class DCOTrainer(SFTTrainer):
         if self._skip_prepare_dataset:
             for split, dataset in {"train": train_dataset, **evaluation}.items():
                 if dataset is not None:
-                    self._refuse(why_not_an_answer(dataset, args, split), _mode_of(split))
+                    self._refuse(why_not_an_answer(dataset, args, split), mode_of(split))
                     if has_images(dataset) and not self._is_sft:
                         check_images(dataset, args, self.processing_class, split)
         if has_images(train_dataset):
@@ -202,16 +202,16 @@ class DCOTrainer(SFTTrainer):
             is_cut = packing and args.packing_strategy in CUTTING_STRATEGIES
             is_one = packing and not self.padding_free  # TRL's packs are then one sequence each
             if is_cut or is_one or formatting_func is not None:
-                self._has_no_p.add(_mode_of(dataset_name))
-        if isinstance(dataset, Dataset) and _mode_of(dataset_name) == "eval" and not packing:
+                self._has_no_p.add(mode_of(dataset_name))
+        if isinstance(dataset, Dataset) and mode_of(dataset_name) == "eval" and not packing:
             dataset = numbered(dataset, "" if dataset_name == "eval" else dataset_name, self._eval_log_p)
         if not self._is_sft:
             dataset = split_conversations(dataset, args, dataset_name)
             check_completions(dataset, args, dataset_name, has_own_p)
         elif dataset_name == "train":
             warn_about_baseline(dataset, args)
-        self._refuse(why_not_an_answer(dataset, args, dataset_name), _mode_of(dataset_name))
-        if isinstance(dataset, Dataset) and _mode_of(dataset_name) not in self._has_no_p:
+        self._refuse(why_not_an_answer(dataset, args, dataset_name), mode_of(dataset_name))
+        if isinstance(dataset, Dataset) and mode_of(dataset_name) not in self._has_no_p:
             # Tokenise first and cut afterwards, with TRL's own code both times, to see what the cut costs.
             whole = copy.copy(args)
             whole.max_length, whole.shuffle_dataset = None, False
@@ -390,7 +390,3 @@ class DCOTrainer(SFTTrainer):
         if self.is_world_process_zero():
             path = Path(self.args.output_dir or ".", "README.md")
             complete_model_card(path, self, self.args.num_attempts, self.args.num_required)
-
-
-def _mode_of(dataset_name: str) -> str:
-    return "train" if dataset_name == "train" else "eval"

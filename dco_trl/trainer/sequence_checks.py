@@ -14,7 +14,7 @@ from trl import is_conversational
 
 from ..problem import Problem
 from ..sampling.end_of_sequence import CONTENT, END, token_kinds
-from ..sampling.tokens import Codec
+from ..sampling.tokens import Renderer
 
 logger = get_logger(__name__)
 
@@ -51,7 +51,7 @@ class SequenceChecks:
             if "prompt" in rows.column_names and trainer.processing_class is trainer._tokenizer:
                 reason = why_prompt_differs(rows, trainer._tokenizer, name)
             reason = reason or why_no_answer(tokenized, self._kinds, is_rendered, name)
-            trainer._refuse(reason, "train" if name == "train" else "eval")
+            trainer._refuse(reason, mode_of(name))
 
     @cached_property
     def _kinds(self) -> np.ndarray:
@@ -87,15 +87,15 @@ def why_prompt_differs(dataset: Any, tokenizer: Any, name: str) -> str | None:
         tokenizer: With the chat template that will be sampled with.
         name: Of the data set, for messages.
     """
-    codec = Codec(tokenizer)
+    renderer = Renderer(tokenizer)
     merges = []
     for number, row in enumerate(islice(dataset, _ROWS)):
         prompt, completion = row["prompt"], row["completion"]
         kwargs = Problem("", prompt, "", row).template_kwargs
         if isinstance(prompt, str):
-            alone, whole = codec.texts_ids([prompt, prompt + completion])
+            alone, whole = renderer.texts_ids([prompt, prompt + completion])
         else:
-            alone, whole = codec.prompt_ids(prompt, kwargs), codec.rendered(prompt + completion, kwargs)
+            alone, whole = renderer.prompt_ids(prompt, kwargs), renderer.rendered(prompt + completion, kwargs)
         differs = whole[: len(alone)] != alone
         if differs and not isinstance(prompt, str):
             return (
@@ -175,3 +175,7 @@ def why_no_answer(tokenized: Dataset, kinds: np.ndarray, is_rendered: bool, name
             "their p is not that of a whole answer, because a sampler would run on behind it."
         )
     return None
+
+
+def mode_of(dataset_name: str) -> str:
+    return "train" if dataset_name == "train" else "eval"

@@ -35,9 +35,11 @@ def mean_of_outputs(outputs, labels, num_items_in_batch=None):
     return outputs.logits.float().square().mean()
 
 
-def template(text: str):
+def template(text: str, **changes: Any):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = text
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
     return {"processing_class": tokenizer}
 
 
@@ -64,6 +66,12 @@ INPUTS: dict[str, tuple[list[dict], dict, dict, bool]] = {
     "the prompt's loss too": (ROWS, {}, {"completion_only_loss": False}, False),
     "an empty completion": ([*ROWS[:7], {"prompt": "1+1=", "completion": ""}], {}, {}, True),
     "conversations": ([conversation(row) for row in ROWS], template(TEMPLATE), {}, False),
+    "a tokenizer without an end of sequence": (
+        [{"prompt": c["messages"][:1], "completion": c["messages"][1:]} for c in map(conversation, ROWS)],
+        template(TEMPLATE, eos_token=None),
+        {},
+        True,
+    ),
     "several turns": (
         [conversation(row, 2) for row in ROWS],
         template(MARKING),
