@@ -88,14 +88,15 @@ class RaySampler:
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
         """Draw the samples of all requests; see `Sampler.sample`."""
         # The same problem and index may be asked for with several adapters or temperatures.
-        keys = [(r.stream, r.adapter, r.temperature) for r in requests]
+        numbers: dict[Any, list[int]] = {}
+        for i, r in enumerate(requests):
+            numbers.setdefault((r.stream, r.adapter, r.temperature), []).append(i)
         results: list[list[Sample | None]] = [[None] * request.num_samples for request in requests]
         for part, samples in self.stream(requests, params):
             at = next(
                 i
-                for i, (key, r) in enumerate(zip(keys, requests, strict=True))
-                if key == (part.stream, part.adapter, part.temperature)
-                and 0 <= part.first_index - r.first_index < r.num_samples
+                for i in numbers[part.stream, part.adapter, part.temperature]
+                if 0 <= part.first_index - requests[i].first_index < requests[i].num_samples
             )
             start = part.first_index - requests[at].first_index
             results[at][start : start + len(samples)] = samples
@@ -147,7 +148,7 @@ class RaySampler:
         return blocks[1:]
 
     def _check_same(self, identity: Mapping[str, Any]) -> None:
-        known = self.identity()
+        known = self._identity = self._identity or dict(identity)
         differing = [
             f"{key}: {known.get(key)!r} and {identity.get(key)!r}"
             for key in sorted(known.keys() | identity.keys())
