@@ -4,6 +4,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import is_peft_model
+
 
 class LoadedAdapters:
     """A model and the adapters loaded into it.
@@ -27,7 +29,7 @@ class LoadedAdapters:
     @property
     def base_model(self) -> Any:
         """The Transformers model: inside a PEFT model, it holds the LoRA layers too."""
-        return self.model.get_base_model() if is_peft(self.model) else self.model
+        return self.model.get_base_model() if is_peft_model(self.model) else self.model
 
     def _size(self) -> int:
         return self.base_model.get_input_embeddings().weight.shape[0]
@@ -49,7 +51,7 @@ class LoadedAdapters:
             for other in loaded:
                 self.load(other)
         name = f"adapter-{len(self._names)}"
-        if is_peft(self.model):
+        if is_peft_model(self.model):
             self.model.load_adapter(adapter, name)
         else:
             self.model = PeftModel.from_pretrained(self.model, adapter, name)
@@ -63,7 +65,7 @@ class LoadedAdapters:
             self.base_model.resize_token_embeddings(self._own_size)
 
     def _unload(self) -> None:
-        if is_peft(self.model):
+        if is_peft_model(self.model):
             from peft.utils import ModulesToSaveWrapper
 
             modules = self.base_model.named_modules()
@@ -80,7 +82,7 @@ class LoadedAdapters:
         if adapter:
             self.model.set_adapter(self._names[adapter])
             return nullcontext()
-        return self.model.disable_adapter() if is_peft(self.model) else nullcontext()
+        return self.model.disable_adapter() if is_peft_model(self.model) else nullcontext()
 
     def foreign_tokens(self, adapter: str | None) -> range:
         """Ids of the tokens that the model has for another adapter only."""
@@ -97,10 +99,3 @@ class LoadedAdapters:
             keys = [key for key in tensors.keys() if key.startswith(self._embeddings) and "lora_" not in key]
             keys = [key for key in keys if key.endswith(".weight")]
             return max((tensors.get_slice(key).get_shape()[0] for key in keys), default=None)
-
-
-def is_peft(model: Any) -> bool:
-    """Whether PEFT has wrapped the model."""
-    from peft import PeftModel
-
-    return isinstance(model, PeftModel)
