@@ -39,7 +39,7 @@ def make_sampler(
 
     Raises:
         ValueError: Unknown name; `base_url` missing or not applicable; `revision` for "server".
-        TypeError: `sampler_kwargs` names what the constructor does not take.
+        UserError: `sampler_kwargs` names what the constructor does not take.
 
     Examples:
         >>> from dco_trl.sampling import make_sampler

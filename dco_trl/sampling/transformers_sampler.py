@@ -68,7 +68,7 @@ class TransformersSampler:
 
     Raises:
         ValueError: Arguments that only apply to a model given by name, or an encoder-decoder model.
-        TypeError: The model takes no such option.
+        UserError: The model takes no such option.
 
     Examples:
         >>> from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler

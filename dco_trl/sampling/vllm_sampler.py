@@ -63,7 +63,7 @@ class VLLMSampler:
 
     Raises:
         ImportError: vLLM is not installed.
-        TypeError: vLLM has no such engine argument.
+        UserError: vLLM has no such engine argument.
         UserError: vLLM could not start, most often for want of memory; vLLM's own words are in the message.
 
     Examples:
