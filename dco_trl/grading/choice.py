@@ -107,6 +107,8 @@ def _options(choices: Any) -> tuple[list[str] | None, list[str]]:
             choices = json.loads(choices)
         except ValueError:
             choices = None
+        if not isinstance(choices, list | dict):
+            choices = None
     if isinstance(choices, dict):
         return [str(label).upper() for label in choices["label"]], [str(text) for text in choices["text"]]
     if choices is None or not len(choices):

@@ -113,7 +113,7 @@ def run_programs(
 ) -> list[Outcome | None]:
     """How each completion's program ended under its row's tests: `code_grader` with the reasons."""
     check_confinement(unsafe)
-    for name, value in (("timeout", timeout), ("memory_limit", memory_limit), ("unsafe", unsafe)):
+    for name, value in zip(_LIMITS, (timeout, memory_limit, num_workers or 0, unsafe), strict=True):
         if not isinstance(value, int | float):  # a column of the data set, handed over by a trainer
             raise GraderError(
                 f"grader 'code': {name} must be one value for all programs, got {type(value).__name__}. If the data "

@@ -53,7 +53,7 @@ def json_grader(
     for completion, reference in zip(completions, references, strict=True):
         try:
             right = _parse(_BOOLEANS.get(reference, reference)) if isinstance(reference, str) else reference
-        except ValueError:
+        except (ValueError, RecursionError):
             scores.append(None)
             continue
         try:

@@ -49,7 +49,10 @@ def strip_thoughts(text: str, tags: Sequence[tuple[str, str]] = THOUGHT_TAGS) ->
     start, end = 0, len(text)
     open_tags: dict[int, int] = {}  # kind to position, in the order in which they were opened
     for match in pattern.finditer(text):
-        kind, is_opening = kinds[match[0].lower()]
+        found = kinds.get(match[0].lower())
+        if found is None:  # `re` takes "ı" and "ſ" for "i" and "s"
+            continue
+        kind, is_opening = found
         if is_opening:
             open_tags.setdefault(kind, match.start())
         elif kind in open_tags:

@@ -153,9 +153,8 @@ def test_a_column_sets_no_limit(name, tmp_path):
         [verdict] = grader.grade(["p"], [program], [""], columns, progress=False)
         [right] = grader.grade(["p"], ["def f(): return 1"], [""], columns, progress=False)
     assert (verdict.score, right.score) == (0.0, 1.0) and not outside.exists()
-    if name != "num_workers":
-        with pytest.raises(GraderError, match=f"{name} must be one value for all programs, got list"):
-            code_grader([program], **columns)
+    with pytest.raises(GraderError, match=f"{name} must be one value for all programs, got list"):
+        code_grader([program], **columns)
 
 
 def test_a_program_is_judged_with_the_published_prompt_whatever_the_model_was_asked():

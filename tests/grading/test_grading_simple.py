@@ -15,6 +15,7 @@ from dco_trl.grading import (
     regex_grader,
 )
 from dco_trl.grading.code_sandbox import unconfinable
+from dco_trl.grading.thoughts import strip_thoughts
 
 RIGHT_B = (
     *(
@@ -261,6 +262,16 @@ def test_thought_tags_are_an_argument():
         with BulkGrader(functools.partial(grader, thought_tags=tags)) as bulk:
             verdicts = bulk.grade(None, [text], [reference], progress=False)
         assert [(verdict.score, verdict.answer) for verdict in verdicts] == [(1.0, "A")]
+
+
+@pytest.mark.parametrize("text", ["<TH\u0130NK>x</think> 4", "<th\u0131nk> 4", "<thought\u017f>4"])
+def test_letters_that_only_look_like_a_tag_are_none(text):
+    assert strip_thoughts(text).endswith("4")
+
+
+def test_what_cannot_be_read_is_no_reference_and_no_options():
+    assert json_grader(["1"], answer=["[" * 100_000]) == [None]
+    assert choice_grader(["A"], answer=["A"], choices=["5"]) == choice_grader(["A"], answer=["A"]) == [1.0]
 
 
 def test_exact_with_another_normalisation():
