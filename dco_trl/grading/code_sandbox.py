@@ -116,7 +116,6 @@ class Watcher:
 
     def _ask(self, program: Program) -> list:
         request = json.dumps(asdict(program) | self._limits).encode("utf-8", "surrogatepass") + b"\n"
-        deadline = time.monotonic() + self._limits["timeout"] + _PATIENCE
         if self._process is None:
             self._process = _start()
             if self._answer(time.monotonic() + _PATIENCE) is None:
@@ -128,7 +127,7 @@ class Watcher:
         with suppress(BrokenPipeError):
             self._process.stdin.write(request)
             self._process.stdin.flush()
-        line = self._answer(deadline)
+        line = self._answer(time.monotonic() + self._limits["timeout"] + _PATIENCE)
         return ["killed", "with the process that watches it"] if line is None else json.loads(line)
 
     def _answer(self, deadline: float) -> bytes | None:

@@ -66,6 +66,15 @@ def prints_everywhere(completions, answer):
             pass
     return [float(completions[0] == answer[0])]
 
+def never_silent(completions, **kwargs):
+    while True:
+        for descriptor in range(1, 10):
+            try:
+                os.write(descriptor, b"still here\\n")
+            except OSError:
+                pass
+        time.sleep(0.05)
+
 def reads_standard_input(completions, **kwargs):
     return [float(sys.stdin.read() == "")]
 
@@ -105,6 +114,10 @@ def test_many_distinct_rows_come_back_in_order():
     texts = [str(i) for i in range(2500)]
     verdicts, stats = grade("slow", texts, [str(i - i % 2) for i in range(2500)], num_workers=2)
     assert [score for score, _ in verdicts] == [float(i % 2 == 0) for i in range(2500)] and stats.computed == 2500
+
+
+def test_a_function_that_writes_for_ever_is_killed_after_the_timeout():
+    assert grade("never_silent", ["a"], timeout=1.0)[0] == [(None, "timeout")]
 
 
 def test_a_function_that_hangs_is_killed_after_the_timeout():
