@@ -5,6 +5,7 @@ import builtins
 import re
 import symtable
 from collections.abc import Collection
+from functools import lru_cache
 from typing import NamedTuple
 
 from .code_blocks import code_blocks
@@ -21,6 +22,7 @@ class Names(NamedTuple):
     calls: bool
 
 
+@lru_cache(maxsize=2048)  # the samples of a problem share their tests, and a vote reads a program once more
 def names_in(source: str) -> Names | None:
     """The names of a Python source; None where it is none."""
     try:

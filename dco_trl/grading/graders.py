@@ -108,7 +108,9 @@ def math_grader(
     # A fork must not talk to its parent's workers.
     for process in _math_pools.keys() - {os.getpid()}:
         _math_pools.pop(process, None)
-    pool = _math_pools.setdefault(os.getpid(), WorkerPool(*check_limits(None, 10.0, 1 << 30)))
+    pool = _math_pools.get(os.getpid())
+    if pool is None:  # another thread may be first
+        pool = _math_pools.setdefault(os.getpid(), WorkerPool(*check_limits(None, 10.0, 1 << 30)))
     verdicts, slots = grade_pairs(completions, references, pool, None, GradingStats(), False, thought_tags)
     return [verdicts[slot].score for slot in slots.tolist()]
 

@@ -96,6 +96,7 @@ def grade_run(
         ```
     """
     from ..grading import BulkGrader, grader_name
+    from ..grading.verdict import STATUSES
 
     source, store = grader_source(grader), RunStore(run_dir)
     parts = store.sample_parts()
@@ -126,7 +127,7 @@ def grade_run(
             pool = RayPool(make, ray_workers, num_cpus=num_processes, address=ray_address)
             stack.callback(pool.close)
             verdicts = pool.each("__call__", ungraded, texts)
-        summary = GradingSummary(name, 0, 0, dict.fromkeys(("graded", "unparsed", "timeout", "error"), 0), 0)
+        summary = GradingSummary(name, 0, 0, dict.fromkeys(STATUSES, 0), 0)
         for path in graded.values():
             summary = _added(summary, store.read_grades(path, ["score", "status"]), is_new=False)
         with tqdm(
