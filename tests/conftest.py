@@ -16,7 +16,9 @@ import pytest
 
 def pytest_xdist_auto_num_workers():
     """`-n auto`: one process per core that this one may use, hyper-threads too; past eight, none ends sooner."""
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    from dco_trl.cores import available_cores
+
+    return min(8, available_cores())
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -82,7 +82,9 @@ def run(
             running.remove(process)
             if process.exitcode and not code:
                 code = process.exitcode
-    return code, "".join(one.output for one in forked if one.wait() is not None)
+    for one in forked:
+        one.wait()
+    return code, "".join(one.output for one in forked)
 
 
 def _run(words: list[str], environment: dict[str, str], folder: str, size: int | None, output: Connection) -> None:

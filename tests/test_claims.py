@@ -11,21 +11,18 @@ from scipy import stats
 
 from dco_trl.coverage_numpy import coverage
 from dco_trl.statistics import cross_fit_schedule
-from research.schedules import pair
+from research.schedules import pair, when_it_pays
 from research.schedules.run import ARM_TEMPERATURES, Arms
 
 ROOT = Path(__file__).parents[1]
-RESEARCH = ROOT / "research"
-MATH = RESEARCH / "schedules/results/smollm2-math"
+MATH = ROOT / "research/schedules/results/smollm2-math"
 CE_MATH, DCO_MATH = "cross-entropy_repeat-3_seed-1", "DCO_num_attempts-256_seed-1"
 RESULTS = sorted((ROOT / "docs/results").glob("*.md"))
 BEST, WEIGHT_1, FLOOR = "cross-entropy, best epoch", "weight 1, 4 own", "DCO, 4 own, floor"
 SECOND, GSM8K = "chain_of_thought/results/second-round.json", "chain_of_thought/results/smollm2-gsm8k.json"
 
 
-@cache
-def read(path: str):
-    return json.loads((RESEARCH / path).read_text())
+read = cache(when_it_pays.read)
 
 
 @cache

@@ -18,6 +18,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -34,6 +35,7 @@ from dco_trl.cli.train import parse
 ROOT = Path(__file__).resolve().parent.parent
 GUIDE = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RESULTS = sorted((ROOT / "docs" / "results").glob("*.md"))
+EXTRAS = "|".join(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 MODELS = (
     "HuggingFaceTB/SmolLM2-135M",
     "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -215,7 +217,7 @@ def check_arguments(words: list[str]) -> None:
         words = ["dco-trl", *words[words.index("dco_trl") + 1 :]]
     if words[0] == "pip":
         assert words[1] == "install" and re.fullmatch(
-            r"bitsandbytes|gguf|--no-deps|(\.|dco-trl)(\[(code|eval|server|vllm|,)+\])?", words[2]
+            rf"bitsandbytes|gguf|--no-deps|(\.|dco-trl)(\[({EXTRAS}|,)+\])?", words[2]
         ), words
     elif words[0] == "make":
         subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)

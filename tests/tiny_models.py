@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -61,3 +62,13 @@ def save_checkpoint(folder: str | Path, family: str = "llama", seed: int = 0, **
     make_model(family, seed, **overrides).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+def save_adapter(folder: str | Path, seed: int) -> None:
+    """Save a LoRA adapter of the checkpoint `MODEL` that draws otherwise than it."""
+    torch.manual_seed(seed)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained("MODEL"), LoraConfig(target_modules="all-linear"))
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    model.save_pretrained(folder)

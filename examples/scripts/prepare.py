@@ -64,6 +64,7 @@ def prepare(doc: str, to_prompt_completion: Callable[[dict], dict], config: str 
             rows = splits["train"]
             splits[split] = [rows[i] for i in sorted(order[:wanted_rows])]
             splits["train"] = [rows[i] for i in sorted(order[wanted_rows:])]
+    tokenizer = None if args.tokenizer is None else _tokenizer(args.tokenizer)
     output, elsewhere = Path(args.output_dir), set[str]()
     output.mkdir(parents=True, exist_ok=True)
     for split in ("test", "validation", "train"):
@@ -71,7 +72,7 @@ def prepare(doc: str, to_prompt_completion: Callable[[dict], dict], config: str 
             continue
         own = [row for row in splits[split] if row["prompt"] not in elsewhere]
         elsewhere |= {row["prompt"] for row in own}
-        kept = own if args.max_tokens is None else _short(own, args.tokenizer, args.max_tokens)
+        kept = own if tokenizer is None else _short(own, tokenizer, args.max_tokens)
         told = f"{len(splits[split]) - len(own):,} were in another split, {len(own) - len(kept):,} too long"
         kept = kept[: args.num_rows] if split == "train" else kept
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
@@ -89,9 +90,12 @@ def _rows(dataset: Any, to_prompt_completion: Callable[[dict], dict]) -> list[di
     return [{**{name: row[name] for name in IDS if name in row}, **to_prompt_completion(row)} for row in answered]
 
 
-def _short(rows: list[dict], tokenizer_name: str, max_tokens: int) -> list[dict]:
+def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
+    return AutoTokenizer.from_pretrained(name)
+
+
+def _short(rows: list[dict], tokenizer: Any, max_tokens: int) -> list[dict]:
     # + 1: the end of sequence, which TRL appends.
     return [row for row in rows if len(tokenizer(row["prompt"] + row["completion"])["input_ids"]) + 1 <= max_tokens]

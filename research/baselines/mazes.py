@@ -48,7 +48,7 @@ def neighbours(cell: Cell, size: int) -> list[Cell]:
     return [(row, column) for row, column in around if 0 <= row < size and 0 <= column < size]
 
 
-def solve(edges: Edges, start: Cell, goal: Cell, size: int) -> str:
+def solve(edges: Edges, start: Cell, goal: Cell) -> str:
     """The moves of the only simple path."""
     came: dict[Cell, tuple[Cell, str]] = {}
     waiting = [start]
@@ -175,9 +175,7 @@ class Mazes:
         return Problems(*(self._rows(part) for part in (train, drawn[:half], drawn[half:NUM_HELD_OUT])))
 
     def _rows(self, mazes: list[tuple[Edges, Cell, Cell]]) -> Dataset:
-        return Dataset.from_list(
-            [{"prompt": write(*maze, self.size), "completion": solve(*maze, self.size)} for maze in mazes]
-        )
+        return Dataset.from_list([{"prompt": write(*maze, self.size), "completion": solve(*maze)} for maze in mazes])
 
     def make_tokenizer(self) -> PreTrainedTokenizerFast:
         return demo.make_tokenizer(VOCABULARY)

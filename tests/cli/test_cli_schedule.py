@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
-from peft import LoraConfig, get_peft_model
-from tiny_models import make_tokenizer, save_checkpoint
+from tiny_models import make_tokenizer, save_adapter, save_checkpoint
 from transformers import AutoModelForCausalLM
 
 from dco_trl.cli import main
@@ -23,15 +21,6 @@ from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler,
 from dco_trl.statistics import AttemptOrder, cross_fit_schedule, exact_pass_at_k
 
 TEMPLATE = ["--dataset", "problems.jsonl", "--prompt-template", "{problem}="]
-
-
-def save_adapter(folder, seed):
-    torch.manual_seed(seed)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained("MODEL"), LoraConfig(target_modules="all-linear"))
-    for name, weight in model.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(weight, std=0.2)
-    model.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")

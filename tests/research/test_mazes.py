@@ -14,7 +14,7 @@ def test_a_maze_is_a_spanning_tree_with_one_path(size):
     assert all(b in neighbours(a, size) for a, b in map(tuple, edges))
     start = (0, 0)
     for goal in [(row, column) for row in range(size) for column in range(size) if (row, column) != start]:
-        prompt, moves = write(edges, start, goal, size), solve(edges, start, goal, size)
+        prompt, moves = write(edges, start, goal, size), solve(edges, start, goal)
         assert len(prompt) == size**2 + 1 and is_solved(prompt, moves)
         # Every other string of moves near it is refused: a change, a move less, a move more, a detour.
         others = {moves[:i] + move + moves[i + 1 :] for i in range(len(moves)) for move in MOVES} - {moves}
@@ -35,8 +35,8 @@ def test_images_are_the_maze_under_the_symmetries_of_the_square():
     drawn = images(edges, (0, 1), (3, 2), 4)
     prompts = {write(*image, 4) for image in drawn}
     assert len(prompts) == 8 and write(edges, (0, 1), (3, 2), 4) in prompts
-    lengths = {len(solve(*image, 4)) for image in drawn}
-    assert len(lengths) == 1 and all(is_solved(write(*image, 4), solve(*image, 4)) for image in drawn)
+    lengths = {len(solve(*image)) for image in drawn}
+    assert len(lengths) == 1 and all(is_solved(write(*image, 4), solve(*image)) for image in drawn)
 
 
 def test_problems_are_apart_and_drawn_by_the_seed():

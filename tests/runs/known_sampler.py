@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dco_trl.runs import Problem, grade_run, load_results, sample_run
+from dco_trl.runs import Problem, RunStore, grade_run, load_results, sample_run
 from dco_trl.runs.arm import Arm
 from dco_trl.runs.attempts import Attempts
 from dco_trl.runs.schedule_file import ArmSchedule
@@ -42,6 +42,13 @@ class KnownSampler:
 
     def close(self):
         pass
+
+
+def rows(run):
+    """All rows of a run, in order."""
+    store = RunStore(run)
+    found = [row for part in store.sample_parts() for row in store.read_samples(part).to_pylist()]
+    return sorted(found, key=lambda row: (row["problem_id"], row["sample_index"]))
 
 
 class ArmSampler(KnownSampler):

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from known_sampler import KnownSampler, make_problems
+from known_sampler import KnownSampler, make_problems, rows
 
 from dco_trl.cli import main
 from dco_trl.runs import RunStore, StoreError, grade_run, load_results, sample_run
@@ -27,12 +27,6 @@ def draw(folder, first, count, grader="exact", params=None, problems=5):
     return folder
 
 
-def rows(run):
-    store = RunStore(run)
-    found = [row for part in store.sample_parts() for row in store.read_samples(part).to_pylist()]
-    return sorted(found, key=lambda row: (row["problem_id"], row["sample_index"]))
-
-
 def test_ranges_drawn_apart_are_one_run(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ranges = [draw(tmp_path / f"ce.{i}", first, 50) for i, first in enumerate((0, 50, 100))]
@@ -54,7 +48,7 @@ def test_ranges_drawn_apart_are_one_run(tmp_path, capsys, monkeypatch):
     assert sample_run(tmp_path / "ce", make_problems(5), KnownSampler(), 160, progress=False).num_drawn == 50
 
 
-def test_what_is_not_one_run_is_refused_before_anything_is_copied(tmp_path, monkeypatch, capsys):
+def test_what_is_not_one_run_is_refused_before_anything_is_copied(tmp_path, capsys):
     first = draw(tmp_path / "first", 0, 50)
     for other, told in (
         (

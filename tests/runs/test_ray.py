@@ -11,11 +11,8 @@ import time
 
 import numpy as np
 import pytest
-import torch
-from known_sampler import environment, make_problems
-from peft import LoraConfig, get_peft_model
-from tiny_models import save_checkpoint
-from transformers import AutoModelForCausalLM
+from known_sampler import environment, make_problems, rows
+from tiny_models import save_adapter, save_checkpoint
 
 from dco_trl import sampling
 from dco_trl.cli import main
@@ -74,21 +71,6 @@ def whole(tmp_path_factory, checkpoint):
     sample_run(run, PROBLEMS, TransformersSampler(checkpoint, progress=False, **OPTIONS), 200, PARAMS, progress=False)
     grade_run(run, "exact", progress=False)
     return run
-
-
-def save_adapter(folder, seed):
-    torch.manual_seed(seed)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained("MODEL"), LoraConfig(target_modules="all-linear"))
-    for name, weight in model.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(weight, std=0.2)
-    model.save_pretrained(folder)
-
-
-def rows(run):
-    store = RunStore(run)
-    found = [row for part in store.sample_parts() for row in store.read_samples(part).to_pylist()]
-    return sorted(found, key=lambda row: (row["problem_id"], row["sample_index"]))
 
 
 class Watched:
@@ -156,7 +138,7 @@ def test_a_driver_that_is_killed_goes_on(cluster, checkpoint, whole, tmp_path):
     ]
 
 
-def test_verdicts_of_a_cluster_are_those_of_one_process(cluster, checkpoint, whole, tmp_path, capsys):
+def test_verdicts_of_a_cluster_are_those_of_one_process(cluster, whole, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     for grader in ("exact", "known_sampler:is_even"):
@@ -171,7 +153,7 @@ def test_verdicts_of_a_cluster_are_those_of_one_process(cluster, checkpoint, who
     assert 0 < sum(p.num_correct for p in load_results(run, "known_sampler:is_even").problems) < 1200
 
 
-def test_solving_along_a_schedule_draws_from_its_adapters(cluster, checkpoint, tmp_path, monkeypatch, capsys):
+def test_solving_along_a_schedule_draws_from_its_adapters(cluster, checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.symlink(checkpoint, "MODEL")  # a name that workers find from the driver's folder
     for seed, name in enumerate(("one", "two")):
