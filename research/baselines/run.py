@@ -16,35 +16,49 @@ and cross-entropy and two N's on a CPU:
         --num_train 11000 --num_test 500 --workers 4
     python -m research.baselines.run --task math --work_dir math-runs --output math.json --seeds 1 \\
         --methods cross-entropy DCO --num_attempts 16 256
+
+With `--task mazes` answers are long and a checker accepts them by walking. Rivals have the settings that were chosen
+on other seeds (`research/baselines/mazes.py`), and TailSFT is one of them:
+
+    python -m research.baselines.run --task mazes --work_dir runs/mazes --workers 1 \\
+        --output research/baselines/results/mazes.json
 """
 
 import argparse
 import json
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from dco_trl import __version__
+from research.baselines import mazes
 from research.baselines.figure import plot_frontier
+from research.baselines.mazes import Mazes
 from research.baselines.selection import TABLE_K, compare
 from research.baselines.tasks import MathAnswers, Multiplication
 from research.baselines.training import DCO_ATTEMPTS, METHODS, train
 from research.common.processes import run_missing, write
 
 Job = tuple[str, dict[str, Any], int]
-Task = Multiplication | MathAnswers
+Task = Multiplication | MathAnswers | Mazes
+Settings = Mapping[str, list[dict[str, Any]]]
 
 
-def plan(methods: Sequence[str], num_seeds: int, num_attempts: Sequence[int] = DCO_ATTEMPTS) -> list[Job]:
+def plan(
+    methods: Sequence[str],
+    num_seeds: int,
+    num_attempts: Sequence[int] = DCO_ATTEMPTS,
+    settings: Settings = METHODS,
+) -> list[Job]:
     """All runs, one seed after the other, so that what an interruption leaves is complete seeds."""
     return [
         (method, setting, seed)
         for seed in range(num_seeds)
         for method in methods
-        for setting in METHODS[method]
+        for setting in settings[method]
         if method != "DCO" or setting["num_attempts"] in num_attempts
     ]
 
@@ -117,13 +131,34 @@ def run_jobs(
     return run_missing(train, arguments, workers, after_each)
 
 
+def add_task(parser: argparse.ArgumentParser) -> None:
+    """The arguments that `task_of` reads."""
+    tasks = ["multiplication", "math", "mazes"]
+    parser.add_argument("--task", choices=tasks, default="multiplication", help="What to learn.")
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="math: hub name or folder.")
+    parser.add_argument(
+        "--dataset",
+        default="nlile/hendrycks-MATH-benchmark",
+        help="math: hub name, or folder with train.jsonl and test.jsonl; columns problem and answer.",
+    )
+    parser.add_argument("--num_train", type=int, default=1000, help="math: problems to train on, short ones first.")
+    parser.add_argument("--num_test", type=int, default=200, help="math: problems of validation, and of test.")
+
+
+def task_of(args: argparse.Namespace) -> Task:
+    if args.task == "math":
+        return MathAnswers(args.model, args.dataset, args.num_train, args.num_test)
+    return Mazes() if args.task == "mazes" else Multiplication()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work_dir", type=Path, required=True, help="Folder of the finished runs, one file each.")
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the results.")
     parser.add_argument("--figure", type=Path, help="PNG file of the frontier; needs cross-entropy and DCO.")
     parser.add_argument("--seeds", type=int, default=5, help="Number of seeds.")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="Which to run.")
+    names = list({**METHODS, **mazes.METHODS})
+    parser.add_argument("--methods", nargs="+", choices=names, help="Which to run. Default: all of the task.")
     parser.add_argument(
         "--num_attempts",
         type=int,
@@ -134,28 +169,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--epochs", type=int, help="Epochs a run. Default: those of the task.")
     parser.add_argument("--workers", type=int, default=2, help="Runs at a time, a thread each.")
-    parser.add_argument("--task", choices=["multiplication", "math"], default="multiplication", help="What to learn.")
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="math: hub name or folder.")
-    parser.add_argument(
-        "--dataset",
-        default="nlile/hendrycks-MATH-benchmark",
-        help="math: hub name, or folder with train.jsonl and test.jsonl; columns problem and answer.",
-    )
-    parser.add_argument("--num_train", type=int, default=1000, help="math: problems to train on, short ones first.")
-    parser.add_argument("--num_test", type=int, default=200, help="math: problems of validation, and of test.")
+    add_task(parser)
     args = parser.parse_args(argv)
     for name in ("seeds", "epochs", "workers", "num_train", "num_test"):
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name}: got {value}; at least 1 is needed")
-    if args.figure and not {"cross-entropy", "DCO"} <= set(args.methods):
+    task = task_of(args)
+    settings = mazes.METHODS if args.task == "mazes" else METHODS
+    methods = [method for method in settings if not args.methods or method in args.methods]
+    unknown = set(args.methods or ()) - set(settings)
+    if unknown:
+        parser.error(f"--methods: {args.task} has no {', '.join(sorted(unknown))}; it has {', '.join(settings)}")
+    if args.figure and not {"cross-entropy", "DCO"} <= set(methods):
         parser.error("--figure: needs --methods cross-entropy and DCO among others")
-    task: Task = Multiplication()
-    if args.task == "math":
-        task = MathAnswers(args.model, args.dataset, args.num_train, args.num_test)
     num_epochs = args.epochs or task.num_epochs
-    methods = [method for method in METHODS if method in args.methods]
-    jobs = plan(methods, args.seeds, args.num_attempts)
+    jobs = plan(methods, args.seeds, args.num_attempts, settings)
     args.work_dir.mkdir(parents=True, exist_ok=True)
     try:
         load(task, args.work_dir, jobs, num_epochs)

@@ -24,6 +24,8 @@ from dco_trl.demo.training import CURVE_K as KS
 from dco_trl.demo.training import be_quiet
 from dco_trl.sampling import exact_coverage
 from research.baselines.losses import entropy_bonus, focal, gem, label_smoothing
+from research.baselines.mazes import Mazes
+from research.baselines.tail import TailTrainer
 from research.baselines.tasks import MathAnswers, Multiplication, Problems
 
 TEMPERATURES = [1.0, 1.25, 1.5, 2.0, 2.5, 3.0]
@@ -80,13 +82,13 @@ class MixtureTrainer(DCOTrainer):
 
 
 def train(
-    task: Multiplication | MathAnswers, method: str, setting: dict[str, Any], seed: int, num_epochs: int
+    task: Multiplication | MathAnswers | Mazes, method: str, setting: dict[str, Any], seed: int, num_epochs: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Train and measure one run.
 
     Args:
         task: What is learnt.
-        method: A key of `METHODS`.
+        method: A key of `METHODS`, or TailSFT.
         setting: The method's arguments. `repeat`, 0 if absent, asks for other first weights (where they are random)
             and another order of batches on the same problems.
         seed: Draws the problems, first weights and batches.
@@ -164,6 +166,8 @@ def make_trainer(
         trainer = SFTTrainer(args=SFTConfig(loss_type="dft", **arguments), **data)
     elif method == "DCO":
         trainer = DCOTrainer(args=DCOConfig(**setting, **arguments), **data)
+    elif method == "TailSFT":
+        trainer = TailTrainer(args=SFTConfig(**arguments), **setting, **data)
     elif method == "DCO mixture":
         trainer = MixtureTrainer(args=DCOConfig(num_attempts=max(DCO_ATTEMPTS), **arguments), **data)
     else:

@@ -6,7 +6,7 @@
 An arm is an epoch of a run at a temperature. A family of runs (cross-entropy and DCO for three N; cross-entropy four
 times; cross-entropy and a rival's settings; …) gives arms, on which a schedule is planned with log p of the validation
 problems, and measured with that of the test problems. Beside it stands the single arm that validation chose for each
-k. Runs, their files and `--task math` are those of `research/baselines/run.py`; a finished run is not run again.
+k. Runs, their files and `--task` are those of `research/baselines/run.py`; a finished run is not run again.
 """
 
 import argparse
@@ -25,7 +25,6 @@ from dco_trl import __version__
 from dco_trl.statistics import AttemptOrder, plan_attempts, scheduled_pass_at_k
 from research.baselines import run as baselines
 from research.baselines.run import Job, Task
-from research.baselines.tasks import MathAnswers, Multiplication
 from research.baselines.training import LATE_WEIGHTS, TEMPERATURES, early_epochs
 from research.common.differences import LEVEL, interval
 from research.common.processes import write
@@ -238,15 +237,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, help="Epochs a run. Default: those of the task.")
     parser.add_argument("--every", type=int, default=2, help="Every how many epochs an arm is kept.")
     parser.add_argument("--workers", type=int, default=2, help="Runs at a time, a thread each; 0: read finished ones.")
-    parser.add_argument("--task", choices=["multiplication", "math"], default="multiplication", help="What to learn.")
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="math: hub name or folder.")
-    parser.add_argument("--dataset", default="nlile/hendrycks-MATH-benchmark", help="math: as in baselines.run.")
-    parser.add_argument("--num_train", type=int, default=1000, help="math: problems to train on, short ones first.")
-    parser.add_argument("--num_test", type=int, default=200, help="math: problems of validation, and of test.")
+    baselines.add_task(parser)
     args = parser.parse_args(argv)
-    task: Task = Multiplication()
-    if args.task == "math":
-        task = MathAnswers(args.model, args.dataset, args.num_train, args.num_test)
+    task = baselines.task_of(args)
     num_epochs = args.epochs or task.num_epochs
     if args.families and OURS not in args.families:
         parser.error(f"--families: {OURS!r} must be among them: the others are compared with it")

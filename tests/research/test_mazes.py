@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from research.baselines import mazes, training
+from research.baselines import run as baselines
 from research.baselines.mazes import MOVES, Mazes, accept, images, is_solved, neighbours, solve, spanning_tree, write
 
 
@@ -42,7 +44,7 @@ def test_images_are_the_maze_under_the_symmetries_of_the_square():
 def test_problems_are_apart_and_drawn_by_the_seed():
     task = Mazes(size=3, num_train=20, num_epochs=1, augment=True)
     problems, again = task.make_problems(0), task.make_problems(0)
-    assert (len(problems.train), len(problems.validation), len(problems.test)) == (160, 500, 500)
+    assert (len(problems.train), len(problems.validation), len(problems.test)) == (160, 400, 400)
     assert problems.test["prompt"] == again.test["prompt"] != task.make_problems(1).test["prompt"]
     assert not set(problems.test["prompt"]) & set(problems.validation["prompt"])
     plain = Mazes(size=3, num_train=20, num_epochs=1).make_problems(0)
@@ -51,3 +53,22 @@ def test_problems_are_apart_and_drawn_by_the_seed():
     assert all(
         len(tokens(row["prompt"] + row["completion"]).input_ids) == 10 + len(row["completion"]) for row in plain.test
     )
+
+
+@pytest.mark.slow
+def test_every_method_of_the_mazes_trains_and_is_measured(monkeypatch):
+    monkeypatch.setattr(training, "be_quiet", lambda: None)  # it would silence the tests that follow
+    monkeypatch.setattr(mazes, "NUM_HELD_OUT", 20)
+    task = Mazes(size=3, num_train=16, num_epochs=2)
+    for method, setting, seed in baselines.plan(list(mazes.METHODS), 1, settings=mazes.METHODS):
+        record, arrays = training.train(task, method, setting, seed, task.num_epochs)
+        assert np.shape(record["coverage"]) == (2, len(training.TEMPERATURES), 2, len(training.KS))
+        assert arrays["log_p"].shape == (2, len(training.TEMPERATURES), 20)
+        assert record["task"] == task.description == "Mazes, 3 x 3: 16 to train on, 10 of validation and 10 of test"
+
+
+def test_the_command_has_the_methods_of_the_mazes(tmp_path, capsys):
+    command = ["--task", "mazes", "--work_dir", str(tmp_path / "runs"), "--output", str(tmp_path / "out.json")]
+    with pytest.raises(SystemExit):
+        baselines.main([*command, "--methods", "DCO", "GEM"])
+    assert "--methods: mazes has no GEM; it has cross-entropy, DCO," in capsys.readouterr().err
