@@ -356,9 +356,10 @@ def one_step(trainer, batch: dict) -> tuple[float, int]:
 
 
 def loss_alone(tiny: bool) -> dict:
-    """From hidden states and the output layer to their gradients, against the two published ways, which build full
-    logits (benchmarks/loss.py): TRL's chunked log-probabilities, on a GPU with its Triton kernel, summed and weighted.
-    bfloat16 on a GPU; ratios of interleaved pairs, and peak memory beyond the inputs.
+    """The loss from hidden states and the output layer to their gradients (benchmarks/loss.py). `dco_trl` takes TRL's
+    chunked log-probabilities, on a GPU with TRL's Triton kernel, sums them by answer and weights them. Its two rivals
+    are the published ways, which build full logits. Ratios are `dco_trl` divided by the rival, so above 1 full logits
+    are faster or smaller; bfloat16 on a GPU, interleaved pairs, peak memory beyond the inputs.
     """
     hidden, vocabulary, rounds = (32, 1000, 2) if tiny else (4096, 128_256, 5)
     shapes = [(4, 8)] if tiny else [(32, 8), (16, 64), (8, 256), (8, 1024)]

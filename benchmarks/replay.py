@@ -128,9 +128,9 @@ def draw_figure(rows: list[dict[str, Any]], path: str) -> None:
     """Time and memory of each step against the number of samples, both axes logarithmic; a dotted line is linear."""
     from matplotlib.figure import Figure
 
-    from dco_trl.report.styles import MARKERS, PALETTE
+    from dco_trl.report.styles import MARKERS, PALETTE, plain_axes
 
-    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    figure = Figure(figsize=(8.8, 3.8), layout="constrained")
     time_axes, memory_axes = figure.subplots(1, 2)
     for i, step in enumerate(STEPS):
         own = [row for row in rows if row["step"] == step]
@@ -140,13 +140,16 @@ def draw_figure(rows: list[dict[str, Any]], path: str) -> None:
     largest = [row for row in rows if row["step"] == "grading"]
     ends = [largest[0]["samples"], largest[-1]["samples"]]
     linear = [largest[-1]["cpu_seconds"] * n / ends[-1] for n in ends]
-    time_axes.loglog(ends, linear, color="0.5", linestyle=":", label="linear, through the last")
-    time_axes.set(xlabel="samples", ylabel="CPU seconds")
-    memory_axes.set(xlabel="samples", ylabel="peak memory, MB")
+    time_axes.loglog(ends, linear, color="0.5", linestyle=":", label="in proportion to samples")
+    time_axes.set_title("CPU seconds grow less than samples do", loc="left", fontsize=12)
+    memory_axes.set_title("Peak memory in MB hardly grows", loc="left", fontsize=12)
     memory_axes.set_ylim(bottom=100, top=max(10_000, 2 * max(row["peak_mb"] for row in rows)))
     for axes in (time_axes, memory_axes):
-        axes.legend(frameon=False)
-        axes.grid(alpha=0.3)
+        axes.set_xlabel("samples", fontsize=11)
+        axes.tick_params(labelsize=11)
+        plain_axes(axes)
+    handles, labels = time_axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=4, frameon=False, fontsize=11)
     figure.savefig(path, dpi=150)
 
 

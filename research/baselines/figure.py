@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from dco_trl.report.styles import attempts_axis, method_style, percent_axis, plain_axes
+from research.common.pictures import WIDTH
 
 SHOWN_ATTEMPTS = (16, 256, 4096)
 RIVAL = "cross-entropy, temperature tuned"
@@ -23,7 +24,7 @@ def plot_frontier(results: dict[str, Any]) -> Figure:
         results: What `run.py` wrote, with the methods cross-entropy and DCO.
 
     Returns:
-        The figure; save it with `figure.savefig("baselines.png", dpi=200)`.
+        The figure; save it with `figure.savefig("baselines.png", dpi=150)`.
 
     Raises:
         ValueError: A curve is not among the results.
@@ -32,15 +33,16 @@ def plot_frontier(results: dict[str, Any]) -> Figure:
         Figure 5 of the DCO paper, arXiv 2502.07154, has the first panel's axes.
     """
     seeds = len(results["seeds"])
-    figure = Figure(figsize=(11, 4.6) if seeds > 1 else (8, 4.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 5), layout="constrained")
     coverage, *lead = (
-        figure.subplots(1, 2, width_ratios=(3, 2), squeeze=False)[0] if seeds > 1 else [figure.subplots()]
+        figure.subplots(1, 2, width_ratios=(5, 4), squeeze=False)[0] if seeds > 1 else [figure.subplots()]
     )
     _coverage(coverage, results)
     if lead:
         _lead(lead[0], results)
     mean = f", mean of {seeds} seeds" if seeds > 1 else ", one seed"
     figure.suptitle(f"{results['title']}, held-out problems{mean}", x=0.01, ha="left", fontsize=13)
+    figure.legend(loc="outside lower left", ncols=3 if lead else 2, frameon=False, fontsize=11)
     return figure
 
 
@@ -57,9 +59,8 @@ def _coverage(axes: Axes, results: dict[str, Any]) -> None:
         axes.plot(k, mean, **method_style(f"DCO, N = {n}"), **shared, label=f"DCO, N = {n}, last epoch")
     attempts_axis(axes, k)
     percent_axis(axes)
-    axes.set_ylim(0, 1.01)
+    axes.set_ylim(0, 1.02)
     _finish(axes, "Solved within k attempts")
-    axes.legend(frameon=False, fontsize=11, loc="upper left")
 
 
 def _lead(axes: Axes, results: dict[str, Any]) -> None:
@@ -69,7 +70,7 @@ def _lead(axes: Axes, results: dict[str, Any]) -> None:
     colour = "0.15"  # no N's colour: N is chosen for each k and seed
     by_seed = 100 * np.array([np.subtract(dco[str(at)]["test"], rival[str(at)]["test"]) for at in k])
     for i, values in enumerate(by_seed.T):
-        axes.plot(k, values, color=colour, alpha=0.45, linewidth=1.1, label="one seed" if i == 0 else None)
+        axes.plot(k, values, color=colour, alpha=0.45, linewidth=1.1, label="lead in one seed" if i == 0 else None)
     middle, low, high = (100 * np.array([means[str(at)][end] for at in k]) for end in ("mean", "low", "high"))
     axes.errorbar(
         k,
@@ -80,19 +81,18 @@ def _lead(axes: Axes, results: dict[str, Any]) -> None:
         markersize=6,
         linewidth=2.4,
         capsize=4,
-        label=f"mean, {results['level']:.0%} interval",
+        label=f"its mean, {results['level']:.0%} interval",
     )
     axes.axhline(0, color="0.3", linewidth=1)
     attempts_axis(axes, k)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f}" if value else "0"))
     axes.set_xlim(0.7, max(k) * 1.4)
-    _finish(axes, "DCO's lead over tuned cross-entropy, points")
-    axes.legend(frameon=False, fontsize=11, loc="upper left")
+    _finish(axes, "Lead of DCO in points\nover tuned cross-entropy")
 
 
 def _finish(axes: Axes, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=12)
-    axes.set_xlabel("k, attempts per problem at test time", fontsize=12)
+    axes.set_xlabel("k, attempts per problem", fontsize=12)
     axes.tick_params(labelsize=11)
     plain_axes(axes)
 

@@ -40,6 +40,7 @@ from research.baselines.mazes import Mazes
 from research.baselines.selection import TABLE_K, compare
 from research.baselines.tasks import MathAnswers, Multiplication
 from research.baselines.training import DCO_ATTEMPTS, METHODS, train
+from research.common.pictures import save
 from research.common.processes import run_missing, write
 
 Job = tuple[str, dict[str, Any], int]
@@ -196,8 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if results is not None:
             write(results, args.output)
             if args.figure:
-                args.figure.parent.mkdir(parents=True, exist_ok=True)
-                plot_frontier(results).savefig(args.figure, dpi=200)
+                save({"": plot_frontier(results)}, args.figure)
         return results
 
     def report_if_complete(path: Path) -> None:

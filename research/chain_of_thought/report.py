@@ -289,7 +289,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work_dir", type=Path, required=True, help="Folder of finished runs, or a list of them.")
     parser.add_argument("--output", type=Path, help="JSON file of the summary.")
-    parser.add_argument("--figure", type=Path, help="PNG file.")
+    parser.add_argument("--figure", type=Path, help="PNG file; another is written beside it.")
     args = parser.parse_args(argv)
     if args.work_dir.is_file():
         runs = json.loads(args.work_dir.read_text())
@@ -303,8 +303,9 @@ def main(argv: list[str] | None = None) -> None:
         write(summary, args.output)
     if args.figure:
         from research.chain_of_thought.figure import plot
+        from research.common.pictures import save
 
-        plot(summary).savefig(args.figure, dpi=120)
+        save(plot(summary), args.figure)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from dco_trl.report.styles import attempts_axis, method_style, percent_axis, plain_axes
+from dco_trl.report.styles import PALETTE, attempts_axis, method_style, percent_axis, plain_axes
+from research.common.pictures import WIDTH
 
-OURS_COLOUR = "#7A1B50"
+# The best of several arms, whichever it is, and a schedule over them: no one method's colour.
+ANY_COLOUR, OURS_COLOUR, FOUR_COLOUR = "0.5", "0.1", PALETTE[5]
 
 
-def plot_schedules(results: dict[str, Any], ours: str, plain: str) -> Figure:
+def plot_schedules(results: dict[str, Any], ours: str, plain: str) -> dict[str, Figure]:
     """Draw what a schedule over all of our arms gives, beside cross-entropy's schedule and its single epochs.
 
     Args:
@@ -21,52 +23,54 @@ def plot_schedules(results: dict[str, Any], ours: str, plain: str) -> Figure:
         plain: The family that costs nothing more.
 
     Returns:
-        The figure: coverage against k; paired leads of our schedule; which runs the first k attempts go to.
+        By suffix of the file: coverage against k; the lead of our schedule, paired, and which runs the first k
+        attempts go to.
     """
-    figure = Figure(figsize=(13.5, 4.5), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(5, 4, 4))
-    k, families = results["k"], results["families"]
-    rival = best_rival(results, ours)
-    curves = [
-        (families[ours]["schedule"], f"schedule, {ours}", {"color": OURS_COLOUR, "marker": "D"}, "-"),
-        (families[rival]["schedule"], f"schedule, {rival}", {"color": "0.45", "marker": "v"}, "-"),
-        (families[plain]["schedule"], f"schedule, {plain}", method_style("cross-entropy"), "-"),
-        (results["any_arm"], "best single arm of all, for each k", {"color": "0.2", "marker": ""}, "--"),
-        (families[plain]["best_arm"], f"best arm of {plain}, for each k", {"color": "#0072B2", "marker": ""}, ":"),
-    ]
-    seen = set()
-    for values, label, style, line in curves:
-        if label not in seen:
-            left.plot(k, [v["mean"] for v in values], label=label, linestyle=line, linewidth=2, markersize=5, **style)
-        seen.add(label)
-    left.set_ylim(0, 1.01)
-    left.set_title("Solved within k attempts", loc="left", fontsize=12)
-    percent_axis(left)
-    left.legend(frameon=False, fontsize=9, loc="lower right")
-    leads = [
-        (results["ours_less_any_arm"], "the best single arm of all", "0.2", "o"),
-        (families[rival]["ours_ahead"], f"schedule, {rival}", "0.45", "v"),
-        (families[plain]["ours_ahead"], f"schedule, {plain}", "#0072B2", "s"),
-    ]
-    for i, (values, label, colour, marker) in enumerate(leads):
+    coverage = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+    _coverage(coverage.subplots(), results, ours, plain)
+    coverage.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=11)
+    lead = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+    left, right = lead.subplots(1, 2)
+    _lead(left, results, ours, plain)
+    _shares(right, results, ours)
+    for axes, columns in ((left, 1), (right, 2)):
+        axes.legend(loc="upper left", bbox_to_anchor=(-0.1, -0.17), ncols=columns, frameon=False, fontsize=10)
+    return {"": coverage, "-lead": lead}
+
+
+def _coverage(axes: Axes, results: dict[str, Any], ours: str, plain: str) -> None:
+    families, rival, ce = results["families"], best_rival(results, ours), method_style("cross-entropy")
+    curves = {
+        f"schedule, {ours}": (families[ours]["schedule"], {"color": OURS_COLOUR, "marker": "D"}),
+        f"schedule, {rival}": (families[rival]["schedule"], {"color": FOUR_COLOUR, "marker": "v"}),
+        f"schedule, {plain}": (families[plain]["schedule"], ce),
+        "best single arm of all, for each k": (results["any_arm"], {"color": ANY_COLOUR, "linestyle": "--"}),
+        f"best arm of {plain}, for each k": (families[plain]["best_arm"], {"color": ce["color"], "linestyle": ":"}),
+    }
+    for label, (values, style) in curves.items():
+        axes.plot(results["k"], [v["mean"] for v in values], label=label, linewidth=2, markersize=6, **style)
+    axes.set_ylim(0, 1.01)
+    percent_axis(axes)
+    _finish(axes, results, "Held-out problems solved within k attempts")
+
+
+def _lead(axes: Axes, results: dict[str, Any], ours: str, plain: str) -> None:
+    families, rival = results["families"], best_rival(results, ours)
+    leads = {
+        "over the best single arm of all": (results["ours_less_any_arm"], ANY_COLOUR, "o"),
+        f"over the schedule, {rival}": (families[rival]["ours_ahead"], FOUR_COLOUR, "v"),
+        f"over the schedule, {plain}": (families[plain]["ours_ahead"], method_style("cross-entropy")["color"], "s"),
+    }
+    for i, (label, (values, colour, marker)) in enumerate(leads.items()):
         mean, low, high = (
             100 * np.array([np.nan if v[e] is None else v[e] for v in values]) for e in ("mean", "low", "high")
         )
         error = None if np.isnan(low).any() else [mean - low, high - mean]
-        shifted = np.array(k) * 2.0 ** (0.16 * (i - 1))
-        middle.errorbar(shifted, mean, yerr=error, color=colour, marker=marker, capsize=3, linewidth=1.6, label=label)
-    middle.axhline(0, color="0.3", linewidth=1)
-    middle.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
-    middle.set_title(f"Lead of the schedule ({ours})\nover …, points", loc="left", fontsize=12)
-    middle.margins(y=0.3)
-    middle.legend(frameon=False, fontsize=9, loc="lower left")
-    _shares(right, results, ours)
-    for axes in (left, middle, right):
-        attempts_axis(axes, k)
-        axes.tick_params(axis="x", labelsize=9)
-        axes.set_xlabel("k, attempts per problem")
-        plain_axes(axes)
-    return figure
+        shifted = np.array(results["k"]) * 2.0 ** (0.16 * (i - 1))
+        axes.errorbar(shifted, mean, yerr=error, color=colour, marker=marker, capsize=3, linewidth=1.6, label=label)
+    axes.axhline(0, color="0.3", linewidth=1)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
+    _finish(axes, results, f"Lead in points of the schedule\nof {ours}", every=2)
 
 
 def best_rival(results: dict[str, Any], ours: str) -> str:
@@ -96,11 +100,19 @@ def _shares(axes: Axes, results: dict[str, Any], ours: str) -> None:
         edgecolor="white",
     )
     axes.set_ylim(0, 1)
-    axes.set_title("Where the first k attempts go", loc="left", fontsize=12)
+    axes.set_xlim(1, fine[-1])
     percent_axis(axes)
-    axes.legend(fontsize=9, loc="lower left", framealpha=0.9)
+    _finish(axes, results, "Runs that the first\nk attempts go to", every=2)
 
 
 def run_name(arm: dict[str, Any]) -> str:
     """The method as the pictures call it."""
     return f"DCO, N = {arm['num_attempts']}" if arm["method"] == "DCO" else arm["method"]
+
+
+def _finish(axes: Axes, results: dict[str, Any], title: str, every: int = 1) -> None:
+    axes.set_title(title, loc="left", fontsize=13)
+    attempts_axis(axes, results["k"][::every])
+    axes.tick_params(labelsize=11)
+    axes.set_xlabel("k, attempts per problem", fontsize=12)
+    plain_axes(axes)

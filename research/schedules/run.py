@@ -27,6 +27,7 @@ from research.baselines import run as baselines
 from research.baselines.run import Job, Task
 from research.baselines.training import LATE_WEIGHTS, TEMPERATURES, early_epochs
 from research.common.differences import LEVEL, interval
+from research.common.pictures import save
 from research.common.processes import write
 from research.schedules.figure import plot_schedules
 
@@ -231,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work_dir", type=Path, required=True, help="Folder of the finished runs.")
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the results.")
-    parser.add_argument("--figure", type=Path, help="PNG file.")
+    parser.add_argument("--figure", type=Path, help="PNG file; another is written beside it.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="Which seeds.")
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), help="Which to train. Default: all runs.")
     parser.add_argument("--epochs", type=int, help="Epochs a run. Default: those of the task.")
@@ -281,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     write(results, args.output)
     if args.figure:
-        plot_schedules(results, OURS, PLAIN).savefig(args.figure, dpi=200)
+        save(plot_schedules(results, OURS, PLAIN), args.figure)
     print_tables(results)
     return 1 if errors else 0
 

@@ -1,15 +1,14 @@
-"""Schedules over kept epochs: the command on made-up runs, and README's picture."""
+"""Schedules over kept epochs: the command on made-up runs."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
 from dco_trl.coverage_numpy import coverage
-from research.baselines import panel, tasks, training
 from research.baselines import run as baselines
+from research.baselines import tasks, training
 from research.schedules import run as schedules
 
 FAMILIES = ["cross-entropy and DCO", "cross-entropy", "cross-entropy and averages of its weights"]
@@ -38,7 +37,7 @@ def test_the_command_reads_finished_runs(runs, tmp_path, capsys):
     command += ["--workers", "0", "--epochs", "2", "--every", "1", "--families", *FAMILIES]
     assert schedules.main(command) == 0
     results = json.loads(output.read_text())
-    assert list(results["families"]) == FAMILIES and imread(figure).ndim == 3
+    assert list(results["families"]) == FAMILIES and imread(figure).ndim == imread(tmp_path / "out-lead.png").ndim == 3
     at = results["k"].index(256)
     ours, plain = (results["families"][name] for name in FAMILIES[:2])
     for seed, of_seed in enumerate(results["seeds"]):
@@ -51,10 +50,3 @@ def test_the_command_reads_finished_runs(runs, tmp_path, capsys):
     )
     assert "cross-entropy and DCO: best arm" in capsys.readouterr().out
     assert schedules.main([*command[:7], "2", *command[9:]]) == 1 and "No seed is complete" in capsys.readouterr().out
-
-
-def test_the_panel_is_drawn_from_the_demos_results(tmp_path):
-    figure = tmp_path / "panel.png"
-    results = Path(__file__).parents[2] / "research/baselines/results/demo.json"
-    assert panel.main(["--results", str(results), "--figure", str(figure)]) == 0
-    assert imread(figure).shape[:2] == (570, 1200)
