@@ -12,6 +12,7 @@ import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import TrainingArguments
@@ -150,10 +151,28 @@ def test_pages_need_no_network_show_formulas_and_cut_no_table(site):
         browser.close()
 
 
+def hook(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_first_page_is_readme_with_links_from_its_place():
+    start = hook("start")
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="why.md"))
+    assert start.on_page_read_source(page) is None
+    page.file.src_uri = "index.md"
+    shown = start.on_page_read_source(page)
+    links = [link for link in re.findall(r"\]\(([^)#]+)", shown) if not link.startswith("https://")]
+    assert "why.md" in links and all((ROOT / "docs" / link).exists() for link in links)
+    readme = (ROOT / "README.md").read_text()
+    unlinked = re.compile(r"\]\([^)]*\)|[\[\]]")
+    assert unlinked.sub("", shown) == unlinked.sub("", readme)
+
+
 def test_a_formula_that_cannot_be_shown_stops_the_build():
-    spec = importlib.util.spec_from_file_location("formulas", ROOT / "docs" / "formulas.py")
-    formulas = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(formulas)
+    formulas = hook("formulas")
     shown = formulas.on_page_content('<p><span class="arithmatex">\\(p &lt; 1\\)</span></p>')
     assert "<math" in shown and "\\(" not in shown
     with pytest.raises(Exception, match=r"latex2mathml does not know \\nosuch, in the formula \\nosuch x"):
