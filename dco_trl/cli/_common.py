@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -16,60 +16,63 @@ from ..errors import UserError
 from .config_file import with_config_file
 
 
+def option(help: str, **arguments: Any) -> Any:
+    """A field of a command's configuration, which is its flag `--field-name`: its help, then what `field` takes."""
+    return field(metadata={"help": help}, **arguments)
+
+
 @dataclass
 class DatasetConfig:
     """The problems."""
 
-    dataset: str = field(
-        metadata={"help": "A .jsonl, .json, .parquet or .csv file, or a folder or name that `datasets` can load."}
+    dataset: str = option("A .jsonl, .json, .parquet or .csv file, or a folder or name that `datasets` can load.")
+    split: str = option("Split of the data set, where it has several.", default="test")
+    dataset_config: str | None = option("Configuration of a data set on the Hub.", default=None)
+    num_problems: int | None = option("Take only this many problems, from the first on.", default=None)
+    prompt_column: str = option("Column with the prompt, plain or conversational.", default="prompt")
+    answer_column: str | None = option("Column with the reference answer. Unless given, `answer`.", default=None)
+    id_column: str | None = option(
+        "Column with unique ids. Unless given, `id` if unique, else the row's number.", default=None
     )
-    split: str = field(default="test", metadata={"help": "Split of the data set, where it has several."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
-    num_problems: int | None = field(
-        default=None, metadata={"help": "Take only this many problems, from the first on."}
-    )
-    prompt_column: str = field(default="prompt", metadata={"help": "Column with the prompt, plain or conversational."})
-    answer_column: str | None = field(
-        default=None, metadata={"help": "Column with the reference answer. Unless given, `answer`."}
-    )
-    id_column: str | None = field(
-        default=None, metadata={"help": "Column with unique ids. Unless given, `id` if unique, else the row's number."}
-    )
-    prompt_template: str | None = field(
+    prompt_template: str | None = option(
+        r"Prompt built from columns, for example 'Question: {problem}\nAnswer:'. \n is a line break; braces of the "
+        "text are doubled. Replaces --prompt-column.",
         default=None,
-        metadata={
-            "help": r"Prompt built from columns, for example 'Question: {problem}\nAnswer:'. \n is a line break; "
-            "braces of the text are doubled. Replaces --prompt-column."
-        },
     )
-    chat: bool = field(
-        default=False, metadata={"help": "Send a plain prompt as a user message, through the model's chat template."}
-    )
+    chat: bool = option("Send a plain prompt as a user message, through the model's chat template.", default=False)
 
 
 @dataclass
 class ModelConfig:
     """The model."""
 
-    model: str = field(metadata={"help": "Folder or name of the model; the served name with --sampler server."})
-    adapter: str | None = field(default=None, metadata={"help": "Folder of a LoRA adapter."})
-    revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
-    dtype: str | None = field(
-        default=None, metadata={"help": "float32, bfloat16 or float16. Unless given, as the model was saved."}
-    )
-    batch_size: int = field(default=64, metadata={"help": "Sequences at a time; not for vllm and server."})
+    model: str = option("Folder or name of the model; the served name with --sampler server.")
+    adapter: str | None = option("Folder of a LoRA adapter.", default=None)
+    revision: str | None = option("Revision of the model on the Hub.", default=None)
+    dtype: str | None = option("float32, bfloat16 or float16. Unless given, as the model was saved.", default=None)
+    batch_size: int = option("Sequences at a time; not for vllm and server.", default=64)
 
 
 @dataclass
 class ReportConfig:
     """What to report."""
 
-    k: list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "Numbers of attempts to report, such as --k 1 16 256. Unless given, powers of four to 4096."
-        },
+    k: list[int] | None = option(
+        "Numbers of attempts to report, such as --k 1 16 256. Unless given, powers of four to 4096.", default=None
     )
+
+
+def execute(
+    command: str, argv: list[str], work: Callable[..., Any], run: str | None = None, runs: str | None = None
+) -> int:
+    """Parse what `work` takes, config dataclasses and with `run` or `runs` positional arguments, and do it.
+
+    Its docstring is the description of `--help`; what it returns is printed. Returns the exit status.
+    """
+    hints = get_type_hints(work)
+    configs = [kind for name, kind in hints.items() if name != "return" and is_dataclass(kind)]
+    arguments = parse(command, argv, *configs, run=run, runs=runs, description=work.__doc__ or "")
+    return status(command, lambda: work(*arguments))
 
 
 def parse(
@@ -133,7 +136,7 @@ def _check_types(config: Any) -> None:
         value = getattr(config, name)
         if not _fits(value, wanted):
             kind = str(wanted).replace("typing.", "") if get_args(wanted) else wanted.__name__
-            raise UserError(f"--{name.replace('_', '-')} must be of type {kind}, got {value!r}")
+            raise ValueError(f"--{name.replace('_', '-')} must be of type {kind}, got {value!r}")
 
 
 def _fits(value: Any, wanted: Any) -> bool:
@@ -149,20 +152,15 @@ def _fits(value: Any, wanted: Any) -> bool:
     return type(value) in ((int, float) if wanted is float else (wanted,))
 
 
-def status(command: str, work: Callable[[], None]) -> int:
-    """Run a command; turn an error that its user caused into one message and status 2.
+def status(command: str, work: Callable[[], Any]) -> int:
+    """Do a command's work, print what it returns, and give the exit status.
 
-    So are errors of opening files and importing libraries. Any other is not expected, and its traceback is shown.
-
-    Args:
-        command: The command's name.
-        work: What it does.
-
-    Returns:
-        The exit status.
+    Errors that the user caused, and those of opening files and importing libraries, are one message and status 2. Any
+    other is not expected, and its traceback is shown.
     """
     try:
-        work()
+        if (result := work()) is not None:
+            print(result)
     except KeyboardInterrupt:
         print(f"\ndco-trl {command}: interrupted; the same command goes on from what is on disk", file=sys.stderr)
         return 130
@@ -172,6 +170,11 @@ def status(command: str, work: Callable[[], None]) -> int:
     return 0
 
 
+def told(error: Exception) -> str:
+    """What a command says of an error."""
+    return error.with_flag() if isinstance(error, UserError) else str(error)
+
+
 def print_whole(console: Any, *parts: Any) -> None:
     """Print tables as wide as they are: a name that is broken over lines cannot be copied."""
     before, wide = console.width, console.options.update(width=100_000)
@@ -179,11 +182,6 @@ def print_whole(console: Any, *parts: Any) -> None:
     for part in parts:
         console.print(part)
     console.width = before
-
-
-def told(error: Exception) -> str:
-    """What a command says of an error."""
-    return error.with_flag() if isinstance(error, UserError) else str(error)
 
 
 @contextmanager
@@ -258,14 +256,14 @@ def unescape(text: str) -> str:
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
-def json_object(text: str | dict | None, option: str) -> dict[str, Any]:
+def json_object(text: str | dict | None, argument: str) -> dict[str, Any]:
     """Read an option that holds a JSON object; a YAML file may hold the mapping itself."""
     if not text:
         return {}
     try:
         value = json.loads(text) if isinstance(text, str) else text
     except ValueError as error:
-        raise UserError(f"must be a JSON object such as '{{\"max_model_len\": 2048}}': {error}", option) from error
+        raise UserError(f"must be a JSON object such as '{{\"max_model_len\": 2048}}': {error}", argument) from error
     if not isinstance(value, dict):
-        raise UserError(f"must be a JSON object in braces, got {text}", option)
+        raise UserError(f"must be a JSON object in braces, got {text}", argument)
     return value

@@ -1,48 +1,36 @@
 """How commands grade: their arguments, and the verdicts that these ask for."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ._common import option
 
 
 @dataclass
 class GradingConfig:
     """How to grade."""
 
-    grader: str = field(
-        default="math",
-        metadata={"help": "math, exact, choice, json, regex, code, package.module:function or file.py:function."},
+    grader: str = option(
+        "math, exact, choice, json, regex, code, package.module:function or file.py:function.", default="math"
     )
-    num_workers: int | None = field(default=None, metadata={"help": "Worker processes. Unless given, one per CPU."})
-    timeout: float = field(default=10.0, metadata={"help": "Seconds a verdict may take."})
-    grader_in_process: bool = field(
+    num_workers: int | None = option("Worker processes. Unless given, one per CPU.", default=None)
+    timeout: float = option("Seconds a verdict may take.", default=10.0)
+    grader_in_process: bool = option(
+        "Run package.module:function in this process, in batches, without --timeout and a memory limit: for a grader "
+        "that holds a model. Otherwise it runs in worker processes, one sample per call.",
         default=False,
-        metadata={
-            "help": "Run package.module:function in this process, in batches, without --timeout and a memory limit: "
-            "for a grader that holds a model. Otherwise it runs in worker processes, one sample per call."
-        },
     )
-    verdict_cache: str | None = field(
+    verdict_cache: str | None = option(
+        "Folder for verdicts to remember, shared by all runs; 'none' remembers none. Unless given, dco-trl in the "
+        "user's cache folder.",
         default=None,
-        metadata={
-            "help": "Folder for verdicts to remember, shared by all runs; 'none' remembers none. Unless given, "
-            "dco-trl in the user's cache folder."
-        },
     )
 
 
 def grade(run: str, grading: GradingConfig, **more: Any) -> Any:
-    """Grade the samples of a run that a grader has not graded yet.
-
-    Args:
-        run: The run's folder.
-        grading: How to grade.
-        more: Further arguments of `grade_run`.
-
-    Returns:
-        A `GradingSummary`.
-    """
+    """Grade what a grader has not graded yet of a run's samples, with further arguments of `grade_run`."""
     from ..runs import grade_run
 
     arguments = grading_limits(grading) | more

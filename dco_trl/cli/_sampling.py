@@ -1,14 +1,14 @@
 """How commands sample: their arguments, and the sampler and the draws that these ask for."""
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UserError
-from ._common import DatasetConfig, ModelConfig, json_object, load_problems, naming, unescape
+from ._common import DatasetConfig, ModelConfig, json_object, load_problems, naming, option, unescape
 
 if TYPE_CHECKING:
-    from ..runs.schedule_file import ArmSchedule
+    from ..runs.schedule_file import FollowedSchedule
     from ..sampling import Sampler, SamplingParams
 
 
@@ -16,50 +16,33 @@ if TYPE_CHECKING:
 class SamplerConfig:
     """How to sample, and where to."""
 
-    output: str = field(metadata={"help": "The run's folder."})
-    sampler: Literal["transformers", "vllm", "server"] = field(
-        default="transformers", metadata={"help": "What samples: Transformers, vLLM in process, or a served endpoint."}
+    output: str = option("The run's folder.")
+    sampler: Literal["transformers", "vllm", "server"] = option(
+        "What samples: Transformers, vLLM in process, or a served endpoint.", default="transformers"
     )
-    base_url: str | None = field(
-        default=None, metadata={"help": "Address of the endpoint for --sampler server: http://HOST:PORT/v1."}
-    )
-    temperature: float = field(default=1.0, metadata={"help": "Divides the logits."})
-    top_p: float = field(default=1.0, metadata={"help": "Keep the smallest set of tokens with this probability."})
-    top_k: int = field(default=0, metadata={"help": "Keep this many tokens; 0 keeps all."})
-    max_tokens: int = field(default=512, metadata={"help": "Longest completion, in tokens."})
-    stop: list[str] | None = field(
-        default=None, metadata={"help": r"Strings that end a completion. \n is a line break."}
-    )
-    schedule: str | None = field(
+    base_url: str | None = option("Address of the endpoint for --sampler server: http://HOST:PORT/v1.", default=None)
+    temperature: float = option("Divides the logits.", default=1.0)
+    top_p: float = option("Keep the smallest set of tokens with this probability.", default=1.0)
+    top_k: int = option("Keep this many tokens; 0 keeps all.", default=0)
+    max_tokens: int = option("Longest completion, in tokens.", default=512)
+    stop: list[str] | None = option(r"Strings that end a completion. \n is a line break.", default=None)
+    schedule: str | None = option(
+        "A schedule of `dco-trl schedule`, upon the same --model: which adapter and temperature to sample for attempt "
+        "1, 2, 3, …",
         default=None,
-        metadata={
-            "help": "A schedule of `dco-trl schedule`, upon the same --model: which adapter and temperature to sample "
-            "for attempt 1, 2, 3, …"
-        },
     )
-    seed: int = field(
-        default=0,
-        metadata={"help": "Seed of the draws. Runs of several arms may share it: their draws are independent."},
+    seed: int = option("Seed of the draws. Runs of several arms may share it: their draws are independent.", default=0)
+    chunk_size: int | None = option(
+        "Sequences per part that is written. Unless given, five minutes of work, and 16,384 at most.", default=None
     )
-    chunk_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Sequences per part that is written. Unless given, five minutes of work, and 16,384 at most."
-        },
+    ray_workers: int | None = option(
+        "Sample with so many copies of the sampler on a Ray cluster; not for server.", default=None
     )
-    ray_workers: int | None = field(
-        default=None,
-        metadata={"help": "Sample with so many copies of the sampler on a Ray cluster; not for server."},
+    ray_address: str | None = option(
+        "Address of the Ray cluster. Unless given, this machine's, else a new one here.", default=None
     )
-    ray_address: str | None = field(
-        default=None,
-        metadata={"help": "Address of the Ray cluster. Unless given, this machine's, else a new one here."},
-    )
-    sampler_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Further options of the sampler, as JSON, for example '{\"max_model_len\": 2048}' for vllm."
-        },
+    sampler_kwargs: dict[str, Any] | str | None = option(
+        "Further options of the sampler, as JSON, for example '{\"max_model_len\": 2048}' for vllm.", default=None
     )
 
 
@@ -67,7 +50,7 @@ class SamplerConfig:
 class SamplingConfig(SamplerConfig):
     """How to sample, how much, and where to."""
 
-    num_samples: int = field(kw_only=True, metadata={"help": "Samples per problem. Raised later, it adds to the run."})
+    num_samples: int = option("Samples per problem. Raised later, it adds to the run.", kw_only=True)
 
 
 def sample(
@@ -77,18 +60,7 @@ def sample(
     problems: list | None = None,
     first_sample: int = 0,
 ) -> Any:
-    """Draw samples into a run folder, or go on where an earlier call was stopped.
-
-    Args:
-        data: The problems.
-        model: The model.
-        sampling: How to sample.
-        problems: Those of `data`, if they have been read before.
-        first_sample: Index of the first sample of each problem.
-
-    Returns:
-        A `SamplingSummary`.
-    """
+    """Draw samples of `problems`, those of `data` unless given, into a run folder; give `sample_run`'s summary."""
     # What can be wrong without the model is found out before minutes are spent on loading it.
     from ..checks import check_integer
     from ..runs import sample_run
@@ -131,24 +103,19 @@ def sampling_params(sampling: SamplerConfig) -> "SamplingParams":
     )
 
 
-def load_schedule(model: ModelConfig, sampling: SamplerConfig, params: "SamplingParams") -> "ArmSchedule | None":
-    """The schedule that a command line names, checked before minutes are spent on loading the model."""
+def load_schedule(model: ModelConfig, sampling: SamplerConfig, params: "SamplingParams") -> "FollowedSchedule | None":
+    """The schedule that a command line names, refused before minutes are spent on loading the model."""
     if sampling.schedule is None:
         return None
-    from ..runs.attempts import check_schedule
-    from ..runs.schedule_file import read_schedule
+    from ..runs.schedule_file import follow
     from ..sampling.fingerprint import describe
 
-    schedule = read_schedule(sampling.schedule)
-    known = {"sampler": sampling.sampler, "adapter": model.adapter}
-    is_served = sampling.sampler == "server"
-    known |= {"model": model.model} if is_served else describe("model", model.model)
-    check_schedule(schedule, known, params)
-    return schedule
+    named = {"model": model.model} if sampling.sampler == "server" else describe("model", model.model)
+    return follow(sampling.schedule, {**named, "sampler": sampling.sampler, "adapter": model.adapter}, params)
 
 
 def load_sampler(
-    model: ModelConfig, sampling: SamplerConfig, progress: bool, schedule: "ArmSchedule | None" = None
+    model: ModelConfig, sampling: SamplerConfig, progress: bool, schedule: "FollowedSchedule | None" = None
 ) -> "Sampler":
     """The sampler that a command line names; with room for the adapters of a schedule."""
     from ..sampling import make_sampler
@@ -165,31 +132,18 @@ def load_sampler(
         sampler_kwargs.setdefault("batch_size", model.batch_size)
     if sampling.sampler == "vllm" and schedule is not None:
         sampler_kwargs["adapters"] = sorted({arm.adapter for arm in schedule.arms} - {""})
+    which: dict[str, Any] = {"adapter": model.adapter, "revision": model.revision}
     with naming(model.model, adapter=model.adapter):
-        if sampling.ray_workers is not None:
-            from ..sampling import RaySampler
+        if sampling.ray_workers is None:
+            which |= {"base_url": sampling.base_url, "sampler_kwargs": sampler_kwargs}
+            return make_sampler(sampling.sampler, model.model, progress=progress, **which)
+        from ..sampling import RaySampler
 
-            cluster = RaySampler(
-                sampling.sampler,
-                model.model,
-                num_workers=sampling.ray_workers,
-                address=sampling.ray_address,
-                adapter=model.adapter,
-                revision=model.revision,
-                **sampler_kwargs,
-            )
-            try:
-                cluster.identity()  # a worker is ready, or tells why not
-            except BaseException:
-                cluster.close()
-                raise
-            return cluster
-        return make_sampler(
-            sampling.sampler,
-            model.model,
-            adapter=model.adapter,
-            revision=model.revision,
-            base_url=sampling.base_url,
-            progress=progress,
-            sampler_kwargs=sampler_kwargs,
-        )
+        which |= {"num_workers": sampling.ray_workers, "address": sampling.ray_address}
+        cluster = RaySampler(sampling.sampler, model.model, **which, **sampler_kwargs)
+        try:
+            cluster.identity()  # a worker is ready, or tells why not
+        except BaseException:
+            cluster.close()
+            raise
+        return cluster

@@ -8,7 +8,7 @@ The same is read from `eval_log_p.parquet` of checkpoints, and as counts from gr
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from ..problem import EVAL_LOG_P_NAME, EVAL_ROWS_KEY
-from ..sampling.fingerprint import folder_fingerprint
+from ..sampling.fingerprint import describe
 from .arm import Arm
-from .files import StoreError, make_folder, parquet, write_atomically
+from .files import StoreError, parquet, write_atomically
 from .results import load_results
 
 _SCHEMA = pa.schema(
@@ -72,10 +72,7 @@ def write_arms(
         path: The file.
         arms: The arms.
         problem_ids: The problems.
-        log_p: Natural log-probability of each reference answer, shape (arms, problems).
-
-    Raises:
-        StoreError: The file cannot be written, or an arm has a NaN.
+        log_p: Natural log-probability of each reference answer, shape (arms, problems); NaN is refused.
     """
     log_p = np.asarray(log_p, dtype=np.float64)
     for arm, row in zip(arms, log_p, strict=True):
@@ -83,7 +80,6 @@ def write_arms(
     each = [(a.name, a.model, a.model_fingerprint, a.adapter, float(a.temperature)) for a in arms]
     columns: list[Any] = [[value for value in column for _ in problem_ids] for column in zip(*each, strict=True)]
     columns += [list(problem_ids) * len(arms), log_p.ravel()]
-    make_folder(Path(path).parent)
     write_atomically(Path(path), parquet(pa.table(columns, schema=_SCHEMA)))
 
 
@@ -127,7 +123,6 @@ def read_arms(paths: Sequence[str | os.PathLike[str]], grader: str | None = None
             refuse_nan(arm.name, list(exact), np.array(list(exact.values())))
     if not found:
         raise StoreError("there are no arms: name files of `dco-trl coverage`, checkpoints or graded runs")
-    every = {problem_id for measured in found.values() for problem_id in measured}
     first, *others = found.values()
     common = [problem_id for problem_id in first if all(problem_id in other for other in others)]
     if not common:
@@ -137,10 +132,9 @@ def read_arms(paths: Sequence[str | os.PathLike[str]], grader: str | None = None
             "with one `id` column."
         )
     cells = np.array([[measured[problem_id] for problem_id in common] for measured in found.values()])
-    counts = cells[..., 1:].astype(np.int64)
-    return MeasuredArms(
-        tuple(found), tuple(common), cells[..., 0], counts[..., 0], counts[..., 1], len(every) - len(common)
-    )
+    num_sampled, num_correct = cells[..., 1].astype(np.int64), cells[..., 2].astype(np.int64)
+    num_left_out = len(set().union(*found.values())) - len(common)
+    return MeasuredArms(tuple(found), tuple(common), cells[..., 0], num_sampled, num_correct, num_left_out)
 
 
 def refuse_nan(arm: str, problem_ids: Sequence[str], log_p: NDArray) -> None:
@@ -158,29 +152,23 @@ def adapter_base(folder: Path) -> str | None:
     return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config.is_file() else None
 
 
-def model_fingerprint(model: str) -> str:
-    """Hash of a model's files; "" where it is no local folder."""
-    return folder_fingerprint(model) if Path(model).is_dir() else ""
-
-
 def _read(path: Path, grader: str | None) -> Mapping[Arm, _Measured]:
     if (path / "manifest.json").is_file():
         return _read_run(path, grader)
-    evaluations = _evaluations(path)
-    if path.is_file() and not evaluations:
+    if evaluations := _evaluations(path):
+        return {arm: measured for file in evaluations for arm, measured in _read_eval_log_p(file).items()}
+    if path.is_file():
         return _read_file(path)
-    if not evaluations:
-        raise StoreError(
-            f"{path} holds no arms: it is no file of `dco-trl coverage`, no graded run, and no checkpoint with "
-            f"{EVAL_LOG_P_NAME}, which DCOTrainer writes where it evaluates and saves at the same step."
-        )
-    return {arm: measured for file in evaluations for arm, measured in _read_eval_log_p(file).items()}
+    raise StoreError(
+        f"{path} holds no arms: it is no file of `dco-trl coverage`, no graded run, and no checkpoint with "
+        f"{EVAL_LOG_P_NAME}, which DCOTrainer writes where it evaluates and saves at the same step."
+    )
 
 
 def _evaluations(path: Path) -> list[Path]:
     """The files of evaluated checkpoints that a path stands for."""
-    if path.is_file():
-        return [path] if path.name == EVAL_LOG_P_NAME else []
+    if path.name == EVAL_LOG_P_NAME and path.is_file():
+        return [path]
     if (path / "manifest.json").is_file():
         return []
     if (path / EVAL_LOG_P_NAME).is_file():
@@ -209,11 +197,8 @@ def _check_same_rows(evaluations: Sequence[Path]) -> None:
 
 
 def _read_file(path: Path) -> dict[Arm, _Measured]:
-    table = _columns(path, _SCHEMA)
     found: dict[Arm, _Measured] = {}
-    for model, fingerprint, adapter, temperature, problem_id, log_p in zip(
-        *(table[name].to_pylist() for name in _SCHEMA.names[1:]), strict=True
-    ):
+    for _, model, fingerprint, adapter, temperature, problem_id, log_p in _rows(path, _SCHEMA):
         measured = found.setdefault(Arm(model, adapter, temperature, fingerprint), {})
         if problem_id in measured:
             raise StoreError(
@@ -224,16 +209,11 @@ def _read_file(path: Path) -> dict[Arm, _Measured]:
 
 
 def _read_eval_log_p(path: Path) -> dict[Arm, _Measured]:
-    table = _columns(path, pa.schema([("dataset", pa.string()), ("row", pa.int64()), ("log_p", pa.float64())]))
-    folder = path.parent
-    base = adapter_base(folder)
-    model, adapter = (str(folder), "") if base is None else (base, str(folder))
-    rows = zip(*(table[name].to_pylist() for name in ("dataset", "row", "log_p")), strict=True)
-    return {
-        Arm(model, adapter, 1.0, model_fingerprint(model)): {
-            f"{dataset}/{row}" if dataset else str(row): (log_p, 0, 0) for dataset, row, log_p in rows
-        }
-    }
+    rows = _rows(path, pa.schema([("dataset", pa.string()), ("row", pa.int64()), ("log_p", pa.float64())]))
+    measured = {f"{dataset}/{row}" if dataset else str(row): (log_p, 0, 0) for dataset, row, log_p in rows}
+    folder, base = str(path.parent), adapter_base(path.parent)
+    model, adapter = (folder, "") if base is None else (base, folder)
+    return {Arm(model, adapter, 1.0, describe("model", model).get("model_fingerprint", "")): measured}
 
 
 def _read_run(path: Path, grader: str | None) -> dict[Arm, _Measured]:
@@ -245,24 +225,21 @@ def _read_run(path: Path, grader: str | None) -> dict[Arm, _Measured]:
             f"{path} was sampled with top_p {sampling['top_p']:g} and top_k {sampling['top_k']}. An arm is a model, "
             "an adapter and a temperature: sample with --top-p 1 and --top-k 0."
         )
-    if results.schedule is not None:  # where an arm was not reached yet, it was not measured
-        counts = zip(results.schedule.arms, zip(*(p.by_arm for p in results.problems), strict=True), strict=True)
-        ids = [p.problem_id for p in results.problems]
-        return {
-            arm: {problem_id: (float("nan"), n, c) for problem_id, (n, c) in zip(ids, each, strict=True) if n}
-            for arm, each in counts
-            if any(n for n, _ in each)
-        }
-    arm = Arm(
-        manifest.get("model", ""),
-        manifest.get("adapter", ""),
-        float(sampling["temperature"]),
-        manifest.get("model_fingerprint", ""),
-    )
-    return {arm: {p.problem_id: (float("nan"), p.num_samples, p.num_correct) for p in results.problems}}
+    if results.schedule is None:
+        model, adapter, fingerprint = (manifest.get(key, "") for key in ("model", "adapter", "model_fingerprint"))
+        arms: tuple[Arm, ...] = (Arm(model, adapter, float(sampling["temperature"]), fingerprint),)
+        counts = {p.problem_id: [(p.num_samples, p.num_correct)] for p in results.problems}
+    else:
+        arms, counts = results.schedule.arms, {p.problem_id: list(p.by_arm) for p in results.problems}
+    found = {
+        arm: {problem_id: (float("nan"), *each[j]) for problem_id, each in counts.items() if each[j][0]}
+        for j, arm in enumerate(arms)
+    }
+    return {arm: measured for arm, measured in found.items() if measured}  # an arm not reached yet was not measured
 
 
-def _columns(path: Path, schema: pa.Schema) -> pa.Table:
+def _rows(path: Path, schema: pa.Schema) -> Iterator[tuple[Any, ...]]:
+    """The rows of a Parquet file that has at least these columns, without empty cells."""
     try:
         table = pq.read_table(path, partitioning=None)
         if missing := [name for name in schema.names if name not in table.column_names]:
@@ -272,4 +249,4 @@ def _columns(path: Path, schema: pa.Schema) -> pa.Table:
             raise OSError(f"column {empty[0]!r} has empty cells, and each row needs all of its values")
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{path} holds no measured arms: {error}. `dco-trl coverage` writes such a file.") from error
-    return table
+    return zip(*(column.to_pylist() for column in table.columns), strict=True)

@@ -3,9 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +15,13 @@ from ..problem import Problem
 from ..sampling.fingerprint import describe
 from ..sampling.protocol import Sample, SampleRequest, SamplingParams
 from .arm import Arm
-from .files import StoreError
 
 if TYPE_CHECKING:
     from ..sampling.protocol import Sampler
     from .schedule_file import ArmSchedule
 
+# (position of the problem, first index, number of samples)
+Gap = tuple[int, int, int]
 # Of each sample: its problem, its index, its text, its number of tokens, why it ended; with a schedule also its arm.
 Row = tuple[Any, ...]
 
@@ -57,48 +57,44 @@ class Attempts:
         self.identity = own = sampler.identity()
         self.streams = hasattr(sampler, "stream")
         self.arms: tuple[Arm, ...] = (Arm(own.get("model", ""), own.get("adapter", ""), params.temperature),)
-        self.schedule: ArmSchedule | None = None
+        self.order, self.planned = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        self.blocks: list[list[int]] | None = None
         if schedule is not None:
-            self.schedule = loaded_schedule(schedule)
-            self.arms = self.schedule.arms
-            check_schedule(self.schedule, own, params)
+            from .schedule_file import follow
+
+            order, self.arms = follow(schedule, own, params)
+            self.blocks = order.to_dict()["blocks"]
+            self.order, self.planned = order.arm, np.cumsum(order.attempts)
         what = [int(params.seed), *map(asdict, self.arms), *map(own.get, ("model_fingerprint", "adapter_fingerprint"))]
         self.sampler_params = replace(params, seed=_seed_of(what))
 
     def manifest(self) -> dict[str, Any]:
         """What a run's manifest says of the schedule: arms, with hashes of their adapters, and blocks."""
-        if self.schedule is None:
+        if self.blocks is None:
             return {}
         arms = [{**asdict(arm), **describe("adapter", arm.adapter)} for arm in self.arms]
-        return {"schedule": {"arms": arms, "blocks": self.schedule.schedule.to_dict()["blocks"]}}
+        return {"schedule": {"arms": arms, "blocks": self.blocks}}
 
     def note(self, num_attempts: int) -> str | None:
         """What to tell of so many attempts per problem; None: nothing."""
-        if self.schedule is None or num_attempts <= self.schedule.schedule.num_attempts:
+        if self.blocks is None or num_attempts <= self.planned[-1]:
             return None
         return (
-            f"the schedule plans {self.schedule.schedule.num_attempts:,} attempts: beyond them its last arm, "
-            f"{self.arms[int(self.schedule.schedule.arm[-1])].name}, goes on"
+            f"the schedule plans {self.planned[-1]:,} attempts: beyond them its last arm, "
+            f"{self.arms[self.order[-1]].name}, goes on"
         )
 
     def arm_of(self, attempts: NDArray) -> NDArray[np.int64]:
         """The arm of each attempt, both counted from 0."""
-        if self.schedule is None:
-            return np.zeros(attempts.size, dtype=np.int64)
-        order = self.schedule.schedule
-        block = np.searchsorted(np.cumsum(order.attempts), attempts, side="right")
-        return order.arm[np.minimum(block, order.arm.size - 1)]
+        return self.order[np.minimum(np.searchsorted(self.planned, attempts, side="right"), self.order.size - 1)]
 
-    def draw(self, pieces: Sequence[tuple[int, int, int]]) -> Iterator[list[Row]]:
+    def draw(self, gaps: Sequence[Gap]) -> Iterator[list[Row]]:
         """Draw some attempts.
-
-        Args:
-            pieces: (position of the problem, first index, number) each.
 
         Yields:
             A row of the store for each attempt: all in order at once, or as they come from a sampler that streams.
         """
-        requests = [request for piece in pieces for request in self._requests(*piece)]
+        requests = [request for gap in gaps for request in self._requests(*gap)]
         if self.streams:
             for request, samples in self.sampler.stream(requests, self.sampler_params):  # type: ignore[attr-defined]
                 yield self._rows(request, samples)
@@ -114,9 +110,7 @@ class Attempts:
 
     def _rows(self, request: SampleRequest, samples: Sequence[Sample]) -> list[Row]:
         problem_id, first = self.problems[request.stream].problem_id, request.first_index
-        arm: Row = ()
-        if self.schedule is not None:
-            arm = (self.arms[int(self.arm_of(np.array([first]))[0])].name,)
+        arm = () if self.blocks is None else (self.arms[self.arm_of(np.array([first]))[0]].name,)
         return [
             (problem_id, first + i, sample.text, sample.num_tokens, sample.finish_reason, *arm)
             for i, sample in enumerate(samples)
@@ -124,15 +118,15 @@ class Attempts:
 
     def _requests(self, position: int, first: int, count: int) -> Iterator[SampleRequest]:
         """One request, or as many as there are changes of the arm and one more."""
+        problem = self.problems[position]
         arms = self.arm_of(np.arange(first, first + count))
         starts = [0, *(np.flatnonzero(np.diff(arms)) + 1).tolist()]
         for start, end in zip(starts, [*starts[1:], count], strict=True):
-            arm = self.arms[int(arms[start])]
-            problem = self.problems[position]
+            arm = self.arms[arms[start]]
             request = SampleRequest(
                 problem.prompt, end - start, first + start, position, template_kwargs=problem.template_kwargs
             )
-            if self.schedule is not None:
+            if self.blocks is not None:
                 request = replace(request, adapter=arm.adapter, temperature=arm.temperature)
             yield request
 
@@ -140,56 +134,3 @@ class Attempts:
 def _seed_of(what: Any) -> int:
     """63 bits of a hash: two arms that are sampled with one seed draw independently, as planning over them assumes."""
     return int.from_bytes(hashlib.sha256(json.dumps(what).encode()).digest()[:8], "big") >> 1
-
-
-def loaded_schedule(schedule: "ArmSchedule | str | os.PathLike[str]") -> "ArmSchedule":
-    """The schedule, read if it is a file."""
-    from .schedule_file import ArmSchedule, read_schedule
-
-    return schedule if isinstance(schedule, ArmSchedule) else read_schedule(schedule)
-
-
-def check_schedule(schedule: "ArmSchedule", sampler: Mapping[str, Any], params: SamplingParams) -> None:
-    """Refuse a schedule that cannot be followed.
-
-    Args:
-        schedule: The schedule.
-        sampler: What its `identity` says, or as much of it as is known before it is loaded.
-        params: How to sample.
-
-    Raises:
-        ValueError: A temperature or an adapter beside the arms' own.
-        StoreError: Another model, or an adapter that is gone.
-    """
-    if params.temperature != 1:
-        raise UserError(
-            f"temperature={params.temperature:g} cannot be combined with a schedule, whose arms have their own. "
-            "Leave it out."
-        )
-    if sampler.get("adapter"):
-        raise UserError(
-            f"{sampler['adapter']} cannot be combined with a schedule: its arms have their own. Leave one of them "
-            "out.",
-            "adapter",
-        )
-    is_served = sampler.get("sampler") == "server"
-    fingerprint = sampler.get("model_fingerprint", "")
-    for arm in schedule.arms:
-        is_other = arm.model != sampler.get("model", "")
-        if arm.model_fingerprint and fingerprint:
-            is_other = arm.model_fingerprint != fingerprint
-        if is_other:
-            remedy = "Load that model, or plan a schedule for this one."
-            if is_served:
-                remedy = f"If it is the same model, serve it under that name too (--served-model-name {arm.model})."
-            raise StoreError(
-                f"arm {arm.name!r} of the schedule is for model {arm.model!r} "
-                f"({arm.model_fingerprint or 'no fingerprint'}), and the sampler has {sampler.get('model')!r} "
-                f"({fingerprint or 'no fingerprint'}). {remedy}"
-            )
-        # A server may know the adapter by name, or have it on its own disk.
-        if arm.adapter and not is_served and not (Path(arm.adapter) / "adapter_config.json").is_file():
-            raise StoreError(
-                f"the adapter of arm {arm.name!r} is gone: {arm.adapter} has no adapter_config.json. Restore it, or "
-                "plan a schedule without it."
-            )

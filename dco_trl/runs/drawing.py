@@ -1,17 +1,14 @@
 """Draw what a run lacks, part by part: each is on disk before it is told of. Sampling and solving share this."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .attempts import Attempts, Row
+from .attempts import Attempts, Gap, Row
 from .store import RunStore
-
-# (position of the problem, first index, number of samples)
-Gap = tuple[int, int, int]
 
 # A part holds at most this many sequences, and fewer if they may be long: all of them are in memory at a time, where
 # a token takes about 40 bytes.
@@ -22,43 +19,25 @@ _FIRST_CHUNK = 2_048
 _SECONDS = 300.0
 
 
-def plan(
-    present: Mapping[str, np.ndarray], problem_ids: Sequence[str], num_samples: int, first_sample: int = 0
-) -> list[Gap]:
-    """List what is still to be drawn, problem by problem.
-
-    Args:
-        present: The sample indices there are, by problem.
-        problem_ids: All problems, in order.
-        num_samples: Samples wanted per problem.
-        first_sample: Index of the first of them.
-
-    Returns:
-        (position of the problem, first index, number of samples) for each gap.
+def plan(wanted: Iterable[NDArray], present: Iterable[NDArray]) -> list[Gap]:
+    """What is still to be drawn: the indices wanted of each problem that are not present, as ranges.
 
     Examples:
         ```python
         >>> import numpy as np
         >>> from dco_trl.runs.drawing import plan
-        >>> plan({"a": np.array([0, 1, 3])}, ["a", "b"], 5)
+        >>> plan([np.arange(5)] * 2, [np.array([0, 1, 3]), np.array([])])
         [(0, 2, 1), (0, 4, 1), (1, 0, 5)]
 
         ```
     """
-    nothing, wanted = np.empty(0, np.int32), np.arange(first_sample, first_sample + num_samples)
-    return [
-        gap
-        for position, problem_id in enumerate(problem_ids)
-        for gap in gaps_of(position, wanted, present.get(problem_id, nothing))
-    ]
-
-
-def gaps_of(position: int, wanted: NDArray, present: NDArray) -> Iterator[Gap]:
-    """The gaps of one problem: what is wanted and not present, as ranges."""
-    missing = np.setdiff1d(wanted, present, assume_unique=True)
-    if missing.size:
-        for gap in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1):
-            yield position, int(gap[0]), len(gap)
+    gaps: list[Gap] = []
+    for position, (indices, there) in enumerate(zip(wanted, present, strict=True)):
+        missing = np.setdiff1d(indices, there, assume_unique=True)
+        if missing.size:
+            ranges = np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1)
+            gaps += [(position, int(found[0]), len(found)) for found in ranges]
+    return gaps
 
 
 class Drawing:
@@ -82,17 +61,18 @@ class Drawing:
         self.seconds = 0.0
 
     def __call__(self, gaps: list[Gap]) -> Iterator[tuple[Path, list[Row]]]:
-        """Draw the gaps.
-
-        Yields:
-            Each part, once it is on disk, and its rows.
-        """
-        if self.attempts.streams:
-            yield from self._parts(gaps)
-            return
-        chunks = Chunks(gaps)
-        while chunks:
-            yield from self._parts(chunks.take(self._size()))
+        """Draw the gaps, and yield each part, once it is on disk, with its rows."""
+        left = gaps[::-1]
+        while left:
+            chunk, room = [], sum(count for *_, count in left) if self.attempts.streams else self._size()
+            while left and room:
+                position, first, count = left.pop()
+                taken = min(count, room)
+                chunk.append((position, first, taken))
+                if taken < count:
+                    left.append((position, first + taken, count - taken))
+                room -= taken
+            yield from self._parts(chunk)
 
     def _parts(self, gaps: list[Gap]) -> Iterator[tuple[Path, list[Row]]]:
         waiting: list[Row] = []
@@ -118,28 +98,8 @@ class Drawing:
         return self.chunk_size or next_chunk_size(self.attempts.params.max_tokens, drawn, seconds)
 
 
-class Chunks:
-    """The plan, cut into chunks of whole gaps; only the last gap of a chunk may be cut."""
-
-    def __init__(self, gaps: list[Gap]):
-        self._gaps = gaps[::-1]
-
-    def __bool__(self) -> bool:
-        return bool(self._gaps)
-
-    def take(self, size: int) -> list[Gap]:
-        pieces = []
-        while self._gaps and size:
-            position, first, count = self._gaps.pop()
-            taken = min(count, size)
-            pieces.append((position, first, taken))
-            if taken < count:
-                self._gaps.append((position, first + taken, count - taken))
-            size -= taken
-        return pieces
-
-
 def next_chunk_size(max_tokens: int, drawn: int, seconds: float) -> int:
+    """Sequences of the next chunk, after so many were drawn in so many seconds."""
     largest = min(MAX_SEQUENCES, max(1, _MAX_TOKENS // max_tokens))
     if not drawn:
         return min(_FIRST_CHUNK, largest)

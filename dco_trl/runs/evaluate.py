@@ -34,14 +34,8 @@ def evaluate(
         problems: What to sample.
         sampler: Any sampler; it is not closed.
         grader: As for [`grade_run`][dco_trl.runs.grade_run].
-        num_samples: Samples wanted per problem.
-        params: How to sample.
-        schedule: Which arm each sample is drawn from; see [`sample_run`][dco_trl.runs.sample_run].
-        chunk_size: Sequences per chunk.
+        num_samples, params, schedule, chunk_size: As for [`sample_run`][dco_trl.runs.sample_run].
         progress: Show progress on standard error.
-
-    Returns:
-        The results of the run.
 
     Raises:
         ValueError: As for the steps.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,8 +19,6 @@ from ..errors import UserError
 
 # part-000003-<hash>.parquet; for verdicts, the hash of the samples stands before their own.
 PART_NAME = re.compile(r"part-\d{6,}(?:-[0-9a-f]{16})+\.parquet")
-# The last 8 bytes of a Parquet file: the length of the footer, and the letters PAR1.
-_END = 8
 
 
 class StoreError(UserError):
@@ -28,20 +27,18 @@ class StoreError(UserError):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[FileLock]:
-    """Hold a folder alone. The lock ends with this process, however it ends, also if a child lives on.
-
-    Args:
-        folder: The folder; it gets a file `.lock` that says who holds it.
+    """Make a folder and hold it alone. The lock ends with this process, however it ends, also if a child lives on.
 
     Yields:
         The lock; in a process that was forked meanwhile it is not held.
 
     Raises:
-        StoreError: Somebody, named in the message, holds the folder, or its file system knows no locks.
+        StoreError: Somebody, named in the message, holds the folder; it cannot be made, or knows no locks.
     """
     path = folder / ".lock"
     lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     except Timeout as error:
@@ -51,10 +48,11 @@ def locked(folder: Path) -> Iterator[FileLock]:
         ) from error
     except OSError as error:
         raise StoreError(
-            f"{path} cannot be locked: {error.strerror}. Check the folder's permissions, or name a folder on another "
-            "file system."
+            f"the folder {folder} cannot be made or locked: {error.strerror}. Check its permissions, or name a folder "
+            "on another file system."
         ) from error
     try:
+        refresh_listing(folder)
         yield lock
     finally:
         lock.release()
@@ -71,43 +69,34 @@ def refresh_listing(folder: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes | pa.Buffer) -> None:
-    """Write a file so that it is there whole, and on disk, or not at all.
-
-    Args:
-        path: The file. An existing one is replaced.
-        data: Its content.
+    """Write a file, in a folder made if there is none, so that it is there whole and on disk, or not at all.
 
     Raises:
         StoreError: It cannot be written, for instance because the disk is full; nothing else has changed.
     """
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # or a power cut may forget the rename
         finally:
             os.close(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise StoreError(
             f"{path} could not be written ({error.strerror}). What was written before is unharmed. "
             + ("Free some space and run" if full else "Check the folder's permissions, then run")
             + " the same command again: it goes on from there."
         ) from error
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"the folder {folder} cannot be made: {error.strerror}. Name a folder elsewhere.") from error
 
 
 def sha256(data: bytes | pa.Buffer) -> str:
@@ -127,8 +116,7 @@ def parquet(table: pa.Table) -> bytes:
 def write_part(folder: Path, stem: str, table: pa.Table) -> Path:
     """Write `stem-<hash of the footer>.parquet`: any change of it is noticed by whoever reads some of its columns."""
     data = parquet(table)
-    footer = data[-_END - int.from_bytes(data[-_END:-4], "little") :]
-    path = folder / f"{stem}-{sha256(footer)[:16]}.parquet"
+    path = folder / f"{stem}-{_footer_hash(BytesIO(data))}.parquet"
     write_atomically(path, data)
     return path
 
@@ -151,15 +139,12 @@ def list_parts(folder: Path) -> list[Path]:
 
 
 def read_part(path: Path, schema: pa.Schema, remedy: str) -> pa.Table:
-    """Read columns of a part, and nothing else of it; what is read is what was written.
+    """Read the columns of a schema from a part, and nothing else of it; what is read is what was written.
 
     Args:
         path: The file.
         schema: The columns to read, with their types.
         remedy: What running the same command again does about damage, for the message.
-
-    Returns:
-        The table.
 
     Raises:
         StoreError: The file is damaged; the message names it and says what to do.
@@ -167,11 +152,8 @@ def read_part(path: Path, schema: pa.Schema, remedy: str) -> pa.Table:
     try:
         with open(path, "rb") as file:
             # Before it is parsed: Arrow ends the process upon some damaged footers.
-            end = os.pread(file.fileno(), _END, max(os.fstat(file.fileno()).st_size - _END, 0))
-            length = _END + int.from_bytes(end[:4], "little")
-            footer = os.pread(file.fileno(), length, max(os.fstat(file.fileno()).st_size - length, 0))
-            if not path.stem.endswith(sha256(footer)[:16]):
-                raise OSError(f"its footer has the hash {sha256(footer)[:16]}, which is not the one in its name")
+            if not path.stem.endswith(found := _footer_hash(file)):
+                raise OSError(f"its footer has the hash {found}, which is not the one in its name")
             table = pq.ParquetFile(file, page_checksum_verification=True).read(columns=schema.names)
         if table.schema.remove_metadata() != schema:
             types = dict(zip(table.schema.names, map(str, table.schema.types), strict=True))
@@ -182,3 +164,11 @@ def read_part(path: Path, schema: pa.Schema, remedy: str) -> pa.Table:
             f"out of the folder and run the same command again: {remedy} anew."
         ) from error
     return table
+
+
+def _footer_hash(file: BinaryIO) -> str:
+    """Of a Parquet file's footer; its last 8 bytes are the footer's length, and the letters PAR1."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 8, 0))
+    file.seek(max(size - 8 - int.from_bytes(file.read(4), "little"), 0))
+    return sha256(file.read())[:16]

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..problem import Problem
 from .files import StoreError
-from .store import GRADE_SCHEMA, RunStore, replace_surrogates
+from .store import GRADE_SCHEMA, KEY, RunStore, replace_surrogates
 
 if TYPE_CHECKING:
     from ..grading import BulkGrader
@@ -80,9 +80,6 @@ def grade_run(
         ray_address: The cluster's address; None: the one that runs on this machine, else a new one here.
         progress: Show progress on standard error.
 
-    Returns:
-        Counts over the whole run.
-
     Raises:
         StoreError: There is no run or it has no samples; the folder is in use; the grader's code has changed.
         GraderError: The grader cannot be loaded, or fails.
@@ -95,51 +92,43 @@ def grade_run(
 
         ```
     """
-    from ..grading import BulkGrader, grader_name
+    from ..grading import grader_name
     from ..grading.verdict import STATUSES
 
-    source, store = grader_source(grader), RunStore(run_dir)
-    parts = store.sample_parts()
-    total = sum(map(len, store.present().values()))
+    name, source, store = grader_name(grader), grader_source(grader), RunStore(run_dir)
+    parts, total = store.sample_parts(), sum(map(len, store.present().values()))
     if not parts:
         raise StoreError(f"{store.path} has no samples to grade; `dco-trl sample` draws them")
     check_grader(grader, store.problems)
-    limits: dict[str, Any] = {"timeout": timeout, "memory_limit": memory_limit}
-    limits |= {"cache_dir": cache_dir, "in_process": in_process}
-    name = grader_name(grader)
+    num_processes = num_workers if ray_workers is None else num_workers or 1
+    limits = {"num_workers": num_processes, "timeout": timeout, "memory_limit": memory_limit, "cache_dir": cache_dir}
+    make = partial(_part_grader, store.problems, grader, {**limits, "in_process": in_process})
 
     def texts(part: Path) -> pa.Table:
-        return store.read_samples(part, ["problem_id", "sample_index", "text"])
+        return store.read_samples(part, [*KEY, "text"])
 
     with store.grading(name, source, anew=regrade), ExitStack() as stack:
         graded = store.grade_parts(name)
         ungraded = [part for part in parts if part.stem not in graded]
         verdicts: Iterable[tuple[Path, pa.Table]]
         if ray_workers is None:
-            bulk = stack.enter_context(BulkGrader(grader, num_workers=num_workers, **limits))
-            grade = PartGrader(store.problems, bulk)
+            grade = make()
+            stack.enter_context(grade.bulk)
             verdicts = ((part, grade(texts(part), progress)) for part in ungraded)
         else:
             from ..sampling.ray_pool import RayPool
 
-            num_processes = num_workers or 1
-            make = partial(_grader_there, store.problems, grader, {**limits, "num_workers": num_processes})
-            pool = RayPool(make, ray_workers, num_cpus=num_processes, address=ray_address)
+            pool = RayPool(make, ray_workers, num_cpus=num_processes or 1, address=ray_address)
             stack.callback(pool.close)
             verdicts = pool.each("__call__", ungraded, texts)
         summary = GradingSummary(name, 0, 0, dict.fromkeys(STATUSES, 0), 0)
         for path in graded.values():
-            summary = _added(summary, store.read_grades(path, ["score", "status"]), is_new=False)
-        with tqdm(
-            desc=f"{store.path.name}: {name}",
-            total=total,
-            initial=summary.num_samples,
-            unit="sample",
-            disable=not progress or not ungraded,
-        ) as bar:
+            summary = _added(summary, store.read_grades(path, ["score", "status"]))
+        shown = {"desc": f"{store.path.name}: {name}", "unit": "sample", "disable": not progress or not ungraded}
+        with tqdm(total=total, initial=summary.num_samples, **shown) as bar:
             for part, grades in verdicts:
                 store.write_grades(name, part, grades)
-                summary = _added(summary, grades, is_new=True)
+                summary = _added(summary, grades, grades.num_rows)
                 bar.update(grades.num_rows)
     return summary
 
@@ -166,23 +155,19 @@ def check_grader(grader: str | Callable, problems: Sequence[Problem]) -> None:
         check_signature(function, names, name)
 
 
-def _grader_there(problems: list[Problem], grader: str | Callable, limits: Mapping[str, Any]) -> "PartGrader":
-    """What a worker of a cluster has: it ends with its process."""
+def _part_grader(problems: list[Problem], grader: str | Callable, limits: Mapping[str, Any]) -> "PartGrader":
+    """What grades here, or in a worker of a cluster, where it ends with its process."""
     from ..grading import BulkGrader
 
     return PartGrader(problems, BulkGrader(grader, **limits))
 
 
-def _added(summary: GradingSummary, grades: pa.Table, is_new: bool) -> GradingSummary:
+def _added(summary: GradingSummary, grades: pa.Table, num_new: int = 0) -> GradingSummary:
     statuses = Counter(summary.statuses)
-    statuses.update(grades.column("status").to_pylist())
-    return replace(
-        summary,
-        num_samples=summary.num_samples + grades.num_rows,
-        num_correct=summary.num_correct + sum(is_correct(score) for score in grades.column("score").to_pylist()),
-        statuses=dict(statuses),
-        num_new=summary.num_new + (grades.num_rows if is_new else 0),
-    )
+    statuses.update(grades["status"].to_pylist())
+    num_correct = summary.num_correct + sum(map(is_correct, grades["score"].to_pylist()))
+    num_samples = summary.num_samples + grades.num_rows
+    return GradingSummary(summary.grader, num_samples, num_correct, statuses, summary.num_new + num_new)
 
 
 def is_correct(score: float | None) -> bool:
@@ -201,26 +186,24 @@ class PartGrader:
         self.columns = list(dict.fromkeys(name for problem in problems for name in problem.columns))
 
     def __call__(self, samples: pa.Table, progress: bool = False) -> pa.Table:
-        rows = [self.by_id[problem_id] for problem_id in samples.column("problem_id").to_pylist()]
-        completions: Any = samples.column("text").combine_chunks()
-        answers = [problem.answer for problem in rows]
-        if self.is_builtin:
-            verdicts = self.bulk.grade(None, completions, answers, {}, progress=progress)
-        else:
+        rows = [self.by_id[problem_id] for problem_id in samples["problem_id"].to_pylist()]
+        completions: Any = samples["text"].combine_chunks()
+        prompts, columns = None, {}
+        if not self.is_builtin:
+            prompts = [problem.prompt for problem in rows]
             completions = [
-                text if isinstance(problem.prompt, str) else [{"role": "assistant", "content": text}]
-                for problem, text in zip(rows, completions.to_pylist(), strict=True)
+                text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+                for prompt, text in zip(prompts, completions.to_pylist(), strict=True)
             ]
             columns = {name: [problem.columns.get(name) for problem in rows] for name in self.columns}
-            prompts = [problem.prompt for problem in rows]
-            verdicts = self.bulk.grade(prompts, completions, answers, columns, progress=progress)
+        answers = [problem.answer for problem in rows]
+        verdicts = self.bulk.grade(prompts, completions, answers, columns, progress=progress)
         return pa.table(
             [
-                samples.column("problem_id"),
-                samples.column("sample_index"),
-                pa.array([verdict.score for verdict in verdicts], pa.float32()),
-                pa.array([replace_surrogates(verdict.answer) for verdict in verdicts], pa.string()),
-                pa.array([verdict.status for verdict in verdicts], pa.string()),
+                *(samples[name] for name in KEY),
+                [verdict.score for verdict in verdicts],
+                [replace_surrogates(verdict.answer) for verdict in verdicts],
+                [verdict.status for verdict in verdicts],
             ],
             schema=GRADE_SCHEMA,
         )
@@ -229,14 +212,7 @@ class PartGrader:
 def grader_source(grader: str | Callable) -> str | None:
     """What a grader's verdicts depend on besides the samples: versions, or a hash of its module's code.
 
-    Args:
-        grader: The function, its import path, or a built-in's name.
-
-    Returns:
-        Text that changes when the grader does; None where its code is not in a file, as in a notebook.
-
-    Raises:
-        GraderError: There is no such grader.
+    None where its code is not in a file, as in a notebook.
     """
     from ..grading import load_grader, math_grader
     from ..grading.math_verdict import identity

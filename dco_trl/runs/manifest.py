@@ -1,42 +1,52 @@
-"""A run's manifest: what its samples are draws of. Whoever goes on with the run must draw from the same."""
+"""What a run's samples are draws of: `manifest.json` and `problems.parquet`. Whoever goes on draws from the same."""
 
 import datetime
 import json
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ..errors import UserError
+from ..problem import Problem
 from ..sampling.protocol import SamplingParams
-from .files import StoreError
+from .files import StoreError, parquet, sha256, write_atomically
+from .problems import fingerprint
 
 FORMAT = 3
-
+PROBLEM_SCHEMA = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("prompt", pa.string()),  # JSON where conversational
+        ("conversational", pa.bool_()),
+        ("answer", pa.string()),
+        ("columns", pa.string()),  # JSON
+    ]
+)
 # Recorded, and not compared: they do not say what the samples are draws of.
 _FREE = frozenset({"versions", "num_samples", "dataset", "created", "sessions", "problems_sha256"})
+_REQUIRED = ("format", "dataset_fingerprint", "problems_sha256", "num_problems")
+_TYPES: dict[str, Any] = {
+    "format": int,
+    "dataset_fingerprint": str,
+    "problems_sha256": str,
+    "num_problems": int,
+    "num_samples": int | None,
+    "sampling": dict,
+    "schedule": dict,
+    "dataset": dict,
+    "versions": dict | None,
+    "created": str | None,
+    "sessions": list,
+}
 # Characters of a value in a message.
 _LONGEST = 200
-_NONE = type(None)
-_TYPES: dict[str, tuple[type, ...]] = {
-    "format": (int,),
-    "dataset_fingerprint": (str,),
-    "problems_sha256": (str,),
-    "num_problems": (int,),
-    "num_samples": (int, _NONE),
-    "sampling": (dict,),
-    "schedule": (dict,),
-    "dataset": (dict,),
-    "versions": (dict, _NONE),
-    "created": (str, _NONE),
-    "sessions": (list,),
-}
-_REQUIRED = ("format", "dataset_fingerprint", "problems_sha256", "num_problems")
 
 
 def run_manifest(
@@ -74,25 +84,44 @@ def run_manifest(
     }
 
 
+def start_session(folder: Path, manifest: Mapping[str, Any], problems: Sequence[Problem]) -> None:
+    """Write the manifest and the problems of a new run, or one more session into the manifest of one that goes on.
+
+    Raises:
+        StoreError: The run there is draws of something else; the message lists each key with both values.
+    """
+    path, now = folder / "manifest.json", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    asked = {"format": FORMAT, **manifest, "dataset_fingerprint": fingerprint(problems), "num_problems": len(problems)}
+    asked = json.loads(_to_json(asked))
+    session = {"started": now, "versions": asked.get("versions"), "num_samples": asked.get("num_samples")}
+    found: dict[str, Any] = {"created": now}
+    if path.exists():
+        found = read_manifest(path)
+        refuse_changes(folder, found, asked)
+        asked["num_samples"] = max(found.get("num_samples") or 0, asked.get("num_samples") or 0)
+    else:
+        table = _problem_table(problems)
+        found["problems_sha256"] = sha256(table)
+        write_atomically(folder / "problems.parquet", table)
+    asked |= {key: found.get(key) for key in ("problems_sha256", "created")}
+    asked["sessions"] = [*found.get("sessions", []), session]
+    # The manifest comes last: a folder with a manifest is a run.
+    write_atomically(path, (json.dumps(asked, indent=2) + "\n").encode())
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """Read and check a manifest.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its content.
 
     Raises:
         StoreError: It is damaged, or of another format.
     """
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest["format"]
+        manifest = dict(json.loads(path.read_text(encoding="utf-8")))
+        version = manifest.get("format", FORMAT)
         if version == FORMAT:
             _check_types(manifest)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged ({_words(error)}); restore it, or sample into a new folder") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged ({error}); restore it, or sample into a new folder") from error
     if version != FORMAT:
         raise StoreError(
             f"{path.parent} has format {version}, but this version of dco-trl reads format {FORMAT}. Use the version "
@@ -101,58 +130,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def resume_manifest(folder: Path, found: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest after a start: a new run's, or that of a run that goes on, with one more session.
-
-    Args:
-        folder: The run's folder, for the message.
-        found: The manifest there; None for a new run.
-        asked: What is to be drawn now.
-
-    Returns:
-        The manifest to write.
-
-    Raises:
-        StoreError: The run there is draws of something else; the message lists each key with both values.
-    """
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    session = {"started": now, "versions": asked.get("versions"), "num_samples": asked.get("num_samples")}
-    if found is None:
-        return {**asked, "created": now, "sessions": [session]}
-    refuse_changes(folder, found, asked)
-    return {
-        **asked,
-        "problems_sha256": found["problems_sha256"],
-        "created": found.get("created"),
-        "num_samples": max(found.get("num_samples") or 0, asked.get("num_samples") or 0),
-        "sessions": [*found.get("sessions", []), session],
-    }
-
-
-def jsonable(value: Any) -> Any:
-    """The value as it comes back from JSON."""
-    return json.loads(to_json(value))
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON of a value; what JSON has no form for becomes a number, a list or text."""
-    return json.dumps(value, default=_plain, indent=indent)
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
-
-
 def _check_types(manifest: Mapping[str, Any]) -> None:
-    missing = [key for key in _REQUIRED if key not in manifest]
-    if missing:
+    if missing := [key for key in _REQUIRED if key not in manifest]:
         raise ValueError(f"it has no {missing[0]!r}")
-    for key, types in _TYPES.items():
-        value = manifest.get(key)
-        if key in manifest and (not isinstance(value, types) or isinstance(value, bool)):
-            raise ValueError(f"{key!r} should be of type {types[0].__name__}, got {value!r}")
-    if not all(isinstance(session, dict) for session in manifest.get("sessions", [])):
-        raise ValueError(f"'sessions' should be a list of objects, got {manifest['sessions']!r}")
+    for key in _TYPES.keys() & manifest.keys():
+        value, kind = manifest[key], _TYPES[key]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{key!r} should be of type {getattr(kind, '__name__', kind)}, got {value!r}")
     SamplingParams(**manifest.get("sampling", {}))
 
 
@@ -172,6 +156,51 @@ def refuse_changes(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any])
             + "\n".join(changes)
             + "\nUse the run's own values to go on with it, or name another folder. Nothing was changed."
         )
+
+
+def read_problem_table(path: Path, manifest: Mapping[str, Any]) -> list[Problem]:
+    """The problems in `problems.parquet`, which must be the ones that the manifest knows.
+
+    Raises:
+        StoreError: The file is missing, damaged, or another run's.
+    """
+    try:
+        data = path.read_bytes()
+        if sha256(data) != manifest["problems_sha256"]:
+            raise OSError("its SHA-256 is not the one in manifest.json: it was changed after sampling")
+        problems = [
+            Problem(
+                row["problem_id"],
+                json.loads(row["prompt"]) if row["conversational"] else row["prompt"],
+                row["answer"],
+                json.loads(row["columns"]),
+            )
+            for row in pq.read_table(pa.BufferReader(data)).to_pylist()
+        ]
+        if fingerprint(problems) != manifest["dataset_fingerprint"]:
+            raise OSError("it does not have the fingerprint in manifest.json: one of the two was changed")
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise StoreError(f"{path} is damaged or missing ({error}); restore it, or sample into a new folder") from error
+    return problems
+
+
+def _problem_table(problems: Sequence[Problem]) -> bytes:
+    rows = [
+        {
+            "problem_id": problem.problem_id,
+            "prompt": problem.prompt if isinstance(problem.prompt, str) else json.dumps(problem.prompt),
+            "conversational": not isinstance(problem.prompt, str),
+            "answer": problem.answer,
+            "columns": _to_json(problem.columns),
+        }
+        for problem in problems
+    ]
+    return parquet(pa.Table.from_pylist(rows, schema=PROBLEM_SCHEMA))
+
+
+def _to_json(value: Any) -> str:
+    """JSON of a value; what JSON has no form for becomes a number, a list or text."""
+    return json.dumps(value, default=lambda x: x.tolist() if isinstance(x, np.generic | np.ndarray) else str(x))
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -195,7 +224,3 @@ def _without_passwords(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_passwords(item) for key, item in value.items()}
     return [_without_passwords(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _words(error: Exception) -> str:
-    return f"it has no {error}" if isinstance(error, KeyError) else str(error)

@@ -8,7 +8,7 @@ import numpy as np
 
 from .files import StoreError, write_atomically
 from .manifest import refuse_changes
-from .store import RunStore, read_header, refuse_other_verdicts, rows_by_problem
+from .store import KEY, RunStore, hash_of, read_header, refuse_other_verdicts, rows_by_problem
 
 # What `RunStore.writing` puts into a manifest by itself.
 _ITS_OWN = ("format", "dataset_fingerprint", "problems_sha256", "num_problems", "created", "sessions")
@@ -42,50 +42,46 @@ def merge_runs(run_dirs: Sequence[str | os.PathLike[str]], output: str | os.Path
         raise StoreError("there are no runs to merge: name the folders of two or more")
     stores = [RunStore(folder) for folder in run_dirs]
     wholes = [RunStore(output)] if Path(output, "manifest.json").exists() else []
-    headers: dict[str, dict] = {}
     for store in stores:
         refuse_changes(stores[0].path, stores[0].manifest, store.manifest)
+    headers: dict[str, dict] = {}
     for store in [*stores, *wholes]:
         for grader in store.graders():
             folder = store.grades_dir(grader)
             header = read_header(folder / "grader.json")
             refuse_other_verdicts(folder, header, headers.setdefault(grader, header))
-    there = {_hash(part) for whole in wholes for part in whole.sample_parts()}
-    new = [part for store in stores for part in store.sample_parts() if _hash(part) not in there]
-    _refuse_repeated(stores[0], [*(part for whole in wholes for part in whole.sample_parts()), *new])
+    copied = [part for whole in wholes for part in whole.sample_parts()]
+    known = set(map(hash_of, copied))
+    new = [part for store in stores for part in store.sample_parts() if hash_of(part) not in known]
+    _refuse_repeated(stores[0], [*copied, *new])
 
     manifest = {key: value for key, value in stores[0].manifest.items() if key not in _ITS_OWN}
     with RunStore.writing(output, manifest, stores[0].problems) as whole:
         for part in new:
             whole.read_samples(part)  # damage is not copied
             whole.add_part(part)
-        by_hash = {_hash(part): part for part in whole.sample_parts()}
+        stems = {hash_of(part): part.stem for part in whole.sample_parts()}
         for grader, header in headers.items():
             with whole.grading(grader, header["source"]):
                 graded = whole.grade_parts(grader)
                 for store in stores:
                     for samples, grades in store.grade_parts(grader).items():
-                        target = by_hash.get(samples.rpartition("-")[2])
-                        if target is not None and target.stem not in graded:
+                        stem = stems.get(samples.rpartition("-")[2])
+                        if stem is not None and stem not in graded:
                             whole.read_grades(grades)
-                            path = whole.grades_dir(grader) / f"{target.stem}-{_hash(grades)}.parquet"
+                            path = whole.grades_dir(grader) / f"{stem}-{hash_of(grades)}.parquet"
                             write_atomically(path, grades.read_bytes())
         return sum(map(len, whole.present().values()))
-
-
-def _hash(part: Path) -> str:
-    return part.stem.rpartition("-")[2]
 
 
 def _refuse_repeated(store: RunStore, parts: Sequence[Path]) -> None:
     seen: dict[str, np.ndarray] = {}
     for part in parts:
-        for problem_id, rows in rows_by_problem(store.read_samples(part, ["problem_id", "sample_index"])):
-            before = seen.get(problem_id, np.empty(0, np.int32))
-            twice = np.intersect1d(before, rows["sample_index"])
-            if twice.size:
+        for problem_id, rows in rows_by_problem(store.read_samples(part, KEY)):
+            before, indices = seen.get(problem_id, np.empty(0, np.int32)), rows["sample_index"].to_numpy()
+            if (twice := np.intersect1d(before, indices)).size:
                 raise StoreError(
                     f"sample {twice[0]} of problem {problem_id!r} is in {part}, and in a part before it. Each run "
                     "needs a range of its own (--first-sample). Nothing was copied."
                 )
-            seen[problem_id] = np.concatenate([before, rows["sample_index"]])
+            seen[problem_id] = np.concatenate([before, indices])

@@ -35,10 +35,8 @@ def checked_prompt(prompt: Any, chat: bool, where: str) -> Prompt:
     # With every key that they have, as training renders them: a chat template may ask for more than role and content.
     messages = [dict(message) for message in prompt]
     for message in messages:
-        content = message.get("content")
-        if not isinstance(message["role"], str) or not (
-            isinstance(content, str) or (content is None and _calls(message))
-        ):
+        content = "" if message.get("content") is None and message.get("tool_calls") else message.get("content")
+        if not isinstance(message["role"], str) or not isinstance(content, str):
             raise DataError(f"{where}: the role and the content of a message must be text, got {short(prompt)}")
     if messages[-1]["role"] == "assistant":
         raise DataError(
@@ -52,24 +50,21 @@ def checked_prompt(prompt: Any, chat: bool, where: str) -> Prompt:
 def are_messages(value: Any) -> bool:
     """Whether this is a list of chat messages, each with content or tool calls."""
     return isinstance(value, list) and all(
-        isinstance(message, Mapping) and "role" in message and ("content" in message or _calls(message))
+        isinstance(message, Mapping) and "role" in message and ("content" in message or message.get("tool_calls"))
         for message in value
     )
 
 
 def is_plain(messages: list[dict[str, Any]]) -> bool:
     """Whether a completion is one message of the assistant, and nothing but its text."""
-    return messages == [{"role": "assistant", "content": messages[-1].get("content")}] if messages else True
+    return not messages or messages == [{"role": "assistant", "content": messages[-1].get("content")}]
 
 
 def message_text(message: Mapping[str, Any]) -> str:
     """A message as text: its content, and its tool calls as JSON."""
-    calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in _calls(message) or ()]
-    return "\n".join([text for text in [message.get("content")] if text] + calls)
-
-
-def _calls(message: Mapping[str, Any]) -> Any:
-    return message.get("tool_calls")
+    calls = message.get("tool_calls") or ()
+    texts = [json.dumps(call.get("function", call), ensure_ascii=False) for call in calls]
+    return "\n".join([text for text in [message.get("content")] if text] + texts)
 
 
 def checked_text(text: str, where: str) -> str:

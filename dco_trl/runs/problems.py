@@ -7,6 +7,7 @@ import math
 import string
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,6 @@ def read_problems(
         prompt_template: A format string over the columns, such as `"Question: {problem}\nAnswer:"`. Braces that are
             part of the text are doubled: `\\boxed{{}}`.
         chat: Send a plain prompt as one user message, through the model's chat template.
-
-    Returns:
-        The problems in the order of their rows, at least one.
 
     Raises:
         DataError: The source cannot be read, is empty, lacks a column, or has a row that cannot be asked and graded;
@@ -98,16 +96,9 @@ def problems_from_rows(
 
     Args:
         rows: Mappings from a column's name to its value.
-        num_problems: As the arguments below, see [`read_problems`][dco_trl.runs.read_problems].
-        prompt_column: See there.
-        answer_column: See there.
-        id_column: See there.
-        prompt_template: See there.
-        chat: See there.
+        num_problems, prompt_column, answer_column, id_column, prompt_template, chat: As for
+            [`read_problems`][dco_trl.runs.read_problems].
         name: What error messages call the data set.
-
-    Returns:
-        The problems in the order of their rows, at least one.
 
     Raises:
         ValueError: `num_problems` is no integer, or below 1.
@@ -122,68 +113,60 @@ def problems_from_rows(
         ```
     """
     if num_problems is not None:
-        check_integer("num_problems", num_problems)
-    table: list[dict[str, Any]] = []
-    for row in rows:
-        if num_problems is not None and len(table) == num_problems:
-            break
-        table.append(checked_row(row, f"{name}: row {len(table)}"))
+        num_problems = check_integer("num_problems", num_problems)
+    table = [checked_row(row, f"{name}: row {number}") for number, row in enumerate(islice(rows, num_problems))]
     if not table:
         raise DataError(f"{name} is empty: there is nothing to sample. Check the file or the split.")
     if num_problems is not None and len(table) < num_problems:
-        raise DataError(f"{name} has {len(table)} rows, fewer than num_problems={num_problems}. Ask for fewer.")
-
+        raise DataError(f"is {num_problems}, and {name} has {len(table)} rows. Ask for fewer.", "num_problems")
     if prompt_template is None and prompt_column == "prompt" and not any("prompt" in row for row in table):
         table = [split_messages(row, f"{name}: row {number}") for number, row in enumerate(table)]
         if answer_column == "answer" and not any("answer" in row for row in table):
             answer_column = "completion"
     # Rows of a JSON-lines file may have different columns; a column counts as present if any row has it.
     present = list(dict.fromkeys(column for row in table for column in row))
-    if prompt_template is not None:
-        template = _template_fields(prompt_template, present, name)
-        used = {column for _, column, _, _ in template if column is not None}
-        source = f"prompt_template with {_some(sorted(used))}"
-    else:
-        used, source = {prompt_column}, f"column {prompt_column!r}"
-        if prompt_column not in present:
-            raise DataError(
-                f"{name} has no column {prompt_column!r}; its columns are {present}. Name the column with the prompt "
-                "(prompt_column), or build the prompt from other columns (prompt_template, for example "
-                "'Question: {problem}\\nAnswer:')."
-            )
     if pictures := {"image", "images"} & set(present):
         raise DataError(
             f"{name} has the column {min(pictures)!r}, and pictures are not shown to a model here: sampling and exact "
             "coverage take text alone. `DCOTrainer` trains and evaluates such rows. Remove the column to ask the text."
         )
+    used, source = {prompt_column}, f"column {prompt_column!r}"
+    if prompt_template is not None:
+        used = _template_columns(prompt_template, present, name)
+        source = f"the prompt from {_some(sorted(used))}"
+    elif prompt_column not in present:
+        raise DataError(
+            f"names {prompt_column!r}, which is no column of {name}; its columns are {present}. Name the column with "
+            "the prompt, or give a prompt template over other columns, for example 'Question: {problem}\\nAnswer:'.",
+            "prompt_column",
+        )
     if answer_column is not None and answer_column not in present:
         raise DataError(
-            f"{name} has no column {answer_column!r} to grade against; its columns are {present}. Name the column "
-            "with the reference answer (answer_column)."
+            f"names {answer_column!r}, which is no column of {name} to grade against; its columns are {present}. Name "
+            "the column with the reference answer.",
+            "answer_column",
         )
     for column in sorted(used | ({answer_column} if answer_column is not None else set())):
-        empty = [number for number, row in enumerate(table) if _is_missing(row.get(column))]
-        if empty:
+        if empty := [number for number, row in enumerate(table) if _is_missing(row.get(column))]:
             raise DataError(
                 f"{name}: column {column!r} is absent, None or empty in {len(empty)} of {len(table)} rows (row "
                 f"numbers {_some(empty)}). Remove or fill these rows: a problem without it cannot be asked and graded."
             )
 
     id_column, ids = _problem_ids(table, id_column, present, name)
+    # The columns that have become the prompt, the answer and the id are not kept twice.
+    taken = {answer_column, id_column} | ({prompt_column} if prompt_template is None else set())
     problems = []
-    for number, row in enumerate(table):
+    for number, (problem_id, row) in enumerate(zip(ids, table, strict=True)):
         where = f"{name}: row {number}"
-        prompt: Any = row[prompt_column] if prompt_template is None else _filled(template, row, where)
-        # The columns that have become the prompt, the answer and the id are not kept twice.
-        taken = {answer_column, id_column} | ({prompt_column} if prompt_template is None else set())
-        columns = {column: value for column, value in row.items() if column not in taken}
+        prompt: Any = row[prompt_column] if prompt_template is None else _filled(prompt_template, row, where)
         reference: Any = None if answer_column is None else row[answer_column]
         is_more = isinstance(prompt, list) and are_messages(reference) and not is_plain(reference)
         problem = Problem(
-            checked_text(ids[number], f"{where}, column {id_column!r}"),
+            checked_text(problem_id, f"{where}, column {id_column!r}"),
             checked_prompt(prompt, chat, f"{where}, {source}"),
             "" if answer_column is None else _reference(reference, f"{where}, column {answer_column!r}"),
-            columns,
+            {column: value for column, value in row.items() if column not in taken},
             [dict(message) for message in reference] if is_more else None,
         )
         problems.append(problem)
@@ -216,51 +199,42 @@ def fingerprint(problems: Sequence[Problem]) -> str:
     return digest.hexdigest()
 
 
-_Field = tuple[str, str | None, str | None, str | None]  # text, then a column, its format and its conversion
+class _Columns(string.Formatter):
+    """Formats a row's columns, by names that are taken as they are: dots and brackets look nothing up."""
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
+        return kwargs[field_name], field_name
 
 
-def _template_fields(template: str, present: list[str], name: str) -> list[_Field]:
+def _template_columns(template: str, present: list[str], name: str) -> set[str]:
+    """The columns that a template names, all of them present."""
     try:
-        fields = list(string.Formatter().parse(template))
+        columns = {column for _, column, _, _ in string.Formatter().parse(template) if column is not None}
     except ValueError as error:
         raise DataError(
-            f"prompt_template {template!r} is not a format string: {error}. Double braces that are part of the text."
+            f"{template!r} is not a format string: {error}. Double braces that are part of the text.",
+            "prompt_template",
         ) from error
-    columns = [column for _, column, _, _ in fields if column is not None]
     if not columns:
         raise DataError(
-            f"prompt_template {template!r} names no column: every prompt would be the same. Name one in braces, of "
-            f"{present}."
+            f"{template!r} names no column: every prompt would be the same. Name one in braces, of {present}.",
+            "prompt_template",
         )
-    absent = [column for column in columns if column not in present]
-    if absent:
+    if absent := sorted(columns - set(present)):
         raise DataError(
-            f"prompt_template names {absent}, but the columns of {name} are {present}. Double braces that are part of "
-            "the text."
+            f"names {absent}, but the columns of {name} are {present}. Double braces that are part of the text.",
+            "prompt_template",
         )
-    unknown = [conversion for *_, conversion in fields if conversion not in (None, "s", "r", "a")]
-    if unknown:
-        raise DataError(
-            f"prompt_template {template!r} has the conversion !{unknown[0]}; Python has !s, !r and !a. Leave it out: "
-            "{column} alone inserts the column's text."
-        )
-    return fields
+    return columns
 
 
-def _filled(template: list[_Field], row: Mapping[str, Any], where: str) -> str:
-    formatter, parts = string.Formatter(), []
-    for text, column, form, conversion in template:
-        parts.append(text)
-        if column is not None:
-            try:
-                value = formatter.convert_field(row[column], conversion)
-                parts.append(formatter.format_field(value, form or ""))
-            except (ValueError, TypeError, OverflowError, MemoryError) as error:
-                raise DataError(
-                    f"{where}, column {column!r}: prompt_template cannot format {short(row[column])} as "
-                    f"{{{column}:{form}}}: {error}"
-                ) from error
-    return "".join(parts)
+def _filled(template: str, row: Mapping[str, Any], where: str) -> str:
+    try:
+        return _Columns().vformat(template, (), row)
+    except (ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
+        raise DataError(
+            f"{template!r} cannot format the columns of {where}, {short(row)}: {error}.", "prompt_template"
+        ) from error
 
 
 def _problem_ids(
@@ -268,26 +242,22 @@ def _problem_ids(
 ) -> tuple[str | None, list[str]]:
     """The column that has the ids, None where rows are numbered, and the ids."""
     column = "id" if id_column is None else id_column
-    ids = [row.get(column) for row in table]
-    missing = [number for number, value in enumerate(ids) if _is_missing(value)]
-    repeated = [value for value, count in Counter(str(value) for value in ids).items() if count > 1]
-    if id_column is None and (missing or repeated):
+    values = [row.get(column) for row in table]
+    ids = list(map(str, values))
+    missing = [number for number, value in enumerate(values) if _is_missing(value)]
+    repeated = [value for value, count in Counter(ids).items() if count > 1]
+    if not missing and not repeated:
+        return column, ids
+    if id_column is None:
         if "id" in present:
             logger.warning("%s: column 'id' is not unique; problems are named by row number instead", name)
         return None, [str(number) for number in range(len(table))]
-    if column not in present:
-        raise DataError(f"{name} has no column {column!r} (id_column); its columns are {present}")
+    wrong = f"column {column!r} is not unique: {_some(repeated)} occur more than once. Name a column that is"
     if missing:
-        raise DataError(
-            f"{name}: id_column {column!r} is empty in {len(missing)} rows (numbers {_some(missing)}). Fill them, "
-            "or leave id_column out to number the rows."
-        )
-    if repeated:
-        raise DataError(
-            f"{name}: id_column {column!r} is not unique: {_some(repeated)} occur more than once. Name a column "
-            "that is, or leave id_column out to number the rows."
-        )
-    return column, [str(value) for value in ids]
+        wrong = f"column {column!r} is empty in {len(missing)} rows (numbers {_some(missing)}). Fill them"
+    if column not in present:
+        wrong = f"there is no column {column!r}; its columns are {present}. Name one of them"
+    raise DataError(f"does not name the rows of {name}: {wrong}, or leave it out to number the rows.", "id_column")
 
 
 def _reference(value: Any, where: str) -> str:
@@ -306,9 +276,9 @@ def _reference(value: Any, where: str) -> str:
 
 
 def _is_missing(value: Any) -> bool:
-    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
-        return True
-    return isinstance(value, (str, list, dict)) and not (value.strip() if isinstance(value, str) else value)
+    if isinstance(value, str | list | dict):
+        return not (value.strip() if isinstance(value, str) else value)
+    return value is None or (isinstance(value, float | np.floating) and math.isnan(value))
 
 
 def what_is_asked(problem: Problem) -> str:

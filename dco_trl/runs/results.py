@@ -3,7 +3,7 @@
 import hashlib
 import heapq
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from ..problem import Problem
 from .files import StoreError
 from .grade import is_correct
 from .messages import message_text
-from .store import RunStore, rows_by_problem
+from .store import KEY, RunStore, rows_by_problem
 
 if TYPE_CHECKING:
     from .schedule_file import ArmSchedule
@@ -100,9 +101,6 @@ def load_results(run_dir: str | os.PathLike[str], grader: str | None = None) -> 
         run_dir: The run's folder.
         grader: The grader whose verdicts to read; None takes the only one there is.
 
-    Returns:
-        The run's results.
-
     Raises:
         StoreError: There is no run; it was not graded, or not to the end, or by several graders and none was named; or
             a problem has no samples yet.
@@ -138,101 +136,89 @@ def load_results(run_dir: str | os.PathLike[str], grader: str | None = None) -> 
 
         schedule = schedule_of_run(store.path, store.manifest)
     arms = [] if schedule is None else [arm.name for arm in schedule.arms]
-    tallies: dict[str, _Tally] = {problem.problem_id: _Tally(arms) for problem in store.problems}
+    tallies = {problem.problem_id: _Tally(arms) for problem in store.problems}
     graded = store.grade_parts(grader)
     for part in store.sample_parts():
         if part.stem in graded:
-            _count_part(store, part, graded[part.stem], tallies)
-    ungraded = sum(map(len, present.values())) - sum(tally.num_samples for tally in tallies.values())
+            for problem_id, rows in rows_by_problem(_read_part(store, part, graded[part.stem], arms)):
+                tallies[problem_id].add(rows)
+    ungraded = sum(map(len, present.values())) - sum(tally.counts["num_samples"] for tally in tallies.values())
     if ungraded > 0:
         raise StoreError(
             f"{store.path}: {ungraded} samples are not graded by {grader!r} yet. "
             f"Run `dco-trl grade {store.path} --grader {grader}`: it grades what is missing."
         )
-    empty = [problem_id for problem_id in tallies if problem_id not in present]
-    if empty:
+    if empty := [problem_id for problem_id, indices in present.items() if not indices.size]:
         raise StoreError(
             f"{store.path}: {len(empty)} of {len(tallies)} problems have no samples yet ({', '.join(empty[:3])}"
             f"{', …' if len(empty) > 3 else ''}); leaving them out would bias the result. Finish the run with the "
             "command that began it."
         )
-    problems = tuple(
-        tallies[problem.problem_id].result(problem.problem_id, problem.prompt, problem.answer)
-        for problem in store.problems
-    )
+    problems = tuple(tallies[problem.problem_id].result(problem) for problem in store.problems)
     return RunResult(Path(store.path).resolve().name, store.manifest, grader, problems, schedule)
 
 
 class _Tally:
-    """Running counts of one problem."""
+    """Running counts of one problem, by their names in `ProblemResult`."""
 
     def __init__(self, arms: Sequence[str]) -> None:
-        self.by_arm: dict[str, list[int]] = {arm: [0, 0] for arm in arms}
-        self.num_samples = self.num_correct = self.num_truncated = 0
-        self.num_ungraded = self.num_truncated_correct = 0
+        self.counts: Counter[str] = Counter()
+        self.by_arm: dict[str, tuple[int, int]] = dict.fromkeys(arms, (0, 0))
         self.answers: Counter[tuple[str, bool, str]] = Counter()
         self.examples: dict[bool, list[tuple[int, str, bool]]] = {True: [], False: []}
 
-    def result(self, problem_id: str, prompt: Any, reference: str) -> ProblemResult:
+    def add(self, rows: pa.Table) -> None:
+        """Count samples with their verdicts."""
+        scores, indices = rows["score"].to_pylist(), rows["sample_index"].to_pylist()
+        correct = list(map(is_correct, scores))
+        is_cut = [reason == "length" for reason in rows["finish_reason"].to_pylist()]
+        self.counts.update(
+            num_samples=len(scores),
+            num_correct=sum(correct),
+            num_truncated=sum(is_cut),
+            num_ungraded=sum(score is None and not cut for score, cut in zip(scores, is_cut, strict=True)),
+            num_truncated_correct=sum(right and cut for right, cut in zip(correct, is_cut, strict=True)),
+        )
+        answers = map(_shortened, rows["answer"].to_pylist())
+        self.answers.update(zip(answers, correct, rows["status"].to_pylist(), strict=True))
+        if self.by_arm:
+            for arm, right in zip(rows["arm"].to_pylist(), correct, strict=True):
+                num_samples, num_correct = self.by_arm[arm]
+                self.by_arm[arm] = num_samples + 1, num_correct + right
+        for kind, kept in self.examples.items():
+            # Those with the lowest indices, whichever part they are in: so a cluster and one process show the same.
+            chosen = heapq.nsmallest(EXAMPLES, ((index, i) for i, index in enumerate(indices) if correct[i] == kind))
+            found = [(index, rows["text"][i].as_py(), kind) for index, i in chosen]
+            self.examples[kind] = sorted(kept + found)[:EXAMPLES]
+
+    def result(self, problem: Problem) -> ProblemResult:
+        prompt, counts = problem.prompt, dict[str, Any](self.counts)
         answers = sorted(self.answers.items(), key=lambda item: (-item[1], item[0]))
         return ProblemResult(
-            problem_id,
+            problem.problem_id,
             prompt if isinstance(prompt, str) else "\n\n".join(f"[{m['role']}]\n{message_text(m)}" for m in prompt),
-            reference,
-            self.num_samples,
-            self.num_correct,
-            self.num_truncated,
-            tuple(AnswerCount(answer, count, correct, status) for (answer, correct, status), count in answers),
-            tuple(sorted(self.examples[True] + self.examples[False])),
-            self.num_ungraded,
-            self.num_truncated_correct,
-            tuple((n, c) for n, c in self.by_arm.values()),
+            problem.answer,
+            answers=tuple(AnswerCount(answer, count, right, status) for (answer, right, status), count in answers),
+            examples=tuple(sorted(self.examples[True] + self.examples[False])),
+            by_arm=tuple(self.by_arm.values()),
+            **counts,
         )
 
 
-def _count_part(store: RunStore, part: Path, graded: Path, tallies: dict[str, _Tally]) -> None:
+def _read_part(store: RunStore, part: Path, graded: Path, arms: Sequence[str]) -> pa.Table:
+    """Samples and their verdicts, side by side."""
     samples, grades = store.read_samples(part), store.read_grades(graded)
-    if not all(samples.column(key).equals(grades.column(key)) for key in ("problem_id", "sample_index")):
+    if not all(samples[key].equals(grades[key]) for key in KEY):
         raise StoreError(
             f"{graded} does not belong to {part}: their keys differ. Move it out of the folder and grade again."
         )
-    rows = pa.table(
-        {
-            "problem_id": samples.column("problem_id"),
-            "row": pa.array(range(samples.num_rows), pa.int64()),
-            "sample_index": samples.column("sample_index"),
-        }
-    )
-    texts, finish = samples.column("text"), samples.column("finish_reason").to_pylist()
-    scores, answers = grades.column("score").to_pylist(), grades.column("answer").to_pylist()
-    statuses = grades.column("status").to_pylist()
-    arms = samples.column("arm").to_pylist() if "arm" in samples.column_names else None
-    if arms and (unknown := set(arms) - next(iter(tallies.values())).by_arm.keys()):
+    if arms and (unknown := set(samples["arm"].to_pylist()) - set(arms)):
         raise StoreError(
             f"{part} has samples of arm {unknown.pop()!r}, which is not in the schedule of manifest.json."
         )
-    seen: dict[str, str] = {}  # one string for equal answers: two million of them would not be small
-    for problem_id, columns in rows_by_problem(rows):
-        tally = tallies[problem_id]
-        wanted: dict[bool, list[tuple[int, int]]] = defaultdict(list)
-        for row, index in zip(columns["row"].tolist(), columns["sample_index"].tolist(), strict=True):
-            correct = is_correct(scores[row])
-            answer = _shortened(answers[row] or "")
-            tally.num_samples += 1
-            tally.num_correct += correct
-            if arms:
-                counts = tally.by_arm[arms[row]]
-                counts[0], counts[1] = counts[0] + 1, counts[1] + correct
-            is_truncated = finish[row] == "length"
-            tally.num_truncated += is_truncated
-            tally.num_ungraded += scores[row] is None and not is_truncated
-            tally.num_truncated_correct += correct and is_truncated
-            tally.answers[seen.setdefault(answer, answer), correct, statuses[row]] += 1
-            wanted[correct].append((index, row))
-        for correct, chosen in wanted.items():
-            # Those with the lowest indices, whichever part they are in: so a cluster and one process show the same.
-            found = [(index, texts[row].as_py(), correct) for index, row in heapq.nsmallest(EXAMPLES, chosen)]
-            tally.examples[correct] = sorted(tally.examples[correct] + found)[:EXAMPLES]
+    for name in ("score", "answer", "status"):
+        samples = samples.append_column(name, grades[name])
+    return samples
 
 
 def _shortened(answer: str) -> str:
@@ -243,16 +229,13 @@ def _shortened(answer: str) -> str:
 
 def _chosen_grader(store: RunStore, grader: str | None) -> str:
     graders = store.graders()
-    if grader is not None:
-        if grader not in graders:
-            raise StoreError(
-                f"{store.path} was not graded by {grader!r}"
-                + (f", only by {', '.join(graders)}" if graders else "")
-                + f". Run `dco-trl grade {store.path} --grader {grader}` first."
-            )
-        return grader
-    if not graders:
-        raise StoreError(f"{store.path} was not graded yet. Run `dco-trl grade {store.path} --grader math` first.")
-    if len(graders) > 1:
-        raise StoreError(f"{store.path} was graded by {', '.join(graders)}; name one of them (grader)")
-    return graders[0]
+    if grader is None and len(graders) > 1:
+        raise StoreError(f"must be one of {', '.join(graders)}: {store.path} was graded by each of them", "grader")
+    grader = grader or next(iter(graders), None)
+    if grader not in graders:
+        raise StoreError(
+            f"{store.path} was not graded{f' by {grader!r}' if grader else ''} yet"
+            f"{f', only by {graders}' if graders else ''}. Run `dco-trl grade {store.path} --grader "
+            f"{grader or 'math'}` first."
+        )
+    return grader

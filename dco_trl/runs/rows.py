@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +18,13 @@ FILE_TYPES = (".jsonl", ".json", ".parquet", ".csv")
 # The longest field of a CSV file, in characters; Python's own limit is shorter than many a prompt.
 _LONGEST_FIELD = 2**31 - 1
 # Levels of lists and objects in a value. Python's own limit depends on where it is asked.
-MAX_DEPTH = 100
+_MAX_DEPTH = 100
 # Columns of training data that are numbers, also in a CSV file.
 _COUNTS = ("num_sampled", "num_correct")
 
 
-class RepeatedKey(dict):
-    """A JSON object that had one of its keys twice: which value was meant is not known."""
-
-    key: str = ""
-
-
 def read_rows(source: str | Path, *, split: str = "test", config: str | None = None) -> Iterable[Mapping[str, Any]]:
-    """Read rows as they are, from what [`read_problems`][dco_trl.runs.read_problems] reads problems from.
+    """Read rows as they are, their values unchecked, from what `read_problems` reads problems from.
 
     Args:
         source: A `.jsonl`, `.json` (a list of objects), `.parquet` or `.csv` file, with or without a byte-order mark;
@@ -38,17 +32,15 @@ def read_rows(source: str | Path, *, split: str = "test", config: str | None = N
         split: The split to take, where the source has several.
         config: The configuration of a data set on the Hub.
 
-    Returns:
-        The rows in order, their values unchecked.
-
     Raises:
         DataError: The source cannot be read; the message names the file and the line.
     """
     path = Path(source)
     path = split_files(path).get(split, path) if config is None else path
-    if is_file(path):
-        return _read(path, f"data set {str(path)!r}")
-    return load_with_datasets(str(source), config, split)
+    if not is_file(path):
+        return load_with_datasets(str(source), config, split)
+    rows = _read(path, f"data set {str(path)!r}")
+    return rows if isinstance(rows, list) else rows.to_pylist()
 
 
 def is_file(path: Path) -> bool:
@@ -85,30 +77,26 @@ def read_dataset(path: Path) -> "Dataset":
         DataError: The file cannot be read, is empty, or has a column of several kinds of values.
     """
     import pyarrow as pa
-
-    name = f"data set {str(path)!r}"
-    if path.suffix.lower() == ".parquet":
-        return _dataset(_guarded(_parquet_table, path, name), name)  # with its features, images among them
-    rows = [checked_row(row, f"{name}: row {number}") for number, row in enumerate(_read(path, name))]
-    if not any(rows):
-        raise DataError(f"{name} is empty: there is nothing to train on. Check the file or the split.")
-    names = dict.fromkeys(column for row in rows for column in row)
-    columns: dict[str, list[Any]] = {column: [row.get(column) for row in rows] for column in names}
-    if path.suffix.lower() == ".csv":
-        columns |= {column: _whole_numbers(columns[column], column, name) for column in _COUNTS if column in columns}
-    return _dataset(pa.table({column: _array(values, column, name) for column, values in columns.items()}), name)
-
-
-def _dataset(table: "pa.Table", name: str) -> "Dataset":
     from datasets import Dataset
 
+    name = f"data set {str(path)!r}"
+    table = _read(path, name)  # of Parquet with its features, images among them
+    if isinstance(table, list):
+        rows = [checked_row(row, f"{name}: row {number}") for number, row in enumerate(table)]
+        if not any(rows):
+            raise DataError(f"{name} is empty: there is nothing to train on. Check the file or the split.")
+        names = dict.fromkeys(column for row in rows for column in row)
+        columns = {column: [row.get(column) for row in rows] for column in names}
+        if path.suffix.lower() == ".csv":
+            columns |= {column: _integers(columns[column], column, name) for column in _COUNTS if column in columns}
+        table = pa.table({column: _array(values, column, name) for column, values in columns.items()})
     try:
         return Dataset(table)
     except (ValueError, TypeError) as error:  # a name of a column with a NUL, or features of another table
         raise DataError(f"{name} makes no data set: {error}. Write the file again.") from error
 
 
-def _whole_numbers(values: list[Any], column: str, name: str) -> list[Any]:
+def _integers(values: list[Any], column: str, name: str) -> list[Any]:
     for number, value in enumerate(values):
         if not value.strip().isdecimal():
             raise DataError(f"{name}: row {number}, column {column!r}: {short(value)} is no whole number. Correct it.")
@@ -134,28 +122,23 @@ def _array(values: list[Any], column: str, name: str) -> "pa.Array":
 
 
 def checked_row(row: Any, where: str) -> dict[str, Any]:
+    """A row as a `dict`, if it is an object whose columns have names, and values that nest no deeper than JSON can."""
     if not isinstance(row, Mapping):
         raise DataError(f"{where} is not an object with columns but {short(row)}")
-    if isinstance(row, RepeatedKey):
-        raise DataError(f"{where}: column {row.key!r} is there twice. Rename or remove one of the two.")
     for column, value in row.items():
         if not isinstance(column, str):
             raise DataError(f"{where}: the name of a column must be text, got {short(column)}")
-        inner = [(value, 1)]
-        while inner:
-            item, depth = inner.pop()
-            if isinstance(item, RepeatedKey):
-                raise DataError(
-                    f"{where}, column {column!r}: the key {item.key!r} is there twice. Remove one of them."
-                )
-            if isinstance(item, list | tuple | Mapping):
-                if depth > MAX_DEPTH:
-                    raise DataError(
-                        f"{where}, column {column!r}: nested deeper than {MAX_DEPTH} levels. Write it as text, or "
-                        "remove the column."
-                    )
-                inner += [(part, depth + 1) for part in (item.values() if isinstance(item, Mapping) else item)]
+        if _is_deeper(value, _MAX_DEPTH):
+            raise DataError(
+                f"{where}, column {column!r}: nested deeper than {_MAX_DEPTH} levels. Write it as text, or remove the "
+                "column."
+            )
     return dict(row)
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return levels < 0 or any(_is_deeper(part, levels - 1) for part in inner)
 
 
 def short(value: Any, limit: int = 80) -> str:
@@ -164,15 +147,13 @@ def short(value: Any, limit: int = 80) -> str:
     return text if len(text) <= limit else text[:limit] + "…"
 
 
-def _guarded(read: Callable[[Path, str], Any], path: Path, name: str) -> Any:
+def _read(path: Path, name: str) -> "list[Any] | pa.Table":
+    """The rows of a file; of a Parquet file, its table."""
+    read = {".jsonl": _read_json_lines, ".json": _read_json, ".parquet": _read_parquet, ".csv": _read_csv}
     try:
-        return read(path, name)
+        return read[path.suffix.lower()](path, name)
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error}. Check that you may read it.") from error
-
-
-def _read(path: Path, name: str) -> list[Any]:
-    return _guarded(_READERS[path.suffix.lower()], path, name)
 
 
 def _read_json_lines(path: Path, name: str) -> list[Any]:
@@ -214,7 +195,7 @@ def _read_csv(path: Path, name: str) -> list[dict[str, str]]:
     return rows
 
 
-def _parquet_table(path: Path, name: str) -> "pa.Table":
+def _read_parquet(path: Path, name: str) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -227,14 +208,6 @@ def _parquet_table(path: Path, name: str) -> "pa.Table":
     return table
 
 
-_READERS: dict[str, Callable[[Path, str], list[Any]]] = {
-    ".jsonl": _read_json_lines,
-    ".json": _read_json,
-    ".parquet": lambda path, name: _parquet_table(path, name).to_pylist(),
-    ".csv": _read_csv,
-}
-
-
 def _text(path: Path, name: str) -> str:
     data = path.read_bytes()
     try:
@@ -245,27 +218,25 @@ def _text(path: Path, name: str) -> str:
 
 
 def _parsed(text: str, where: str) -> Any:
+    def as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _refuse_repeated([key for key, _ in pairs], where)
+        return dict(pairs)
+
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=as_object)
+    except DataError:
+        raise
     except ValueError as error:
         raise DataError(f"{where}: not JSON: {error}. Correct the text there.") from error
     except RecursionError as error:
         raise DataError(f"{where}: nested too deeply to be read. Write the inner values as text.") from error
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        row = RepeatedKey(row)
-        keys = [key for key, _ in pairs]
-        row.key = next(key for key in keys if keys.count(key) > 1)
-    return row
-
-
-def _refuse_repeated(columns: list[str], where: str) -> None:
-    repeated = next((column for column in columns if columns.count(column) > 1), None)
-    if repeated is not None:
-        raise DataError(f"{where}: column {repeated!r} is there twice in {columns}. Rename or remove one of the two.")
+def _refuse_repeated(names: list[str], where: str) -> None:
+    """Which value is meant of two under one name is not known."""
+    if len(set(names)) < len(names):
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{where}: {repeated!r} is there twice in {short(names)}. Rename or remove one of the two.")
 
 
 def load_with_datasets(

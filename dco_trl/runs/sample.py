@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from ..checks import check_integer
@@ -88,9 +89,6 @@ def sample_run(
             made one by `merge_runs`.
         progress: Show a bar on standard error.
 
-    Returns:
-        A summary.
-
     Raises:
         ValueError: `num_samples` or `chunk_size` is no integer or below 1, or a temperature beside a schedule.
         StoreError: The folder is in use, holds another run, or cannot be written; the schedule cannot be read, is for
@@ -116,20 +114,16 @@ def sample_run(
     with RunStore.writing(run_dir, manifest, problems) as store:
         present = store.present()
         before = sum(map(len, present.values()))
-        gaps = plan(present, [problem.problem_id for problem in problems], num_samples, first_sample)
+        wanted = np.arange(first_sample, first_sample + num_samples)
+        gaps = plan([wanted] * len(present), present.values())
         missing = sum(count for _, _, count in gaps)
         if progress and before and missing:
             print(f"{store.path}: {before:,} samples are there, {missing:,} are to be drawn", file=sys.stderr)
         if progress and (note := attempts.note(first_sample + num_samples)):
             print(note, file=sys.stderr)
         drawing = Drawing(store, attempts, chunk_size)
-        with tqdm(
-            desc=store.path.name,
-            total=before + missing,
-            initial=before,
-            unit="sample",
-            disable=not progress or not missing,
-        ) as bar:
+        shown = {"desc": store.path.name, "unit": "sample", "disable": not progress or not missing}
+        with tqdm(total=before + missing, initial=before, **shown) as bar:
             for _, rows in drawing(gaps):
                 bar.set_postfix_str(f"{drawing.num_tokens / max(drawing.seconds, 1e-9):,.0f} tokens/s", refresh=False)
                 bar.update(len(rows))

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ..errors import UserError
+from ..sampling.protocol import SamplingParams
 from ..statistics.schedule import AttemptOrder
 from .arm import Arm
-from .files import StoreError, make_folder, write_atomically
+from .files import StoreError, write_atomically
 
 _FORMAT = 1
 
@@ -25,6 +27,10 @@ class ArmSchedule(NamedTuple):
 
     schedule: AttemptOrder
     arms: tuple[Arm, ...]
+
+
+class FollowedSchedule(ArmSchedule):
+    """A schedule that a sampler is known to follow; `follow` makes it."""
 
 
 def write_schedule(
@@ -43,9 +49,6 @@ def write_schedule(
 
     Returns:
         What was written: the schedule over the arms that are sampled.
-
-    Raises:
-        StoreError: The file cannot be written.
     """
     used = sorted(set(schedule.arm.tolist()))
     entries = schedule.to_dict()
@@ -59,7 +62,6 @@ def write_schedule(
         **entries,
         "expected": [dict(row) for row in expected],
     }
-    make_folder(Path(path).parent)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
     write_atomically(Path(path), text.encode())
     return ArmSchedule(AttemptOrder.from_dict(entries), kept)
@@ -67,12 +69,6 @@ def write_schedule(
 
 def read_schedule(path: str | os.PathLike[str]) -> ArmSchedule:
     """Read what `write_schedule` or `dco-trl schedule` wrote.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The schedule and its arms.
 
     Raises:
         StoreError: The file is absent or holds no schedule.
@@ -107,16 +103,6 @@ def read_schedule(path: str | os.PathLike[str]) -> ArmSchedule:
     return ArmSchedule(schedule, arms)
 
 
-def _moved(arm: Arm, origin: Path, target: Path) -> Arm:
-    """The arm with its relative folders, seen from `origin`, as they are seen from `target`; names stay."""
-
-    def moved(name: str) -> str:
-        there = origin / name
-        return os.path.relpath(there, target) if name and not os.path.isabs(name) and there.is_dir() else name
-
-    return replace(arm, model=moved(arm.model), adapter=moved(arm.adapter))
-
-
 def schedule_of_run(folder: Path, manifest: Mapping[str, Any]) -> ArmSchedule | None:
     """The schedule along which a run was sampled, without what it was expected to give; None for a run of one arm.
 
@@ -135,6 +121,65 @@ def schedule_of_run(folder: Path, manifest: Mapping[str, Any]) -> ArmSchedule | 
             f"the schedule in {folder / 'manifest.json'} is damaged: {error}. Put the file back as it was, or begin "
             "another run."
         ) from error
+
+
+def follow(
+    schedule: ArmSchedule | str | os.PathLike[str], sampler: Mapping[str, Any], params: SamplingParams
+) -> FollowedSchedule:
+    """Read a schedule if it is a file, and refuse one that cannot be followed; what was followed before is as it was.
+
+    Args:
+        schedule: The schedule, or its file.
+        sampler: What the sampler's `identity` says, or as much of it as is known before it is loaded.
+        params: How to sample.
+
+    Raises:
+        ValueError: A temperature or an adapter beside the arms' own.
+        StoreError: The file holds no schedule, it is for another model, or one of its adapters is gone.
+    """
+    if isinstance(schedule, FollowedSchedule):
+        return schedule
+    followed = FollowedSchedule(*(schedule if isinstance(schedule, ArmSchedule) else read_schedule(schedule)))
+    if params.temperature != 1:
+        raise UserError(
+            f"temperature={params.temperature:g} cannot be combined with a schedule, whose arms have their own. "
+            "Leave it out."
+        )
+    if sampler.get("adapter"):
+        raise UserError(
+            f"{sampler['adapter']} cannot be combined with a schedule: its arms have their own. Leave one of them "
+            "out.",
+            "adapter",
+        )
+    is_served, fingerprint = sampler.get("sampler") == "server", sampler.get("model_fingerprint", "")
+    for arm in followed.arms:
+        known = bool(arm.model_fingerprint and fingerprint)
+        if arm.model_fingerprint != fingerprint if known else arm.model != sampler.get("model", ""):
+            remedy = "Load that model, or plan a schedule for this one."
+            if is_served:
+                remedy = f"If it is the same model, serve it under that name too (--served-model-name {arm.model})."
+            raise StoreError(
+                f"arm {arm.name!r} of the schedule is for model {arm.model!r} "
+                f"({arm.model_fingerprint or 'no fingerprint'}), and the sampler has {sampler.get('model')!r} "
+                f"({fingerprint or 'no fingerprint'}). {remedy}"
+            )
+        # A server may know the adapter by name, or have it on its own disk.
+        if arm.adapter and not is_served and not (Path(arm.adapter) / "adapter_config.json").is_file():
+            raise StoreError(
+                f"the adapter of arm {arm.name!r} is gone: {arm.adapter} has no adapter_config.json. Restore it, or "
+                "plan a schedule without it."
+            )
+    return followed
+
+
+def _moved(arm: Arm, origin: Path, target: Path) -> Arm:
+    """The arm with its relative folders, seen from `origin`, as they are seen from `target`; names stay."""
+
+    def moved(name: str) -> str:
+        there = origin / name
+        return os.path.relpath(there, target) if name and not os.path.isabs(name) and there.is_dir() else name
+
+    return replace(arm, model=moved(arm.model), adapter=moved(arm.adapter))
 
 
 def _arms(entries: Any) -> tuple[Arm, ...]:

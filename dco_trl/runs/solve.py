@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,12 @@ from ..errors import UserError
 from ..problem import Problem
 from ..sampling.protocol import SamplingParams
 from .attempts import Attempts
-from .drawing import Drawing, Gap, gaps_of
+from .drawing import Drawing, plan
 from .files import write_atomically
 from .grade import PartGrader, check_grader, grader_source, is_correct
 from .manifest import run_manifest
 from .sample import check_run_size
-from .store import RunStore, rows_by_problem, sample_table
+from .store import KEY, RunStore, rows_by_problem, sample_table
 
 if TYPE_CHECKING:
     from ..grading import BulkGrader
@@ -132,9 +132,6 @@ def solve(
         grading: Further arguments of `BulkGrader`, such as `{"timeout": 5.0}`.
         progress: Show problems solved, open ones and attempts spent, on standard error.
 
-    Returns:
-        The answers, and what they took.
-
     Raises:
         ValueError: The verifier needs a reference and a problem has none, or a temperature beside a schedule.
         GraderError: The verifier raises. The samples are kept: the same call verifies them again.
@@ -174,7 +171,8 @@ def solve(
         RunStore.writing(run_dir, manifest, problems) as store,
         store.grading(name, source),
     ):
-        return _Solving(store, bulk, attempts, chunk_size, progress).run(num_attempts)
+        drawing = Drawing(store, attempts, chunk_size)
+        return _Solving(store, bulk, attempts, drawing, num_attempts).run(progress)
 
 
 def round_ends(num_attempts: int) -> list[int]:
@@ -194,58 +192,43 @@ class _Solving:
     """One call's work: what is on disk first, then round by round."""
 
     def __init__(
-        self, store: RunStore, bulk: "BulkGrader", attempts: Attempts, chunk_size: int | None, progress: bool
+        self, store: RunStore, bulk: "BulkGrader", attempts: Attempts, drawing: Drawing, num_attempts: int
     ) -> None:
-        self.store, self.bulk, self.attempts, self.progress = store, bulk, attempts, progress
-        self.drawing, self.budget = Drawing(store, attempts, chunk_size), 0
+        self.store, self.bulk, self.attempts, self.drawing, self.budget = store, bulk, attempts, drawing, num_attempts
         self.grade = PartGrader(store.problems, bulk)
-        self.ids = [problem.problem_id for problem in store.problems]
-        present = store.present()
-        self.present: dict[str, NDArray[Any]] = {i: present.get(i, np.empty(0, np.int32)) for i in self.ids}
+        self.present: dict[str, NDArray[Any]] = store.present()
         self.statuses: Counter[str] = Counter()
         self.accepted: dict[str, tuple[int, str, str]] = {}  # sample index, answer, completion
         graded = store.grade_parts(bulk.name)
         for part in store.sample_parts():
             if part.stem not in graded:
-                self._verify(part, store.read_samples(part, ["problem_id", "sample_index", "text"]))
+                self._verify(part, store.read_samples(part, [*KEY, "text"]))
                 continue
-            grades = store.read_grades(graded[part.stem], ["problem_id", "sample_index", "score", "answer", "status"])
+            grades = store.read_grades(graded[part.stem])
             self.statuses.update(grades["status"].to_pylist())
             if any(map(is_correct, grades["score"].to_pylist())):
                 self._accept(grades, store.read_samples(part, ["text"]))
 
-    def run(self, num_attempts: int) -> SolveSummary:
-        self.budget, ends = num_attempts, round_ends(num_attempts)
-        with tqdm(
-            desc=self.store.path.name, total=len(self.ids), unit="problem", disable=not self.progress
-        ) as self.bar:
-            self._show()
+    def run(self, progress: bool) -> SolveSummary:
+        ends = round_ends(self.budget)
+        with tqdm(desc=self.store.path.name, total=len(self.present), unit="problem", disable=not progress) as bar:
             for start, end in zip([0, *ends], ends, strict=False):
-                self._round(start, end)
+                self._show(bar)
+                # Of a solved problem, only what comes before its accepted attempt.
+                stops = (min(end, self.accepted.get(problem_id, (end,))[0]) for problem_id in self.present)
+                wanted = (np.arange(start, stop) for stop in stops)
+                for part, rows in self.drawing(plan(wanted, self.present.values())):
+                    samples = sample_table(rows, self.store.sample_schema)
+                    for problem_id, keys in rows_by_problem(samples.select(KEY)):
+                        there = self.present[problem_id]
+                        self.present[problem_id] = np.union1d(there, keys["sample_index"].to_numpy())
+                    self._verify(part, samples)
+                    self._show(bar)
                 self._write()
-                if self._num_solved() == len(self.ids):
+                if self._within(self.budget)[1] == 1:
                     break
-        budgets = sorted({4**i for i in range(num_attempts.bit_length()) if 4**i < num_attempts} | {num_attempts})
-        curve = tuple(map(self._within, budgets))
-        return SolveSummary(tuple(self._answers()), num_attempts, curve, dict(self.statuses))
-
-    def _round(self, start: int, end: int) -> None:
-        for part, rows in self.drawing(self._missing(np.arange(start, end))):
-            samples = sample_table(rows, self.store.sample_schema)
-            for problem_id, columns in rows_by_problem(samples.select(["problem_id", "sample_index"])):
-                self.present[problem_id] = np.union1d(self.present[problem_id], columns["sample_index"])
-            self._verify(part, samples)
-            self._show()
-
-    def _missing(self, attempts: NDArray) -> list[Gap]:
-        """Gaps of the open problems. Of a solved one, only what comes before its accepted attempt."""
-        gaps: list[Gap] = []
-        for position, problem_id in enumerate(self.ids):
-            wanted = attempts
-            if problem_id in self.accepted:
-                wanted = attempts[attempts < self.accepted[problem_id][0]]
-            gaps += gaps_of(position, wanted, self.present[problem_id])
-        return gaps
+        ks = sorted({4**i for i in range(self.budget.bit_length()) if 4**i < self.budget} | {self.budget})
+        return SolveSummary(tuple(self._answers()), self.budget, tuple(map(self._within, ks)), dict(self.statuses))
 
     def _verify(self, part: Path, samples: pa.Table) -> None:
         grades = self.grade(samples, False)
@@ -256,37 +239,32 @@ class _Solving:
     def _accept(self, grades: pa.Table, samples: pa.Table) -> None:
         """Remember each problem's first accepted attempt."""
         right = np.flatnonzero([is_correct(score) for score in grades["score"].to_pylist()])
-        rows = grades.take(right).append_column("text", [samples["text"].take(right).to_pylist()])
-        for problem_id, columns in rows_by_problem(rows):
-            first = int(np.argmin(columns["sample_index"]))
-            found = (int(columns["sample_index"][first]), columns["answer"][first], columns["text"][first])
-            self.accepted[problem_id] = min(self.accepted.get(problem_id, found), found)
+        rows = grades.select([*KEY, "answer"]).append_column("text", samples["text"]).take(right)
+        for problem_id, *found in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+            self.accepted[problem_id] = min(self.accepted.get(problem_id, tuple(found)), tuple(found))
 
-    def _show(self) -> None:
-        spent = sum(int((indices < self.budget).sum()) for indices in self.present.values())
-        self.bar.n = self._num_solved()
-        self.bar.set_postfix_str(f"{len(self.ids) - self.bar.n:,} open, {spent:,} attempts")
-
-    def _num_solved(self) -> int:
-        return sum(index < self.budget for index, _, _ in self.accepted.values())
-
-    def _answers(self) -> list[Answer]:
-        """What the budget gave: of attempts beyond it, made under a larger one, nothing counts."""
-        answers = []
-        for problem_id in self.ids:
-            spent = int((self.present[problem_id] < self.budget).sum())
-            if problem_id not in self.accepted or self.accepted[problem_id][0] >= self.budget:
-                answers.append(Answer(problem_id, False, spent))
-                continue
-            index, answer, text = self.accepted[problem_id]
-            arm = self.attempts.arms[int(self.attempts.arm_of(np.array([index]))[0])]
-            answers.append(Answer(problem_id, True, spent, answer, text, index + 1, arm.name))
-        return answers
+    def _show(self, bar: tqdm) -> None:
+        _, share, mean = self._within(self.budget)
+        num_problems = len(self.present)
+        bar.n = round(share * num_problems)
+        bar.set_postfix_str(f"{num_problems - bar.n:,} open, {round(mean * num_problems):,} attempts")
 
     def _within(self, budget: int) -> tuple[int, float, float]:
+        """The budget, the share of problems solved within it, and the mean number of attempts spent under it."""
         solved = sum(index < budget for index, _, _ in self.accepted.values())
         spent = sum(int((indices < budget).sum()) for indices in self.present.values())
-        return budget, solved / len(self.ids), spent / len(self.ids)
+        return budget, solved / len(self.present), spent / len(self.present)
+
+    def _answers(self) -> Iterator[Answer]:
+        """What the budget gave: of attempts beyond it, made under a larger one, nothing counts."""
+        for problem_id, indices in self.present.items():
+            spent = int((indices < self.budget).sum())
+            index, answer, text = self.accepted.get(problem_id, (self.budget, "", ""))
+            if index >= self.budget:
+                yield Answer(problem_id, False, spent)
+            else:
+                arm = self.attempts.arms[self.attempts.arm_of(np.array([index]))[0]]
+                yield Answer(problem_id, True, spent, answer, text, index + 1, arm.name)
 
     def _write(self) -> None:
         lines = [json.dumps(asdict(answer), ensure_ascii=False) for answer in self._answers()]
@@ -297,6 +275,7 @@ def _check_references(problems: Sequence[Problem], verifier: str) -> None:
     without = [problem.problem_id for problem in problems if not problem.answer]
     if without and verifier in ("math", "exact", "choice", "json", "regex"):
         raise UserError(
-            f"verifier={verifier!r} compares with a reference answer, and {len(without)} of {len(problems)} problems "
-            f"have none (first: {without[0]!r}). Name the column with it (answer_column), or give another verifier."
+            f"must name the references that verifier={verifier!r} compares with: {len(without)} of {len(problems)} "
+            f"problems have none (first: {without[0]!r}). Name their column, or give another verifier.",
+            "answer_column",
         )

@@ -28,26 +28,17 @@ import pyarrow as pa
 from filelock import FileLock
 
 from ..problem import Problem
-from .files import (
-    StoreError,
-    list_parts,
-    locked,
-    make_folder,
-    read_part,
-    refresh_listing,
-    sha256,
-    write_atomically,
-    write_part,
-)
-from .manifest import FORMAT, jsonable, read_manifest, resume_manifest, to_json
-from .problem_table import problem_table, read_problem_table
-from .problems import fingerprint
+from .files import StoreError, list_parts, locked, read_part, refresh_listing, write_atomically, write_part
+from .manifest import read_manifest, read_problem_table, start_session
 
-_KEY = [("problem_id", pa.string()), ("sample_index", pa.int32())]
-SAMPLE_SCHEMA = pa.schema([*_KEY, ("text", pa.string()), ("num_tokens", pa.int32()), ("finish_reason", pa.string())])
+KEY = ["problem_id", "sample_index"]
+_KEY_FIELDS = [("problem_id", pa.string()), ("sample_index", pa.int32())]
+SAMPLE_SCHEMA = pa.schema(
+    [*_KEY_FIELDS, ("text", pa.string()), ("num_tokens", pa.int32()), ("finish_reason", pa.string())]
+)
 # Of a run along a schedule.
 SCHEDULED_SCHEMA = SAMPLE_SCHEMA.append(pa.field("arm", pa.string()))
-GRADE_SCHEMA = pa.schema([*_KEY, ("score", pa.float32()), ("answer", pa.string()), ("status", pa.string())])
+GRADE_SCHEMA = pa.schema([*_KEY_FIELDS, ("score", pa.float32()), ("answer", pa.string()), ("status", pa.string())])
 
 
 class RunStore:
@@ -83,8 +74,6 @@ class RunStore:
         self._locks: dict[Path, FileLock] = {}
         self._next_number = 0
 
-    # -- writing ---------------------------------------------------------------------------------------------------
-
     @classmethod
     @contextmanager
     def writing(
@@ -108,24 +97,11 @@ class RunStore:
         folder = Path(path)
         if not problems:
             raise StoreError("there are no problems to sample: the data set is empty")
-        if folder.exists() and not folder.is_dir():
-            raise StoreError(f"{folder} is a file; name a folder for the run")
-        make_folder(folder)
         _refuse_other_files(folder)
         with locked(folder) as lock:
-            refresh_listing(folder)
-            asked = jsonable({"format": FORMAT, **manifest, "dataset_fingerprint": fingerprint(problems)})
-            asked["num_problems"] = len(problems)
-            if (folder / "manifest.json").exists():
-                asked = resume_manifest(folder, cls(folder).manifest, asked)
-            else:
-                table = problem_table(problems)
-                asked = resume_manifest(folder, None, {**asked, "problems_sha256": sha256(table)})
-                write_atomically(folder / "problems.parquet", table)
-            # The manifest comes last: a folder with a manifest is a run.
-            write_atomically(folder / "manifest.json", (to_json(asked, indent=2) + "\n").encode())
+            start_session(folder, manifest, problems)
             store = cls(folder)
-            make_folder(store.samples_dir)
+            store.samples_dir.mkdir(exist_ok=True)
             refresh_listing(store.samples_dir)
             store._locks[store.samples_dir] = lock
             store._next_number = max((int(part.name.split("-")[1]) + 1 for part in store.sample_parts()), default=0)
@@ -146,16 +122,14 @@ class RunStore:
                 are unharmed.
         """
         self._require_lock(self.samples_dir)
-        table = sample_table(rows, self.sample_schema)
-        part = write_part(self.samples_dir, f"part-{self._next_number:06d}", table)
+        part = write_part(self.samples_dir, f"part-{self._next_number:06d}", sample_table(rows, self.sample_schema))
         self._next_number += 1
         return part
 
     def add_part(self, part: Path) -> None:
         """Copy a part of samples of another run, under its hash and a number of this run's own."""
         self._require_lock(self.samples_dir)
-        name = f"part-{self._next_number:06d}-{part.stem.rpartition('-')[2]}.parquet"
-        write_atomically(self.samples_dir / name, part.read_bytes())
+        write_atomically(self.samples_dir / f"part-{self._next_number:06d}-{hash_of(part)}.parquet", part.read_bytes())
         self._next_number += 1
 
     @contextmanager
@@ -171,9 +145,7 @@ class RunStore:
             StoreError: Another process grades there, or there are verdicts of another grader, or of another version.
         """
         folder, asked = self.grades_dir(grader), {"grader": grader, "source": source}
-        make_folder(folder)
         with locked(folder) as lock:
-            refresh_listing(folder)
             header = folder / "grader.json"
             for path in [*list_parts(folder), header] if anew else []:  # without its header, a part is refused
                 path.unlink(missing_ok=True)
@@ -213,8 +185,6 @@ class RunStore:
                 f"{folder} is open for reading only; write inside `with RunStore.writing(…)` or `.grading(…)`"
             )
 
-    # -- reading ---------------------------------------------------------------------------------------------------
-
     @property
     def sample_schema(self) -> pa.Schema:
         """The columns of the samples."""
@@ -252,13 +222,6 @@ class RunStore:
     def read_samples(self, part: Path, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one part of samples, or some of its columns, and nothing else of the file.
 
-        Args:
-            part: The file.
-            columns: The columns; None reads all.
-
-        Returns:
-            The table.
-
         Raises:
             StoreError: The file is damaged; the message names it and says what to do.
         """
@@ -272,30 +235,27 @@ class RunStore:
         """Which samples there are, from the key columns alone: what sampling, grading and the report ask first.
 
         Returns:
-            For each problem with samples, their indices in increasing order, int32.
+            For each problem, in order, the indices of its samples in increasing order, int32.
 
         Raises:
             StoreError: A part is damaged, has a problem that is not the run's, or a sample that another part has too.
         """
-        found: dict[str, list[np.ndarray]] = {problem.problem_id: [] for problem in self.problems}
+        found = {problem.problem_id: [np.empty(0, np.int32)] for problem in self.problems}
         for part in self.sample_parts():
-            for problem_id, rows in rows_by_problem(self.read_samples(part, ["problem_id", "sample_index"])):
+            for problem_id, rows in rows_by_problem(self.read_samples(part, KEY)):
                 if problem_id not in found:
                     raise StoreError(
                         f"{part} has samples of {problem_id!r}, which is no problem of this run. Was it copied in "
                         "from another run? Move it out of the folder."
                     )
-                found[problem_id].append(rows["sample_index"])
-        present = {}
-        for problem_id, pieces in found.items():
-            if pieces:
-                present[problem_id] = indices = np.sort(np.concatenate(pieces))
-                twice = indices[1:][indices[1:] == indices[:-1]]
-                if twice.size:
-                    raise StoreError(
-                        f"{self.samples_dir}: sample {twice[0]} of problem {problem_id!r} is there twice. Was a part "
-                        "copied in by hand? Move the copy out of the folder."
-                    )
+                found[problem_id].append(rows["sample_index"].to_numpy())
+        present = {problem_id: np.sort(np.concatenate(pieces)) for problem_id, pieces in found.items()}
+        for problem_id, indices in present.items():
+            if (twice := indices[1:][indices[1:] == indices[:-1]]).size:
+                raise StoreError(
+                    f"{self.samples_dir}: sample {twice[0]} of problem {problem_id!r} is there twice. Was a part "
+                    "copied in by hand? Move the copy out of the folder."
+                )
         return present
 
 
@@ -303,34 +263,22 @@ def sample_table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table
     """Rows of samples as a table; half of a character, cut by the token limit, becomes "?"."""
     columns: list[Sequence[Any]] = [list(column) for column in zip(*rows, strict=True)]
     columns[2] = [replace_surrogates(text) for text in columns[2]]
-    return pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
+    return pa.table(columns, schema=schema)
 
 
-def rows_by_problem(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Split a part by problem, in the order of first appearance.
+def rows_by_problem(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """The id and the rows of each problem of a part, in the order of first appearance."""
+    ids = table["problem_id"].combine_chunks().dictionary_encode()
+    codes = ids.indices.to_numpy()
+    ends = np.cumsum(np.bincount(codes, minlength=len(ids.dictionary)))
+    pieces = np.split(np.argsort(codes, kind="stable"), ends[:-1])
+    for problem_id, rows in zip(ids.dictionary.to_pylist(), pieces, strict=False):
+        yield problem_id, table.take(rows)
 
-    Args:
-        table: A part with the column `problem_id`.
 
-    Yields:
-        The problem's id, and its columns: numbers as arrays, the rest as lists.
-    """
-    encoded = table.column("problem_id").combine_chunks().dictionary_encode()
-    codes = encoded.indices.to_numpy()
-    order = np.argsort(codes, kind="stable")
-    ends = np.cumsum(np.bincount(codes, minlength=len(encoded.dictionary)))
-    for code, problem_id in enumerate(encoded.dictionary.to_pylist()):
-        rows = table.take(order[(ends[code - 1] if code else 0) : ends[code]])
-        yield (
-            problem_id,
-            {
-                name: rows.column(name).to_numpy()
-                if pa.types.is_integer(rows.schema.field(name).type)
-                else rows.column(name).to_pylist()
-                for name in rows.column_names
-                if name != "problem_id"
-            },
-        )
+def hash_of(part: Path) -> str:
+    """The hash in a part's name."""
+    return part.stem.rpartition("-")[2]
 
 
 def grader_slug(grader: str) -> str:
@@ -346,29 +294,23 @@ def replace_surrogates(text: str) -> str:
 def read_header(path: Path) -> dict[str, Any]:
     """Whose verdicts a folder has: `grader`, its name, and `source`, what its verdicts depend on."""
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-        found = {"grader": header["grader"], "source": header["source"]}
-        if grader_slug(found["grader"]) != path.parent.name:
-            raise ValueError(f"the verdicts of grader {found['grader']!r} do not belong into {path.parent.name}")
-        if not isinstance(found["source"], str | None):
-            raise ValueError(f"'source' should be text or null, got {found['source']!r}")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        match json.loads(path.read_text(encoding="utf-8")):
+            case {"grader": str(grader), "source": str() | None as source} if grader_slug(grader) == path.parent.name:
+                return {"grader": grader, "source": source}
+            case other:
+                raise ValueError(f"it should name `grader`, as its folder does, and `source`, got {other}")
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({error}). Move its folder away and grade anew.") from error
-    return found
 
 
 def refuse_other_verdicts(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Verdicts of another grader, or of another version of it, are not to be mixed with these."""
     if found != asked:
         raise StoreError(
-            f"{folder} holds verdicts of grader {found['grader']!r} with {_source(found['source'])}, and "
-            f"{asked['grader']!r} now has {_source(asked['source'])}. Verdicts of the two must not be mixed: "
+            f"{folder} holds verdicts of grader {found['grader']!r} with source {found['source']!r}, and "
+            f"{asked['grader']!r} now has source {asked['source']!r}. Verdicts of the two must not be mixed: "
             "grade all samples anew with `dco-trl grade --regrade`, or move the folder away. Nothing was changed."
         )
-
-
-def _source(source: str | None) -> str:
-    return f"source {source!r}" if source else "no known source"
 
 
 def _some_of(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
@@ -376,7 +318,7 @@ def _some_of(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
 
 
 def _refuse_other_files(folder: Path) -> None:
-    names = sorted(path.name for path in folder.iterdir())
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     foreign = [name for name in names if name not in ("problems.parquet", ".lock") and not name.startswith(".tmp-")]
     if foreign and "manifest.json" not in names:
         raise StoreError(

@@ -78,5 +78,5 @@ def test_what_a_user_can_get_wrong_is_one_message(tmp_path, capsys, arguments, m
 def test_two_graders_need_a_choice(tmp_path, capsys):
     run = make_run(tmp_path / "ce", graders=("exact", "math"))
     assert main(["report", run, "--output", str(tmp_path / "report")]) == 2
-    assert "name one of them (grader)" in capsys.readouterr().err
+    assert "--grader must be one of exact, math: " in capsys.readouterr().err
     assert main(["report", run, "--grader", "exact", "--output", str(tmp_path / "report")]) == 0

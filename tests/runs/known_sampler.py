@@ -8,9 +8,11 @@ import os
 import resource
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from dco_trl.runs import Problem, RunStore, grade_run, load_results, sample_run
 from dco_trl.runs.arm import Arm
@@ -84,6 +86,36 @@ def make_schedule(folder):
 def sampler_params(sampler, params=None, schedule=None):
     """What a run gives the sampler: the seed is of these arms."""
     return Attempts((), sampler, params or SamplingParams(), schedule).sampler_params
+
+
+def draw(folder, problems=4, samples=6, chunk=5, **arguments):
+    """Sample a run in small parts."""
+    arguments = {"sampler": KnownSampler(), "params": SamplingParams(), **arguments}
+    return sample_run(
+        folder, make_problems(problems), num_samples=samples, chunk_size=chunk, progress=False, **arguments
+    )
+
+
+def read(part):
+    """The rows of a file, read without the store."""
+    return pq.read_table(part, partitioning=None).to_pylist()
+
+
+def keys(folder):
+    """How often each sample is there, read without the store."""
+    rows = [row for part in sorted(Path(folder, "samples").glob("part-*.parquet")) for row in read(part)]
+    return Counter((row["problem_id"], row["sample_index"]) for row in rows)
+
+
+def exactly(problems, samples):
+    """`keys` of a run that has each sample once."""
+    return Counter((f"p{i}", j) for i in range(problems) for j in range(samples))
+
+
+def contents(folder):
+    """The content of each file but the locks."""
+    files = [path for path in Path(folder).rglob("*") if path.is_file() and not path.name.startswith(".lock")]
+    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 def make_problems(count):

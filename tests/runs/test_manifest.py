@@ -1,10 +1,11 @@
 """The manifest: what a run is draws of, what may differ when it goes on, and what a damaged one looks like."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
-from known_sampler import KnownSampler, make_problems
+from known_sampler import KnownSampler, contents, make_problems
 
 from dco_trl.runs import RunStore, StoreError, sample_run
 from dco_trl.sampling import SamplingParams
@@ -21,8 +22,8 @@ class Served(KnownSampler):
         return {**super().identity(), **self.extra}
 
 
-def draw(folder, samples=2, **identity):
-    return sample_run(folder, make_problems(2), Served(**identity), samples, progress=False)
+def draw(folder, samples=2, problems=2, **identity):
+    return sample_run(folder, make_problems(problems), Served(**identity), samples, progress=False)
 
 
 def manifest(folder):
@@ -111,12 +112,11 @@ def test_numpy_integers_are_integers(tmp_path):
         ("dataset_fingerprint", 3, "'dataset_fingerprint' should be of type str, got 3"),
         ("problems_sha256", None, "'problems_sha256' should be of type str, got None"),
         ("num_problems", "2", "'num_problems' should be of type int, got '2'"),
-        ("num_samples", [2], "'num_samples' should be of type int, got [2]"),
-        ("num_samples", True, "'num_samples' should be of type int, got True"),
-        ("versions", "1", "'versions' should be of type dict, got '1'"),
+        ("num_samples", [2], "'num_samples' should be of type int | None, got [2]"),
+        ("num_samples", True, "'num_samples' should be of type int | None, got True"),
+        ("versions", "1", "'versions' should be of type dict | None, got '1'"),
         ("sessions", {}, "'sessions' should be of type list, got {}"),
-        ("sessions", ["x"], "'sessions' should be a list of objects, got ['x']"),
-        ("created", 0, "'created' should be of type str, got 0"),
+        ("created", 0, "'created' should be of type str | None, got 0"),
         ("sampling", [], "'sampling' should be of type dict, got []"),
         ("sampling", {"temperature": "hot"}, " number"),
         ("sampling", {"temperature": -1}, "must be a finite number"),
@@ -146,9 +146,40 @@ def test_a_manifest_without_what_it_must_have(tmp_path, key):
         RunStore(tmp_path / "run")
 
 
-def test_a_run_of_an_earlier_version_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        *((text, "manifest.json is damaged .*; restore it, or sample") for text in ("", "{", "[]", "[" * 100_000)),
+        ('{"format": 1}', "has format 1, but this version of dco-trl reads format 3. Use the version"),
+    ],
+)
+def test_a_damaged_manifest_and_one_of_another_version_are_named(tmp_path, content, told):
     draw(tmp_path / "run")
-    path = tmp_path / "run/manifest.json"
-    path.write_text(json.dumps({"format": 1, "dataset_fingerprint": "x"}))
-    with pytest.raises(StoreError, match="has format 1, but this version of dco-trl reads format 3. Use the version"):
+    before = contents(tmp_path / "run/samples")
+    (tmp_path / "run/manifest.json").write_text(content)
+    with pytest.raises(StoreError, match=told):
+        draw(tmp_path / "run", samples=3)
+    assert contents(tmp_path / "run/samples") == before
+
+
+def test_changed_or_missing_problems_are_noticed(tmp_path):
+    draw(tmp_path / "run")
+    draw(tmp_path / "other", problems=3)
+    problems = tmp_path / "run/problems.parquet"
+    problems.write_bytes((tmp_path / "other/problems.parquet").read_bytes())
+    with pytest.raises(StoreError, match="problems.parquet is damaged or missing .its SHA-256 is not the one in"):
+        RunStore(tmp_path / "run")
+    # With a hash to match, it is still not what was sampled.
+    manifest = tmp_path / "run/manifest.json"
+    whole = manifest.read_text()
+    forged = json.loads(whole) | {"problems_sha256": hashlib.sha256(problems.read_bytes()).hexdigest()}
+    manifest.write_text(json.dumps(forged))
+    with pytest.raises(StoreError, match="does not have the fingerprint in manifest.json: one of the two was"):
+        RunStore(tmp_path / "run")
+    manifest.write_text(whole)
+    problems.write_bytes(b"PAR1")
+    with pytest.raises(StoreError, match="problems.parquet is damaged or missing .*; restore it, or sample"):
+        RunStore(tmp_path / "run")
+    problems.unlink()
+    with pytest.raises(StoreError, match="problems.parquet is damaged or missing .*No such file.*; restore it"):
         RunStore(tmp_path / "run")

@@ -155,9 +155,7 @@ def test_what_datasets_can_load(tmp_path):
     write(folder, "jsonl").rename(folder / "test.jsonl")
     assert read_problems(folder) == PROBLEMS
     assert problems_from_rows(dataset) == PROBLEMS
-    with pytest.raises(
-        DataError, match="'no/such-data' is neither a file here nor could the datasets library load it"
-    ):
+    with pytest.raises(DataError, match="'no/such-data' is neither a file here nor could the datasets library load"):
         read_problems("no/such-data")
 
 
@@ -193,12 +191,14 @@ def test_ids_are_the_column_id_where_it_is_unique(caplog):
         assert [p.problem_id for p in problems_from_rows(rows)] == ["0", "1", "2"]
         assert problems_from_rows(rows)[2].columns == {"level": 3, "id": "x0"}  # for graders
     assert "column 'id' is not unique; problems are named by row number instead" in caplog.text
-    with pytest.raises(DataError, match="id_column 'id' is not unique: x0 occur more than once"):
-        problems_from_rows(rows, id_column="id")
-    with pytest.raises(DataError, match=r"id_column 'id' is empty in 1 rows \(numbers 1\). Fill them, or leave id_c"):
-        problems_from_rows([rows[0], {**rows[1], "id": None}], id_column="id")
-    with pytest.raises(DataError, match=r"no column 'uid' \(id_column\); its columns are"):
-        problems_from_rows(rows, id_column="uid")
+    empty = [rows[0], {**rows[1], "id": None}]
+    for table, column, told in (
+        (rows, "id", "column 'id' is not unique: x0 occur more than once. Name a column that is, or leave it out"),
+        (empty, "id", r"column 'id' is empty in 1 rows \(numbers 1\). Fill them, or leave it out to number the rows"),
+        (rows, "uid", "there is no column 'uid'; its columns are .*Name one of them, or leave it out"),
+    ):
+        with pytest.raises(DataError, match=f"`id_column` does not name the rows of the data set: {told}"):
+            problems_from_rows(table, id_column=column)
 
 
 def test_repeated_problems_are_said_and_contradictions_refused(caplog):
@@ -211,100 +211,85 @@ def test_repeated_problems_are_said_and_contradictions_refused(caplog):
         problems_from_rows([ROWS[0], {**ROWS[0], "answer": "3"}])
 
 
+def chat(**message):
+    return [{"prompt": [message], "answer": "a"}]
+
+
+def answered(answer):
+    return [{"prompt": "p", "answer": answer}]
+
+
 @pytest.mark.parametrize(
-    ("rows", "arguments", "told"),
+    ("rows", "told"),
     [
-        ([], {}, "d is empty: there is nothing to sample"),
-        (ROWS, {"num_problems": 4}, "d has 3 rows, fewer than num_problems=4. Ask for fewer"),
+        ([], "d is empty: there is nothing to sample"),
         (
             [{"problem": "p", "answer": "a"}],
-            {},
-            "d has no column 'prompt'; its columns are ['problem', 'answer']. Name the column with the prompt (pr",
+            "`prompt_column` names 'prompt', which is no column of d; its columns",
         ),
-        ([{"prompt": "p", "completion": "a"}], {}, "d has no column 'answer' to grade against; its columns are"),
-        ([ROWS[0], {"prompt": "p"}], {}, "column 'answer' is absent, None or empty in 1 of 2 rows (row numbers 1)"),
-        ([ROWS[0], {"prompt": "p", "answer": None}], {}, "'answer' is absent, None or empty in 1 of 2 rows"),
-        ([{"prompt": "p", "answer": float("nan")}], {}, "'answer' is absent, None or empty in 1 of 1 rows"),
-        ([{"prompt": "p", "answer": " "}] * 9, {}, "in 9 of 9 rows (row numbers 0, 1, 2, 3, 4, …)"),
-        ([{"prompt": " ", "answer": "a"}], {}, "'prompt' is absent, None or empty"),
-        ([{"prompt": 3, "answer": "a"}], {}, "row 0, column 'prompt': the prompt must be text or a list of messages"),
-        (
-            [{"prompt": [{"role": "user"}], "answer": "a"}],
-            {},
-            "row 0, column 'prompt': the prompt must be text or a list of messages",
-        ),
-        ([{"prompt": [{"role": "user", "content": 1}], "answer": "a"}], {}, "content of a message must be text"),
-        (
-            [{"prompt": [{"role": "assistant", "content": "2"}], "answer": "a"}],
-            {},
-            "the prompt ends with the assistant's message",
-        ),
-        (["text"], {}, "row 0 is not an object with columns but 'text'"),
-        ([{3: "p"}], {}, "d: row 0: the name of a column must be text, got 3"),
-        (
-            [ROWS[0], {"prompt": "p", "answer": "half \ud83d"}],
-            {},
-            "d: row 1, column 'answer': half of a character (the ",
-        ),
-        (
-            [ROWS[0], {"prompt": "\udc9d", "answer": "a"}],
-            {},
-            "d: row 1, column 'prompt': half of a character (the lone",
-        ),
-        ([{"prompt": "p", "answer": ["\ud83d"]}], {}, "d: row 0, column 'answer': half of a character"),
-        ([{"prompt": "p", "answer": "a", "id": "\ud83d"}], {}, "d: row 0, column 'id': half of a character"),
-        (
-            [{"prompt": [{"role": "user", "content": "\ud83d"}], "answer": "a"}],
-            {},
-            "d: row 0, column 'prompt': half of a character (the lone surrogate '\\ud83d'), which neither a tokenizer",
-        ),
-        (
-            [{"prompt": "\ud83d", "answer": "a"}],
-            {"prompt_template": "{prompt}"},
-            "d: row 0, prompt_template with prompt: half of a character",
-        ),
-        ([{"prompt": "p", "answer": float("inf")}], {}, "d: row 0, column 'answer': inf is not an answer that can be"),
-        ([{"prompt": "p", "answer": np.float32("-inf")}], {}, "d: row 0, column 'answer': -inf is not an answer"),
-        (
-            [{"prompt": "p", "answer": [float("inf")]}],
-            {},
-            "column 'answer': [inf] cannot be written as text: Out of range",
-        ),
-        (
-            [{"prompt": "p", "answer": [{1, 2}]}],
-            {},
-            "column 'answer': [{1, 2}] cannot be written as text: Object of type set is not JSON serializable. Wr",
-        ),
-        (
-            [{"prompt": "p", "answer": "a", "x": nested(101)}],
-            {},
-            "d: row 0, column 'x': nested deeper than 100 levels. Write it as text, or remove the",
-        ),
-        (
-            ROWS,
-            {"prompt_template": "{prompt!x}"},
-            "'{prompt!x}' has the conversion !x; Python has !s, !r and !a. Leave",
-        ),
-        (
-            ROWS,
-            {"prompt_template": "{prompt:d}"},
-            "d: row 0, column 'prompt': prompt_template cannot format '1 + 1 =' as",
-        ),
-        (ROWS, {"prompt_template": "{prompt:{level}}"}, "cannot format '1 + 1 =' as {prompt:{level}}: Invalid format"),
-        (ROWS, {"prompt_template": "{prompt.upper}"}, "prompt_template names ['prompt.upper'], but the columns of d"),
-        (ROWS, {"prompt_template": "Q: {question}"}, "prompt_template names ['question'], but the columns of d are"),
-        (
-            ROWS,
-            {"prompt_template": "Q:"},
-            "names no column: every prompt would be the same. Name one in braces, of ['prompt', ",
-        ),
-        (ROWS, {"prompt_template": "Q: {prompt"}, "is not a format string: expected '}' before end of string"),
+        ([{"prompt": "p", "completion": "a"}], "`answer_column` names 'answer', which is no column of d to grade"),
+        ([ROWS[0], {"prompt": "p"}], "column 'answer' is absent, None or empty in 1 of 2 rows (row numbers 1)"),
+        ([ROWS[0], *answered(None)], "'answer' is absent, None or empty in 1 of 2 rows"),
+        (answered(float("nan")), "'answer' is absent, None or empty in 1 of 1 rows"),
+        (answered(" ") * 9, "in 9 of 9 rows (row numbers 0, 1, 2, 3, 4, …)"),
+        ([{"prompt": " ", "answer": "a"}], "'prompt' is absent, None or empty"),
+        ([{"prompt": 3, "answer": "a"}], "row 0, column 'prompt': the prompt must be text or a list of messages"),
+        (chat(role="user"), "row 0, column 'prompt': the prompt must be text or a list of messages"),
+        (chat(role="user", content=1), "content of a message must be text"),
+        (chat(role="user", content=None), "content of a message must be text"),
+        (chat(role="assistant", content="2"), "the prompt ends with the assistant's message"),
+        (["text"], "row 0 is not an object with columns but 'text'"),
+        ([{3: "p"}], "d: row 0: the name of a column must be text, got 3"),
+        ([ROWS[0], *answered("half \ud83d")], "d: row 1, column 'answer': half of a character (the lone surrogate"),
+        ([ROWS[0], {"prompt": "\udc9d", "answer": "a"}], "d: row 1, column 'prompt': half of a character"),
+        (answered(["\ud83d"]), "d: row 0, column 'answer': half of a character"),
+        ([{"prompt": "p", "answer": "a", "id": "\ud83d"}], "d: row 0, column 'id': half of a character"),
+        (chat(role="user", content="\ud83d"), "column 'prompt': half of a character (the lone surrogate '\\ud83d')"),
+        (answered(float("inf")), "d: row 0, column 'answer': inf is not an answer that can be"),
+        (answered(np.float32("-inf")), "d: row 0, column 'answer': -inf is not an answer"),
+        (answered([float("inf")]), "column 'answer': [inf] cannot be written as text: Out of range"),
+        (answered([{1, 2}]), "column 'answer': [{1, 2}] cannot be written as text: Object of type set"),
+        ([{**ROWS[0], "x": nested(101)}], "d: row 0, column 'x': nested deeper than 100 levels. Write it as text"),
     ],
 )
-def test_what_is_wrong_with_a_data_set_is_said(rows, arguments, told):
+def test_what_is_wrong_with_a_data_set_is_said(rows, told):
     with pytest.raises(DataError) as error:
-        problems_from_rows(rows, name="d", **arguments)
+        problems_from_rows(rows, name="d")
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (
+            "{level!x}",
+            "cannot format the columns of d: row 0, {'prompt': '1 + 1 =', 'answer': '2', 'level': 1}: Unknown",
+        ),
+        (
+            "{prompt:d}",
+            "cannot format the columns of d: row 0, {'prompt': '1 + 1 =', 'answer': '2', 'level': 1}: Unknown",
+        ),
+        ("{level:99999999999999999999}", "cannot format the columns of d: row 0, {'prompt': '1 + 1 =',"),
+        (
+            "{prompt:{depth}}",
+            "cannot format the columns of d: row 0, {'prompt': '1 + 1 =', 'answer': '2', 'level': 1}: 'depth'",
+        ),
+        ("{prompt.upper}", "names ['prompt.upper'], but the columns of d are ['prompt', 'answer', 'level']. Double"),
+        ("Q: {question}", "names ['question'], but the columns of d are"),
+        ("Q:", "'Q:' names no column: every prompt would be the same. Name one in braces, of ['prompt', 'answer', "),
+        ("Q: {prompt", "'Q: {prompt' is not a format string: expected '}' before end of string. Double braces"),
+        ("{prompt}\ud83d", "d: row 0, the prompt from prompt: half of a character"),
+    ],
+)
+def test_what_is_wrong_with_a_template_is_said(template, told):
+    with pytest.raises(DataError) as error:
+        problems_from_rows(ROWS, name="d", prompt_template=template)
+    assert told in str(error.value) and ("`prompt_template` " in str(error.value) or "half" in told)
+
+
+def test_more_problems_than_there_are():
+    with pytest.raises(DataError, match="`num_problems` is 4, and d has 3 rows. Ask for fewer"):
+        problems_from_rows(ROWS, name="d", num_problems=4)
 
 
 @pytest.mark.parametrize("number", [0, -1, 1.0, "1", True])
@@ -316,20 +301,16 @@ def test_a_number_of_problems_that_is_none(number):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        (
-            "a.jsonl",
-            '{"prompt": "p"}\n{oops\n',
-            "enclosed in double quotes: line 1 column 2 (char 1). Correct the text there",
-        ),
+        ("a.jsonl", '{"prompt": "p"}\n{oops\n', "line 1 column 2 (char 1). Correct the text there"),
         ("a.jsonl", '{"prompt": "p"}\n"p"\n', "row 1 is not an object with columns but 'p'"),
         ("a.jsonl", "[" * 100_000, "line 1: nested too deeply to be read. Write the inner values as text"),
         ("a.jsonl", '{"prompt": "p", "answer": ' + "9" * 5000 + "}", "line 1: not JSON: Exceeds the limit"),
-        ("a.jsonl", '{"prompt": "p", "prompt": "q", "answer": 1}', "row 0: column 'prompt' is there twice. Rename or"),
         (
-            "a.json",
-            '[{"prompt": "p", "answer": {"a": [{"b": 1, "b": 2}]}}]',
-            "row 0, column 'answer': the key 'b' is there twice. Remove one of them",
+            "a.jsonl",
+            '{"prompt": "p", "prompt": "q"}',
+            "line 1: 'prompt' is there twice in ['prompt', 'prompt']. Re",
         ),
+        ("a.json", '[{"answer": {"a": [{"b": 1, "c": 2, "b": 2}]}}]', "'b' is there twice in ['b', 'c', 'b']"),
         ("a.jsonl", '{"prompt": "p", "answer": Infinity}', "row 0, column 'answer': inf is not an answer"),
         ("a.jsonl", '{"prompt": "p", "answer": 1e999}', "row 0, column 'answer': inf is not an answer"),
         ("a.jsonl", '{"prompt": "\\ud83d", "answer": 1}', "row 0, column 'prompt': half of a character"),
@@ -340,30 +321,31 @@ def test_a_number_of_problems_that_is_none(number):
         (
             "a.csv",
             "prompt,answer,prompt\np,a,q\n",
-            "line 1: column 'prompt' is there twice in ['prompt', 'answer', 'pr",
+            "line 1: 'prompt' is there twice in ['prompt', 'answer', 'pr",
         ),
         (
             "a.csv",
             "prompt,answer\np,a\nq\n",
-            "line 3: 1 values for the 2 columns ['prompt', 'answer'], so there is no c",
+            "line 3: 1 values for the 2 columns ['prompt', 'answer'], so there is",
         ),
         (
             "a.csv",
             "prompt,answer\np,a,b\n",
-            "line 2: 3 values for the 2 columns ['prompt', 'answer'], so there is no name for the last. Put values",
+            "['prompt', 'answer'], so there is no name for the last",
         ),
-        (
-            "a.csv",
-            'prompt,answer\n"p,a\nq,b\n',
-            "line 3: not CSV: unexpected end of data. Close every quotation mark; double",
-        ),
+        ("a.csv", 'prompt,answer\n"p,a\nq,b\n', "line 3: not CSV: unexpected end of data. Close every quotation mark"),
         ("a.csv", 'prompt,answer\n"p"q,a\n', "line 2: not CSV: ',' expected after"),
         ("a.txt", "no", "cannot read a file of type '.txt'; use one of .jsonl, .json, .parquet, .csv"),
         ("a.csv", "prompt,answer\n", "is empty: there is nothing to sample"),
+        ("absent.jsonl", None, "there is no such file. Check its name and the folder you are in"),
+        ("a.jsonl", "/proc/self/mem", "Input/output error. Check that you may read it"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(tmp_path, name, content, told):
-    (tmp_path / name).write_text(content)
+    if content == "/proc/self/mem":
+        (tmp_path / name).symlink_to(content)
+    elif content is not None:
+        (tmp_path / name).write_text(content)
     with pytest.raises(DataError) as error:
         read_problems(tmp_path / name)
     assert told in str(error.value) and name in str(error.value)
@@ -374,28 +356,15 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path, name, content, told):
 def test_text_that_is_not_utf_8_is_named_with_its_line(tmp_path, kind, data):
     path = tmp_path / f"a.{kind}"
     path.write_bytes(data)
-    with pytest.raises(
-        DataError, match=rf"a.{kind}', line [13]: not UTF-8 \(invalid .*byte\). Save the file as UTF-8"
-    ):
+    with pytest.raises(DataError, match=rf"a.{kind}', line [13]: not UTF-8 \(invalid .*byte\). Save the file as UTF"):
         read_problems(path)
 
 
 def test_columns_of_one_name_in_a_parquet_file(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table([["p"], ["a"], ["q"]], names=["prompt", "answer", "prompt"]), path)
-    with pytest.raises(DataError, match="a.parquet': column 'prompt' is there twice in "):
+    with pytest.raises(DataError, match="a.parquet': 'prompt' is there twice in "):
         read_problems(path)
-
-
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(DataError, match="there is no such file"):
-        read_problems(tmp_path / "absent.jsonl")
-
-
-def test_a_file_that_cannot_be_read(tmp_path):
-    (tmp_path / "a.jsonl").symlink_to("/proc/self/mem")
-    with pytest.raises(DataError, match="a.jsonl' cannot be read: .*Input/output error. Check that you may read it"):
-        read_problems(tmp_path / "a.jsonl")
 
 
 def test_the_fingerprint_is_of_ids_prompts_and_answers():
@@ -436,5 +405,3 @@ def test_messages_keep_their_keys_and_calls_become_text():
     assert fingerprint([plain]) != fingerprint([problem])  # the prompt is rendered otherwise
     [called] = problems_from_rows([{**row, "answer": [{"role": "assistant", "content": None, "tool_calls": [call]}]}])
     assert called.answer == '{"name": "add", "arguments": {"a": 1}}' and called.completion[0]["tool_calls"] == [call]
-    with pytest.raises(DataError, match="the role and the content of a message must be text"):
-        problems_from_rows([{**row, "prompt": [{"role": "user", "content": None}]}])

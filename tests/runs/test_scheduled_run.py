@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from known_sampler import ArmSampler, KnownSampler, make_problems, make_schedule, sampler_params
+from known_sampler import ArmSampler, make_problems, make_schedule, rows, sampler_params
 
 from dco_trl.runs import RunStore, StoreError, evaluate, load_results, sample_run
 from dco_trl.runs.arms import read_arms
-from dco_trl.runs.schedule_file import ArmSchedule, write_schedule
+from dco_trl.runs.schedule_file import ArmSchedule, follow, write_schedule
 from dco_trl.sampling import SamplingParams
 from dco_trl.statistics import AttemptOrder
 
@@ -27,10 +27,8 @@ def run(folder, num_samples, schedule, **arguments):
 
 
 def rows_of(folder):
-    store = RunStore(folder)
-    rows = [row for part in store.sample_parts() for row in store.read_samples(part).to_pylist()]
-    found = {(row["problem_id"], row["sample_index"]): (row["text"], row["arm"]) for row in rows}
-    assert len(found) == len(rows)
+    found = {(row["problem_id"], row["sample_index"]): (row["text"], row["arm"]) for row in rows(folder)}
+    assert len(found) == len(rows(folder))
     return found
 
 
@@ -49,9 +47,9 @@ def test_each_sample_is_of_its_arm_and_the_store_says_which(tmp_path, schedule):
     write_schedule(tmp_path / "schedule.yaml", schedule.schedule, schedule.arms)
     summary = run(tmp_path / "run", 32, tmp_path / "schedule.yaml", params=SamplingParams(seed=3))
     assert (summary.num_drawn, summary.num_present) == (288, 288)
-    rows = rows_of(tmp_path / "run")
-    assert rows == expected_rows(schedule, 32, seed=3)
-    assert len({arm for _, arm in rows.values()}) == 3
+    found = rows_of(tmp_path / "run")
+    assert found == expected_rows(schedule, 32, seed=3)
+    assert len({arm for _, arm in found.values()}) == 3
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 100])
@@ -77,9 +75,9 @@ def test_more_attempts_than_planned_go_to_the_last_arm_with_a_note(tmp_path, sch
     last = schedule.arms[schedule.schedule.arm[-1]].name
     told = f"the schedule plans 32 attempts: beyond them its last arm, {last}, goes on"
     assert told in capsys.readouterr().err
-    rows = rows_of(tmp_path / "run")
-    assert rows == expected_rows(schedule, 40)
-    assert {rows[f"p{s}", i][1] for s in range(9) for i in range(32, 40)} == {last}
+    found = rows_of(tmp_path / "run")
+    assert found == expected_rows(schedule, 40)
+    assert {found[f"p{s}", i][1] for s in range(9) for i in range(32, 40)} == {last}
     run(tmp_path / "run", 40, schedule, progress=True)  # nothing is drawn, and nothing told
     assert "beyond them" in capsys.readouterr().err
 
@@ -124,23 +122,30 @@ def test_a_long_schedule_is_told_in_few_words(tmp_path, schedule):
 
 
 def test_what_cannot_follow_a_schedule_is_refused_before_a_folder_is_made(tmp_path, schedule):
-    refused = [
-        (StoreError, "the sampler has 'other'", {"sampler": ArmSampler(name="other")}),
-        (
-            ValueError,
-            "temperature=0.5 cannot be combined with a schedule",
-            {"params": SamplingParams(temperature=0.5)},
-        ),
-    ]
-    for kind, told, arguments in refused:
+    other = ArmSampler()
+    other.identity = lambda: {"model": "known", "adapter": "mine"}
+    is_for = r"arm '.*even' of the schedule is for model 'known' \(no fingerprint\), and the sampler has 'other'"
+    for kind, told, arguments in (
+        (StoreError, is_for, {"sampler": ArmSampler(name="other")}),
+        (ValueError, "`adapter` mine cannot be combined with a schedule: its arms have their own", {"sampler": other}),
+        (ValueError, "temperature=0.5 cannot be combined", {"params": SamplingParams(temperature=0.5)}),
+    ):
         with pytest.raises(kind, match=told):
             run(tmp_path / "run", 4, schedule, **arguments)
     with pytest.raises(StoreError, match="absent.yaml holds no schedule"):
         run(tmp_path / "run", 4, tmp_path / "absent.yaml")
     (tmp_path / "odd" / "adapter_config.json").unlink()
-    with pytest.raises(StoreError, match="the adapter of arm '.*odd' is gone"):
+    with pytest.raises(StoreError, match="the adapter of arm '.*odd' is gone: .* has no adapter_config.json"):
         run(tmp_path / "run", 4, schedule)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_schedule_is_checked_once(tmp_path, schedule):
+    """What was found to be followed before a model is loaded is not looked at again."""
+    followed = follow(schedule, {"model": "known"}, SamplingParams())
+    (tmp_path / "odd" / "adapter_config.json").unlink()
+    assert follow(followed, {"model": "other"}, SamplingParams(temperature=2)) is followed
+    assert run(tmp_path / "run", 4, followed).num_drawn == 36
 
 
 def test_a_server_is_told_how_to_serve_the_model(tmp_path, schedule):
@@ -152,13 +157,6 @@ def test_a_server_is_told_how_to_serve_the_model(tmp_path, schedule):
     (tmp_path / "odd" / "adapter_config.json").unlink()
     sampler.identity = lambda: {"sampler": "server", "model": "known", "adapter": ""}
     assert run(tmp_path / "run", 4, schedule, sampler=sampler).num_drawn == 36
-
-
-def test_a_sampler_that_loses_samples_is_found_out(tmp_path):
-    sampler = KnownSampler()
-    sampler.sample = lambda requests, params: [[] for _ in requests]
-    with pytest.raises(ValueError, match="it must return as many as asked for, in order"):
-        run(tmp_path / "run", 4, None, sampler=sampler)
 
 
 def test_evaluating_along_a_schedule(tmp_path, schedule):

@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from known_sampler import ArmSampler, KnownSampler, make_problems, make_schedule
 from lengths import KILLS
 
 from dco_trl.grading import GraderError
-from dco_trl.runs import DataError, Problem, RunStore, load_results, problems_from_rows
+from dco_trl.runs import Problem, RunStore, load_results, problems_from_rows
 from dco_trl.runs.files import StoreError
 from dco_trl.runs.schedule_file import write_schedule
 from dco_trl.runs.solve import round_ends, solve
@@ -175,10 +174,11 @@ def test_a_verifier_may_lack_a_reference(tmp_path):
     answers = solved(tmp_path / "run", problems=problems, verifier=breaks_down).answers
     assert [a.attempt for a in answers] == [first_right(s, 20) + 1 for s in range(5)]
     for verifier in ("math", "exact"):
-        with pytest.raises(ValueError, match=f"verifier='{verifier}' compares with a reference answer, and 5 of 5"):
+        with pytest.raises(
+            ValueError,
+            match=f"must name the references that verifier='{verifier}' compares with: 5 of 5",
+        ):
             solved(tmp_path / verifier, problems=problems, verifier=verifier)
-    with pytest.raises(DataError, match="no column 'answer' to grade against"):
-        problems_from_rows([{"prompt": "p"}])
 
 
 def test_its_counts_are_no_estimate_of_pass_at_k(tmp_path):
@@ -212,44 +212,15 @@ def test_attempts_follow_the_schedule(tmp_path):
     assert len({answer.arm for answer in answers}) >= 3  # two of the arms, and unsolved
 
 
-def test_beyond_the_plan_the_last_arm_goes_on(tmp_path, capsys):
-    schedule = make_schedule(tmp_path)
-    solved(tmp_path / "run", 40, sampler=ArmSampler(), schedule=schedule, progress=True)
-    last = schedule.arms[schedule.schedule.arm[-1]].name
-    told = f"the schedule plans 32 attempts: beyond them its last arm, {last}, goes on"
-    assert told in capsys.readouterr().err
-
-
-def test_a_changed_adapter_is_noticed(tmp_path):
-    schedule = make_schedule(tmp_path)
-    solved(tmp_path / "run", 8, sampler=ArmSampler(), schedule=schedule)
-    (tmp_path / "even" / "adapter_config.json").write_text('{"r": 2}')
-    with pytest.raises(StoreError, match=r"schedule.arms.\d.adapter_fingerprint: the run has"):
-        solved(tmp_path / "run", 8, sampler=ArmSampler(), schedule=schedule)
-
-
-def test_what_cannot_follow_a_schedule_is_refused(tmp_path):
-    schedule = make_schedule(tmp_path)
-    other = r"arm '.*even' of the schedule is for model 'known' \(no fingerprint\), and the sampler has 'other'"
-    with pytest.raises(StoreError, match=other):
-        solved(tmp_path / "run", sampler=ArmSampler(name="other"), schedule=schedule)
-    sampler = ArmSampler()
-    sampler.identity = lambda: {"model": "known", "adapter": "mine"}
-    with pytest.raises(ValueError, match="`adapter` mine cannot be combined with a schedule: its arms have their own"):
-        solved(tmp_path / "run", sampler=sampler, schedule=schedule)
-    with pytest.raises(ValueError, match="temperature=0.5 cannot be combined with a schedule"):
-        solved(tmp_path / "run", sampler=ArmSampler(), schedule=schedule, params=SamplingParams(temperature=0.5))
-    (tmp_path / "odd" / "adapter_config.json").unlink()
-    with pytest.raises(StoreError, match="the adapter of arm '.*odd' is gone: .* has no adapter_config.json"):
-        solved(tmp_path / "run", sampler=ArmSampler(), schedule=schedule)
-    with pytest.raises(ValueError, match="num_attempts` must be an integer of at least 1, got 0"):
-        solved(tmp_path / "run", 0)
-    assert not Path(tmp_path / "run").exists()
-
-
-def test_nothing_is_asked_of_no_problems(tmp_path):
+def test_what_makes_no_run_is_refused(tmp_path):
     with pytest.raises(StoreError, match="there are no problems"):
         solved(tmp_path / "run", problems=[])
+    with pytest.raises(ValueError, match="num_attempts` must be an integer of at least 1, got 0"):
+        solved(tmp_path / "run", 0)
+    with pytest.raises(ValueError, match="temperature=0.5 cannot be combined with a schedule"):
+        schedule = make_schedule(tmp_path)
+        solved(tmp_path / "run", sampler=ArmSampler(), schedule=schedule, params=SamplingParams(temperature=0.5))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_problem_with_its_own_id(tmp_path):

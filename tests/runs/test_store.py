@@ -1,12 +1,9 @@
 """The sample store: nothing lost, nothing twice, nothing destroyed."""
 
-import errno
 import hashlib
 import json
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -18,31 +15,25 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known_sampler import KnownSampler, environment, make_problems, sampler_params
+from known_sampler import (
+    KnownSampler,
+    contents,
+    draw,
+    environment,
+    exactly,
+    keys,
+    make_problems,
+    read,
+    sampler_params,
+)
 
-from dco_trl.runs import Problem, RunStore, StoreError, grade_run, load_results, sample_run
+from dco_trl.runs import Problem, RunStore, StoreError, grade_run, load_results
 from dco_trl.runs.drawing import plan
-from dco_trl.runs.files import locked, write_atomically, write_part
+from dco_trl.runs.files import write_part
 from dco_trl.runs.store import grader_slug
 from dco_trl.sampling import SamplingParams
 
 SCRIPT = Path(__file__).with_name("known_sampler.py")
-
-
-def draw(folder, problems=4, samples=6, chunk=5, **kwargs):
-    params = kwargs.pop("params", SamplingParams())
-    sampler = kwargs.pop("sampler", None) or KnownSampler()
-    return sample_run(folder, make_problems(problems), sampler, samples, params, chunk_size=chunk, progress=False)
-
-
-def keys(folder):
-    """All keys, read without the store."""
-    rows = [row for part in sorted(Path(folder, "samples").glob("part-*.parquet")) for row in read(part)]
-    return Counter((row["problem_id"], row["sample_index"]) for row in rows)
-
-
-def read(part):
-    return pq.read_table(part, partitioning=None).to_pylist()
 
 
 def part(run, number, folder="samples"):
@@ -55,48 +46,21 @@ def footer_hash(data):
     return hashlib.sha256(data[-8 - int.from_bytes(data[-8:-4], "little") :]).hexdigest()[:16]
 
 
-def exactly(problems, samples):
-    return Counter((f"p{i}", j) for i in range(problems) for j in range(samples))
-
-
-def contents(folder):
-    return {
-        p.relative_to(folder): p.read_bytes()
-        for p in Path(folder).rglob("*")
-        if p.is_file() and not p.name.startswith(".lock")
-    }
-
-
 def test_a_run_has_each_sample_once_in_parts_of_bounded_size(tmp_path):
     summary = draw(tmp_path / "run", problems=4, samples=6, chunk=5)
-    assert keys(tmp_path / "run") == exactly(4, 6)
     parts = sorted((tmp_path / "run/samples").iterdir())
     assert [part.name for part in parts] == [
         f"part-{i:06d}-{footer_hash(part.read_bytes())}.parquet" for i, part in enumerate(parts)
     ]
-    sizes = [len(read(part)) for part in parts]
-    assert sizes == [5, 5, 5, 5, 4]
-    # Each part is a contiguous piece of the plan.
-    order = [(row["problem_id"], row["sample_index"]) for part in parts for row in read(part)]
-    assert order == [(f"p{i}", j) for i in range(4) for j in range(6)]
+    assert [len(read(part)) for part in parts] == [5, 5, 5, 5, 4]
+    rows = [row for part in parts for row in read(part)]
+    assert [(row["problem_id"], row["sample_index"]) for row in rows] == list(exactly(4, 6))
     assert (summary.num_drawn, summary.num_present, summary.num_tokens) == (24, 24, 48)
-    rows = {(r["problem_id"], r["sample_index"]): r for part in parts for r in read(part)}
     expected = KnownSampler().draw(2, 3, sampler_params(KnownSampler()))
-    assert rows["p2", 3] == {
-        "problem_id": "p2",
-        "sample_index": 3,
-        "text": expected.text,
-        "num_tokens": 2,
-        "finish_reason": expected.finish_reason,
-    }
-
-
-def test_the_folder_needs_no_library_of_ours_and_no_pickle(tmp_path):
-    draw(tmp_path / "run")
-    assert {p.suffix for p in (tmp_path / "run").rglob("*") if p.is_file() and not p.name.startswith(".lock")} == {
-        ".json",
-        ".parquet",
-    }
+    known = {"problem_id": "p2", "sample_index": 3, "text": expected.text, "num_tokens": 2}
+    assert rows[15] == {**known, "finish_reason": expected.finish_reason}
+    # The folder needs no library of ours, and no pickle.
+    assert {path.suffix for path in contents(tmp_path / "run")} == {".json", ".parquet"}
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     assert manifest["model"] == "known" and manifest["sampling"]["temperature"] == 1.0
     assert manifest["versions"]["numpy_version"] == np.__version__ and "numpy_version" not in manifest
@@ -134,18 +98,15 @@ def test_running_again_draws_nothing_and_more_samples_add_to_the_run(tmp_path):
     assert rows[0] == rows[1]
 
 
-@given(
-    present=st.lists(st.sets(st.integers(0, 12)), min_size=1, max_size=4),
-    num_samples=st.integers(1, 10),
-)
+@given(present=st.lists(st.sets(st.integers(0, 12)), min_size=1, max_size=4), num_samples=st.integers(1, 10))
 @settings(max_examples=100, deadline=None)
 def test_the_plan_is_what_is_missing(present, num_samples):
-    ids = [str(i) for i in range(len(present))]
-    there = {i: np.array(sorted(indices), np.int32) for i, indices in zip(ids, present, strict=True) if indices}
-    for start in (0, 4):
-        planned = [(p, first + i) for p, first, count in plan(there, ids, num_samples, start) for i in range(count)]
-        wanted = range(start, start + num_samples)
+    there = [np.array(sorted(indices), np.int32) for indices in present]
+    for wanted in (np.arange(num_samples), np.arange(4, 4 + num_samples)):
+        gaps = plan([wanted] * len(there), there)
+        planned = [(position, first + i) for position, first, count in gaps for i in range(count)]
         assert planned == [(p, i) for p, has in enumerate(present) for i in wanted if i not in has]
+        assert all((position, first + count, 1) not in gaps for position, first, count in gaps)
 
 
 def test_a_lost_part_is_drawn_again(tmp_path):
@@ -162,7 +123,6 @@ def test_a_lost_part_is_drawn_again(tmp_path):
     ("change", "told"),
     [
         ({"params": SamplingParams(temperature=0.5)}, "sampling.temperature: the run has 1.0, now 0.5"),
-        ({"params": SamplingParams(seed=3)}, "sampling.seed: the run has 0, now 3"),
         ({"params": SamplingParams(stop=("a",))}, "sampling.stop: the run has [], now ['a']"),
         ({"sampler": KnownSampler(name="other")}, "model: the run has 'known', now 'other'"),
         ({"problems": 5}, "num_problems: the run has 4, now 5"),
@@ -179,22 +139,13 @@ def test_a_changed_manifest_refuses_to_resume_and_says_what_changed(tmp_path, ch
 
 def test_a_changed_answer_refuses_and_other_columns_do_not(tmp_path):
     problems = make_problems(2)
-    with RunStore.writing(tmp_path / "run", {"model": "m"}, problems):
-        pass
-    with RunStore.writing(tmp_path / "run", {"model": "m"}, [Problem(p.problem_id, p.prompt, "0") for p in problems]):
-        pass
+    without = [Problem(p.problem_id, p.prompt, "0") for p in problems]
+    for same in (problems, without):
+        with RunStore.writing(tmp_path / "run", {"model": "m"}, same):
+            pass
     with pytest.raises(StoreError, match="dataset_fingerprint"):
         with RunStore.writing(tmp_path / "run", {"model": "m"}, [*problems[:1], Problem("p1", "1 - 1 =", "1")]):
             pass
-
-
-def test_other_versions_are_recorded_and_not_refused(tmp_path):
-    problems = make_problems(1)
-    for version in ("1", "2"):
-        with RunStore.writing(tmp_path / "run", {"model": "m", "versions": {"torch": version}}, problems) as store:
-            store.write_samples([("p0", int(version), "text", 1, "stop")])
-    manifest = RunStore(tmp_path / "run").manifest
-    assert [session["versions"]["torch"] for session in manifest["sessions"]] == ["1", "2"]
 
 
 def test_a_corrupt_part_is_named_and_left_alone(tmp_path):
@@ -261,13 +212,9 @@ def test_what_is_there_is_asked_of_the_key_columns_alone(tmp_path):
 def test_a_table_of_other_columns_is_not_read(tmp_path):
     draw(tmp_path / "run", chunk=100)
     store = RunStore(tmp_path / "run")
-    (path,) = store.sample_parts()
-    path.unlink()
+    store.sample_parts()[0].unlink()
     write_part(store.samples_dir, "part-000000", pa.table({"problem_id": ["p0"], "sample_index": ["zero"]}))
-    with pytest.raises(
-        StoreError,
-        match=r"is damaged .* \(its columns are of other types: {'problem_id': 'string', 'sample_index': 'str",
-    ):
+    with pytest.raises(StoreError, match="is damaged .*its columns are of other types: .*'sample_index': 'string'"):
         store.present()
 
 
@@ -279,106 +226,30 @@ def test_a_file_with_a_name_that_is_not_ours_is_noticed(tmp_path, name):
         RunStore(tmp_path / "run").present()
 
 
-def copy_a_part(run):
-    path = part(run, 1)
-    shutil.copy(path, path.with_name(path.name.replace("000001", "000099")))
-
-
 def test_whoever_reads_a_run_refuses_a_part_that_was_copied_in(tmp_path):
-    run = tmp_path / "run"
+    run, large = tmp_path / "run", tmp_path / "large"
     draw(run)
+    draw(large, problems=6)
     grade_run(run, "exact", progress=False)
-    copy_a_part(run)
-    for ask in (
-        lambda: draw(run),
-        RunStore(run).present,
-        lambda: grade_run(run, "exact", progress=False),
-        lambda: load_results(run),
+    for copied, told in (
+        (part(run, 1), "sample 5 of problem 'p0' is there twice. Was a part copied in by hand"),
+        (part(large, 5), "'p4', which is no problem of this run. Was it copied in from another run"),
     ):
-        with pytest.raises(StoreError, match="sample 5 of problem 'p0' is there twice. Was a part copied in by hand"):
-            ask()
-
-
-def test_a_part_of_another_run_is_noticed(tmp_path):
-    draw(tmp_path / "small", problems=1)
-    draw(tmp_path / "large", problems=4)
-    shutil.copy(part(tmp_path / "large", 4), tmp_path / "small/samples")
-    for ask in (RunStore(tmp_path / "small").present, lambda: grade_run(tmp_path / "small", "exact", progress=False)):
-        with pytest.raises(
-            StoreError, match="'p3', which is no problem of this run. Was it copied in from another run"
-        ):
-            ask()
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"model": "m"}', "[" * 100_000])
-def test_a_damaged_manifest_is_named(tmp_path, content):
-    draw(tmp_path / "run")
-    (tmp_path / "run/manifest.json").write_text(content)
-    with pytest.raises(StoreError, match=r"manifest.json is damaged .*; restore it, or sample into a new folder"):
-        draw(tmp_path / "run")
-    assert keys(tmp_path / "run") == exactly(4, 6)
-
-
-def test_a_manifest_of_a_later_version_is_refused(tmp_path):
-    draw(tmp_path / "run")
-    manifest = tmp_path / "run/manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 9}))
-    with pytest.raises(StoreError, match="has format 9, but this version of dco-trl reads format 3. Use the version"):
-        RunStore(tmp_path / "run")
-
-
-def test_changed_or_missing_problems_are_noticed(tmp_path):
-    draw(tmp_path / "run")
-    draw(tmp_path / "other", problems=3)
-    problems = tmp_path / "run/problems.parquet"
-    problems.write_bytes((tmp_path / "other/problems.parquet").read_bytes())
-    with pytest.raises(StoreError, match="problems.parquet is damaged or missing .its SHA-256 is not the one in"):
-        RunStore(tmp_path / "run")
-    # With a hash to match, it is still not what was sampled.
-    manifest = tmp_path / "run/manifest.json"
-    whole = manifest.read_text()
-    forged = json.loads(whole) | {"problems_sha256": hashlib.sha256(problems.read_bytes()).hexdigest()}
-    manifest.write_text(json.dumps(forged))
-    with pytest.raises(StoreError, match="does not have the fingerprint in manifest.json: one of the two was"):
-        RunStore(tmp_path / "run")
-    manifest.write_text(whole)
-    problems.write_bytes(b"PAR1")
-    with pytest.raises(StoreError, match="problems.parquet is damaged or missing .*; restore it, or sample"):
-        RunStore(tmp_path / "run")
-    problems.unlink()
-    with pytest.raises(StoreError, match="problems.parquet is damaged or missing .*No such file.*; restore it"):
-        RunStore(tmp_path / "run")
-
-
-def test_folders_that_cannot_be_made_or_held_are_named(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(
-        StoreError, match="the folder .*file/run cannot be made: Not a directory. Name a folder elsewhere"
-    ):
-        draw(tmp_path / "file/run")
-    (tmp_path / "run/.lock").mkdir(parents=True)
-    with pytest.raises(StoreError, match="run/.lock cannot be locked: Is a directory. Check the folder's permissions"):
-        draw(tmp_path / "run")
-
-    def no_locks(*_):  # as NFS without its lock daemon
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", no_locks)
-    with pytest.raises(StoreError, match="cannot be locked: No locks available.*a folder on another file system"):
-        draw(tmp_path / "other")
+        copy = Path(shutil.copy(copied, run / "samples" / f"part-000099-{copied.name[12:]}"))
+        grade, read_it = (lambda: grade_run(run, "exact", progress=False)), (lambda: load_results(run))
+        for ask in (lambda: draw(run), RunStore(run).present, grade, read_it):
+            with pytest.raises(StoreError, match=told):
+                ask()
+        copy.unlink()
 
 
 def test_folders_that_are_no_runs_are_left_alone(tmp_path):
     with pytest.raises(StoreError, match="holds no run: it has no manifest.json"):
         RunStore(tmp_path)
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(
-        StoreError, match=r"holds other files \(thesis.tex\) and no run. Name a new or an empty folder"
-    ):
+    with pytest.raises(StoreError, match=r"holds other files \(thesis.tex\) and no run. Name a new or an empty"):
         draw(tmp_path)
-    assert (tmp_path / "thesis.tex").read_text() == "mine" and not (tmp_path / "samples").exists()
-    with pytest.raises(StoreError, match="thesis.tex is a file; name a folder"):
-        draw(tmp_path / "thesis.tex")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_nothing_to_do_is_said_and_makes_no_folder(tmp_path):
@@ -396,111 +267,9 @@ def test_a_sampler_that_loses_samples_is_refused(tmp_path):
         def sample(self, requests, params):
             return [samples[1:] for samples in super().sample(requests, params)]
 
-    with pytest.raises(
-        ValueError, match=r"Forgetful was asked for \[5\] samples and returned \[4\]; it must return as many"
-    ):
+    with pytest.raises(ValueError, match=r"Forgetful was asked for \[5\] samples and returned \[4\]; it must return"):
         draw(tmp_path / "run", sampler=Forgetful())
     assert keys(tmp_path / "run") == Counter()
-
-
-def test_two_stores_of_one_process_cannot_write_one_folder(tmp_path):
-    for _ in range(2):  # and the first still holds it afterwards
-        with locked(tmp_path):
-            for _ in range(2):
-                with pytest.raises(StoreError, match=rf"in use by process {os.getpid()} on .*Wait until it has ended"):
-                    draw(tmp_path)
-    draw(tmp_path)
-
-
-@pytest.mark.parametrize("command", ["sample", "grade"])
-def test_two_processes_cannot_write_one_run(tmp_path, command):
-    run = tmp_path / "run"
-    draw(run)
-    holder = "RunStore.writing(run, RunStore(run).manifest, RunStore(run).problems)"
-    if command == "grade":
-        holder = "RunStore(run).grading('exact', 'x')"
-    code = (
-        f"import sys, time; from dco_trl.runs import RunStore\nrun = {str(run)!r}\n"
-        f"with {holder}:\n    print('held', flush=True)\n    sys.stdin.read()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout.readline() == "held\n"
-        before = contents(run)
-        with pytest.raises(StoreError, match=rf"in use by process {other.pid} on .*Wait until it has ended"):
-            draw(run, samples=9) if command == "sample" else grade_run(run, "exact", progress=False)
-        assert contents(run) == before
-        other.stdin.close()
-
-
-def test_what_is_not_held_is_not_written(tmp_path):
-    draw(tmp_path / "run")
-    store = RunStore(tmp_path / "run")
-    before = contents(tmp_path / "run")
-    with pytest.raises(StoreError, match="samples is open for reading only; write inside `with RunStore.writing"):
-        store.write_samples([("p0", 99, "text", 1, "stop")])
-    with pytest.raises(StoreError, match="exact is open for reading only"):
-        store.write_grades("exact", store.sample_parts()[0], pa.table({}))
-    assert contents(tmp_path / "run") == before
-
-
-def test_a_lock_ends_with_its_process_and_no_child_has_it(tmp_path):
-    """A forked child does not hold its parent's folder, neither by what it believes nor by living on."""
-    code = (
-        "import os, sys, time; from dco_trl.runs import Problem, RunStore, StoreError\n"
-        "with RunStore.writing(sys.argv[1], {'model': 'm'}, [Problem('p0', 'a', 'b')]) as store:\n"
-        "    read, write = os.pipe()\n"
-        "    child = os.fork()\n"
-        "    if child == 0:\n"
-        "        try: store.write_samples([('p0', 0, 'x', 1, 'stop')]); told = 'wrote'\n"
-        "        except StoreError as error: told = str(error)\n"
-        "        os.write(write, told.encode()); os.close(1); os.close(2); time.sleep(30); os._exit(0)\n"
-        "    print(child, os.read(read, 1000).decode(), flush=True); os.kill(os.getpid(), 9)\n"
-    )
-    parent = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True)
-    assert parent.returncode == -signal.SIGKILL, parent.stderr
-    child, told = parent.stdout.split(maxsplit=1)
-    try:
-        os.kill(int(child), 0)  # it lives
-        assert "samples is open for reading only" in told
-        with locked(tmp_path / "run"):
-            pass
-    finally:
-        os.kill(int(child), signal.SIGKILL)
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-    folder = tmp_path / "sub"
-    with pytest.raises(StoreError, match="could not be written .No such file or directory."):
-        write_atomically(folder / "file", b"new")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the write fails in the middle
-    try:
-        with pytest.raises(StoreError, match="file could not be written .File too large.. What was written before is"):
-            write_atomically(path, b"new" * 1000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="mounting a small file system needs root")
-def test_a_really_full_disk(tmp_path):
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small file system is not permitted here")
-    try:
-        with pytest.raises(
-            StoreError, match="No space left on device.*Free some space and run the same command again"
-        ):
-            draw(tmp_path / "run", problems=4, samples=20_000, chunk=4_000)
-        written = keys(tmp_path / "run")
-        assert written and max(written.values()) == 1
-        assert sum(len(indices) for indices in RunStore(tmp_path / "run").present().values()) == sum(written.values())
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_slugs_are_folder_names():
