@@ -427,8 +427,8 @@ def test_bad_arguments_are_refused_before_training(arguments, message):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--seeds", "0"], "dco-trl demo: --seeds must be at least 1, got 0."),
-        (["--workers", "0"], "dco-trl demo: --workers must be one process or more, got 0."),
+        (["--seeds", "0"], "dco-trl demo: --seeds must be an integer of at least 1, got 0."),
+        (["--workers", "0"], "dco-trl demo: --workers must be an integer of at least 1, got 0."),
         (["--num_attempts", "1"], "dco-trl demo: `num_attempts=1` is cross-entropy"),
     ],
 )

@@ -10,24 +10,19 @@ def with_config_file(argv: list[str], parser: argparse.ArgumentParser) -> list[s
     """The arguments as TRL's parser wants them, with `--config FILE` in two words; the file is checked.
 
     Raises:
-        ValueError: As `check_config_file`, or there is no file after `--config`.
+        ValueError: There is no file after `--config`, it is no YAML, or has a key that is no text, or a value of
+            another kind than the argument.
         OSError: The file cannot be read.
     """
     argv = [word for given in argv for word in (given.split("=", 1) if given.startswith("--config=") else [given])]
     if "--config" in argv:
         if argv[-1] == "--config":
             raise ValueError("`--config` needs a file.")
-        check_config_file(argv[argv.index("--config") + 1], parser)
+        _check(argv[argv.index("--config") + 1], parser)
     return argv
 
 
-def check_config_file(path: str, parser: argparse.ArgumentParser) -> None:
-    """Raise a `ValueError` for a key that is no text, or a value of another kind than the argument.
-
-    Raises:
-        ValueError: As above, or the file is no YAML.
-        OSError: The file cannot be read.
-    """
+def _check(path: str, parser: argparse.ArgumentParser) -> None:
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-01
@@ -41,11 +36,12 @@ def check_config_file(path: str, parser: argparse.ArgumentParser) -> None:
         action = actions.get(key)
         if action is None or value is None or isinstance(value, str):
             continue  # text is parsed as on the command line
-        numbers = value if action.nargs == "+" and isinstance(value, list) else [value]
-        if action.nargs == "+" and numbers is not value:
+        is_list = action.nargs == "+"
+        if is_list and not isinstance(value, list):
             raise ValueError(
                 f"'{key}' in the config file {path} must be a list, got {value!r}. Write '{key}: [{value}]'."
             )
+        numbers = value if is_list else [value]
         if action.type in (int, float) and not all(isinstance(number, int | float | str) for number in numbers):
             raise ValueError(f"'{key}' in the config file {path} must be a number, got {value!r}.")
     variables = config.get("env")

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from ._common import (
     DatasetConfig,
     ModelConfig,
     answer_column,
+    execute,
     load_rows,
     make_problems,
     naming,
-    parse,
+    option,
     print_whole,
-    status,
     unescape,
 )
 
@@ -33,11 +33,11 @@ NOTE = (
 class ArmsConfig(ModelConfig):
     """The models, or one model and its adapters."""
 
-    model: list[str] = field(  # type: ignore[assignment]
-        default_factory=list, metadata={"help": "Folder or name of the model; several, without --adapter."}
+    model: list[str] = option(  # type: ignore[assignment]
+        "Folder or name of the model; several, without --adapter.", default_factory=list
     )
-    adapter: list[str] | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Folders of adapters, each loaded in turn upon the one model."}
+    adapter: list[str] | None = option(  # type: ignore[assignment]
+        "Folders of adapters, each loaded in turn upon the one model.", default=None
     )
 
     def __post_init__(self) -> None:
@@ -50,56 +50,39 @@ class ArmsConfig(ModelConfig):
 class CoverageConfig:
     """What to compute."""
 
-    k: list[int] = field(
-        default_factory=lambda: [1, 4, 16, 64, 256, 1024, 4096], metadata={"help": "Numbers of attempts, of any size."}
+    k: list[int] = option("Numbers of attempts, of any size.", default_factory=lambda: [1, 4, 16, 64, 256, 1024, 4096])
+    completion_template: str = option(
+        r"What the model is to write, from columns: for example ' {answer}'. \n is a line break.", default="{answer}"
     )
-    completion_template: str = field(
-        default="{answer}",
-        metadata={"help": r"What the model is to write, from columns: for example ' {answer}'. \n is a line break."},
+    temperature: list[float] = option(
+        "Divides the logits, as in sampling. Several are taken from the same logits.", default_factory=lambda: [1.0]
     )
-    temperature: list[float] = field(
-        default_factory=lambda: [1.0],
-        metadata={"help": "Divides the logits, as in sampling. Several are taken from the same logits."},
-    )
-    run: str | None = field(default=None, metadata={"help": "A graded run on the same problems, to be shown beside."})
-    grader: str | None = field(default=None, metadata={"help": "Which grader of --run, if there are several."})
-    output: str | None = field(
+    run: str | None = option("A graded run on the same problems, to be shown beside.", default=None)
+    grader: str | None = option("Which grader of --run, if there are several.", default=None)
+    output: str | None = option(
+        "A .json file for the numbers and every problem's log-probability; or a .parquet file with the "
+        "log-probabilities alone, of any number of models, adapters and temperatures, for `dco-trl schedule`; it is "
+        "written anew after each adapter.",
         default=None,
-        metadata={
-            "help": "A .json file for the numbers and every problem's log-probability; or a .parquet file with the "
-            "log-probabilities alone, of any number of models, adapters and temperatures, for `dco-trl schedule`; "
-            "it is written anew after each adapter."
-        },
     )
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    configs = parse(
-        "coverage",
-        argv,
-        DatasetConfig,
-        ArmsConfig,
-        CoverageConfig,
-        description="Exact pass@k of short reference answers, without sampling. The answer is the column `completion` "
-        "if there is one, else `answer`, unless --answer-column names another. " + NOTE,
-    )
-    return status("coverage", lambda: coverage(*configs))
+    return execute("coverage", argv, coverage)
 
 
 def coverage(data: DatasetConfig, model: ArmsConfig, config: CoverageConfig) -> None:
-    """Do what the command does.
-
-    Args:
-        data: The problems.
-        model: The models, or one model and its adapters.
-        config: What to compute.
+    """Exact pass@k of short reference answers, without sampling. The answer is the column `completion` if there is
+    one, else `answer`, unless --answer-column names another. Only its exact string counts, in its usual tokens and
+    followed by the end of sequence: where a grader accepts more, exact coverage is a lower bound.
     """
     require("dco-trl coverage", "eval", "rich", "scipy")
     from rich.console import Console
     from rich.table import Table
 
     from ..runs.arms import write_arms
+    from ..runs.files import write_atomically
 
     if any(k < 1 for k in config.k):
         raise UserError(f"holds a number of attempts below 1: {config.k}", "k")
@@ -118,20 +101,19 @@ def coverage(data: DatasetConfig, model: ArmsConfig, config: CoverageConfig) -> 
             write_arms(path, arms, exacts[0].problem_ids, [exact.log_p for exact in exacts])
 
     table = Table()
-    console = Console(highlight=False, emoji=False)
+    exact_of = [exact.pass_at_k(ks) for _, exact, _ in measured]
     if len(measured) == 1:
-        [(arm, exact, identity)] = measured
-        values = exact.pass_at_k(ks)
         for name in ("k", "exact pass@k") + ((sampled["title"],) if sampled else ()):
             table.add_column(name, justify="right")
-        for row, k in enumerate(ks):
-            table.add_row(f"{k:,}", f"{values[row]:.2%}", *([sampled["cells"].get(k, "")] if sampled else []))
+        for k, value in zip(ks, exact_of[0], strict=True):
+            table.add_row(f"{k:,}", f"{value:.2%}", *([sampled["cells"].get(k, "")] if sampled else []))
     else:
         table.add_column("exact pass@k, k =")
         for k in ks:
             table.add_column(f"{k:,}", justify="right")
-        for arm, exact, _ in measured:
-            table.add_row(arm.name, *(f"{value:.2%}" for value in exact.pass_at_k(ks)))
+        for (arm, _, _), values in zip(measured, exact_of, strict=True):
+            table.add_row(arm.name, *(f"{value:.2%}" for value in values))
+    console = Console(highlight=False, emoji=False)
     temperatures = " ".join(f"{temperature:g}" for temperature in config.temperature)
     console.print(
         f"{len(problems):,} problems, reference from column {column!r}, temperature {temperatures}", soft_wrap=True
@@ -142,13 +124,14 @@ def coverage(data: DatasetConfig, model: ArmsConfig, config: CoverageConfig) -> 
     if not config.output:
         return
     if path.suffix != ".parquet":
+        [(arm, exact, identity)] = measured
         numbers = {
             "model": identity,
             "dataset": data.dataset,
             "answer_column": column,
             "completion_template": config.completion_template,
             "temperature": arm.temperature,
-            "pass_at_k": [{"k": k, "exact": float(values[row])} for row, k in enumerate(ks)],
+            "pass_at_k": [{"k": k, "exact": float(value)} for k, value in zip(ks, exact_of[0], strict=True)],
             "problems": [
                 # JSON has no infinity: a probability of 0 is null.
                 {"problem_id": i, "log_p": float(x) if x > -float("inf") else None, "num_tokens": int(n)}
@@ -156,10 +139,8 @@ def coverage(data: DatasetConfig, model: ArmsConfig, config: CoverageConfig) -> 
             ],
             "note": NOTE,
         }
-        if sampled:
-            numbers["sampled"] = sampled["numbers"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        numbers |= {"sampled": sampled["numbers"]} if sampled else {}
+        write_atomically(path, (json.dumps(numbers, indent=1, allow_nan=False) + "\n").encode())
     console.print(f"written: {path}", soft_wrap=True)
 
 
@@ -254,15 +235,11 @@ def _sampled(config: CoverageConfig, problems: list, ks: list[int]) -> dict[str,
     if len(possible) < len(ks):
         notes.append(f"The run has {min(counts):,} samples per problem: larger k are not estimated.")
     sampling = results.manifest.get("sampling", {})
-    differs = {"temperature": config.temperature[0], "top_p": 1.0, "top_k": 0}
-    differs = {name: value for name, value in differs.items() if sampling.get(name, value) != value}
-    if differs:
+    exact = {"temperature": config.temperature[0], "top_p": 1.0, "top_k": 0}
+    if differs := [name for name, value in exact.items() if sampling.get(name, value) != value]:
+        told = [", ".join(f"{name} {values[name]:g}" for name in differs) for values in (sampling, exact)]
         notes.append(
-            "The run was sampled with "
-            + ", ".join(f"{name} {sampling[name]:g}" for name in differs)
-            + ", the exact values are for "
-            + ", ".join(f"{name} {value:g}" for name, value in differs.items())
-            + ": they are not the same quantity."
+            f"The run was sampled with {told[0]}, the exact values are for {told[1]}: they are not the same quantity."
         )
     cells, numbers = {}, []
     if possible:

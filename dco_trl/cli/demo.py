@@ -1,57 +1,42 @@
 """`dco-trl demo`: the paper's Table 1 at small scale, on this machine, in minutes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from ..errors import UserError
+from ..checks import check_integer
 from ..extras import require
-from ._common import parse, status
-
-_DESCRIPTION = """\
-Train a tiny model, made on the spot, to multiply two-digit numbers: once with cross-entropy (TRL's SFTTrainer), and
-once with DCO for each N. Print pass@k on held-out problems epoch by epoch, and save the numbers and a picture.
-Nothing is downloaded."""
+from ._common import execute, option
 
 
 @dataclass
 class DemoConfig:
     """The demonstration."""
 
-    output_dir: str = field(default="demo", metadata={"help": "Folder for demo.json, demo.png and demo.svg."})
-    full: bool = field(
-        default=False,
-        metadata={"help": "More N's (4, 16, 64, 256, 1024, 4096) and five seeds. About 20 minutes on two cores."},
+    output_dir: str = option("Folder for demo.json, demo.png and demo.svg.", default="demo")
+    full: bool = option(
+        "More N's (4, 16, 64, 256, 1024, 4096) and five seeds. About 20 minutes on two cores.", default=False
     )
-    num_attempts: list[int] | None = field(
-        default=None, metadata={"help": "N's of the DCO runs. Unless given, 16 and 256, or those of --full."}
+    num_attempts: list[int] | None = option(
+        "N's of the DCO runs. Unless given, 16 and 256, or those of --full.", default=None
     )
-    seeds: int | None = field(default=None, metadata={"help": "Number of seeds. Unless given, 1, or 5 with --full."})
-    seed: int = field(default=0, metadata={"help": "The first seed."})
-    epochs: int | None = field(
-        default=None, metadata={"help": "Epochs per run. Unless given, 34; with fewer there is less to see."}
-    )
-    workers: int | None = field(
-        default=None, metadata={"help": "Runs at a time, one thread each. Unless given, the number of cores."}
-    )
+    seeds: int | None = option("Number of seeds. Unless given, 1, or 5 with --full.", default=None)
+    seed: int = option("The first seed.", default=0)
+    epochs: int | None = option("Epochs per run. Unless given, 34; with fewer there is less to see.", default=None)
+    workers: int | None = option("Runs at a time, one thread each. Unless given, the number of cores.", default=None)
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    (config,) = parse("demo", argv, DemoConfig, description=_DESCRIPTION)
-    return status("demo", lambda: demo(config))
+    return execute("demo", argv, demo)
 
 
 def demo(config: DemoConfig) -> None:
-    """Do what the command does."""
+    """Train a tiny model, made on the spot, to multiply two-digit numbers: once with cross-entropy (TRL's SFTTrainer),
+    and once with DCO for each N. Print pass@k on held-out problems epoch by epoch, and save the numbers and a picture.
+    Nothing is downloaded.
+    """
     require("dco-trl demo", "eval", "matplotlib", "rich")
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
     from ..cores import available_cores
     from ..demo.findings import sentences
@@ -60,10 +45,8 @@ def demo(config: DemoConfig) -> None:
 
     num_attempts = config.num_attempts or ([4, 16, 64, 256, 1024, 4096] if config.full else [16, 256])
     num_seeds = config.seeds if config.seeds is not None else 5 if config.full else 1
-    if num_seeds < 1:
-        raise UserError(f"--seeds must be at least 1, got {num_seeds}.")
-    if config.workers is not None and config.workers < 1:
-        raise UserError(f"--workers must be one process or more, got {config.workers}.")
+    check_integer("seeds", num_seeds)
+    check_integer("workers", 1 if config.workers is None else config.workers)
     num_runs = num_seeds * (1 + len(num_attempts))
     workers = min(num_runs, config.workers or available_cores())
 
@@ -73,16 +56,8 @@ def demo(config: DemoConfig) -> None:
         f"{num_runs} runs, {workers} at a time: cross-entropy (TRL's SFTTrainer), and DCO with N = "
         f"{', '.join(map(str, num_attempts))}{f', on {num_seeds} seeds' if num_seeds > 1 else ''}.\n"
     )
-    columns = (
-        TextColumn("training"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("epochs"),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    columns = ("training", BarColumn(None), MofNCompleteColumn(), "epochs", TimeElapsedColumn(), "left:")
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         bar = progress.add_task("training", total=None)
         results = run_demo(
             num_attempts,

@@ -1,12 +1,12 @@
 """`dco-trl estimate`: sample a training data set's prompts, grade, and write it again with the counts as columns."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ._common import DatasetConfig, ModelConfig, answer_column, load_rows, make_problems, parse, status
+from ._common import DatasetConfig, ModelConfig, answer_column, execute, load_rows, make_problems, option
 from ._grading import GradingConfig, grade
 from ._sampling import SamplingConfig, sample
 
@@ -17,51 +17,29 @@ OUTPUT_TYPES = (".jsonl", ".parquet")
 class TrainingDatasetConfig(DatasetConfig):
     """The training data set."""
 
-    split: str = field(default="train", metadata={"help": "Split of the data set, where it has several."})
+    split: str = option("Split of the data set, where it has several.", default="train")
 
 
 @dataclass
 class EstimateConfig(SamplingConfig):
     """How to sample, and where to."""
 
-    output: str = field(metadata={"help": "The .jsonl or .parquet file to write."})
-    run: str | None = field(
-        default=None,
-        metadata={"help": "Folder for the samples. Unless given, beside the output: OUT.samples for OUT.jsonl."},
+    output: str = option("The .jsonl or .parquet file to write.")
+    run: str | None = option(
+        "Folder for the samples. Unless given, beside the output: OUT.samples for OUT.jsonl.", default=None
     )
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    configs = parse(
-        "estimate",
-        argv,
-        TrainingDatasetConfig,
-        ModelConfig,
-        EstimateConfig,
-        GradingConfig,
-        description="Sample the prompts of a training data set, grade, and write the data set again with the columns "
-        "num_sampled and num_correct, for CoTDCOTrainer with sampler='none'. A sample cut off at --max-tokens counts "
-        "as wrong; one that the grader could not judge does not count. Rows with the same prompt share their samples. "
-        "Stopped at any moment, the same command goes on from there.",
-    )
-    return status("estimate", lambda: print(estimate(*configs)))
+    return execute("estimate", argv, estimate)
 
 
-def estimate(data: DatasetConfig, model: ModelConfig, sampling: EstimateConfig, grading: GradingConfig) -> str:
-    """Do what the command does.
-
-    Args:
-        data: The training data set.
-        model: The model.
-        sampling: How to sample, and where to.
-        grading: How to grade.
-
-    Returns:
-        A summary to print.
-
-    Raises:
-        ValueError: The output cannot be written as asked, or no sample could be graded.
+def estimate(data: TrainingDatasetConfig, model: ModelConfig, sampling: EstimateConfig, grading: GradingConfig) -> str:
+    """Sample the prompts of a training data set, grade, and write the data set again with the columns num_sampled and
+    num_correct, for CoTDCOTrainer with sampler='none'. A sample cut off at --max-tokens counts as wrong; one that the
+    grader could not judge does not count. Rows with the same prompt share their samples. Stopped at any moment, the
+    same command goes on from there.
     """
     from ..runs import load_results
     from ..runs.grade import check_grader
@@ -119,16 +97,8 @@ def estimate(data: DatasetConfig, model: ModelConfig, sampling: EstimateConfig, 
         lines.append(f"  replaced           {' and '.join(replaced)} of the data set given")
     if _has_new_prompts(data):
         lines.append("  prompt             as sampled, so that the model is trained on what was counted")
-    differs = [
-        f"{name} {value:g}"
-        for name, value, own in (
-            ("temperature", sampling.temperature, 1.0),
-            ("top_p", sampling.top_p, 1.0),
-            ("top_k", sampling.top_k, 0),
-        )
-        if value != own
-    ]
-    if differs:
+    own = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    if differs := [f"{name} {getattr(sampling, name):g}" for name in own if getattr(sampling, name) != own[name]]:
         lines.append(f"  sampled with       {', '.join(differs)}: not the probabilities that training changes")
     builder = "json" if output.suffix.lower() == ".jsonl" else "parquet"
     lines += [
@@ -177,18 +147,16 @@ def _as_sampled(row: dict[str, Any], prompt: Any, data: DatasetConfig) -> dict[s
 
 def _write(output: Path, table: list[dict[str, Any]]) -> None:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    from ..runs.store import write_atomically
+    from ..runs.files import parquet, write_atomically
 
-    output.parent.mkdir(parents=True, exist_ok=True)
+    way_out = "and the same command goes on from the samples there are"
     if output.suffix.lower() == ".jsonl":
         try:
             lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in table).encode()
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"the rows cannot be written as JSON ({error}); name a .parquet file as output, and the same command "
-                "goes on from the samples there are"
+                f"the rows cannot be written as JSON ({error}); name a .parquet file as output, {way_out}"
             ) from error
         write_atomically(output, lines)
         return
@@ -199,9 +167,6 @@ def _write(output: Path, table: list[dict[str, Any]]) -> None:
             columns[name] = pa.array([row.get(name) for row in table])
         except (pa.ArrowException, UnicodeEncodeError) as error:
             raise UserError(
-                f"column {name!r} cannot be written as Parquet ({error}); name a .jsonl file as output, and the same "
-                "command goes on from the samples there are"
+                f"column {name!r} cannot be written as Parquet ({error}); name a .jsonl file as output, {way_out}"
             ) from error
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
-    write_atomically(output, sink.getvalue())
+    write_atomically(output, parquet(pa.table(columns)))

@@ -1,9 +1,9 @@
 """`dco-trl eval`: sample, grade and report in one go; each step goes on where it was stopped."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from ._common import DatasetConfig, ModelConfig, ReportConfig, load_problems, parse, status
+from ._common import DatasetConfig, ModelConfig, ReportConfig, execute, load_problems, option
 from ._grading import GradingConfig, grade
 from ._sampling import SamplingConfig, sample
 
@@ -12,42 +12,18 @@ from ._sampling import SamplingConfig, sample
 class EvalConfig(ReportConfig):
     """What to report, and where."""
 
-    report: str | None = field(
-        default=None, metadata={"help": "Folder for the report. Unless given, `report` in the run's folder."}
-    )
+    report: str | None = option("Folder for the report. Unless given, `report` in the run's folder.", default=None)
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    configs = parse(
-        "eval",
-        argv,
-        DatasetConfig,
-        ModelConfig,
-        SamplingConfig,
-        GradingConfig,
-        EvalConfig,
-        description="Sample, grade and report. Stopped at any moment, the same command goes on from there.",
-    )
-    return status("eval", lambda: evaluate(*configs))
+    return execute("eval", argv, evaluate)
 
 
 def evaluate(
-    data: DatasetConfig,
-    model: ModelConfig,
-    sampling: SamplingConfig,
-    grading: GradingConfig,
-    report: EvalConfig,
+    data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, grading: GradingConfig, report: EvalConfig
 ) -> None:
-    """Do what the command does.
-
-    Args:
-        data: The problems.
-        model: The model.
-        sampling: How to sample.
-        grading: How to grade.
-        report: What to report, and where.
-    """
+    """Sample, grade and report. Stopped at any moment, the same command goes on from there."""
     from ..report import DEFAULT_K, print_report, write_report
     from ..runs import load_results
     from ..runs.grade import check_grader

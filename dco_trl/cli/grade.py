@@ -1,35 +1,31 @@
 """`dco-trl grade`: grade a run's samples, again and again, with one grader after another."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
-from ._common import parse, status
-from ._grading import GradingConfig, grade
+from . import _grading
+from ._common import execute, option
 
 
 @dataclass
-class GradeConfig(GradingConfig):
+class GradeConfig(_grading.GradingConfig):
     """And whether to begin anew, and where."""
 
-    regrade: bool = field(
-        default=False, metadata={"help": "Delete this grader's verdicts first, for a function that has changed."}
+    regrade: bool = option("Delete this grader's verdicts first, for a function that has changed.", default=False)
+    ray_workers: int | None = option(
+        "Grade on a Ray cluster, so many parts at a time, each with --num-workers.", default=None
     )
-    ray_workers: int | None = field(
-        default=None, metadata={"help": "Grade on a Ray cluster, so many parts at a time, each with --num-workers."}
-    )
-    ray_address: str | None = field(
-        default=None,
-        metadata={"help": "Address of the Ray cluster. Unless given, this machine's, else a new one here."},
+    ray_address: str | None = option(
+        "Address of the Ray cluster. Unless given, this machine's, else a new one here.", default=None
     )
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    grading, run = parse(
-        "grade",
-        argv,
-        GradeConfig,
-        run="the run's folder",
-        description="Grade the samples of a run that this grader has not graded yet.",
-    )
+    return execute("grade", argv, grade, run="the run's folder")
+
+
+def grade(grading: GradeConfig, run: str) -> Any:
+    """Grade the samples of a run that this grader has not graded yet."""
     more = {"regrade": grading.regrade, "ray_workers": grading.ray_workers, "ray_address": grading.ray_address}
-    return status("grade", lambda: print(grade(run, grading, **more)))
+    return _grading.grade(run, grading, **more)

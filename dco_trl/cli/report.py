@@ -1,49 +1,35 @@
 """`dco-trl report`: pass@k with intervals, plots and one HTML page for one or more graded runs."""
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from ._common import ReportConfig, parse, status
+from ._common import ReportConfig, execute, option
 
 
 @dataclass
 class ReportCommandConfig(ReportConfig):
     """What to report, of which verdicts, and where."""
 
-    output: str = field(default="report", metadata={"help": "Folder for the report."})
-    grader: str | None = field(
-        default=None, metadata={"help": "Whose verdicts to read, where a run was graded by more than one."}
-    )
+    output: str = option("Folder for the report.", default="report")
+    grader: str | None = option("Whose verdicts to read, where a run was graded by more than one.", default=None)
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    config, runs = parse(
-        "report",
-        argv,
-        ReportCommandConfig,
-        runs="folders of graded runs",
-        description="Report graded runs: tables here, and Markdown, JSON, pictures and one HTML page in a folder. The "
-        "first run is the one that the others are compared with.",
-    )
-    return status("report", lambda: report(runs, config))
+    return execute("report", argv, report, runs="folders of graded runs")
 
 
-def report(runs: list[str], config: ReportCommandConfig) -> None:
-    """Do what the command does.
-
-    Args:
-        runs: Folders of graded runs.
-        config: What to report, and where.
+def report(config: ReportCommandConfig, runs: list[str]) -> str:
+    """Report graded runs: tables here, and Markdown, JSON, pictures and one HTML page in a folder. The first run is
+    the one that the others are compared with.
     """
     from ..report import DEFAULT_K, print_report, write_report
     from ..runs import load_results
 
     if not runs:
         raise UserError("no RUN given; name at least one folder of a graded run, such as runs/ce")
-
     results = [load_results(run, config.grader) for run in runs]
     names = [result.name for result in results]
     # Folders of one name in different places are told apart by their paths.
@@ -53,4 +39,4 @@ def report(runs: list[str], config: ReportCommandConfig) -> None:
     ]
     written = write_report(results, config.output, config.k or DEFAULT_K)
     print_report(written.summary)
-    print(f"look at {written.html}")
+    return f"look at {written.html}"

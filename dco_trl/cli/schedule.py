@@ -1,56 +1,39 @@
 """`dco-trl schedule`: which model, adapter and temperature to sample for attempt 1, 2, 3, …"""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..extras import require
-from ._common import parse, print_whole, status
+from ._common import execute, option, print_whole
 
 
 @dataclass
 class ScheduleConfig:
     """What to plan, and where to write it."""
 
-    num_attempts: int = field(metadata={"help": "Attempts to plan, for each problem."})
-    output: str = field(metadata={"help": "The .yaml file of the schedule."})
-    max_arms: int = field(
-        default=8, metadata={"help": "Sample at most this many arms: an adapter takes memory while it is served."}
-    )
-    given_arms: list[str] | None = field(
+    num_attempts: int = option("Attempts to plan, for each problem.")
+    output: str = option("The .yaml file of the schedule.")
+    max_arms: int = option("Sample at most this many arms: an adapter takes memory while it is served.", default=8)
+    given_arms: list[str] | None = option(
+        "Also compare with these arms, each alone, such as the last checkpoint of each run: the folder of an adapter "
+        "or model, with ', T=1.5' for a temperature other than 1.",
         default=None,
-        metadata={
-            "help": "Also compare with these arms, each alone, such as the last checkpoint of each run: the folder of "
-            "an adapter or model, with ', T=1.5' for a temperature other than 1."
-        },
     )
-    figure: str | None = field(default=None, metadata={"help": "A picture: .png, .svg or .pdf."})
-    grader: str | None = field(
-        default=None, metadata={"help": "Whose verdicts to read, where a run was graded by more than one."}
-    )
+    figure: str | None = option("A picture: .png, .svg or .pdf.", default=None)
+    grader: str | None = option("Whose verdicts to read, where a run was graded by more than one.", default=None)
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    config, paths = parse(
-        "schedule",
-        argv,
-        ScheduleConfig,
-        runs="files of `dco-trl coverage`, checkpoints with eval_log_p.parquet, training runs, or graded runs",
-        description="Plan which arm (a model with an adapter and a temperature) to sample for attempt 1, 2, 3, …, so "
-        "that the first k are good for every k. The expected values are measured on problems that were not planned "
-        "on.",
-    )
-    return status("schedule", lambda: schedule(paths, config))
+    measured = "files of `dco-trl coverage`, checkpoints with eval_log_p.parquet, training runs, or graded runs"
+    return execute("schedule", argv, schedule, runs=measured)
 
 
-def schedule(paths: list[str], config: ScheduleConfig) -> None:
-    """Do what the command does.
-
-    Args:
-        paths: Measured arms, in files and folders.
-        config: What to plan, and where to write it.
+def schedule(config: ScheduleConfig, paths: list[str]) -> None:
+    """Plan which arm (a model with an adapter and a temperature) to sample for attempt 1, 2, 3, …, so that the first k
+    are good for every k. The expected values are measured on problems that were not planned on.
     """
     require("dco-trl schedule", "eval", "matplotlib", "rich", "scipy")
     from rich.console import Console
@@ -63,11 +46,8 @@ def schedule(paths: list[str], config: ScheduleConfig) -> None:
     from ..statistics import cross_fit_schedule, plan_attempts
 
     measured = read_arms(paths, config.grader)
-    data: dict[str, Any] = {
-        "log_p": measured.log_p,
-        "num_sampled": measured.num_sampled,
-        "num_correct": measured.num_correct,
-    }
+    counts = {"num_sampled": measured.num_sampled, "num_correct": measured.num_correct}
+    data: dict[str, Any] = {"log_p": measured.log_p, **counts}
     names = [arm.name for arm in measured.arms]
     given = [_position(name, names) for name in config.given_arms or []]
     planned = plan_attempts(config.num_attempts, **data, max_arms=config.max_arms)
@@ -75,48 +55,25 @@ def schedule(paths: list[str], config: ScheduleConfig) -> None:
     expected = cross_fit_schedule(ks, **data, given_arms=given, max_arms=config.max_arms)
     best = _best_arms(measured, ks)
 
+    rows = [_expected_row(i, k, expected, names, best[i], given) for i, k in enumerate(ks)]
     table = Table()
     for title in ("k", "schedule", "best single arm", "which", "difference"):
         table.add_column(title, justify="left" if title == "which" else "right")
-    curve, against = expected.curve, expected.best_arm
-    rows: list[dict[str, Any]] = []
-    for i, k in enumerate(ks):
-        rows.append(
-            {
-                "k": k,
-                "schedule": float(curve.estimate[i]),
-                "low": float(curve.low[i]),
-                "high": float(curve.high[i]),
-                "best_arm": names[best[i]],
-                "best_arm_coverage": float(against.first[i]),
-                "difference": float(against.difference[i]),
-                "difference_low": float(against.low[i]),
-                "difference_high": float(against.high[i]),
-            }
-        )
-        table.add_row(
-            f"{k:,}",
-            f"{curve.estimate[i]:.1%} [{curve.low[i]:.1%}, {curve.high[i]:.1%}]",
-            f"{against.first[i]:.1%}",
-            escape(names[best[i]]),
-            f"{against.difference[i]:+.1%} [{against.low[i]:+.1%}, {against.high[i]:+.1%}]",
-        )
     alone = Table(title="The schedule against given arms, each alone", title_justify="left")
-    alone.add_column("k", justify="right")
-    for arm in given:
-        alone.add_column(escape(names[arm]), justify="right")
-    for i, k in enumerate(ks):
-        alone.add_row(f"{k:,}", *(_against(rival, i) for rival in expected.given_arms))
-        rows[i]["given_arms"] = [
-            {
-                "arm": names[arm],
-                "coverage": float(rival.first[i]),
-                "difference": float(rival.difference[i]),
-                "low": float(rival.low[i]),
-                "high": float(rival.high[i]),
-            }
-            for arm, rival in zip(given, expected.given_arms, strict=True)
+    for title in ("k", *(escape(names[arm]) for arm in given)):
+        alone.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(
+            f"{row['k']:,}",
+            _shown(row["schedule"], row["low"], row["high"]),
+            f"{row['best_arm_coverage']:.1%}",
+            escape(row["best_arm"]),
+            _shown(row["difference"], row["difference_low"], row["difference_high"], "+"),
+        )
+        rivals = [
+            (r["coverage"], _shown(r["difference"], r["low"], r["high"], "+")) for r in row.get("given_arms", [])
         ]
+        alone.add_row(f"{row['k']:,}", *(f"{coverage:.1%}, schedule {against}" for coverage, against in rivals))
     console = Console(highlight=False, emoji=False)
     console.print(f"{len(names):,} arms measured on {len(measured.problem_ids):,} problems", soft_wrap=True)
     print_whole(console, table, *[alone] * bool(given))
@@ -140,9 +97,36 @@ def _position(name: str, names: list[str]) -> int:
     return names.index(name.rstrip("/"))
 
 
-def _against(rival: Any, i: int) -> str:
-    difference = f"{rival.difference[i]:+.1%} [{rival.low[i]:+.1%}, {rival.high[i]:+.1%}]"
-    return f"{rival.first[i]:.1%}, schedule {difference}"
+def _expected_row(i: int, k: int, expected: Any, names: list[str], best: int, given: list[int]) -> dict[str, Any]:
+    """What k attempts, the i-th number of them, are expected to give, as the schedule's file has it."""
+    curve, against = expected.curve, expected.best_arm
+    row = {
+        "k": k,
+        "schedule": float(curve.estimate[i]),
+        "low": float(curve.low[i]),
+        "high": float(curve.high[i]),
+        "best_arm": names[best],
+        "best_arm_coverage": float(against.first[i]),
+        "difference": float(against.difference[i]),
+        "difference_low": float(against.low[i]),
+        "difference_high": float(against.high[i]),
+    }
+    if given:
+        row["given_arms"] = [
+            {
+                "arm": names[arm],
+                "coverage": float(rival.first[i]),
+                "difference": float(rival.difference[i]),
+                "low": float(rival.low[i]),
+                "high": float(rival.high[i]),
+            }
+            for arm, rival in zip(given, expected.given_arms, strict=True)
+        ]
+    return row
+
+
+def _shown(value: float, low: float, high: float, sign: str = "") -> str:
+    return f"{value:{sign}.1%} [{low:{sign}.1%}, {high:{sign}.1%}]"
 
 
 def _measurable(measured: Any, num_attempts: int) -> list[int]:

@@ -1,9 +1,9 @@
 """`dco-trl solve`: answer problems within a budget of attempts, with a grader that accepts what is right."""
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
-from ._common import DatasetConfig, ModelConfig, load_problems, parse, status
+from ._common import DatasetConfig, ModelConfig, execute, load_problems, option
 from ._grading import GradingConfig, grading_limits
 from ._sampling import SamplerConfig, load_sampler, load_schedule, sampling_params
 
@@ -12,41 +12,20 @@ from ._sampling import SamplerConfig, load_sampler, load_schedule, sampling_para
 class SolveConfig:
     """What to spend."""
 
-    num_attempts: int = field(metadata={"help": "Budget per problem. Raised later, it goes on with the unsolved."})
+    num_attempts: int = option("Budget per problem. Raised later, it goes on with the unsolved.")
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    configs = parse(
-        "solve",
-        argv,
-        DatasetConfig,
-        ModelConfig,
-        SamplerConfig,
-        GradingConfig,
-        SolveConfig,
-        description="Sample in rounds and leave a problem alone once the grader accepts an answer. Answers go to "
-        "answers.jsonl in the --output folder. A grader of one's own needs "
-        "no column with reference answers. Stopped at any moment, the same command goes on from there.",
-    )
-    return status("solve", lambda: solve(*configs))
+    return execute("solve", argv, solve)
 
 
 def solve(
-    data: DatasetConfig,
-    model: ModelConfig,
-    sampling: SamplerConfig,
-    grading: GradingConfig,
-    config: SolveConfig,
-) -> None:
-    """Do what the command does.
-
-    Args:
-        data: The problems.
-        model: The model.
-        sampling: How to sample, and where to.
-        grading: How to verify.
-        config: What to spend.
+    data: DatasetConfig, model: ModelConfig, sampling: SamplerConfig, grading: GradingConfig, config: SolveConfig
+) -> str:
+    """Sample in rounds and leave a problem alone once the grader accepts an answer. Answers go to answers.jsonl in
+    the --output folder. A grader of one's own needs no column with reference answers. Stopped at any moment, the same
+    command goes on from there.
     """
     from ..checks import check_integer
     from ..runs.grade import check_grader
@@ -76,5 +55,4 @@ def solve(
         )
     finally:
         sampler.close()
-    print(summary)
-    print(f"written: {sampling.output}/{ANSWERS}")
+    return f"{summary}\nwritten: {sampling.output}/{ANSWERS}"

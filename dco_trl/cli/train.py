@@ -7,7 +7,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ..runs.rows import is_file, load_with_datasets, read_dataset, split_files
 from ..trainer import CoTDCOConfig, DCOConfig, DCOTrainer
 from ..trainer.checkpoints import checkpoint_to_resume
 from ..trainer.cot_config import STATE_NAME
-from ._common import did_you_mean, naming, told
+from ._common import did_you_mean, naming, option, told
 from .config_file import with_config_file
 
 # What a user's mistake raises, in TRL and below it, before the first step.
@@ -66,12 +66,10 @@ What it adds: --sampler and --sampler_kwargs (where rationales come from), --gra
 class DCOScriptArguments(ScriptArguments):
     """TRL's arguments for the data, and an evaluation set of its own."""
 
-    eval_dataset_name: str | None = field(
+    eval_dataset_name: str | None = option(
+        "Path or name of the dataset to evaluate on. If not given, the split `dataset_test_split` of `dataset_name` "
+        "is used.",
         default=None,
-        metadata={
-            "help": "Path or name of the dataset to evaluate on. If not given, the split `dataset_test_split` of "
-            "`dataset_name` is used."
-        },
     )
 
 
@@ -79,11 +77,8 @@ class DCOScriptArguments(ScriptArguments):
 class CoTDCOScriptArguments(DCOScriptArguments):
     """And what grades sampled rationales."""
 
-    grader: str = field(
-        default="math",
-        metadata={
-            "help": "'math', 'exact', or 'package.module:function' with the signature of a TRL reward function."
-        },
+    grader: str = option(
+        "'math', 'exact', or 'package.module:function' with the signature of a TRL reward function.", default="math"
     )
 
 
