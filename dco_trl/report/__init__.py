@@ -56,16 +56,15 @@ def write_report(
     Of a run along a schedule it is that of the first k attempts; the curves of its arms, alone, are drawn thinly.
     Runs on the same problems are compared pair by pair with the first of them.
 
-    The keys of `report.json`:
+    The keys of `report.json`, each value of `k` with its `estimate` (or `difference`), `low`, `high`, `reliable`:
 
     - `k`, `confidence`, `interval_method`, `warnings`, `created`, `dco_trl`, `format`;
-    - `groups`: runs on the same problems: `runs` (indices), `num_problems`, `k`, `majority_k`, `comparisons` (each
-      with `baseline`, `run` and `pass_at_k`: `k`, `difference`, `low`, `high`, `reliable`);
-    - `runs`: `name`, `grader`, `manifest`, `num_problems`, `num_samples`, `samples` (counts), `pass_at_k` and
-      `curve` (`k`, `estimate`, `low`, `high`, `reliable`), `left_out`, `majority_at_k`, `at_least_m_of_k` (with
-      `num_required`), `never_solved`, `problems` (counts, and the most
-      frequent answer of each), and `arms` (of a run along a schedule: `name`, `num_samples` and the `curve` of each
-      arm alone). Along a schedule there is no majority vote and no `at_least_m_of_k`.
+    - `groups`, runs on the same problems: `runs` (indices), `num_problems`, `k`, `majority_k`, `comparisons` (each
+      with `baseline`, `run` and `pass_at_k`);
+    - `runs`: `name`, `grader`, `manifest`, `num_problems`, `num_samples`, `samples` (counts), `pass_at_k`, `curve`,
+      `left_out`, `majority_at_k`, `at_least_m_of_k` (with `num_required`; neither along a schedule), `never_solved`,
+      `problems` (counts, and the most frequent answer of each), and `arms` (of a run along a schedule: `name`,
+      `num_samples` and `curve` of each arm alone).
 
     Args:
         results: The runs, as `load_results` reads them, with different names.
@@ -88,9 +87,6 @@ def write_report(
         >>> report = write_report([RunResult("ce", {"model": "m"}, "exact", (problem,))], tempfile.mkdtemp())
         >>> [(entry.k, entry.estimate) for entry in report.summary.runs[0].pass_at_k]
         [(1, 0.75), (4, 1.0)]
-
-    References:
-        Chen et al., "Evaluating Large Language Models Trained on Code", arXiv 2107.03374, for the estimator.
 
     Relations:
         `print_report` prints the tables. `dco-trl report` is this from the command line.

@@ -1,6 +1,7 @@
 """Compute what a report shows from the results of its runs."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -9,11 +10,17 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..errors import UserError
 from ..runs.results import ProblemResult, RunResult
-from ..statistics.at_least_m import at_least_m_of_k
-from ..statistics.intervals import PassAtKCurve, difference_of_means, mean_curve, pass_at_k_curve
-from ..statistics.majority_vote import majority_at_k
-from ..statistics.never_solved import never_solved
-from .counts import Counts
+from ..statistics import (
+    PassAtKCurve,
+    at_least_m_of_k,
+    majority_at_k,
+    mean_curve,
+    never_solved,
+    pass_at_k,
+    pass_at_k_curve,
+    scheduled_pass_at_k,
+)
+from ..statistics.intervals import difference_of_means
 from .summary import (
     ArmSummary,
     AtLeast,
@@ -22,11 +29,8 @@ from .summary import (
     Estimate,
     Group,
     LeftOut,
-    NeverSolved,
-    NumSamples,
     ProblemSummary,
     RunSummary,
-    SampleCounts,
     Summary,
 )
 
@@ -64,7 +68,8 @@ def summarise(results: Sequence[RunResult], k: Sequence[int] = DEFAULT_K) -> Sum
     _check(results, k)
     ks = sorted({int(value) for value in k})
     groups = _groups(results)
-    runs = [_run(result, ks) for result in results]
+    counts = [Counts(result) for result in results]
+    runs = [_run(result, of, ks) for result, of in zip(results, counts, strict=True)]
     return Summary(
         format=1,
         dco_trl=__version__,
@@ -73,17 +78,16 @@ def summarise(results: Sequence[RunResult], k: Sequence[int] = DEFAULT_K) -> Sum
         confidence=CONFIDENCE,
         interval_method=INTERVAL_METHOD,
         warnings=_warnings(results, groups),
-        groups=[_group(members, results, runs) for members in groups],
+        groups=[_group(members, counts, runs) for members in groups],
         runs=runs,
     )
 
 
 def _check(results: Sequence[RunResult], k: Sequence[int]) -> None:
+    """A report never shows a damaged number."""
     if not results:
         raise UserError("results: got no run; pass at least one, as `load_results(run_dir)` gives it")
-    names = [result.name for result in results]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    if twice := _twice([result.name for result in results]):
         raise UserError(
             f"results: two runs are named {twice!r}, and a table could not tell them apart; "
             "give one another name with dataclasses.replace(result, name=...)"
@@ -93,36 +97,30 @@ def _check(results: Sequence[RunResult], k: Sequence[int]) -> None:
             raise UserError(
                 f"results: run {result.name!r} has no problems, so there is nothing to report; sample first"
             )
-        ids = [problem.problem_id for problem in result.problems]
-        if len(set(ids)) < len(ids):
-            twice = next(name for name in ids if ids.count(name) > 1)
+        if twice := _twice([problem.problem_id for problem in result.problems]):
             raise UserError(
                 f"results: run {result.name!r} has problem {twice!r} twice, and each counts once; remove one"
             )
         for problem in result.problems:
-            _check_counts(problem, result.name)
+            where = f"results: problem {problem.problem_id!r} of run {result.name!r}"
+            if problem.num_samples < 1:
+                raise UserError(
+                    f"{where} has no samples, so no pass@k, and leaving it out would bias the mean; finish sampling "
+                    "first"
+                )
+            total = sum(answer.count for answer in problem.answers)
+            correct = sum(answer.count for answer in problem.answers if answer.correct)
+            if (total, correct) != (problem.num_samples, problem.num_correct):
+                raise UserError(
+                    f"{where} has {problem.num_samples} samples, {problem.num_correct} of them correct, and {total} "
+                    f"answers, {correct} of them correct; grade the run again"
+                )
     if len(k) == 0 or any(int(value) != value or value < 1 for value in k):
         raise UserError(f"k: got {list(k)!r}; pass whole numbers from 1 up, such as 1 16 256")
 
 
-def _check_counts(problem: ProblemResult, run: str) -> None:
-    """Refuse counts that cannot be those of samples: a report never shows a damaged number."""
-    where = f"results: problem {problem.problem_id!r} of run {run!r}"
-    if problem.num_samples < 1:
-        raise UserError(
-            f"{where} has no samples, so no pass@k, and leaving it out would bias the mean; finish sampling first"
-        )
-    for name, part in (("correct", problem.num_correct), ("cut off", problem.num_truncated)):
-        if not 0 <= part <= problem.num_samples:
-            raise UserError(f"{where} has {part} {name} of {problem.num_samples} samples; grade the run again")
-    total = sum(answer.count for answer in problem.answers)
-    correct = sum(answer.count for answer in problem.answers if answer.correct)
-    if min((answer.count for answer in problem.answers), default=0) < 0 or total != problem.num_samples:
-        raise UserError(f"{where} has {problem.num_samples} samples and {total} answers; grade the run again")
-    if correct != problem.num_correct:
-        raise UserError(
-            f"{where} has {problem.num_correct} correct samples and {correct} correct answers; grade the run again"
-        )
+def _twice(names: list[str]) -> str | None:
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _groups(results: Sequence[RunResult]) -> list[list[int]]:
@@ -151,48 +149,68 @@ def _warnings(results: Sequence[RunResult], groups: list[list[int]]) -> list[str
             f"The runs were graded by different graders ({parts}); a difference between them may be the graders'."
         )
     for members in groups:
-        first = {problem.problem_id: problem.prompt for problem in results[members[0]].problems}
-        for index in members[1:]:
-            changed = sum(problem.prompt != first[problem.problem_id] for problem in results[index].problems)
-            if changed:
+        first, *others = (results[index] for index in members)
+        prompts = {problem.problem_id: problem.prompt for problem in first.problems}
+        for other in others:
+            if changed := sum(problem.prompt != prompts[problem.problem_id] for problem in other.problems):
                 warnings.append(
-                    f"{results[index].name} and {results[members[0]].name} have the same problems but different "
-                    f"prompts for {changed:,} of them; the page shows the prompts of {results[members[0]].name}."
+                    f"{other.name} and {first.name} have the same problems but different prompts for {changed:,} of "
+                    f"them; the page shows the prompts of {first.name}."
                 )
     return warnings
 
 
-def _group(members: list[int], results: Sequence[RunResult], runs: list[RunSummary]) -> Group:
-    first = members[0]
-    comparisons = [_comparison(results[first], results[index], runs[first], runs[index]) for index in members[1:]]
+class Counts:
+    """Counts of a graded run as arrays: samples and correct ones, shape (problems,), and by arm along a schedule."""
+
+    def __init__(self, result: RunResult) -> None:
+        self.ids = [problem.problem_id for problem in result.problems]
+        self.num_samples = np.array([problem.num_samples for problem in result.problems])
+        self.num_correct = np.array([problem.num_correct for problem in result.problems])
+        self.schedule = None if result.schedule is None else result.schedule.schedule
+        self.arms = () if result.schedule is None else result.schedule.arms
+        # Samples and correct ones, shape (arms, 2, problems).
+        by_arm = np.array([problem.by_arm for problem in result.problems], dtype=np.int64)
+        self.by_arm = by_arm.reshape(len(self.ids), len(self.arms), 2).transpose(1, 2, 0)
+        # The largest k for which a problem has the samples.
+        self.reach = self.num_samples
+        if self.schedule is not None:
+            # Attempts of each arm among the first k never fall with k, so the first arm that runs out decides.
+            needed = self.schedule.counts(np.arange(self.num_samples.max() + 1))
+            of_arms = zip(needed.T, self.by_arm[:, 0], strict=True)
+            self.reach = np.min([np.searchsorted(needs, n, side="right") - 1 for needs, n in of_arms], axis=0)
+        self.fewest = int(self.reach.min())
+
+    def pass_at_k(self, ks: list[int]) -> NDArray[np.float64]:
+        """Unbiased estimates, shape (problems, K): along the schedule, if there is one."""
+        if self.schedule is None:
+            return pass_at_k(self.num_samples[:, None], self.num_correct[:, None], ks)
+        return scheduled_pass_at_k(self.schedule, ks, num_sampled=self.by_arm[:, 0], num_correct=self.by_arm[:, 1])
+
+
+def _group(members: list[int], counts: list[Counts], runs: list[RunSummary]) -> Group:
+    first, *others = members
+    comparisons = []
+    for index in others:
+        ks = sorted({entry.k for entry in runs[first].pass_at_k} & {entry.k for entry in runs[index].pass_at_k})
+        if ks:  # otherwise no k was asked for that both have the samples for
+            position = {problem_id: i for i, problem_id in enumerate(counts[index].ids)}
+            order = [position[problem_id] for problem_id in counts[first].ids]
+            values = counts[first].pass_at_k(ks), counts[index].pass_at_k(ks)[order]
+            found = difference_of_means(*values, np.array(ks), CONFIDENCE)
+            rows = _rows(found.k, found.difference, found.low, found.high, found.reliable)
+            comparisons.append(Comparison(runs[first].name, runs[index].name, [Difference(*row) for row in rows]))
     return Group(
         runs=members,
         num_problems=runs[first].num_problems,
         k=sorted({entry.k for index in members for entry in runs[index].pass_at_k}),
         majority_k=sorted({entry.k for index in members for entry in runs[index].majority_at_k}),
-        comparisons=[comparison for comparison in comparisons if comparison.pass_at_k],
+        comparisons=comparisons,
     )
 
 
-def _comparison(baseline: RunResult, run: RunResult, baseline_summary: RunSummary, summary: RunSummary) -> Comparison:
-    ks = sorted({entry.k for entry in baseline_summary.pass_at_k} & {entry.k for entry in summary.pass_at_k})
-    if not ks:  # no k was asked for that both have the samples for
-        return Comparison(baseline.name, run.name, [])
-    first, second = Counts(baseline), Counts(run)
-    position = {problem_id: i for i, problem_id in enumerate(second.ids)}
-    order = [position[problem_id] for problem_id in first.ids]
-    values = first.pass_at_k(ks), second.pass_at_k(ks)[order]
-    found = difference_of_means(*values, np.array(ks), CONFIDENCE)
-    rows = zip(
-        ks, *(column.tolist() for column in (found.difference, found.low, found.high, found.reliable)), strict=True
-    )
-    return Comparison(baseline.name, run.name, [Difference(*row) for row in rows])
-
-
-def _run(result: RunResult, ks: list[int]) -> RunSummary:
-    problems = result.problems
-    counts = Counts(result)
-    n, c, ids, fewest = counts.num_samples, counts.num_correct, counts.ids, int(counts.reach.min())
+def _run(result: RunResult, counts: Counts, ks: list[int]) -> RunSummary:
+    n, c, ids, fewest = counts.num_samples, counts.num_correct, counts.ids, counts.fewest
     if not fewest:
         missing = [problem_id for problem_id, reach in zip(ids, counts.reach, strict=True) if not reach]
         raise UserError(
@@ -202,44 +220,39 @@ def _run(result: RunResult, ks: list[int]) -> RunSummary:
         )
     reported = [k for k in ks if k <= fewest]
     never = never_solved(n, c, CONFIDENCE)
-    statuses = dict.fromkeys(("unparsed", "timeout", "error"), 0)
-    for answer in (answer for problem in problems for answer in problem.answers):
-        if answer.status in statuses:
-            statuses[answer.status] += answer.count
+    samples = {"total": int(n.sum()), "correct": int(c.sum())}
+    samples["truncated"] = sum(problem.num_truncated for problem in result.problems)
+    for status in ("unparsed", "timeout", "error"):
+        samples[status] = sum(a.count for problem in result.problems for a in problem.answers if a.status == status)
     return RunSummary(
         name=result.name,
         grader=result.grader,
         manifest=result.manifest,
-        num_problems=len(problems),
-        num_samples=NumSamples(int(n.min()), int(n.max())),
-        samples=SampleCounts(
-            total=int(n.sum()),
-            correct=int(c.sum()),
-            truncated=sum(problem.num_truncated for problem in problems),
-            **statuses,
-        ),
+        num_problems=len(ids),
+        num_samples={"min": int(n.min()), "max": int(n.max())},
+        samples=samples,
         pass_at_k=_curve(counts, reported),
         left_out=[
             LeftOut(k, int(np.count_nonzero(counts.reach < k)), fewest, ids[int(counts.reach.argmin())])
             for k in ks
             if k > fewest
         ],
-        majority_at_k=[] if result.schedule else _majority(problems, reported),
+        majority_at_k=[] if result.schedule else _majority(result.problems, reported),
         at_least_m_of_k=[] if result.schedule else _at_least(n, c, reported),
-        never_solved=NeverSolved(never.count, never.share, never.low, never.high),
+        never_solved={"count": never.count, "share": never.share, "low": never.low, "high": never.high},
         curve=_curve(counts, sorted({*reported, *curve_points(fewest)})),
-        problems=[_problem(problem) for problem in problems],
+        problems=[_problem(problem) for problem in result.problems],
         arms=_arms(counts, ks),
     )
 
 
-def curve_points(largest: int, per_doubling: int = 4) -> list[int]:
-    """Return whole numbers from 1 to `largest`, equally spaced on a log axis as far as whole numbers are."""
-    return sorted({round(2**step) for step in np.arange(0, np.log2(largest), 1 / per_doubling)} | {largest})
+def curve_points(largest: int) -> list[int]:
+    """Return whole numbers from 1 to `largest`: four for each doubling, as far as whole numbers allow."""
+    return sorted({round(2**step) for step in np.arange(0, np.log2(largest), 1 / 4)} | {largest})
 
 
 def _curve(counts: Counts, ks: list[int]) -> list[Estimate]:
-    return _entries(mean_curve(counts.pass_at_k(ks), ks, confidence=CONFIDENCE)) if ks else []
+    return _estimates(mean_curve(counts.pass_at_k(ks), ks, confidence=CONFIDENCE)) if ks else []
 
 
 def _arms(counts: Counts, ks: list[int]) -> list[ArmSummary]:
@@ -248,8 +261,8 @@ def _arms(counts: Counts, ks: list[int]) -> list[ArmSummary]:
     for arm, (n, c) in zip(counts.arms, counts.by_arm, strict=True):
         fewest = int(n.min())
         points = sorted({*curve_points(fewest), *(k for k in ks if k <= fewest)}) if fewest else []
-        curve = _entries(pass_at_k_curve(n, c, points, confidence=CONFIDENCE)) if points else []
-        found.append(ArmSummary(arm.name, NumSamples(fewest, int(n.max())), curve))
+        curve = _estimates(pass_at_k_curve(n, c, points, confidence=CONFIDENCE)) if points else []
+        found.append(ArmSummary(arm.name, {"min": fewest, "max": int(n.max())}, curve))
     return found
 
 
@@ -261,19 +274,18 @@ def _majority(problems: Sequence[ProblemResult], ks: list[int]) -> list[Estimate
         piles = _piles(problem)
         counts, shares = [count for _, count, _ in piles], [correct / count for _, count, correct in piles]
         values.append(majority_at_k(counts, shares, ks, problem.num_samples - sum(counts)))
-    return _entries(mean_curve(values, ks, confidence=CONFIDENCE))
+    return _estimates(mean_curve(values, ks, confidence=CONFIDENCE))
 
 
 def _piles(problem: ProblemResult) -> list[tuple[str, int, int]]:
     """What a vote counts: each answer, its samples, and those that were accepted; the most frequent first."""
-    piles: dict[str, list[int]] = {}
+    counts: Counter[str] = Counter()
+    correct: Counter[str] = Counter()
     for answer in problem.answers:
         if answer.answer:  # a sample without an answer casts no vote
-            pile = piles.setdefault(answer.answer, [0, 0])
-            pile[0] += answer.count
-            pile[1] += answer.count * answer.correct
-    found = [(answer, count, correct) for answer, (count, correct) in piles.items()]
-    return sorted(found, key=lambda pile: -pile[1])
+            counts[answer.answer] += answer.count
+            correct[answer.answer] += answer.count * answer.correct
+    return [(answer, count, correct[answer]) for answer, count in counts.most_common()]
 
 
 def _at_least(n: NDArray, c: NDArray, ks: list[int]) -> list[AtLeast]:
@@ -282,16 +294,17 @@ def _at_least(n: NDArray, c: NDArray, ks: list[int]) -> list[AtLeast]:
     if not pairs:
         return []
     ms, of = np.array(pairs).T
-    found = mean_curve(at_least_m_of_k(n[:, None], c[:, None], of, ms), of.tolist(), confidence=CONFIDENCE)
-    return [AtLeast(**vars(entry), num_required=m) for entry, (m, _) in zip(_entries(found), pairs, strict=True)]
+    found = _estimates(mean_curve(at_least_m_of_k(n[:, None], c[:, None], of, ms), of, confidence=CONFIDENCE))
+    return [AtLeast(**vars(entry), num_required=m) for entry, (m, _) in zip(found, pairs, strict=True)]
 
 
-def _entries(curve: PassAtKCurve) -> list[Estimate]:
-    columns = zip(curve.k, curve.estimate, curve.low, curve.high, curve.reliable, strict=True)
-    return [
-        Estimate(int(k), float(value), float(low), float(high), bool(reliable))
-        for k, value, low, high, reliable in columns
-    ]
+def _estimates(curve: PassAtKCurve) -> list[Estimate]:
+    return [Estimate(*row) for row in _rows(curve.k, curve.estimate, curve.low, curve.high, curve.reliable)]
+
+
+def _rows(*columns: NDArray) -> Iterator[tuple]:
+    """Plain numbers, row by row."""
+    return zip(*(column.tolist() for column in columns), strict=True)
 
 
 def _problem(problem: ProblemResult) -> ProblemSummary:

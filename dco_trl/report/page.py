@@ -1,21 +1,60 @@
 """The report as one HTML file that needs no network, and whose policy forbids it one.
 
-Everything that comes from a model, a data set or a manifest is text: in the markup it is escaped here, and in the
-embedded JSON no character can end the script element; `page.js` puts it into the page through `textContent`. Scripts
-run by their hash alone, so markup that slipped through would still not run.
+Everything that comes from a model, a data set or a manifest is text: the template escapes it, and in the embedded JSON
+no character can end the script element; `page.js` puts it into the page through `textContent`. Scripts run by their
+hash alone, so markup that slipped through would still not run.
+
+Of each problem the page holds enough to search and to sort, and as much text as fits.
 """
 
 import base64
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
-from string import Template
+from typing import Any
 
-from ..runs.results import RunResult
-from .page_data import details, group_data, script_json
-from .summary import Group, RunSummary, Summary
-from .tables import PAIRED_TITLE, TITLE, TextTable, flat, group_title, never_solved_text, notes, plot_suffix, tables
+import jinja2
+from jinja2.utils import htmlsafe_json_dumps
+
+from ..runs.results import ProblemResult, RunResult
+from .summary import Group, ProblemSummary, Summary
+from .tables import PAIRED_TITLE, TITLE, flat, never_solved_text, notes, plot_suffix, tables
+
+# The details of all problems; the rest of the page is small beside them.
+DETAIL_BYTES = 12_000_000
+# Enough of a prompt to recognise and to search a problem by; the whole of it is in the details.
+EXCERPT = 240
+
+
+@dataclass(frozen=True)
+class Caps:
+    """How much of each problem the page shows: distinct answers, their characters, raw samples, their characters."""
+
+    answers: int
+    answer_length: int
+    samples: int
+    sample_length: int
+    prompt_length: int
+
+    def __str__(self) -> str:
+        return (
+            f"To keep this file small, each problem shows at most {self.answers} distinct answers of at most "
+            f"{self.answer_length} characters and {self.samples} raw samples of at most {self.sample_length:,} "
+            "characters per run. What is left out is counted. The counts are complete; the run folder holds every "
+            "sample."
+        )
+
+
+# From generous to terse; the first under DETAIL_BYTES is taken. The last shows counts and one answer.
+CAPS = (
+    Caps(100, 300, 6, 4000, 8000),
+    Caps(50, 200, 6, 2000, 4000),
+    Caps(25, 150, 4, 1000, 2000),
+    Caps(12, 100, 2, 600, 1000),
+    Caps(6, 80, 2, 200, 400),
+    Caps(3, 60, 0, 0, 200),
+)
 
 
 def render(summary: Summary, results: Sequence[RunResult], pictures: Mapping[str, str]) -> str:
@@ -26,23 +65,37 @@ def render(summary: Summary, results: Sequence[RunResult], pictures: Mapping[str
         results: What was summarised.
         pictures: SVG elements, by the names of their files.
     """
-    caps, scripts = details(summary, results)
     code = _asset("page.js")
-    names = ", ".join(run.name for run in summary.runs)
-    return Template(_asset("page.html")).substitute(
-        csp=f"default-src 'none'; script-src {_hash(code)}; style-src 'unsafe-inline'; img-src data:; "
+    code_hash = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    caps, shown = details(summary, results)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(_asset("page.html")).render(
+        policy=f"default-src 'none'; script-src 'sha256-{code_hash}'; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'",
-        title=escape(f"{TITLE}: {names}"),
-        heading=escape(TITLE),
-        subtitle=escape(f"{names}. Written on {summary.created} by dco-trl {summary.dco_trl}."),
+        title=TITLE,
+        paired_title=PAIRED_TITLE,
+        names=", ".join(run.name for run in summary.runs),
+        summary=summary,
         css=_asset("page.css"),
-        warnings=_warnings(summary.warnings),
-        groups="\n".join(_group_section(summary, index, pictures) for index in range(len(summary.groups))),
-        caps=escape(str(caps)),
-        runs="\n".join(_run_section(run) for run in summary.runs),
-        data=script_json({"groups": [group_data(summary, results, group) for group in summary.groups]}),
         code=code,
-        details="\n".join(scripts),
+        groups=[
+            {
+                "runs": summary.runs_of(group),
+                "tables": tables(summary, group),
+                "bold": clear_cells(group),
+                "notes": notes(summary, summary.runs_of(group)),
+                "pictures": {
+                    stem: pictures[stem + plot_suffix(summary, index)]
+                    for stem in ("coverage", "confidence", "success")
+                },
+            }
+            for index, group in enumerate(summary.groups)
+        ],
+        caps=caps,
+        data=script_json({"groups": [_group_data(summary, results, group) for group in summary.groups]}),
+        details=shown,
+        flat=flat,
+        never_solved=never_solved_text,
     )
 
 
@@ -51,91 +104,103 @@ def _asset(name: str) -> str:
     return (files(__package__) / name).read_text(encoding="utf-8").replace("\r\n", "\n")
 
 
-def _hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def _warnings(warnings: list[str]) -> str:
-    if not warnings:
-        return ""
-    items = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
-    return f'<div class="notice" role="note" aria-label="Warnings"><ul>{items}</ul></div>'
-
-
-def _group_section(summary: Summary, index: int, pictures: Mapping[str, str]) -> str:
-    group, suffix = summary.groups[index], plot_suffix(summary, index)
-    runs = summary.runs_of(group)
-    main, *others = tables(summary, group)
-    parts = [
-        f'<section aria-labelledby="group-{index}">',
-        f'<h2 id="group-{index}">{escape(group_title(summary, group))}</h2>',
-        "<p>pass@k: the chance that at least one of k samples of a problem is right, averaged over the problems.</p>",
-        '<figure><div class="plot" role="img" aria-label="pass@k against k for each run; the table below has the '
-        f'numbers">{pictures[f"coverage{suffix}"]}</div></figure>',
-        f'<div class="tables"><div><h3>With intervals</h3>{_table(main)}</div>',
-    ]
-    for part in others:
-        paired = part.title == PAIRED_TITLE
-        parts.append(f"<div><h3>{escape(part.title)}</h3>{_table(part, _clear_cells(group) if paired else ())}")
-        if paired:
-            parts.append(
-                '<p class="note">What makes a problem hard for both runs cancels, so this is sharper than comparing '
-                "two intervals. Bold: the interval leaves out 0.</p>"
-            )
-        parts.append("</div>")
-    parts += ["</div>", *(f'<p class="note">{escape(note)}</p>' for note in notes(summary, runs))]
-    parts += ["<h3>How sure, and how often right</h3>", '<div class="plots">']
-    right = "; ".join(
-        f"{run.name}: {sum(problem.top_correct for problem in run.problems):,} of {run.num_problems:,}" for run in runs
-    )
-    never = "; ".join(f"{run.name}: {never_solved_text(run)}" for run in runs)
-    parts.append(
-        '<figure><div class="plot" role="img" aria-label="Histogram of the share of the most frequent answer">'
-        f"{pictures[f'confidence{suffix}']}</div><figcaption>Problems by the share of their samples that give the "
-        f"most frequent answer. It is right (upwards) for {escape(right)} problems. Heights are square roots, so that "
-        "few are seen beside many.</figcaption></figure>"
-        '<figure><div class="plot" role="img" aria-label="Histogram of success rates">'
-        f"{pictures[f'success{suffix}']}</div><figcaption>Problems by the share of their samples that are right; the "
-        "bins halve, because a problem with success rate 1/k takes about k samples. Never solved: "
-        f"{escape(never)}.</figcaption></figure>"
-    )
-    return "\n".join([*parts, "</div>", "</section>"])
-
-
-def _clear_cells(group: Group) -> set[tuple[str, int]]:
+def clear_cells(group: Group) -> set[tuple[str, int]]:
+    """Row's name and column of the paired differences whose interval leaves out 0."""
     return {
-        (f"pass@{row.k}", column + 1)
-        for column, entry in enumerate(group.comparisons)
+        (f"pass@{row.k}", column)
+        for column, entry in enumerate(group.comparisons, start=1)
         for row in entry.pass_at_k
         if row.low > 0 or row.high < 0
     }
 
 
-def _table(table: TextTable, clear: Collection[tuple[str, int]] = ()) -> str:
-    def cell(row: list[str], column: int) -> str:
-        value, bracket, interval = row[column].partition(" [")
-        text = escape(value) + (f' <span class="interval">[{escape(interval)}</span>' if bracket else "")
-        return f'<td class="number{" clear" if (row[0], column) in clear else ""}">{text}</td>'
-
-    header = "".join(
-        f'<th scope="col" class="number">{escape(name)}</th>' if name else "<td></td>" for name in table.header
-    )
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(cell(row, i) for i in range(1, len(row)))}</tr>'
-        for row in table.rows
-    )
-    return (
-        '<div class="scroll" tabindex="0" role="group" aria-label="Table"><table>'
-        f"<thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+def script_json(value: Any) -> str:
+    """Return JSON that is safe inside a script element: nothing in it can end the element or open a comment."""
+    return htmlsafe_json_dumps(value, allow_nan=False, separators=(",", ":"))
 
 
-def _run_section(run: RunSummary) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{escape(key)}</th><td class="answer">{escape(value)}</td></tr>'
-        for key, value in [("grader", run.grader), *flat(run.manifest)]
-    )
-    return (
-        f"<details><summary>{escape(run.name)}: what was sampled, and how</summary>"
-        f'<div class="scroll"><table><tbody>{rows}</tbody></table></div></details>'
-    )
+def _group_data(summary: Summary, results: Sequence[RunResult], group: Group) -> dict[str, Any]:
+    """A group's table of problems without their details."""
+    runs = summary.runs_of(group)
+    by_id = [{problem.problem_id: problem for problem in run.problems} for run in runs]
+    return {
+        "title": ", ".join(run.name for run in runs),
+        "runs": [run.name for run in runs],
+        "problems": [
+            {
+                "id": problem.problem_id,
+                "prompt": problem.prompt[:EXCERPT],
+                "reference": problem.reference[:EXCERPT],
+                "runs": [_numbers(run[problem.problem_id]) for run in by_id],
+            }
+            for problem in results[group.runs[0]].problems
+        ],
+    }
+
+
+def _numbers(problem: ProblemSummary) -> dict[str, Any]:
+    return {
+        "n": problem.num_samples,
+        "c": problem.num_correct,
+        "cut": problem.num_truncated,
+        "top": -1 if problem.top_answer is None else problem.confidence,
+        "top_correct": problem.top_correct,
+    }
+
+
+def details(summary: Summary, results: Sequence[RunResult]) -> tuple[Caps, list[tuple[str, str]]]:
+    """Return the details of every problem, by the ids of their elements, as much of them as the page may weigh."""
+    problems: dict[str, list[ProblemResult]] = {}
+    for group_index, group in enumerate(summary.groups):
+        runs = [results[index].problems for index in group.runs]
+        by_id = [{problem.problem_id: problem for problem in run} for run in runs]
+        for index, problem in enumerate(runs[0]):
+            problems[f"detail-{group_index}-{index}"] = [run[problem.problem_id] for run in by_id]
+    for caps in CAPS:
+        shown: list[tuple[str, str]] = []
+        weight = 0
+        for name, of_runs in problems.items():
+            detail = script_json(_detail(of_runs, caps))
+            weight += len(detail)
+            if weight > DETAIL_BYTES:
+                break
+            shown.append((name, detail))
+        else:
+            break
+    return caps, shown
+
+
+def _detail(problems: list[ProblemResult], caps: Caps) -> dict[str, Any]:
+    return {
+        "prompt": _cut(problems[0].prompt, caps.prompt_length),
+        "reference": _cut(problems[0].reference, caps.prompt_length),
+        "runs": [
+            {
+                "num_distinct": len({answer.answer for answer in problem.answers}),
+                "answers": [
+                    [*_cut(answer.answer, caps.answer_length), answer.count, answer.correct, answer.status]
+                    for answer in problem.answers[: caps.answers]
+                ],
+                "left_out": [
+                    max(0, len(problem.answers) - caps.answers),
+                    sum(answer.count for answer in problem.answers[caps.answers :]),
+                ],
+                "samples": [
+                    [index, _cut(text, caps.sample_length), correct]
+                    for index, text, correct in _examples(problem)[: caps.samples]
+                ],
+            }
+            for problem in problems
+        ],
+    }
+
+
+def _examples(problem: ProblemResult) -> list[tuple[int, str, bool]]:
+    """Right and wrong samples in turn, so that a cap leaves some of each."""
+    kinds = [[example for example in problem.examples if example[2] is correct] for correct in (True, False)]
+    return [kind[i] for i in range(len(problem.examples)) for kind in kinds if i < len(kind)]
+
+
+def _cut(text: str, length: int) -> list[Any]:
+    """The beginning of a text, and how many characters are left out."""
+    return [text[:length], max(0, len(text) - length)]

@@ -13,24 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from .styles import (
-    LINE_STYLES,
-    MARKERS,
-    PALETTE,
-    RIGHT,
-    WRONG,
-    attempts_axis,
-    facing_histogram,
-    percent_axis,
-    plain_axes,
-    plain_text,
-    right_wrong_handles,
-    title_strip,
-)
+from . import styles
+from .styles import LINE_STYLES, MARKERS, PALETTE, plain_text, title_strip
 from .summary import Estimate, RunSummary
 from .tables import with_interval
-
-__all__ = ["LINE_STYLES", "MARKERS", "PALETTE", "RIGHT", "WRONG", "plot_confidence", "plot_coverage", "plot_success"]
 
 _ONE_ARM: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.7}
 
@@ -41,20 +27,17 @@ def plot_coverage(runs: Sequence[RunSummary]) -> Figure:
     axes = figure.subplots()
     for index, run in enumerate(runs):
         colour = PALETTE[index % len(PALETTE)]
-        points = [entry.k for entry in run.curve]
-        low, high = [entry.low for entry in run.curve], [entry.high for entry in run.curve]
-        axes.fill_between(points, low, high, color=colour, alpha=0.15, linewidth=0)
+        k, estimate, low, high = _columns(run.curve)
+        axes.fill_between(k, low, high, color=colour, alpha=0.15, linewidth=0)
         for arm in run.arms:
-            axes.plot(
-                [entry.k for entry in arm.curve], [entry.estimate for entry in arm.curve], color=colour, **_ONE_ARM
-            )
+            axes.plot(*_columns(arm.curve)[:2], color=colour, **_ONE_ARM)
         axes.plot(
-            points,
-            [entry.estimate for entry in run.curve],
+            k,
+            estimate,
             color=colour,
             linestyle=LINE_STYLES[index % len(LINE_STYLES)],
             marker=MARKERS[index % len(MARKERS)],
-            markevery=_powers_of_four(run.curve),
+            markevery=_powers_of_four(k),
             markersize=5,
             linewidth=1.8,
             label=plain_text(run.name),
@@ -67,21 +50,19 @@ def plot_coverage(runs: Sequence[RunSummary]) -> Figure:
     for k, low, high in zip(ks, edges, edges[1:], strict=False):
         values = [f"{run.name}: {with_interval(entry)}" for run in runs for entry in run.curve if entry.k == k]
         title_strip(axes, low, high, f"pass@{k:,}, 95 % interval", *values)
-    base = 4 if largest >= 16 else 2
-    attempts_axis(axes, [base**i for i in range(20) if base**i <= largest])
+    styles.coverage_axes(axes, largest, "pass@k")
     axes.set_xlim(0.93, max(largest, 2) * 1.07)
-    axes.set_ylim(0, 1)
-    percent_axis(axes)
-    axes.set_xlabel("k, attempts per problem")
-    axes.set_ylabel("pass@k")
     axes.legend(frameon=False, loc="best")
-    plain_axes(axes)
     return figure
 
 
-def _powers_of_four(curve: Sequence[Estimate]) -> list[int]:
+def _columns(curve: Sequence[Estimate]) -> np.ndarray:
+    """k, estimate, low and high, shape (4, points)."""
+    return np.array([(entry.k, entry.estimate, entry.low, entry.high) for entry in curve]).reshape(-1, 4).T
+
+
+def _powers_of_four(k: np.ndarray) -> list[int]:
     """Indices of the points nearest to 1, 4, 16, …, for markers that do not crowd."""
-    k = np.array([entry.k for entry in curve])
     powers = 4.0 ** np.arange(0, np.log(k.max()) / np.log(4) + 1e-9)
     return sorted({int(np.abs(np.log(k) - np.log(power)).argmin()) for power in powers})
 
@@ -96,9 +77,8 @@ def plot_confidence(runs: Sequence[RunSummary]) -> Figure:
     figure = Figure(figsize=(max(3.4 * columns, 5.0), 2.9 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for panel, run in zip(panels, runs, strict=False):
-        right, wrong = facing_histogram(
-            panel, [p.confidence for p in run.problems], [p.top_correct for p in run.problems]
-        )
+        confidence, is_right = zip(*((p.confidence, p.top_correct) for p in run.problems), strict=True)
+        right, wrong = styles.facing_histogram(panel, confidence, is_right)
         for i in range(20):
             counts = f"{right[i]:,} right, {wrong[i]:,} wrong"
             title_strip(panel, i / 20, (i + 1) / 20, f"share {5 * i} to {5 * (i + 1)} %", counts)
@@ -108,7 +88,7 @@ def plot_confidence(runs: Sequence[RunSummary]) -> Figure:
         panel.set_axis_off()
     figure.supxlabel("share of the most frequent answer", fontsize=10)
     figure.supylabel("problems (square-root scale)", fontsize=10)
-    figure.legend(handles=right_wrong_handles(), loc="outside upper right", ncols=2, frameon=False)
+    figure.legend(handles=styles.right_wrong_handles(), loc="outside upper right", ncols=2, frameon=False)
     return figure
 
 
@@ -117,7 +97,7 @@ def plot_success(runs: Sequence[RunSummary]) -> Figure:
     figure = Figure(figsize=(7.0, 4.0), layout="constrained")
     axes = figure.subplots()
     width = 0.82 / len(runs)
-    most = max(run.num_samples.max for run in runs)
+    most = max(run.num_samples["max"] for run in runs)
     labels: list[str] = []
     of_runs = []
     for index, run in enumerate(runs):
@@ -145,7 +125,7 @@ def plot_success(runs: Sequence[RunSummary]) -> Figure:
     axes.set_ylabel("problems")
     axes.margins(y=0.08 + 0.08 * len(runs))  # room for the legend
     axes.legend(frameon=False)
-    plain_axes(axes)
+    styles.plain_axes(axes)
     return figure
 
 
@@ -160,9 +140,8 @@ def count_success_rates(rates: ArrayLike, smallest: float) -> tuple[list[str], n
     """
     values = np.asarray(rates, dtype=float)
     steps = int(np.ceil(-np.log2(smallest) - 1e-9))
-    edges = 2.0 ** -np.arange(steps + 1, -1, -1)
     labels = ["never", *(f"1/{2**step}" for step in range(steps, 0, -1)), "1"]
-    # searchsorted(left) puts a rate equal to an edge into the bin below that edge, so bins are closed above.
-    position = np.clip(np.searchsorted(edges, values[values > 0], side="left") - 1, 0, steps)
+    # Closed above: a rate of 1/2 belongs to the bin that ends there.
+    position = steps - np.clip(np.floor(-np.log2(values[values > 0])), 0, steps).astype(int)
     counts = np.bincount(position, minlength=steps + 1)
     return labels, np.concatenate([[np.count_nonzero(values == 0)], counts])

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..statistics import AttemptOrder, CrossFittedSchedule, default_ks
-from .styles import PALETTE, attempts_axis, percent_axis, plain_axes, plain_text
+from .styles import PALETTE, SCHEDULE, coverage_axes, plain_text
 
 
 def plot_schedule(
@@ -23,19 +23,17 @@ def plot_schedule(
     figure = Figure(figsize=(10.5, 4.3), layout="constrained")
     left, right = figure.subplots(1, 2)
     ks = expected.curve.k
-    left.fill_between(ks, expected.curve.low, expected.curve.high, color=PALETTE[1], alpha=0.15, linewidth=0)
+    left.fill_between(ks, expected.curve.low, expected.curve.high, color=SCHEDULE, alpha=0.15, linewidth=0)
     curves = (
-        ("schedule", expected.curve.estimate, PALETTE[1], "-"),
-        ("best single arm, chosen for each k", expected.best_arm.first, PALETTE[0], "--"),
+        ("schedule", expected.curve.estimate, SCHEDULE, "-"),
+        ("best single arm, chosen for each k", expected.best_arm.first, "0.45", "--"),
         ("equal split over all arms", expected.equal_split.first, "0.45", ":"),
     )
     for label, values, colour, line in curves:
         left.plot(ks, values, color=colour, linestyle=line, linewidth=1.8, label=label)
     for index, (arm, rival) in enumerate(zip(given_arms, expected.given_arms, strict=True)):
-        style = {"color": PALETTE[(index + 2) % len(PALETTE)], "linewidth": 0.9, "label": plain_text(names[arm])}
-        left.plot(ks, rival.first, **style)
-    left.set_ylim(0, 1)
-    left.set_ylabel("coverage of held-out problems")
+        left.plot(ks, rival.first, color=PALETTE[index % len(PALETTE)], linewidth=0.9, label=plain_text(names[arm]))
+    coverage_axes(left, int(ks.max()), "coverage of held-out problems")
     left.legend(frameon=False, loc="best")
 
     attempts = default_ks(schedule.num_attempts)
@@ -46,14 +44,6 @@ def plot_schedule(
         layer.set_facecolor(PALETTE[index % len(PALETTE)])
         layer.set_edgecolor("white")
         layer.set_hatch(("", "///", "...", "xx")[index // len(PALETTE) % 4])
-    right.set_ylim(0, 1)
-    right.set_ylabel("share of the first k attempts")
-    right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
-    for axes, largest in ((left, int(ks.max())), (right, schedule.num_attempts)):
-        base = 4 if largest >= 16 else 2
-        attempts_axis(axes, [base**i for i in range(20) if base**i <= largest])
-        axes.set_xlim(1, max(largest, 2))
-        axes.set_xlabel("k, attempts per problem")
-        percent_axis(axes)
-        plain_axes(axes)
+    coverage_axes(right, schedule.num_attempts, "share of the first k attempts")
+    right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
     return figure

@@ -21,6 +21,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RIGHT, WRONG = PALETTE[2], "#8C8C8C"
+# A schedule mixes methods, and has the colour of none.
+SCHEDULE = "0.15"
 
 _METHODS = {
     "cross-entropy": (PALETTE[0], "o"),
@@ -73,6 +75,18 @@ def percent_axis(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}%"))
 
 
+def coverage_axes(axes: Axes, largest: int, label: str) -> None:
+    """Make the axes those of a share from 0 to 1 against k, from 1 to `largest`."""
+    base = 4 if largest >= 16 else 2
+    attempts_axis(axes, [base**i for i in range(20) if base**i <= largest])
+    percent_axis(axes)
+    plain_axes(axes)
+    axes.set_xlim(1, max(largest, 2))
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("k, attempts per problem")
+    axes.set_ylabel(label)
+
+
 def facing_histogram(axes: Axes, shares: ArrayLike, right: ArrayLike, bins: int = 20) -> list[np.ndarray]:
     """Draw a histogram on [0, 1] with right answers upwards and wrong ones downwards.
 
@@ -88,7 +102,7 @@ def facing_histogram(axes: Axes, shares: ArrayLike, right: ArrayLike, bins: int 
         counts.append(np.histogram(values[which], edges)[0])
         axes.bar(edges[:-1], sign * counts[-1], 1 / bins, align="edge", color=colour, edgecolor="white", linewidth=0.5)
     axes.axhline(0, color="0.3", linewidth=0.8)
-    axes.set_yscale("function", functions=(_signed_root, _signed_square))
+    axes.set_yscale("function", functions=(lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: x * np.abs(x)))
     most = max(1.0, *(abs(bar.get_height()) for bar in axes.patches))  # type: ignore[attr-defined]
     ticks = [count for count in (1, 4, 10, 40, 100, 400, 1000, 4000, 10_000) if 0.022 * most <= count <= most]
     axes.yaxis.set_major_locator(FixedLocator([*(-count for count in ticks[::-1]), 0, *ticks]))
@@ -102,14 +116,6 @@ def facing_histogram(axes: Axes, shares: ArrayLike, right: ArrayLike, bins: int 
 def right_wrong_handles() -> list[Patch]:
     """Return the entries of a legend for `facing_histogram`."""
     return [Patch(facecolor=RIGHT, label="right (upwards)"), Patch(facecolor=WRONG, label="wrong (downwards)")]
-
-
-def _signed_root(values: np.ndarray) -> np.ndarray:
-    return np.sign(values) * np.sqrt(np.abs(values))
-
-
-def _signed_square(values: np.ndarray) -> np.ndarray:
-    return np.sign(values) * np.square(values)
 
 
 def plain_text(text: str) -> str:

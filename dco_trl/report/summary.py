@@ -30,7 +30,7 @@ class Difference:
     difference: float
     low: float
     high: float
-    reliable: bool = True
+    reliable: bool
 
 
 @dataclass(frozen=True)
@@ -50,36 +50,6 @@ class LeftOut:
     problems_short: int
     fewest: int
     problem_id: str
-
-
-@dataclass(frozen=True)
-class NumSamples:
-    """Fewest and most samples of a problem."""
-
-    min: int
-    max: int
-
-
-@dataclass(frozen=True)
-class SampleCounts:
-    """Samples of a run, and how many of them were correct, cut off, or not gradable."""
-
-    total: int
-    correct: int
-    truncated: int
-    unparsed: int
-    timeout: int
-    error: int
-
-
-@dataclass(frozen=True)
-class NeverSolved:
-    """Problems without a correct sample: their number, and their share with its interval."""
-
-    count: int
-    share: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -111,25 +81,34 @@ class ArmSummary:
     """An arm of a run along a schedule, alone: its samples of a problem, and its own pass@k as far as they reach."""
 
     name: str
-    num_samples: NumSamples
+    num_samples: dict[str, int]
     curve: list[Estimate]
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run: `pass_at_k` at the k's asked for, `curve` at enough k's to draw it; `arms` if it has a schedule."""
+    """One run.
+
+    Attributes:
+        num_samples: Of a problem, the fewest and the most: `min`, `max`.
+        samples: Of all problems: `total`, `correct`, `truncated`, `unparsed`, `timeout`, `error`.
+        pass_at_k: At the k's asked for.
+        never_solved: Problems without a correct sample: `count`, and their `share` with its interval, `low`, `high`.
+        curve: pass@k at enough k's to draw it.
+        arms: If it has a schedule.
+    """
 
     name: str
     grader: str
     manifest: dict[str, Any]
     num_problems: int
-    num_samples: NumSamples
-    samples: SampleCounts
+    num_samples: dict[str, int]
+    samples: dict[str, int]
     pass_at_k: list[Estimate]
     left_out: list[LeftOut]
     majority_at_k: list[Estimate]
     at_least_m_of_k: list[AtLeast]
-    never_solved: NeverSolved
+    never_solved: dict[str, float]
     curve: list[Estimate]
     problems: list[ProblemSummary]
     arms: list[ArmSummary] = field(default_factory=list)

@@ -1,5 +1,6 @@
 """The report as text: the tables, for a terminal (rich) and for Markdown."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from .summary import ArmSummary, Difference, Estimate, Group, RunSummary, Summary
-
-Rows = list[list[str]]
 
 TITLE = "Coverage report"
 PAIRED_TITLE = "Paired differences in percentage points, on the same problems"
@@ -22,7 +21,7 @@ class TextTable:
 
     title: str
     header: list[str]
-    rows: Rows
+    rows: list[list[str]]
 
 
 def percent(share: float) -> str:
@@ -34,8 +33,7 @@ def with_interval(entry: Estimate) -> str:
     """Return an estimate and its interval as text: "12.3 % [10.1, 14.7]", with * where the interval is too short."""
     value, low, high = 100 * entry.estimate, 100 * entry.low, 100 * entry.high
     digits = 3 if 0 < value < 0.1 else 1
-    mark = "" if entry.reliable else "*"
-    return f"{value:.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]{mark}"
+    return f"{value:.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]{'' if entry.reliable else '*'}"
 
 
 def difference(entry: Difference) -> str:
@@ -47,52 +45,44 @@ def difference(entry: Difference) -> str:
 def tables(summary: Summary, group: Group) -> list[TextTable]:
     """Return the tables of a group: the main one, paired differences, and arms of schedules."""
     runs = summary.runs_of(group)
-    found = [TextTable(group_title(summary, group), *_pass_at_k(group, runs))]
+    title = "pass@k" if len(summary.groups) == 1 else "pass@k: " + ", ".join(run.name for run in runs)
+    found = [TextTable(title, ["", *(run.name for run in runs)], _main_rows(group, runs))]
     if group.comparisons:
-        found.append(TextTable(PAIRED_TITLE, *_comparisons(group)))
-    found += [
-        TextTable(f"{run.name}: each arm of the schedule, alone", *_arms(group, run)) for run in runs if run.arms
-    ]
+        header = ["", *(f"{entry.run} - {entry.baseline}" for entry in group.comparisons)]
+        ks = sorted({row.k for entry in group.comparisons for row in entry.pass_at_k})
+        rows = [[f"pass@{k}", *(_cell(entry.pass_at_k, k, difference) for entry in group.comparisons)] for k in ks]
+        found.append(TextTable(PAIRED_TITLE, header, rows))
+    for run in runs:
+        if run.arms:
+            ks = [k for k in group.k if any(entry.k == k for arm in run.arms for entry in arm.curve)]
+            header = ["", "samples per problem", *(f"pass@{k}" for k in ks)]
+            rows = [
+                [arm.name, _samples(arm), *(_cell(arm.curve, k, lambda entry: percent(entry.estimate)) for k in ks)]
+                for arm in run.arms
+            ]
+            found.append(TextTable(f"{run.name}: each arm of the schedule, alone", header, rows))
     return found
 
 
-def _pass_at_k(group: Group, runs: list[RunSummary]) -> tuple[list[str], Rows]:
-    rows: Rows = [[f"pass@{k}", *(_cell(run.pass_at_k, k, with_interval) for run in runs)] for k in group.k]
+def _main_rows(group: Group, runs: list[RunSummary]) -> list[list[str]]:
+    rows = [[f"pass@{k}", *(_cell(run.pass_at_k, k, with_interval) for run in runs)] for k in group.k]
     for k in group.majority_k:
         rows.append([f"majority@{k}", *(_cell(run.majority_at_k, k, with_interval) for run in runs)])
     for m, k in sorted({(entry.num_required, entry.k) for run in runs for entry in run.at_least_m_of_k}):
         rows.append([f"at least {m} of {k}", *(_cell(run.at_least_m_of_k, k, with_interval) for run in runs)])
-    rows.append(["never solved", *(never_solved_text(run) for run in runs)])
+    rows.append(["never solved", *map(never_solved_text, runs)])
     rows.append(["problems", *(f"{run.num_problems:,}" for run in runs)])
-    rows.append(["samples per problem", *(_samples(run) for run in runs)])
+    rows.append(["samples per problem", *map(_samples, runs)])
     for key, name in (
         ("truncated", "stopped at the length limit"),
         ("unparsed", "no answer, or none readable"),
         ("timeout", "grader timed out"),
         ("error", "grader failed"),
     ):
-        counts = [getattr(run.samples, key) for run in runs]
-        if any(counts):
-            cells = (
-                f"{count:,} ({percent(count / run.samples.total)})" for count, run in zip(counts, runs, strict=True)
-            )
-            rows.append([name, *cells])
-    return ["", *(run.name for run in runs)], rows
-
-
-def _arms(group: Group, run: RunSummary) -> tuple[list[str], Rows]:
-    ks = [k for k in group.k if any(entry.k == k for arm in run.arms for entry in arm.curve)]
-    rows = [
-        [arm.name, _samples(arm), *(_cell(arm.curve, k, lambda entry: percent(entry.estimate)) for k in ks)]
-        for arm in run.arms
-    ]
-    return ["", "samples per problem", *(f"pass@{k}" for k in ks)], rows
-
-
-def _comparisons(group: Group) -> tuple[list[str], Rows]:
-    ks = sorted({row.k for entry in group.comparisons for row in entry.pass_at_k})
-    rows = [[f"pass@{k}", *(_cell(entry.pass_at_k, k, difference) for entry in group.comparisons)] for k in ks]
-    return ["", *(f"{entry.run} - {entry.baseline}" for entry in group.comparisons)], rows
+        if any(run.samples[key] for run in runs):
+            shares = (run.samples[key] / run.samples["total"] for run in runs)
+            rows.append([name, *(f"{run.samples[key]:,} ({percent(s)})" for run, s in zip(runs, shares, strict=True))])
+    return rows
 
 
 def print_report(summary: Summary, console: Console | None = None) -> None:
@@ -150,13 +140,6 @@ def markdown(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def group_title(summary: Summary, group: Group) -> str:
-    """Return the title of a group of runs on the same problems."""
-    if len(summary.groups) == 1:
-        return "pass@k"
-    return "pass@k: " + ", ".join(run.name for run in summary.runs_of(group))
-
-
 def plot_suffix(summary: Summary, group_index: int) -> str:
     """Return what follows "coverage" in the name of a group's picture: nothing where there is one group."""
     return "" if len(summary.groups) == 1 else f"-{group_index + 1}"
@@ -164,7 +147,7 @@ def plot_suffix(summary: Summary, group_index: int) -> str:
 
 def notes(summary: Summary, runs: list[RunSummary]) -> list[str]:
     """Return how to read the numbers of these runs, and what was left out and why."""
-    lines = [summary.interval_method] if runs else []
+    lines = [summary.interval_method]
     for run in runs:
         if run.arms:
             lines.append(
@@ -185,16 +168,14 @@ def flat(manifest: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Return a nested mapping as (dotted key, text) pairs."""
     pairs: list[tuple[str, str]] = []
     for key, value in manifest.items():
-        if isinstance(value, dict) and value:
-            pairs += flat(value, f"{prefix}{key}.")
-        else:
-            pairs.append((f"{prefix}{key}", str(value)))
+        nested = isinstance(value, dict) and value
+        pairs += flat(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", str(value))]
     return pairs
 
 
 def never_solved_text(run: RunSummary) -> str:
     """Return how many problems no sample solved."""
-    return f"{run.never_solved.count:,} ({percent(run.never_solved.share)})"
+    return f"{run.never_solved['count']:,} ({percent(run.never_solved['share'])})"
 
 
 def _cell(entries: Sequence[Any], k: int, text: Callable[[Any], str]) -> str:
@@ -202,14 +183,12 @@ def _cell(entries: Sequence[Any], k: int, text: Callable[[Any], str]) -> str:
 
 
 def _samples(run: RunSummary | ArmSummary) -> str:
-    low, high = run.num_samples.min, run.num_samples.max
+    low, high = run.num_samples["min"], run.num_samples["max"]
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _markdown_text(text: str) -> str:
-    for character in "\\`*_{}[]<>#|$~":
-        text = text.replace(character, "\\" + character)
-    return text.replace("\n", " ").replace("\r", " ")
+    return re.sub(r"[\r\n]", " ", re.sub(r"([\\`*_{}\[\]<>#|$~])", r"\\\1", text))
 
 
 def _markdown_table(table: TextTable) -> list[str]:

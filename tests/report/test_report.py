@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from dco_trl.grading.code_sandbox import unconfinable
-from dco_trl.report import page, page_data, print_report, summarise, tables, write_report
+from dco_trl.report import page, print_report, summarise, tables, write_report
 from dco_trl.report.compute import curve_points
 from dco_trl.report.plots import count_success_rates, plot_confidence, plot_coverage, plot_success
 from dco_trl.report.styles import PALETTE, method_style, svg_text, title_strip
-from dco_trl.report.summary import Difference, Estimate, LeftOut, NumSamples, SampleCounts
+from dco_trl.report.summary import Difference, Estimate, LeftOut
 from dco_trl.runs import Problem, RunStore, grade_run, load_results
 from dco_trl.runs.results import AnswerCount, ProblemResult, RunResult
 from dco_trl.statistics import at_least_m_of_k, majority_at_k, pass_at_k
@@ -28,17 +28,10 @@ def problem(name, num_correct, num_samples=16, wrong="7", **changes):
         AnswerCount("42", num_correct, True, "graded"),
         AnswerCount(wrong, num_samples - num_correct, False, "graded"),
     ]
-    fields = {
-        "problem_id": name,
-        "prompt": f"prompt of {name}",
-        "reference": "42",
-        "num_samples": num_samples,
-        "num_correct": num_correct,
-        "num_truncated": 1,
-        "answers": tuple(sorted((a for a in answers if a.count), key=lambda a: -a.count)),
-        "examples": ((0, "It is 42.", True), (1, "It is 7.", False)),
-    }
-    return ProblemResult(**(fields | changes))
+    answers = tuple(sorted((a for a in answers if a.count), key=lambda a: -a.count))
+    examples = ((0, "It is 42.", True), (1, "It is 7.", False))
+    usual = ProblemResult(name, f"prompt of {name}", "42", num_samples, num_correct, 1, answers, examples)
+    return dataclasses.replace(usual, **changes)
 
 
 def run(name="ce", counts=(0, 3, 8, 16, 1), grader="math", **changes):
@@ -61,9 +54,9 @@ def test_numbers_are_the_estimators():
     assert halves.keys() == {(3, 4), (9, 16)} and halves[9, 16] == pytest.approx(1 / 5)
     assert halves[3, 4] == pytest.approx(at_least_m_of_k(16, [0, 3, 8, 16, 1], 4, 3).mean())
     assert "at least 3 of 4" in tables.markdown(summarise([run()], k=(1, 4, 16)))
-    assert got.never_solved.count == 1
-    assert got.samples == SampleCounts(total=80, correct=28, truncated=5, unparsed=0, timeout=0, error=0)
-    assert got.num_samples == NumSamples(16, 16)
+    assert got.never_solved["count"] == 1
+    assert got.samples == {"total": 80, "correct": 28, "truncated": 5, "unparsed": 0, "timeout": 0, "error": 0}
+    assert got.num_samples == {"min": 16, "max": 16}
     assert [p.confidence for p in got.problems] == [1, 13 / 16, 0.5, 1, 15 / 16]
 
 
@@ -85,7 +78,7 @@ def test_answers_that_nobody_gave_do_not_vote_and_are_no_top_answer():
     (got,) = summarise([RunResult("ce", {}, "math", (silent,))], k=(16,)).runs
     assert (got.problems[0].top_answer, got.problems[0].top_count, got.problems[0].num_distinct) == ("42", 4, 2)
     assert got.majority_at_k[0].estimate == 1.0
-    assert got.samples.unparsed == 12
+    assert got.samples["unparsed"] == 12
 
 
 @pytest.mark.skipif(unconfinable() is not None, reason="this kernel cannot confine programs")
@@ -122,7 +115,7 @@ def test_bold_differences_are_those_whose_interval_leaves_out_zero(tmp_path):
     results = [run(counts=(8,) * 30), run("up", (12,) * 30), run("down", (1,) * 30), run("same", (7, 9) * 15)]
     report = write_report(results, tmp_path, k=(1,))
     (group,) = report.summary.groups
-    assert page._clear_cells(group) == {("pass@1", 1), ("pass@1", 2)}
+    assert page.clear_cells(group) == {("pass@1", 1), ("pass@1", 2)}
     assert report.html.read_text().count('class="number clear"') == 2
 
 
@@ -137,18 +130,14 @@ def test_unequal_problems_are_reported_apart_and_unequal_graders_warned_of(tmp_p
     assert (tmp_path / "coverage-1.png").exists() and (tmp_path / "success-2.svg").exists()
 
 
-def test_same_ids_with_other_references_are_other_problems():
+def test_same_ids_with_other_references_are_other_problems_and_different_prompts_are_warned_of():
     assert len(summarise([run(), run("dco", reference="43")], k=(1,)).groups) == 2
-
-
-def test_different_prompts_are_warned_of():
     assert "different prompts for 5 of them" in summarise([run(), run("dco", prompt="x")], k=(1,)).warnings[0]
 
 
 def test_a_run_that_solved_nothing_may_have_been_unlucky():
     (got,) = summarise([run(counts=(0, 0, 0))], k=(1, 64)).runs
-    assert got.pass_at_k[0].estimate == 0.0
-    assert got.pass_at_k[0].high > 0.0
+    assert got.pass_at_k[0].estimate == 0.0 < got.pass_at_k[0].high
 
 
 def test_one_problem_with_one_sample(tmp_path):
@@ -175,11 +164,9 @@ def test_one_problem_with_one_sample(tmp_path):
         (
             [damaged(num_correct=17)],
             (1,),
-            "problem 'p0' of run 'ce' has 17 correct of 16 samples; grade the run",
+            "problem 'p0' of run 'ce' has 16 samples, 17 of them correct, and 16 answers, 0 of them correct; grade",
         ),
-        ([damaged(num_truncated=-1)], (1,), "has -1 cut off of 16 samples"),
-        ([damaged(answers=())], (1,), "problem 'p0' of run 'ce' has 16 samples and 0 answers; grade the run again"),
-        ([damaged(num_correct=2)], (1,), "has 2 correct samples and 0 correct answers; grade the run again"),
+        ([damaged(answers=())], (1,), "has 16 samples, 0 of them correct, and 0 answers"),
         ([run()], (), r"k: got \[\]; pass whole numbers from 1 up, such as 1 16 256"),
         ([run()], (0, 4), "k: got .*whole numbers"),
     ],
@@ -190,28 +177,19 @@ def test_errors(results, k, message):
 
 
 def test_files(tmp_path):
-    report = write_report([run(), run("dco|<b>", (1, 2, 3, 4, 5))], tmp_path / "new" / "folder", k=(1, 4))
     folder = tmp_path / "new" / "folder"
+    report = write_report([run(), run("dco|<b>", (1, 2, 3, 4, 5))], folder, k=(1, 4))
     written = json.loads((folder / "report.json").read_text())
-    assert written == dataclasses.asdict(report.summary) | {"runs": written["runs"]}
-    assert written["runs"][1]["pass_at_k"] == [dataclasses.asdict(entry) for entry in report.summary.runs[1].pass_at_k]
-    assert set(written) == {
-        "format", "dco_trl", "created", "k", "confidence", "interval_method", "warnings", "groups", "runs",
-    }  # fmt: skip
+    assert written == dataclasses.asdict(report.summary)
     assert written["runs"][0]["manifest"] == {"model": "m", "sampling": {"temperature": 1.0}}
     text = (folder / "report.md").read_text()
-    assert (
-        "| pass@4 |" in text
-        and r"dco\|\<b\>" in text
-        and "(coverage.svg)" in text
-        and "sampling.temperature: 1.0" in text
-    )
-    assert {path.name for path in folder.iterdir()} == {
-        "report.html", "report.md", "report.json",
-        *(f"{stem}.{kind}" for stem in ("coverage", "confidence", "success") for kind in ("png", "svg")),
-    }  # fmt: skip
+    for part in ("| pass@4 |", r"dco\|\<b\>", "(coverage.svg)", "sampling.temperature: 1.0"):
+        assert part in text
+    pictures = {f"{stem}.{kind}" for stem in ("coverage", "confidence", "success") for kind in ("png", "svg")}
+    assert {path.name for path in folder.iterdir()} == {"report.html", "report.md", "report.json"} | pictures
     assert set(folder.iterdir()) == {report.html, report.markdown, report.json, *report.plots}
-    assert report.html.stat().st_size < 200_000
+    html = report.html.read_text()
+    assert len(html) < 200_000 and "dco|&lt;b&gt;" in html and "<b>" not in html.split("<script")[0]
     assert matplotlib.image.imread(folder / "coverage.png").std() > 0.01
 
 
@@ -231,7 +209,7 @@ def test_percent(share, text):
 def test_an_unreliable_interval_is_marked():
     assert tables.with_interval(Estimate(4, 0.99, 0.97, 1.0, reliable=False)) == "99.0 % [97.0, 100.0]*"
     assert tables.with_interval(Estimate(4, 0.0004, 0.0, 0.001, reliable=True)) == "0.040 % [0.000, 0.100]"
-    assert tables.difference(Difference(4, -0.031, -0.05, 0.012)) == "-3.1 [-5.0, +1.2]"
+    assert tables.difference(Difference(4, -0.031, -0.05, 0.012, reliable=True)) == "-3.1 [-5.0, +1.2]"
     assert tables.difference(Difference(4, -0.031, -0.05, 0.012, reliable=False)) == "-3.1 [-5.0, +1.2]*"
 
 
@@ -243,27 +221,23 @@ def test_curve_points():
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["</script><script>", "<!--<script>", "\u2028\u2029\ufeff", "\ud800 alone", "\x00\x1b[31m", "& \\ \""],
-)  # fmt: skip
+    "text", ["</script><script>", "<!--<script>", "\u2028\u2029\ufeff", "\ud800 alone", "\x00\x1b[31m", '& \\ "']
+)
 def test_script_json_is_safe_and_loses_nothing(text):
-    encoded = page_data.script_json([text])
+    encoded = page.script_json([text])
     assert json.loads(encoded) == [text]
-    assert not set(encoded) & set("<>&\u2028\u2029\x00\x1b")
-    encoded.encode()
+    assert encoded.isascii() and not set(encoded) & set("<>&\x00\x1b")
 
 
 def test_page_takes_the_most_generous_caps_that_fit(monkeypatch):
     long = run(examples=((0, "x" * 50_000, True),))
     report = summarise([long], k=(1,))
-    assert page_data.details(report, [long])[0] == page_data.CAPS[0]
-    monkeypatch.setattr(page_data, "DETAIL_BYTES", 10_000)
-    caps, scripts = page_data.details(report, [long])
+    assert page.details(report, [long])[0] == page.CAPS[0]
+    for size, caps, num_shown in ((10_000, page.CAPS[2], 5), (700, page.CAPS[-1], 4)):
+        monkeypatch.setattr(page, "DETAIL_BYTES", size)
+        found, shown = page.details(report, [long])
+        assert found == caps and sum(len(detail) for _, detail in shown) <= size and len(shown) == num_shown
     assert "To keep this file small, each problem shows at most" in str(caps)
-    assert caps == page_data.CAPS[2] and sum(map(len, scripts)) <= 10_000 and len(scripts) == 5
-    monkeypatch.setattr(page_data, "DETAIL_BYTES", 1000)
-    caps, scripts = page_data.details(report, [long])
-    assert caps == page_data.CAPS[-1] and sum(map(len, scripts)) <= 1000 and len(scripts) < 5
 
 
 def test_success_rates_are_counted_in_bins_closed_above():

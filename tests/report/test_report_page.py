@@ -129,7 +129,7 @@ def test_histograms_hold_every_problem(opened, report):
     counts = np.array([re.findall(r"\d+", line) for _, line in confidence]).astype(int)
     right = [sum(problem.top_correct for problem in run.problems) for run in report.summary.runs]
     assert len(counts) == 40 and counts.sum(axis=0).tolist() == [sum(right), 2 * PROBLEMS - sum(right)]
-    never = [f"{run.name}: {run.never_solved.count} problems" for run in report.summary.runs]
+    never = [f"{run.name}: {run.never_solved['count']} problems" for run in report.summary.runs]
     assert success[0] == ["never solved", *never]
 
 

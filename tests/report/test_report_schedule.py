@@ -11,9 +11,11 @@ from test_report import problem, run
 
 from dco_trl.report import print_report, summarise, tables, write_report
 from dco_trl.report.plots import plot_coverage
+from dco_trl.report.schedule_plot import plot_schedule
+from dco_trl.report.styles import PALETTE, SCHEDULE
 from dco_trl.runs.arm import Arm
 from dco_trl.runs.schedule_file import ArmSchedule
-from dco_trl.statistics import AttemptOrder, pass_at_k, scheduled_pass_at_k
+from dco_trl.statistics import AttemptOrder, cross_fit_schedule, pass_at_k, plan_attempts, scheduled_pass_at_k
 
 # 8 attempts: one of arm 0, three of arm 1, two of arm 0, two of arm 1.
 BLOCKS, ATTEMPTS = [0, 1, 0, 1], [1, 3, 2, 2]
@@ -49,7 +51,7 @@ def test_pass_at_k_is_that_of_the_first_attempts():
     # By hand: the first attempt is of arm 0, three samples, c of them right.
     assert got.pass_at_k[0].estimate == pytest.approx(np.mean([c[0] / 3 for c in CORRECT]))
     assert [entry.k for entry in got.left_out] == [16] and got.left_out[0].fewest == 8
-    assert got.majority_at_k == [] and got.never_solved.count == 2
+    assert got.majority_at_k == [] and got.never_solved["count"] == 2
 
 
 def test_a_run_without_its_first_attempts_is_refused():
@@ -59,10 +61,8 @@ def test_a_run_without_its_first_attempts_is_refused():
 
 def test_each_arm_alone_as_far_as_its_samples_reach():
     (got,) = summarise([scheduled_run(CORRECT)], k=(1, 4, 8)).runs
-    assert [(arm.name, arm.num_samples.min, arm.curve[-1].k) for arm in got.arms] == [
-        ("runs/ce", 3, 3),
-        ("runs/<b>dco</b>", 5, 5),
-    ]
+    arms = [(arm.name, arm.num_samples["min"], arm.curve[-1].k) for arm in got.arms]
+    assert arms == [("runs/ce", 3, 3), ("runs/<b>dco</b>", 5, 5)]
     for j, (arm, n) in enumerate(zip(got.arms, (3, 5), strict=True)):
         for entry in arm.curve:
             assert entry.estimate == pytest.approx(pass_at_k(n, [c[j] for c in CORRECT], entry.k).mean())
@@ -128,3 +128,14 @@ def test_arms_stand_in_the_tables_the_picture_and_the_files_as_text(tmp_path):
 def test_a_run_of_one_arm_says_nothing_of_schedules(tmp_path):
     report = write_report([run()], tmp_path, k=(1, 4))
     assert "schedule" not in report.html.read_text().split("<script")[0] + report.markdown.read_text()
+
+
+def test_the_picture_of_a_schedule_shows_it_in_its_own_colour_and_every_given_arm():
+    log_p = np.log(np.random.default_rng(0).beta(0.3, 1, size=(3, 40)))
+    expected = cross_fit_schedule([1, 4, 16], log_p=log_p, given_arms=[2])
+    left, right = plot_schedule(plan_attempts(16, log_p=log_p), ["a", "b", "_c"], expected, [2]).axes
+    lines = {line.get_label(): line for line in left.lines}
+    assert lines["schedule"].get_color() == SCHEDULE and lines["\u200b_c"].get_color() == PALETTE[0]
+    np.testing.assert_array_equal(lines["schedule"].get_ydata(), expected.curve.estimate)
+    np.testing.assert_array_equal(lines["\u200b_c"].get_ydata(), expected.given_arms[0].first)
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["a", "b", "\u200b_c"]
