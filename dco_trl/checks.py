@@ -1,6 +1,5 @@
 """Checks of arguments that more than one room takes. Each returns the checked value, or raises a `UserError`."""
 
-from collections.abc import Sequence
 from numbers import Integral
 
 import numpy as np
@@ -45,7 +44,8 @@ def check_whole_numbers(name: str, value: ArrayLike, at_least: int = 0) -> NDArr
     if array.dtype.kind == "f" and np.all(np.abs(array) < 2**53) and np.all(array == np.floor(array)):
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
-        raise UserError(f"{name} must be whole numbers (counts), got {_preview(array)} of type {array.dtype}.")
+        some = np.array2string(array.ravel(), separator=", ", threshold=4, edgeitems=2)
+        raise UserError(f"{name} must be whole numbers (counts), got {some} of type {array.dtype}.")
     if array.size and array.min() < at_least:
         raise UserError(f"{name} must be whole numbers of at least {at_least}, got {array.min()}.")
     return array.astype(np.int64)
@@ -74,65 +74,49 @@ def check_log_p(log_p: ArrayLike) -> NDArray[np.float64]:
     return np.minimum(x, 0.0)
 
 
-def check_graded_counts(
-    num_samples: ArrayLike, num_correct: ArrayLike, problem_ids: Sequence[str] | None = None
-) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str]]:
-    """Whole counts of graded samples, as two arrays of one shape, with a name for each of their entries."""
-    samples, correct = np.broadcast_arrays(
-        check_whole_numbers("num_samples", num_samples, at_least=1), check_whole_numbers("num_correct", num_correct)
-    )
-    if problem_ids is None:
-        names = [f"number {i} (counted from 0)" for i in range(correct.size)]
-    else:
-        names = [repr(name) for name in problem_ids]
-        if len(names) != correct.size:
-            raise UserError(
-                f"problem_ids has {len(names)} names for {correct.size} problems. Give one for each entry of "
-                "num_correct, in its order."
-            )
-    wrong = np.flatnonzero(correct.ravel() > samples.ravel())
-    if wrong.size:
-        i = wrong[0]
-        raise UserError(
-            f"num_correct={correct.flat[i]} is more than num_samples={samples.flat[i]} for problem {names[i]}"
-            f"{and_others(wrong.size)}. Are the two arguments swapped, or some samples graded twice?"
-        )
-    return samples, correct, names
+def check_graded_counts(num_samples: ArrayLike, num_correct: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Whole counts of graded samples, as two arrays of one shape."""
+    n = check_whole_numbers("num_samples", num_samples, at_least=1)
+    return _check_pair("num_samples", n, "num_correct", check_whole_numbers("num_correct", num_correct))
 
 
 def check_discounted_counts(
     num_sampled: ArrayLike, num_correct: ArrayLike, name_correct: str = "num_correct"
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Real-valued counts, as forgetting makes them, as two arrays of one shape."""
-    arrays = []
-    for name, value in (("num_sampled", num_sampled), (name_correct, num_correct)):
-        array = np.asarray(value)
-        if array.dtype.kind not in "iuf":
-            hint = " An empty entry of a table is often the reason." if array.dtype.kind == "O" else ""
-            raise UserError(f"{name} must hold numbers, got an array of {array.dtype}.{hint}")
-        array = array.astype(np.float64)
-        if array.size == 0:
-            raise UserError(f"{name} is empty: there is no prompt whose samples were counted.")
-        wrong = ~np.isfinite(array) | (array < 0)
-        if wrong.any():
-            raise UserError(
-                f"{name} must hold counts of at least 0, got {array[wrong].flat[0]} (entry "
-                f"{np.flatnonzero(wrong)[0]}, counted from 0; {wrong.sum()} such entries). Was a prompt not graded?"
-            )
-        arrays.append(array)
+    n = _check_counts("num_sampled", num_sampled)
+    return _check_pair("num_sampled", n, name_correct, _check_counts(name_correct, num_correct))
+
+
+def _check_counts(name: str, value: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf":
+        hint = " An empty entry of a table is often the reason." if array.dtype.kind == "O" else ""
+        raise UserError(f"{name} must hold numbers, got an array of {array.dtype}.{hint}")
+    if array.size == 0:
+        raise UserError(f"{name} is empty: there is no prompt whose samples were counted.")
+    array = array.astype(np.float64)
+    wrong = ~np.isfinite(array) | (array < 0)
+    if wrong.any():
+        raise UserError(
+            f"{name} must hold counts of at least 0, got {array[wrong].flat[0]} {which_entries(wrong)}. Was a prompt "
+            "not graded?"
+        )
+    return array
+
+
+def _check_pair(name_n: str, n: NDArray, name_c: str, c: NDArray) -> tuple[NDArray, NDArray]:
     try:
-        n, c = np.broadcast_arrays(*arrays)
+        n, c = np.broadcast_arrays(n, c)
     except ValueError:
         raise UserError(
-            f"num_sampled has shape {arrays[0].shape} and {name_correct} {arrays[1].shape}: they must be "
-            "equal, or one a scalar."
+            f"{name_n} has shape {n.shape} and {name_c} {c.shape}: they must be equal, or one a scalar."
         ) from None
     wrong = c > n
     if wrong.any():
         raise UserError(
-            f"{name_correct}={c[wrong].flat[0]:g} is more than num_sampled={n[wrong].flat[0]:g} (entry "
-            f"{np.flatnonzero(wrong)[0]}, counted from 0; {wrong.sum()} such entries). Are the two swapped, or some "
-            "samples graded twice?"
+            f"{name_c}={c[wrong][0]:.12g} is more than {name_n}={n[wrong][0]:.12g} {which_entries(wrong)}. Are the "
+            "two swapped, or some samples graded twice?"
         )
     return n, c
 
@@ -148,11 +132,7 @@ def check_confidence(confidence: float, num_resamples: int = 5000) -> None:
         raise UserError(f"num_resamples must be at least 100 for quantiles to mean anything, got {num_resamples}.")
 
 
-def and_others(count: int) -> str:
-    """Continues a message that names the first of `count` offenders."""
-    return f" (and of {count - 1} more)" if count > 1 else ""
-
-
-def _preview(array: NDArray) -> str:
-    text = np.array2string(array.ravel()[:4], separator=", ")
-    return text if array.size <= 4 else text[:-1] + ", ...]"
+def which_entries(wrong: NDArray[np.bool_]) -> str:
+    """Names the first of the wrong entries of an array, and how many there are."""
+    first, *more = np.argwhere(np.atleast_1d(wrong))[0].tolist()
+    return f"(entry {(first, *more) if more else first}, counted from 0; {wrong.sum()} such entries)"

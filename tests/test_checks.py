@@ -22,5 +22,5 @@ def test_anything_else_is_refused(value):
 
 
 def test_whole_numbers_preview_what_they_got():
-    with pytest.raises(ValueError, match=re.escape("k must be whole numbers (counts), got [0.5, 1. , 2. , 3. , ...]")):
+    with pytest.raises(ValueError, match=re.escape("k must be whole numbers (counts), got [0.5, 1. , ..., 3. , 4. ]")):
         check_whole_numbers("k", [0.5, 1, 2, 3, 4])

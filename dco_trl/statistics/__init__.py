@@ -4,13 +4,12 @@ from ..extras import require
 
 require("dco_trl.statistics", "eval", "scipy")
 
-from .at_least_m import at_least_m_of_k
 from .beta_binomial import fit_prior
 from .expected_schedule import CrossFittedSchedule, cross_fit_schedule, scheduled_pass_at_k
 from .intervals import PairedDifference, PassAtKCurve, default_ks, mean_curve, paired_difference, pass_at_k_curve
 from .majority_vote import majority_at_k
 from .never_solved import NeverSolved, never_solved
-from .pass_at_k import exact_pass_at_k, pass_at_k
+from .pass_at_k import at_least_m_of_k, exact_pass_at_k, pass_at_k
 from .posterior_weight import plugin_weight, posterior_weight
 from .schedule import AttemptOrder, plan_attempts
 

@@ -22,7 +22,7 @@ _LOG_PRIOR_SPREAD = 1.5
 def fit_prior(
     num_sampled: ArrayLike, num_correct: ArrayLike, *, multiplicity: ArrayLike | None = None
 ) -> tuple[float, float]:
-    r"""Beta prior of a data set's success rates, from its own counts (empirical Bayes).
+    r"""Beta prior of a data set's success rates, from its own counts (empirical Bayes): a and b, from 0.01 to 1000.
 
     Maximises the beta-binomial likelihood, with a \(\mathrm{Normal}(\log\frac12, 1.5^2)\) on each of \(\log a\) and
     \(\log b\):
@@ -30,13 +30,9 @@ def fit_prior(
     $$\max_{a, b}\ \sum_i \log \frac{B(a + c_i, b + n_i - c_i)}{B(a, b)}
       - \frac{(\log 2a)^2 + (\log 2b)^2}{2 \cdot 1.5^2}$$
 
-    Without counts it is Jeffreys' prior, Beta(1/2, 1/2), and the counts move it as far as they say anything: a term of
-    fixed size stands against one that grows with the prompts, so that no threshold has to say when they are enough.
-    With some 50 prompts of 8 samples it is the maximum-likelihood fit for all purposes. It has a maximum where
-    likelihood alone has none: one sample per prompt (it says nothing about the spread of the rates), counts that are
-    all 0, counts that are all n.
-
-    By L-BFGS on the logarithms, with the gradient in digammas; equal counts are one term.
+    Without counts it is Jeffreys' prior, Beta(1/2, 1/2), and the counts move it as far as they say anything: with some
+    50 prompts of 8 samples it is the maximum-likelihood fit for all purposes. It has a maximum where likelihood alone
+    has none: one sample per prompt, counts that are all 0, counts that are all n.
 
     Args:
         num_sampled: Rationales drawn for each prompt, n >= 0, shape (P,) or a scalar. Real numbers are fine. Prompts
@@ -44,29 +40,32 @@ def fit_prior(
         num_correct: Those that led to the answer, 0 <= c <= n, shape (P,).
         multiplicity: How much each pair of counts is to count, shape (P,); 1, unless given.
 
-    Returns:
-        a and b, each between 0.01 and 1000.
-
     Raises:
         ValueError: Impossible counts, or none.
 
     Examples:
-        ```python
         >>> from dco_trl.statistics import fit_prior
         >>> fit_prior(num_sampled=[0, 0], num_correct=[0, 0])
         (0.5, 0.5)
         >>> [round(x, 2) for x in fit_prior(num_sampled=8, num_correct=[0] * 1000)]
         [0.01, 35.36]
 
-        ```
-
     References:
         Casella, "An Introduction to Empirical Bayes Data Analysis", The American Statistician 39 (1985). Griffiths,
         "Maximum Likelihood Estimation for the Beta-Binomial Distribution", Biometrics 29 (1973).
     """
-    n, c, times = _distinct(num_sampled, num_correct, multiplicity)
+    n, c = (counts.ravel() for counts in check_discounted_counts(num_sampled, num_correct))
+    times: NDArray = np.ones(n.size) if multiplicity is None else np.asarray(multiplicity, dtype=np.float64).ravel()
+    if times.size != n.size or not (times >= 0).all() or not times.any():
+        raise ValueError(
+            f"multiplicity must have a number of at least 0 for each of the {n.size} pairs of counts, not all of them "
+            f"0, got {times.size} entries from {times.min(initial=0.0)} to {times.max(initial=0.0)}."
+        )
     if not n.any():
         return JEFFREYS
+    # Equal counts are one term.
+    (n, c), kind = np.unique(np.stack([n, c]), axis=1, return_inverse=True)
+    times = np.bincount(kind.ravel(), weights=times)
     total, centre = times.sum(), np.log(JEFFREYS)
 
     def objective(log_parameters: NDArray) -> tuple[float, NDArray]:
@@ -87,25 +86,8 @@ def fit_prior(
     return float(a), float(b)
 
 
-def _distinct(
-    num_sampled: ArrayLike, num_correct: ArrayLike, multiplicity: ArrayLike | None
-) -> tuple[NDArray, NDArray, NDArray]:
-    """Distinct pairs of counts, and how often each is there."""
-    n, c = check_discounted_counts(num_sampled, num_correct)
-    if multiplicity is None:
-        times = np.ones(n.size)
-    else:
-        times = np.asarray(multiplicity, dtype=np.float64).ravel()
-        if times.size != n.size or not (times >= 0).all() or not times.any():
-            raise ValueError(
-                f"multiplicity must have a number of at least 0 for each of the {n.size} pairs of counts, not all "
-                f"of them 0, got {times.size} entries from {times.min(initial=0.0)} to {times.max(initial=0.0)}."
-            )
-    (n, c), kind = np.unique(np.stack([n.ravel(), c.ravel()]), axis=1, return_inverse=True)
-    return n, c, np.bincount(kind.ravel(), weights=times)
-
-
 def check_prior(prior: Any) -> tuple[float, float]:
+    """Parameters of a Beta distribution."""
     values = np.asarray(prior, dtype=np.float64)
     if values.shape != (2,) or not np.isfinite(values).all() or not (values > 0).all():
         raise ValueError(

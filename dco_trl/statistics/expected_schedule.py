@@ -8,9 +8,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..checks import check_confidence, check_integer, check_ks
 from ..errors import UserError
-from .arm_coverage import Arms
+from .arm_coverage import check_arms
 from .intervals import PairedDifference, PassAtKCurve, difference_of_means, mean_curve
-from .schedule import AttemptOrder, plan
+from .schedule import AttemptOrder, choose_arms, plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,8 +18,8 @@ class CrossFittedSchedule:
     """What a schedule is expected to give on new problems, and what it gains; the schedule is `second` in each.
 
     Attributes:
-        curve: Mean coverage along schedules planned on the other folds, with intervals over problems.
-        best_arm: Against the best single arm for each k, chosen on the other folds.
+        curve: Mean coverage along schedules planned on the other half, with intervals over problems.
+        best_arm: Against the best single arm for each k, chosen on the other half.
         equal_split: Against the same attempts split equally over all arms.
         given_arms: Against each of the arms that were named, alone.
     """
@@ -50,10 +50,9 @@ def scheduled_pass_at_k(
     Args:
         schedule: Says how many of the first k attempts each arm gets.
         k: Numbers of attempts, shape (K,).
-        log_p: Natural log-probability that an arm answers a problem, shape (arms, problems); NaN where there are
-            counts in its place.
-        num_sampled: Samples of each problem by each arm, shape (arms, problems).
-        num_correct: Correct ones among them, same shape.
+        log_p: As for [`plan_attempts`][dco_trl.statistics.plan_attempts]; so are the two that follow.
+        num_sampled: See there.
+        num_correct: See there.
 
     Returns:
         Estimates in [0, 1], float64, shape (problems, K).
@@ -63,26 +62,22 @@ def scheduled_pass_at_k(
             measurements that `plan_attempts` refuses.
 
     Examples:
-        ```python
         >>> from dco_trl.statistics import plan_attempts, scheduled_pass_at_k
         >>> counts = {"num_sampled": [[8, 8, 8], [8, 8, 8]], "num_correct": [[8, 0, 1], [3, 2, 2]]}
         >>> schedule = plan_attempts(8, **counts)
         >>> scheduled_pass_at_k(schedule, [1, 4], **counts).round(2).tolist()
         [[1.0, 1.0], [0.0, 0.64], [0.12, 0.69]]
 
-        ```
-
     References:
         Chen et al., "Evaluating Large Language Models Trained on Code", arXiv 2107.03374, section 2.1, for one arm.
 
     Relations:
         [`mean_curve`][dco_trl.statistics.mean_curve] gives the mean over problems and its interval.
-        [`pass_at_k`][dco_trl.statistics.pass_at_k] is the same for one arm.
     """
-    arms, ks = Arms(log_p, num_sampled, num_correct), check_ks(k)
-    if schedule.num_arms != arms.shape[0]:
+    arms, ks = check_arms(log_p, num_sampled, num_correct), check_ks(k)
+    if schedule.num_arms != len(arms.log_p):
         raise UserError(
-            f"the schedule is for {schedule.num_arms} arms, and the measurements are of {arms.shape[0]}. Give a row "
+            f"the schedule is for {schedule.num_arms} arms, and the measurements are of {len(arms.log_p)}. Give a row "
             "for each arm that it was planned over, in the same order."
         )
     return np.stack([arms.measured_coverage(split) for split in schedule.counts(ks)], axis=1)
@@ -96,41 +91,32 @@ def cross_fit_schedule(
     num_correct: ArrayLike | None = None,
     given_arms: Sequence[int] = (),
     max_arms: int | None = None,
-    num_folds: int = 2,
     confidence: float = 0.95,
-    num_resamples: int = 5000,
-    seed: int = 0,
 ) -> CrossFittedSchedule:
     r"""What a schedule is expected to give on problems that it was not planned on, and what it gains over rivals.
 
-    Problems are dealt into folds. For each fold, the schedule is planned on the other folds, the best single arm for
-    each k is chosen there too, and both are measured on the fold: exactly where p is known, elsewhere by the unbiased
+    Problems are dealt into two halves. For each half, the schedule is planned on the other, the best single arm for
+    each k is chosen there too, and both are measured on the half: exactly where p is known, elsewhere by the unbiased
     estimator. So no problem has a say in what it is measured with. Intervals are over problems, of `mean_curve` and
-    `paired_difference`; where schedule and rival give every fold the same attempts, which is so for a best arm at
+    `paired_difference`; where schedule and rival give both halves the same attempts, which is so for a best arm at
     k = 1, the difference is 0 without one.
 
     Args:
         k: Numbers of attempts, shape (K,). From counts, none above the smallest number of samples.
-        log_p: Natural log-probability that an arm answers a problem, shape (arms, problems); NaN where there are
-            counts in its place.
-        num_sampled: Samples of each problem by each arm, shape (arms, problems).
-        num_correct: Correct ones among them, same shape.
+        log_p: As for [`plan_attempts`][dco_trl.statistics.plan_attempts]; so are the two that follow.
+        num_sampled: See there.
+        num_correct: See there.
         given_arms: Arms to compare with, each alone, such as the last epoch of each run; counted from 0.
-        max_arms: At most this many arms get attempts, chosen anew on the other folds, as by `plan_attempts`.
-        num_folds: Number of folds, from 2 to the number of problems.
+        max_arms: At most this many arms get attempts, chosen anew on the other half, as by `plan_attempts`.
         confidence: Confidence of the intervals, 0.5 to 0.999.
-        num_resamples: Bootstrap resamples.
-        seed: Seed of the folds and of the bootstrap.
 
     Returns:
         The mean coverage along the schedule, and its paired differences to its rivals.
 
     Raises:
-        ValueError: What `plan_attempts` refuses, too few samples for a k, or an arm or a number of folds that there is
-            not.
+        ValueError: What `plan_attempts` refuses, too few samples for a k, or an arm that there is not.
 
     Examples:
-        ```python
         >>> import numpy as np
         >>> from dco_trl.statistics import cross_fit_schedule
         >>> rng = np.random.default_rng(0)
@@ -139,8 +125,6 @@ def cross_fit_schedule(
         >>> expected.best_arm.difference.round(2).tolist(), bool(expected.best_arm.low[1] > 0.1)
         ([0.0, 0.19], True)
 
-        ```
-
     References:
         Chernozhukov et al., "Double/debiased machine learning", The Econometrics Journal 21 (2018), on cross-fitting.
         Miller, "Adding Error Bars to Evals", arXiv 2411.00640, on paired differences.
@@ -148,17 +132,12 @@ def cross_fit_schedule(
     Relations:
         [`plan_attempts`][dco_trl.statistics.plan_attempts] plans on all problems; plan with it, and report this.
     """
-    arms, ks = Arms(log_p, num_sampled, num_correct), check_ks(k)
+    arms, ks = check_arms(log_p, num_sampled, num_correct), check_ks(k)
     num_arms, num_problems = arms.shape
-    num_folds = check_integer("num_folds", num_folds, at_least=2)
     given = [check_integer("given_arms", arm, at_least=0) for arm in given_arms]
-    if max_arms is not None:
-        max_arms = check_integer("max_arms", max_arms)
-    check_confidence(confidence, num_resamples)
-    if num_folds > num_problems:
-        raise UserError(
-            f"num_folds={num_folds} is more than the {num_problems} problems. Take more problems or fewer folds."
-        )
+    check_confidence(confidence)
+    if num_problems < 2:
+        raise UserError("there is one problem, and it takes two halves: plan on one, measure on the other. Take more.")
     if given and max(given) >= num_arms:
         raise UserError(f"given_arms has arm {max(given)}, and there are {num_arms} (counted from 0).")
     fewest = arms.num_sampled[arms.counted].min(initial=ks.max())
@@ -173,31 +152,27 @@ def cross_fit_schedule(
         "equal_split": ks[:, None] // num_arms + (np.arange(num_arms) < ks[:, None] % num_arms),
         **{arm: alone[:, arm] for arm in given},
     }
-    values: dict[object, NDArray] = {
-        name: np.empty((num_problems, ks.size)) for name in ("schedule", "best_arm", *rivals)
-    }
-    is_same = {name: np.ones(ks.size, dtype=bool) for name in values}
-    for fold in np.array_split(np.random.default_rng(seed).permutation(num_problems), num_folds):
-        rest, held_out = arms.on(np.setdiff1d(np.arange(num_problems), fold)), arms.on(fold)
+    names = ["schedule", "best_arm", *rivals]
+    values: dict[object, NDArray] = {name: np.empty((num_problems, ks.size)) for name in names}
+    is_same: dict[object, NDArray] = {name: np.ones(ks.size, dtype=bool) for name in names}
+    halves = np.array_split(np.random.default_rng(0).permutation(num_problems), 2)
+    for half, other in (halves, halves[::-1]):
+        rest, held_out = arms.on(np.sort(other)), arms.on(half)
         best = np.array([[rest.planned_coverage(split).mean() for split in splits] for splits in alone]).argmax(axis=1)
-        splits: dict[object, NDArray] = {
-            "schedule": plan(int(ks.max()), rest, max_arms, with_optimum=False).counts(ks),
-            "best_arm": alone[np.arange(ks.size), best],
-            **rivals,
-        }
-        for name, rows in splits.items():
-            values[name][fold] = np.stack([held_out.measured_coverage(split) for split in rows], axis=1)
-            is_same[name] &= (rows == splits["schedule"]).all(axis=1)
+        chosen = choose_arms(int(ks.max()), rest, max_arms)
+        along = np.zeros((ks.size, num_arms), dtype=np.int64)
+        along[:, chosen] = plan(int(ks.max()), rest.only(chosen)).counts(ks)
+        for name, splits in {"schedule": along, "best_arm": alone[np.arange(ks.size), best], **rivals}.items():
+            values[name][half] = np.stack([held_out.measured_coverage(split) for split in splits], axis=1)
+            is_same[name] &= (splits == along).all(axis=1)
 
     def against(name: object) -> PairedDifference:
         found = difference_of_means(values[name], values["schedule"], ks, confidence)
-        # The same attempts in every fold: the difference is 0 on any problems, which zeros in a sample cannot tell.
+        # The same attempts in both halves: the difference is 0 on any problems, which zeros in a sample cannot tell.
         low, high = (np.where(is_same[name], 0.0, end) for end in (found.low, found.high))
         return replace(found, low=low, high=high, reliable=found.reliable | is_same[name])
 
+    curve = mean_curve(values["schedule"], ks, confidence=confidence)
     return CrossFittedSchedule(
-        curve=mean_curve(values["schedule"], ks, confidence=confidence, num_resamples=num_resamples, seed=seed),
-        best_arm=against("best_arm"),
-        equal_split=against("equal_split"),
-        given_arms=tuple(against(arm) for arm in given),
+        curve, against("best_arm"), against("equal_split"), tuple(against(arm) for arm in given)
     )

@@ -5,7 +5,7 @@ of those; it covers both the luck of the problems and the luck of the samples, s
 independent. If you care about these problems only, it is wider than needed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from .pass_at_k import pass_at_k
 _FEWEST_PROBLEMS = 5.0
 # A paired interval is called reliable where its differences are worth at least this many equal ones.
 _FEWEST_DIFFERENCES = 6.0
-# Bootstrap tables are made in pieces of at most this many numbers (32 MB).
+# Counts of resampled problems are drawn in pieces of at most this many numbers (32 MB).
 _PIECE = 4_000_000
 
 
@@ -56,13 +56,12 @@ class PairedDifference:
     Attributes:
         k: Numbers of samples allowed, int64, shape (K,).
         first: Mean pass@k of the first run, float64, shape (K,).
-        second: Mean pass@k of the second run, float64, shape (K,).
+        second: The same of the second run.
         difference: second - first, float64, shape (K,).
         low: Lower ends of the interval of the difference, float64, shape (K,).
         high: Upper ends, float64, shape (K,).
-        reliable: Whether the differences d of the problems are worth at least six of one size, by
-            (sum |d|)^2 / sum d^2 (or are all equal), bool, shape (K,). Where they are not, the stated confidence does
-            not hold: a few problems decide, and the interval tends to be too short.
+        reliable: As of a `PassAtKCurve`, where the differences d of the problems are worth at least six of one size,
+            by (sum |d|)^2 / sum d^2, or are all equal. Elsewhere a few problems decide.
         num_problems: Number of problems.
         confidence: Confidence of each interval, such as 0.95.
     """
@@ -79,14 +78,7 @@ class PairedDifference:
 
 
 def pass_at_k_curve(
-    num_samples: ArrayLike,
-    num_correct: ArrayLike,
-    k: ArrayLike | None = None,
-    *,
-    problem_ids: Sequence[str] | None = None,
-    confidence: float = 0.95,
-    num_resamples: int = 5000,
-    seed: int = 0,
+    num_samples: ArrayLike, num_correct: ArrayLike, k: ArrayLike | None = None, *, confidence: float = 0.95
 ) -> PassAtKCurve:
     r"""Mean pass@k over problems for each k, with intervals.
 
@@ -95,26 +87,19 @@ def pass_at_k_curve(
         num_correct: Number of those graded correct, shape (P,).
         k: Numbers of samples allowed, shape (K,), none above the smallest `num_samples`. By default
             `default_ks(min(num_samples))`: powers of two, and that minimum.
-        problem_ids: Names of the problems, shape (P,), for error messages.
-        confidence: Confidence of each interval.
-        num_resamples: Bootstrap resamples.
-        seed: Seed of the bootstrap.
+        confidence: Confidence of each interval, 0.5 to 0.999.
 
     Returns:
         The curve.
 
     Raises:
-        ValueError: There is no problem, a k exceeds the samples of a problem (which is named), or the counts are
-            impossible.
+        ValueError: There is no problem, a k exceeds the samples of a problem, or the counts are impossible.
 
     Examples:
-        ```python
         >>> from dco_trl.statistics import pass_at_k_curve
         >>> curve = pass_at_k_curve(num_samples=8, num_correct=[0, 1, 8, 2, 0, 5], k=[1, 8])
         >>> curve.estimate.round(3).tolist()
         [0.333, 0.667]
-
-        ```
 
     References:
         Chen et al., "Evaluating Large Language Models Trained on Code", arXiv 2107.03374, section 2.1.
@@ -124,12 +109,11 @@ def pass_at_k_curve(
         [`paired_difference`][dco_trl.statistics.paired_difference] compares two runs: two intervals that overlap do
         not show that runs on the same problems are equal.
     """
-    samples, correct, _ = check_graded_counts(num_samples, np.atleast_1d(num_correct), problem_ids)
+    samples, correct = check_graded_counts(num_samples, np.atleast_1d(num_correct))
     if correct.size == 0:
         raise ValueError("num_correct is empty: there is no problem to take the mean of.")
     ks = default_ks(int(samples.min())) if k is None else check_ks(k)
-    values = pass_at_k(samples[:, None], correct[:, None], ks, problem_ids)
-    return mean_curve(values, ks, confidence=confidence, num_resamples=num_resamples, seed=seed)
+    return mean_curve(pass_at_k(samples[:, None], correct[:, None], ks), ks, confidence=confidence)
 
 
 def default_ks(num_samples: int) -> NDArray[np.int64]:
@@ -150,12 +134,7 @@ def default_ks(num_samples: int) -> NDArray[np.int64]:
 
 
 def mean_curve(
-    values: ArrayLike,
-    k: ArrayLike,
-    *,
-    confidence: float = 0.95,
-    num_resamples: int = 5000,
-    seed: int = 0,
+    values: ArrayLike, k: ArrayLike, *, confidence: float = 0.95, num_resamples: int = 5000, seed: int = 0
 ) -> PassAtKCurve:
     r"""Mean over problems of any per-problem value in [0, 1] (pass@k, maj@k), with intervals.
 
@@ -185,13 +164,10 @@ def mean_curve(
         ValueError: No problem, values outside [0, 1] or NaN, or shapes that do not fit.
 
     Examples:
-        ```python
         >>> from dco_trl.statistics import mean_curve
         >>> curve = mean_curve([[0.0], [1.0], [1.0], [0.5]] * 25, k=[1])
         >>> curve.low.round(3).tolist(), curve.high.round(3).tolist()
         ([0.54], [0.705])
-
-        ```
 
     References:
         Efron, "Better bootstrap confidence intervals", JASA 82 (1987).
@@ -207,12 +183,11 @@ def mean_curve(
     # Written so that a NaN fails.
     if not np.all((table >= 0) & (table <= 1)):
         raise ValueError("values must lie in [0, 1] and not be NaN; they are probabilities, one for each problem.")
-    estimate = table.mean(axis=0)
     check_confidence(confidence, num_resamples)
-    low, high = _or_bound(table, *_bca(table, confidence, num_resamples, seed), (0.0, 1.0), confidence)
-    num_problems = table.shape[0]
-    reliable = num_problems * np.minimum(estimate, 1.0 - estimate) >= _FEWEST_PROBLEMS
-    reliable |= _constant(table)
+    estimate, num_problems = table.mean(axis=0), len(table)
+    low, high = _bca(table, confidence, num_resamples, seed)
+    low, high = _or_bound(table, low, high, (0.0, 1.0), confidence)
+    reliable = _constant(table) | (num_problems * np.minimum(estimate, 1.0 - estimate) >= _FEWEST_PROBLEMS)
     return PassAtKCurve(ks, estimate, low, high, reliable, num_problems, confidence)
 
 
@@ -247,14 +222,11 @@ def paired_difference(
             has too few samples.
 
     Examples:
-        ```python
         >>> from dco_trl.statistics import paired_difference
         >>> ce = {"a": (8, 4), "b": (8, 0), "c": (8, 1)}
         >>> dco = {"a": (8, 3), "b": (8, 1), "c": (8, 1)}
         >>> paired_difference(ce, dco, k=[1, 8]).difference.round(3).tolist()
         [0.0, 0.333]
-
-        ```
 
     References:
         Miller, "Adding Error Bars to Evals", arXiv 2411.00640, section 4.
@@ -264,14 +236,12 @@ def paired_difference(
         that the problems are the same.
     """
     _check_same_problems(first, second)
-    ids = list(first)
-    counts = [np.array([run[name] for name in ids], dtype=np.int64).reshape(-1, 2) for run in (first, second)]
-    fewest = int(min(c[:, 0].min() for c in counts))
-    ks = default_ks(fewest) if k is None else check_ks(k)
+    counts = [np.array([run[name] for name in first], dtype=np.int64) for run in (first, second)]
+    ks = default_ks(min(int(c[:, 0].min()) for c in counts)) if k is None else check_ks(k)
     values = []
     for which, c in zip(("first", "second"), counts, strict=True):
         try:
-            values.append(pass_at_k(c[:, :1], c[:, 1:], ks, ids))
+            values.append(pass_at_k(c[:, :1], c[:, 1:], ks))
         except ValueError as error:
             raise ValueError(f"{which} run: {error}") from None
     return difference_of_means(values[0], values[1], ks, confidence)
@@ -281,43 +251,29 @@ def difference_of_means(first: NDArray, second: NDArray, ks: NDArray, confidence
     """`paired_difference` of values in [0, 1] of the same problems, each of shape (P, K)."""
     check_confidence(confidence)
     values, num_problems = second - first, len(first)
-    mean, total = values.mean(axis=0), (values**2).sum(axis=0)
-    constant = _constant(values)
-    sums = np.abs(values).sum(axis=0)
+    mean, total, sums = values.mean(axis=0), (values**2).sum(axis=0), np.abs(values).sum(axis=0)
     num_effective = np.divide(sums**2, total, out=np.zeros_like(sums), where=total > 0)
     spread = np.zeros_like(mean)
     if num_problems > 1:
         spread = values.std(axis=0, ddof=1) / num_problems**0.5 * stdtrit(num_problems - 1, (1.0 + confidence) / 2.0)
     low, high = _or_bound(values, mean - spread, mean + spread, (-1.0, 1.0), confidence)
-    return PairedDifference(
-        k=ks,
-        first=first.mean(axis=0),
-        second=second.mean(axis=0),
-        difference=mean,
-        low=low,
-        high=high,
-        reliable=constant | (num_effective >= _FEWEST_DIFFERENCES),
-        num_problems=num_problems,
-        confidence=confidence,
-    )
+    reliable = _constant(values) | (num_effective >= _FEWEST_DIFFERENCES)
+    means = first.mean(axis=0), second.mean(axis=0), mean
+    return PairedDifference(ks, *means, low, high, reliable, num_problems, confidence)
 
 
 def _check_same_problems(first: Mapping, second: Mapping) -> None:
     if not first and not second:
         raise ValueError("first and second are empty: there is no problem to compare.")
     lines = []
-    for name, other, missing in (
-        ("first", "second", [i for i in second if i not in first]),
-        ("second", "first", [i for i in first if i not in second]),
-    ):
-        if missing:
-            some = ", ".join(repr(i) for i in missing[:10]) + (", ..." if len(missing) > 10 else "")
+    for name, run, other, others in (("first", first, "second", second), ("second", second, "first", first)):
+        if missing := [i for i in others if i not in run]:
+            some = ", ".join(map(repr, missing[:10])) + (", ..." if len(missing) > 10 else "")
             lines.append(f"missing from {name} but in {other}: {len(missing)} ({some})")
     if lines:
         raise ValueError(
-            f"first has {len(first)} problems and second {len(second)}, and they are not the same; "
-            + "; ".join(lines)
-            + ". Compare runs over the same problems, or keep the ids that both have."
+            f"first has {len(first)} problems and second {len(second)}, and they are not the same; {'; '.join(lines)}"
+            ". Compare runs over the same problems, or keep the ids that both have."
         )
 
 
@@ -326,7 +282,7 @@ def _or_bound(
 ) -> tuple[NDArray, NDArray]:
     """The interval of each column of `values` (P, K) within `bounds`; a bound of its own where all are the same."""
     # With that confidence, at most the share q of the population has another value.
-    value, q = values[0], 1.0 - (1.0 - confidence) ** (1.0 / values.shape[0])
+    value, q = values[0], 1.0 - (1.0 - confidence) ** (1.0 / len(values))
     constant = _constant(values)
     low = np.where(constant, value - q * (value - bounds[0]), low)
     high = np.where(constant, value + q * (bounds[1] - value), high)
@@ -338,44 +294,20 @@ def _constant(values: NDArray) -> NDArray[np.bool_]:
     return np.ptp(values, axis=0) < 1e-12
 
 
-def _bca(values: NDArray, confidence: float, num_resamples: int, seed: int) -> tuple[NDArray, NDArray]:
+def _bca(values: NDArray, confidence: float, num_resamples: int, seed: int) -> NDArray:
+    """Lower and upper ends, shape (2, K)."""
     # Problems with equal rows are one category: resampling P problems is drawing multinomial counts of the categories.
     rows, counts = np.unique(values, axis=0, return_counts=True)
-    step = max(1, _PIECE // num_resamples)
-    pieces = [
-        _bca_columns(rows[:, i : i + step], counts, confidence, num_resamples, seed)
-        for i in range(0, rows.shape[1], step)
-    ]
-    return np.concatenate([p[0] for p in pieces]), np.concatenate([p[1] for p in pieces])
-
-
-def _bca_columns(
-    rows: NDArray, counts: NDArray, confidence: float, num_resamples: int, seed: int
-) -> tuple[NDArray, NDArray]:
-    rng, num = np.random.default_rng(seed), counts.sum()
-    mean = counts @ rows / num
-    step = max(1, _PIECE // len(counts))
-    means = np.concatenate(
-        [
-            rng.multinomial(num, counts / num, size=min(step, num_resamples - i)) @ rows / num
-            for i in range(0, num_resamples, step)
-        ]
-    )
+    rng, num = np.random.default_rng(seed), len(values)
+    mean, step = counts @ rows / num, max(1, _PIECE // len(counts))
+    sizes = [min(step, num_resamples - i) for i in range(0, num_resamples, step)]
+    means = np.concatenate([rng.multinomial(num, counts / num, size=size) @ rows / num for size in sizes])
     # Bias correction: where the estimate lies among the resampled means; ties count half.
     below = ((means < mean - 1e-12).mean(axis=0) + (means <= mean + 1e-12).mean(axis=0)) / 2.0
     z0 = ndtri(np.clip(below, 0.5 / num_resamples, 1.0 - 0.5 / num_resamples))
     # Acceleration: the jackknife's, which for a mean is the skewness over 6 sqrt(P).
-    centred = rows - mean
-    second, third = counts @ centred**2, counts @ centred**3
+    second, third = counts @ (rows - mean) ** 2, counts @ (rows - mean) ** 3
     acceleration = np.divide(third, 6.0 * second**1.5, out=np.zeros_like(third), where=second > 1e-20)
-    means.sort(axis=0)
-    ends = []
-    for level in ((1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0):
-        z = z0 + ndtri(level)
-        position = ndtr(z0 + z / np.maximum(1.0 - acceleration * z, 0.1)) * (num_resamples - 1)
-        lower = np.floor(position).astype(np.int64)
-        upper = np.minimum(lower + 1, num_resamples - 1)
-        share = position - lower
-        at_lower, at_upper = (np.take_along_axis(means, i[None], axis=0)[0] for i in (lower, upper))
-        ends.append(at_lower + share * (at_upper - at_lower))
-    return ends[0], ends[1]
+    z = z0 + ndtri([[(1.0 - confidence) / 2.0], [(1.0 + confidence) / 2.0]])
+    levels = ndtr(z0 + z / np.maximum(1.0 - acceleration * z, 0.1))
+    return np.stack([np.quantile(column, level) for column, level in zip(means.T, levels.T, strict=True)], axis=1)

@@ -52,12 +52,9 @@ def majority_at_k(
         ValueError: k exceeds the samples, the two lists differ in length, or a share is not in [0, 1].
 
     Examples:
-        ```python
         >>> from dco_trl.statistics import majority_at_k
         >>> majority_at_k([5, 3, 2], [True, False, False], k=[1, 3, 10]).round(4).tolist()
         [0.5, 0.5833, 1.0]
-
-        ```
 
     References:
         Wang et al., "Self-Consistency Improves Chain of Thought Reasoning", arXiv 2203.11171. Lewkowycz et al.,
@@ -88,8 +85,8 @@ def majority_at_k(
     values, inverse = np.unique(counts, return_inverse=True)
     multiplicity = np.bincount(inverse, minlength=values.size)
     num_correct = np.bincount(inverse, weights=correct, minlength=values.size)
-    distinct = {int(kk): _majority(values, multiplicity, num_correct, num_silent, int(kk)) for kk in np.unique(ks)}
-    return np.array([distinct[int(kk)] for kk in ks.ravel()], dtype=np.float64).reshape(ks.shape)
+    found = [_majority(values, multiplicity, num_correct, num_silent, k) for k in ks.ravel().tolist()]
+    return np.array(found, dtype=np.float64).reshape(ks.shape)
 
 
 def _majority(values: NDArray, multiplicity: NDArray, num_correct: NDArray, num_silent: int, k: int) -> float:
@@ -125,13 +122,11 @@ def _majority(values: NDArray, multiplicity: NDArray, num_correct: NDArray, num_
         first = int(np.argmax(at_least[:, m] > _NEGLIGIBLE))
         num_tied = min(int(multiplicity[first:].sum()), k // m)
         # Winning counts that need about as many nodes, and fit into the processor's cache, go together.
-        last = m + max(1, min(m // 2, _BATCH // (_num_nodes(num_tied) * frequencies.size)))
-        last = min(last, end)
+        last = min(m + max(1, min(m // 2, _BATCH // (_num_nodes(num_tied) * frequencies.size))), end)
         exactly = b[first:, m:last, None] * np.exp(1j * np.outer(votes[m:last], frequencies))
         no_more_than = fewer[first:, None] + np.cumsum(exactly, axis=1)
-        product = _one_correct_wins(
-            no_more_than - exactly, exactly, multiplicity[first:], num_correct[first:], num_tied
-        )
+        votes_below = no_more_than - exactly
+        product = _one_correct_wins(votes_below, exactly, multiplicity[first:], num_correct[first:], num_tied)
         num_rest = num_samples - int(values[first:] @ multiplicity[first:])
         total += float((product @ (one_sample**num_rest * weights)).real.sum())
         fewer[first:] = no_more_than[:, -1]

@@ -55,13 +55,10 @@ def never_solved(num_samples: ArrayLike, num_correct: ArrayLike, confidence: flo
         ValueError: There is no problem, or the counts are impossible.
 
     Examples:
-        ```python
         >>> from dco_trl.statistics import never_solved
         >>> result = never_solved(num_samples=256, num_correct=[0, 3, 0, 120])
         >>> result.share, round(result.rate_bound, 4)
         (0.5, 0.0116)
-
-        ```
 
     References:
         Clopper and Pearson, Biometrika 26 (1934). Hanley and Lippman-Hand, "If nothing goes wrong, is everything all
@@ -69,19 +66,13 @@ def never_solved(num_samples: ArrayLike, num_correct: ArrayLike, confidence: flo
     """
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}. Write 0.95 for 95 %.")
-    n, c, _ = check_graded_counts(num_samples, np.atleast_1d(num_correct))
+    n, c = check_graded_counts(num_samples, np.atleast_1d(num_correct))
     if c.size == 0:
         raise ValueError("num_correct is empty: there is no problem to count.")
-    unsolved = n[c == 0]
-    count, num = unsolved.size, c.size
-    alpha = 1.0 - confidence
-    return NeverSolved(
-        count=count,
-        share=count / num,
-        low=float(betaincinv(count, num - count + 1, alpha / 2)) if count else 0.0,
-        high=float(betaincinv(count + 1, num - count, 1 - alpha / 2)) if count < num else 1.0,
-        min_samples=int(unsolved.min()) if count else 0,
-        max_samples=int(unsolved.max()) if count else 0,
-        rate_bound=float(-np.expm1(np.log(alpha) / unsolved.min())) if count else float("nan"),
-        confidence=confidence,
-    )
+    unsolved, num, alpha = n[c == 0], c.size, 1.0 - confidence
+    count = unsolved.size
+    low = float(betaincinv(count, num - count + 1, alpha / 2)) if count else 0.0
+    high = float(betaincinv(count + 1, num - count, 1 - alpha / 2)) if count < num else 1.0
+    fewest, most = int(unsolved.min()) if count else 0, int(unsolved.max(initial=0))
+    rate_bound = float(-np.expm1(np.log(alpha) / fewest)) if count else float("nan")
+    return NeverSolved(count, count / num, low, high, fewest, most, rate_bound, confidence)

@@ -1,27 +1,20 @@
-"""pass@k of each problem: from graded samples (unbiased), or exactly from a probability.
+r"""pass@k of each problem: from graded samples (unbiased), or exactly from a probability.
 
-Both functions work on whole arrays and keep their relative accuracy at the ends, where the naive formulas round to 0
-or 1. What the mean over problems is worth is the business of `dco_trl.statistics.intervals`.
+All take whole arrays and keep their relative accuracy at the ends, where the naive formulas round to 0 or 1.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import hypergeom
 
-from ..checks import and_others, check_graded_counts, check_log_p, check_whole_numbers
+from ..checks import check_graded_counts, check_log_p, check_whole_numbers, which_entries
 from ..coverage_numpy import coverage
 
 # exp(-40) is below half an ulp of 1, so once the log of the failure probability is under -40, pass@k rounds to 1.
 _LOG_ZERO = 40.0
 
 
-def pass_at_k(
-    num_samples: ArrayLike,
-    num_correct: ArrayLike,
-    k: ArrayLike,
-    problem_ids: Sequence[str] | None = None,
-) -> NDArray[np.float64]:
+def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
     r"""Unbiased estimate of pass@k, the probability that at least one of k samples is correct.
 
     With n samples of a problem, c of them correct, it is the share of the k-subsets of the samples that hold a correct
@@ -39,21 +32,17 @@ def pass_at_k(
         num_correct: Number c of those graded correct, 0 <= c <= n.
         k: Number of samples allowed, 1 <= k <= n. The three broadcast: `pass_at_k(n[:, None], c[:, None], ks)` has
             one row per problem and one column per k.
-        problem_ids: Names of the problems, one for each entry of `num_correct`, for error messages only.
 
     Returns:
         Estimates in [0, 1], float64, of the broadcast shape.
 
     Raises:
-        ValueError: k exceeds the samples of a problem (the message names it), or the counts are impossible.
+        ValueError: k exceeds the samples of a problem, or the counts are impossible.
 
     Examples:
-        ```python
         >>> from dco_trl.statistics import pass_at_k
         >>> pass_at_k(num_samples=4, num_correct=[0, 1, 4], k=2).tolist()
         [0.0, 0.5, 1.0]
-
-        ```
 
     References:
         Chen et al., "Evaluating Large Language Models Trained on Code", arXiv 2107.03374, section 2.1.
@@ -62,25 +51,11 @@ def pass_at_k(
         `pass_at_k_curve` adds the mean over problems and its interval; `exact_pass_at_k` needs no samples where the
         probability itself is known.
     """
-    samples, correct, names = check_graded_counts(num_samples, num_correct, problem_ids)
-    ks = check_whole_numbers("k", k, at_least=1)
-    # The positions travel with the counts, so that an error can name the problem after any broadcasting.
-    position = np.arange(correct.size).reshape(correct.shape)
-    n, c, kk, position = np.broadcast_arrays(samples, correct, ks, position)
-    short = np.flatnonzero(kk.ravel() > n.ravel())
-    if short.size:
-        i = short[0]
-        num_short = np.unique(position.flat[short]).size
-        raise ValueError(
-            f"k={kk.flat[i]} is more than num_samples={n.flat[i]} of problem {names[position.flat[i]]}"
-            f"{and_others(num_short)}. pass@k needs at least k samples of every problem: draw more samples, or ask "
-            "for a smaller k."
-        )
-
-    log_fail = _log_fail(n.ravel(), np.minimum(c, kk).ravel(), np.maximum(c, kk).ravel())
+    n, c, ks = _check(num_samples, num_correct, k)
+    log_fail = _log_fail(n.ravel(), np.minimum(c, ks).ravel(), np.maximum(c, ks).ravel())
     estimate = -np.expm1(log_fail).reshape(n.shape)
     # Fewer than k wrong samples: every subset holds a right one.
-    return np.where(c + kk > n, 1.0, estimate) + 0.0
+    return np.where(c + ks > n, 1.0, estimate) + 0.0
 
 
 def _log_fail(n: NDArray, few: NDArray, many: NDArray) -> NDArray:
@@ -90,13 +65,72 @@ def _log_fail(n: NDArray, few: NDArray, many: NDArray) -> NDArray:
     # Longest sums first: the entries that still need term j are then a prefix.
     order = np.argsort(-num_terms, kind="stable")
     n, many, num_terms = n[order].astype(np.float64), many[order].astype(np.float64), num_terms[order]
-    negative, total = -num_terms, np.zeros(n.size)
-    for j in range(num_terms[0] if n.size else 0):
-        active = np.searchsorted(negative, -j)
+    total = np.zeros(n.size)
+    for j in range(num_terms.max(initial=0)):
+        active = np.searchsorted(-num_terms, -j)
         total[:active] += np.log1p(-many[:active] / (n[:active] - j))
     result = np.empty_like(total)
     result[order] = total
     return result
+
+
+def at_least_m_of_k(
+    num_samples: ArrayLike, num_correct: ArrayLike, k: ArrayLike, num_required: ArrayLike
+) -> NDArray[np.float64]:
+    r"""As `pass_at_k`, but the probability that at least m of the k samples are correct.
+
+    It is the share of the k-subsets that hold m correct ones or more, a hypergeometric tail:
+
+    $$\sum_{j=m}^{\min(c,k)} \binom{c}{j} \binom{n-c}{k-j} \Big/ \binom{n}{k}$$
+
+    Its expectation is \(\mathrm{P}[\mathrm{Binomial}(k, p) \ge m]\) for every \(k \le n\). m = 1 is pass@k; more than
+    half of k cannot lose a majority vote.
+
+    Args:
+        num_samples: As for `pass_at_k`; so are the two that follow.
+        num_correct: See there.
+        k: See there.
+        num_required: Number m of the k samples that must be correct, 1 <= m <= k. All four broadcast.
+
+    Returns:
+        Estimates in [0, 1], float64, of the broadcast shape.
+
+    Raises:
+        ValueError: As there, or m exceeds k.
+
+    Examples:
+        >>> from dco_trl.statistics import at_least_m_of_k
+        >>> at_least_m_of_k(num_samples=4, num_correct=[1, 2, 4], k=3, num_required=2).tolist()
+        [0.0, 0.5, 1.0]
+
+    References:
+        The loss for it: Ousherovitch and Tewari, "Compute Aligned Training", arXiv 2604.24957.
+
+    Relations:
+        `majority_at_k` is what a vote without a verifier gives. The loss is `num_required` of
+        [`DCOConfig`][dco_trl.trainer.DCOConfig].
+    """
+    ms = check_whole_numbers("num_required", num_required, at_least=1)
+    n, c, ks, ms = np.broadcast_arrays(*_check(num_samples, num_correct, k), ms)
+    if (ms > ks).any():
+        raise ValueError(
+            f"num_required={ms[ms > ks][0]} is more than k={ks[ms > ks][0]}: so many samples cannot be right. Ask for "
+            "fewer."
+        )
+    return np.clip(np.asarray(hypergeom.sf(ms - 1, n, c, ks), dtype=np.float64), 0.0, 1.0)
+
+
+def _check(num_samples: ArrayLike, num_correct: ArrayLike, k: ArrayLike) -> tuple[NDArray, NDArray, NDArray]:
+    n, c, ks = np.broadcast_arrays(
+        *check_graded_counts(num_samples, num_correct), check_whole_numbers("k", k, at_least=1)
+    )
+    short = ks > n
+    if short.any():
+        raise ValueError(
+            f"k={ks[short][0]} is more than num_samples={n[short][0]} {which_entries(short)}. It takes at least k "
+            "samples of every problem: draw more samples, or ask for a smaller k."
+        )
+    return n, c, ks
 
 
 def exact_pass_at_k(log_p: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
@@ -116,20 +150,17 @@ def exact_pass_at_k(log_p: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
         ValueError: a NaN or a positive log-probability, or a k that is not a whole number >= 1.
 
     Examples:
-        ```python
         >>> import numpy as np
         >>> from dco_trl.statistics import exact_pass_at_k
         >>> exact_pass_at_k(log_p=np.log([0.5, 0.001]), k=[1, 2]).round(6).tolist()
         [0.5, 0.001999]
-
-        ```
 
     References:
         Chen et al., "Rethinking Fine-Tuning when Scaling Test-Time Compute", arXiv 2502.07154.
 
     Relations:
         `pass_at_k` estimates the same from graded samples. With teacher-forced probabilities this counts the exact
-        string of the reference only, so it is a lower bound on what a grader that accepts other forms would find.
+        string of the reference only, a lower bound on what a grader that accepts other forms would find.
         `dco_trl.coverage.log_coverage` is the differentiable one, in torch and in log space.
     """
     return coverage(check_log_p(log_p), check_whole_numbers("k", k, at_least=1))

@@ -11,6 +11,8 @@ is near the optimum, and every prefix of that one order is a good split of its o
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from scipy.optimize import minimize
 
 from ..checks import check_integer, check_whole_numbers
 from ..errors import UserError
-from .arm_coverage import Arms
+from .arm_coverage import Arms, check_arms
 from .intervals import default_ks
 
 # A block has at most this share of the attempts planned before it.
@@ -37,9 +39,8 @@ class AttemptOrder:
         attempts: Number of attempts of each block, at least 1, int64, shape (blocks,).
         num_arms: Number of arms planned over, whether they got an attempt or not.
         k: Numbers of attempts for which the next two stand: powers of two, and all, int64, shape (K,).
-        coverage: Mean coverage of the first k attempts on the problems planned on, float64, shape (K,). It is chosen
-            and measured on the same problems: [`cross_fit_schedule`][dco_trl.statistics.cross_fit_schedule] gives what
-            to expect on others.
+        coverage: Mean coverage of the first k attempts on the problems planned on, float64, shape (K,).
+            [`cross_fit_schedule`][dco_trl.statistics.cross_fit_schedule] gives what to expect on others.
         optimum: What no split of k attempts, chosen for that k alone, exceeds on those problems (the optimum over real
             numbers of attempts), float64, shape (K,).
     """
@@ -62,22 +63,12 @@ class AttemptOrder:
         return self.optimum - self.coverage
 
     def counts(self, k: ArrayLike) -> NDArray[np.int64]:
-        """Attempts of each arm among the first k.
-
-        Args:
-            k: Numbers of attempts, at least 0, any shape. Beyond `num_attempts` the last block goes on.
-
-        Returns:
-            int64, of the shape of `k` with one more axis, (arms,), along which it adds up to `k`.
-        """
+        """Attempts of each arm among the first k, int64, shape (*k.shape, arms); the last block goes on for ever."""
         ks = check_whole_numbers("k", k)[..., None]
-        ends = np.cumsum(self.attempts)
-        taken = np.minimum(np.maximum(ks - (ends - self.attempts), 0), self.attempts)
-        taken[..., -1] = np.maximum(ks[..., 0] - (ends[-1] - self.attempts[-1]), 0)
-        result = np.zeros((*ks.shape[:-1], self.num_arms), dtype=np.int64)
-        for block, arm in enumerate(self.arm):
-            result[..., arm] += taken[..., block]
-        return result
+        starts = np.cumsum(self.attempts) - self.attempts
+        longest = np.append(self.attempts[:-1], ks.max(initial=0))
+        taken = np.clip(ks - starts, 0, longest)
+        return taken @ (self.arm[:, None] == np.arange(self.num_arms)).astype(np.int64)
 
     def to_dict(self) -> dict[str, Any]:
         """The schedule as plain numbers and lists, for YAML or JSON."""
@@ -91,14 +82,7 @@ class AttemptOrder:
 
     @classmethod
     def from_dict(cls, entries: Mapping[str, Any]) -> "AttemptOrder":
-        """The schedule that `to_dict` wrote.
-
-        Args:
-            entries: What `to_dict` returned, or what a file held of it.
-
-        Raises:
-            ValueError: An entry is missing or makes no schedule.
-        """
+        """The schedule that `to_dict` wrote; a `ValueError` if an entry is missing or makes no schedule."""
         names = ("num_arms", "blocks", "k", "coverage", "optimum")
         if missing := [name for name in names if not isinstance(entries, Mapping) or name not in entries]:
             raise UserError(f"the schedule has no {', '.join(missing)}: it needs {', '.join(names)}, as of to_dict.")
@@ -106,15 +90,15 @@ class AttemptOrder:
         blocks = np.asarray(entries["blocks"], dtype=object)
         if blocks.ndim != 2 or blocks.shape[1] != 2:
             raise UserError("blocks must be a list of pairs of an arm and its number of attempts, at least one.")
-        arm = [check_integer("arm of a block", a, at_least=0) for a in blocks[:, 0]]
-        attempts = [check_integer("attempts of a block", n) for n in blocks[:, 1]]
-        if max(arm) >= num_arms:
-            raise UserError(f"blocks name arm {max(arm)} of {num_arms} arms (counted from 0).")
+        arm = np.array([check_integer("arm of a block", a, at_least=0) for a in blocks[:, 0]])
+        attempts = np.array([check_integer("attempts of a block", n) for n in blocks[:, 1]])
+        if arm.max() >= num_arms:
+            raise UserError(f"blocks name arm {arm.max()} of {num_arms} arms (counted from 0).")
         ks = check_whole_numbers("k", entries["k"], at_least=1)
         rows = [np.asarray(entries[name], dtype=np.float64) for name in ("coverage", "optimum")]
         if ks.ndim != 1 or any(row.shape != ks.shape for row in rows):
             raise UserError("k, coverage and optimum must be lists of one length.")
-        return cls(np.array(arm, dtype=np.int64), np.array(attempts, dtype=np.int64), num_arms, ks, *rows)
+        return cls(arm, attempts, num_arms, ks, *rows)
 
 
 def plan_attempts(
@@ -153,7 +137,6 @@ def plan_attempts(
             impossible counts, or a positive log-probability.
 
     Examples:
-        ```python
         >>> import numpy as np
         >>> from dco_trl.statistics import plan_attempts
         >>> sure, broad = [0.9, 0.9, 0.0, 0.0], [0.2, 0.2, 0.2, 0.2]
@@ -162,33 +145,54 @@ def plan_attempts(
         >>> schedule.counts([1, 2, 16, 64]).tolist()
         [[1, 0], [1, 1], [1, 15], [1, 63]]
 
-        ```
-
     References:
         Nemhauser, Wolsey and Fisher, "An analysis of approximations for maximizing submodular set functions",
-        Mathematical Programming 14 (1978), on greedy choice. Chen et al., arXiv 2502.07154, on models trained for
-        several N used together.
+        Mathematical Programming 14 (1978), on greedy choice. Chen et al., arXiv 2502.07154, on models for several N.
 
     Relations:
         [`cross_fit_schedule`][dco_trl.statistics.cross_fit_schedule] says what a schedule gives on problems that it
         was not planned on; [`scheduled_pass_at_k`][dco_trl.statistics.scheduled_pass_at_k] measures one.
     """
     num_attempts = check_integer("num_attempts", num_attempts)
-    if max_arms is not None:
-        max_arms = check_integer("max_arms", max_arms)
-    return plan(num_attempts, Arms(log_p, num_sampled, num_correct), max_arms)
+    arms = check_arms(log_p, num_sampled, num_correct)
+    chosen = choose_arms(num_attempts, arms, max_arms)
+    few = arms.only(chosen)
+    order = plan(num_attempts, few)
+    splits = order.counts(order.k)
+    return replace(
+        order,
+        arm=chosen[order.arm],
+        num_arms=len(arms.log_p),
+        coverage=np.array([few.planned_coverage(split).mean() for split in splits]),
+        optimum=np.array([_largest_coverage(few, split) for split in splits]),
+    )
 
 
-def plan(num_attempts: int, arms: Arms, max_arms: int | None = None, with_optimum: bool = True) -> AttemptOrder:
-    """`plan_attempts` for checked arguments."""
-    if max_arms is not None and max_arms < arms.shape[0]:
-        chosen = _choose(num_attempts, arms, max_arms)
-        few = plan(num_attempts, arms.only(chosen), with_optimum=with_optimum)
-        return replace(few, arm=chosen[few.arm], num_arms=arms.shape[0])
+def choose_arms(num_attempts: int, arms: Arms, max_arms: int | None) -> NDArray[np.int64]:
+    """The arms that `plan_attempts` plans over, ascending: all of them, or few of those that a schedule samples."""
+    if max_arms is None or check_integer("max_arms", max_arms) >= len(arms.log_p):
+        return np.arange(len(arms.log_p))
+    left = np.unique(plan(num_attempts, arms).arm).tolist()
+    if len(left) <= max_arms:
+        return np.array(left)
+    ks = np.unique(np.append(4 ** np.arange(1 + (num_attempts.bit_length() - 1) // 2), num_attempts))
+
+    def value(chosen: list[int]) -> float:
+        few = arms.only(chosen)
+        return float(np.mean([few.planned_coverage(split).mean() for split in plan(num_attempts, few).counts(ks)]))
+
+    chosen: list[int] = []
+    for _ in range(max_arms):
+        chosen.append(max(left, key=lambda arm: value([*chosen, arm])))
+        left.remove(chosen[-1])
+    return np.array(sorted(chosen))
+
+
+def plan(num_attempts: int, arms: Arms) -> AttemptOrder:
+    """The order of `plan_attempts` over all of these arms, without its coverage and its optimum."""
     num_arms, num_problems = arms.shape
-    split, log_miss = np.zeros(num_arms, dtype=np.int64), np.zeros(num_problems)
-    hit = np.empty(arms.shape)
-    blocks: list[list[int]] = []
+    split, log_miss, hit = np.zeros(num_arms, dtype=np.int64), np.zeros(num_problems), np.empty(arms.shape)
+    blocks: list[tuple[int, int]] = []
     planned = size = 0
     while planned < num_attempts:
         wanted = min(1 << max((planned // _BLOCK_SHARE).bit_length() - 1, 0), num_attempts - planned)
@@ -201,40 +205,12 @@ def plan(num_attempts: int, arms: Arms, max_arms: int | None = None, with_optimu
         split[best] += size
         planned += size
         hit[best] = -np.expm1(arms.log_miss(best, size, after=split[best]))
-        if blocks and blocks[-1][0] == best:
-            blocks[-1][1] += size
-        else:
-            blocks.append([best, size])
-    arm, attempts = np.array(blocks, dtype=np.int64).T
+        blocks.append((best, size))
+    runs = [(arm, sum(size for _, size in run)) for arm, run in groupby(blocks, key=itemgetter(0))]
+    arm_of, attempts = np.array(runs, dtype=np.int64).T
     ks = default_ks(num_attempts)
     nothing = np.full(ks.size, np.nan)
-    schedule = AttemptOrder(arm, attempts, num_arms, ks, nothing, nothing)
-    if not with_optimum:
-        return schedule
-    splits = schedule.counts(ks)
-    coverage = np.array([arms.planned_coverage(split).mean() for split in splits])
-    optimum = np.array([_largest_coverage(arms, split) for split in splits])
-    return AttemptOrder(arm, attempts, num_arms, ks, coverage, optimum)
-
-
-def _choose(num_attempts: int, arms: Arms, max_arms: int) -> NDArray[np.int64]:
-    """The arms to plan over, ascending, from those that a schedule over all of them samples."""
-    left = np.unique(plan(num_attempts, arms, with_optimum=False).arm).tolist()
-    if len(left) <= max_arms:
-        return np.array(left)
-    ks = np.unique(np.append(4 ** np.arange(1 + (num_attempts.bit_length() - 1) // 2), num_attempts))
-
-    def value(chosen: list[int]) -> float:
-        few = arms.only(chosen)
-        splits = plan(num_attempts, few, with_optimum=False).counts(ks)
-        return float(np.mean([few.planned_coverage(split).mean() for split in splits]))
-
-    chosen: list[int] = []
-    for _ in range(max_arms):
-        best = max(left, key=lambda arm: value([*chosen, arm]))
-        left.remove(best)
-        chosen.append(best)
-    return np.array(sorted(chosen))
+    return AttemptOrder(arm_of, attempts, num_arms, ks, nothing, nothing)
 
 
 def _largest_coverage(arms: Arms, start: NDArray) -> float:

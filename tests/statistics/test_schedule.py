@@ -19,7 +19,7 @@ from dco_trl.statistics import (
     plan_attempts,
     scheduled_pass_at_k,
 )
-from dco_trl.statistics.arm_coverage import Arms
+from dco_trl.statistics.arm_coverage import check_arms
 
 
 def rates(rng, num_arms, num_problems):
@@ -41,7 +41,7 @@ KINDS = ["log_p", "counts", "both"]
 
 
 def arms_of(data):
-    return Arms(data.get("log_p"), data.get("num_sampled"), data.get("num_correct"))
+    return check_arms(data.get("log_p"), data.get("num_sampled"), data.get("num_correct"))
 
 
 def splits_of(k, num_arms):
@@ -144,8 +144,7 @@ def test_an_arm_that_was_not_measured_on_a_problem_is_worth_its_prior():
 
 
 def test_certain_and_hopeless_answers():
-    with np.errstate(divide="ignore"):
-        schedule = plan_attempts(64, log_p=np.log([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    schedule = plan_attempts(64, log_p=[[0.0, -np.inf, -np.inf], [-np.inf, 0.0, -np.inf]])
     assert schedule.counts(2).tolist() == [1, 1]
     assert schedule.coverage.tolist() == pytest.approx([1 / 3] + [2 / 3] * 6)
     assert np.isfinite(schedule.optimum).all()
@@ -163,28 +162,6 @@ def test_a_schedule_survives_json():
     np.testing.assert_array_equal(again.counts(np.arange(101)), schedule.counts(np.arange(101)))
     np.testing.assert_array_equal(again.gap, schedule.gap)
     assert again.num_attempts == 100 and again.num_arms == 3
-
-
-@pytest.mark.parametrize("kind", ["log_p", "counts"])
-def test_planning_goes_over_the_data_a_bounded_number_of_times(kind, monkeypatch):
-    """Not once per attempt: blocks grow with what is planned, and the bound's search ends."""
-    arms, problems, passes = 20, 50, [0.0]
-    for method, weight in (("log_miss", 1 / arms), ("coverage_and_gradient", 1)):
-        original = getattr(Arms, method)
-
-        def counted(*args, original=original, weight=weight, **kwargs):
-            passes[0] += weight
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(Arms, method, counted)
-    rng = np.random.default_rng(7)
-    log_p = np.minimum(rng.normal(-6, 3, size=problems) + rng.normal(0, 2, size=(arms, problems)), -1e-3)
-    n = np.full(log_p.shape, 128)
-    plan_attempts(
-        16384,
-        **({"log_p": log_p} if kind == "log_p" else {"num_sampled": n, "num_correct": rng.binomial(n, np.exp(log_p))}),
-    )
-    assert 100 < passes[0] < 600
 
 
 # measuring
@@ -218,7 +195,7 @@ def test_exact_and_counted_arms_multiply():
 def test_cross_fitting_finds_the_gain_of_arms_that_complement_each_other():
     rng = np.random.default_rng(8)
     log_p = np.log(rates(rng, 3, 600))
-    expected = cross_fit_schedule([1, 16, 64], log_p=log_p, given_arms=[2, 0], num_resamples=1000)
+    expected = cross_fit_schedule([1, 16, 64], log_p=log_p, given_arms=[2, 0])
     alone = exact_pass_at_k(log_p[2][:, None], [1, 16, 64]).mean(axis=0)
     assert expected.given_arms[0].first == pytest.approx(alone)
     assert len(expected.given_arms) == 2
@@ -248,19 +225,16 @@ def test_luck_in_the_samples_is_no_gain():
     p = rng.beta(0.5, 3, size=60)
     n = np.full((30, 60), 8)
     c = rng.binomial(n, p)
-    expected = cross_fit_schedule([1], num_sampled=n, num_correct=c, num_folds=5, num_resamples=1000)
+    expected = cross_fit_schedule([1], num_sampled=n, num_correct=c)
     best_in_sample = (c / n).mean(axis=1).max()
     assert best_in_sample > p.mean() + 0.02
     assert expected.best_arm.first[0] < best_in_sample - 0.01
     assert expected.curve.low[0] < p.mean() < expected.curve.high[0]
 
 
-def test_a_fold_is_measured_with_what_the_others_chose():
-    # Arm 0 solves the first half of the problems and arm 1 the second: with two folds that hold one half each, the
-    # other half's best arm is always wrong.
-    with np.errstate(divide="ignore"):
-        log_p = np.log(np.array([[1.0, 0.0], [0.0, 1.0]]))
-    expected = cross_fit_schedule([1, 2], log_p=log_p)
+def test_a_half_is_measured_with_what_the_other_chose():
+    # Each arm solves one of two problems: the best arm of the other half is always wrong.
+    expected = cross_fit_schedule([1, 2], log_p=[[0.0, -np.inf], [-np.inf, 0.0]])
     assert expected.best_arm.first.tolist() == [0.0, 0.0] and expected.curve.estimate[0] == 0.0
 
 
@@ -280,8 +254,7 @@ def test_a_fold_is_measured_with_what_the_others_chose():
             lambda: plan_attempts(
                 4, log_p=[[-1.0, np.nan], [np.nan, np.nan]], num_sampled=[[0, 0], [4, 0]], num_correct=np.zeros((2, 2))
             ),
-            "log_p is NaN for arm 0 and problem 1 (counted from 0; 1 in all), and there are no counts of that arm. "
-            "Leave the arm or the problem out: a model that has diverged gives NaN",
+            "arm 0 and problem 1 (counted from 0; 1 in all), and there are no counts of that arm. Leave the arm or",
         ),
         (lambda: plan_attempts(4, log_p=[[0.5]]), "log_p must be a log-probability, at most 0, got 0.5"),
         (
@@ -304,11 +277,9 @@ def test_a_fold_is_measured_with_what_the_others_chose():
             "4 attempts of arm 0 are more than its 3 samples of problem 0 (both counted from 0). Draw more samples",
         ),
         (lambda: scheduled_pass_at_k(plan_attempts(4, log_p=[[-1.0]]), [], log_p=[[-1.0]]), "k is empty"),
-        (lambda: cross_fit_schedule(4, log_p=[[-1.0]]), "num_folds=2 is more than the 1 problems. Take more"),
-        (
-            lambda: cross_fit_schedule(4, log_p=[[-1.0, -2.0]], num_folds=1),
-            "`num_folds` must be an integer of at least 2",
-        ),
+        (lambda: cross_fit_schedule(4, log_p=[[-1.0]]), "there is one problem, and it takes two halves"),
+        (lambda: plan_attempts(4, log_p=[[-1.0]], max_arms=0), "`max_arms` must be an integer of at least 1, got 0"),
+        (lambda: cross_fit_schedule(1, log_p=[[-1.0, -1.0]], max_arms=1.5), "`max_arms` must be an integer"),
         (lambda: cross_fit_schedule(4, log_p=[[-1.0, -2.0]], given_arms=[1]), "given_arms has arm 1, and there are 1"),
         (
             lambda: cross_fit_schedule(9, num_sampled=[[9, 8]], num_correct=[[1, 1]]),
@@ -351,23 +322,21 @@ def test_a_file_that_makes_no_schedule_is_refused(changes, message):
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_of_many_arms_are_nearly_the_best_two(kind):
     data = measurements(np.random.default_rng(5), kind, num_arms=5, num_problems=40)
-    rows = {name: np.asarray(value) for name, value in data.items()}
-    ks = [1, 4, 16, 64]
+    arms, ks = arms_of(data), [1, 4, 16, 64]
 
     def value(schedule):
-        arms = arms_of(data)
         return np.mean([arms.planned_coverage(split).mean() for split in schedule.counts(ks)])
 
     few = plan_attempts(64, **data, max_arms=2)
     assert few.num_arms == 5 and np.unique(few.arm).size == 2 and few.counts(64).sum() == 64
-    pairs = [(i, j) for i in range(5) for j in range(i)]
-    alone = {pair: plan_attempts(64, **{name: x[list(pair)] for name, x in rows.items()}) for pair in pairs}
+    pairs = [[i, j] for i in range(5) for j in range(i)]
     best = max(
-        np.mean([s.coverage[s.k.tolist().index(k)] for k in ks]) for s in alone.values()
-    )  # of every pair, tried out
+        plan_attempts(64, **{name: np.asarray(x)[pair] for name, x in data.items()}).coverage[::2].mean()
+        for pair in pairs
+    )
     assert best - 0.01 <= value(few) <= best + 1e-9
     assert value(plan_attempts(64, **data)) >= value(few) >= value(plan_attempts(64, **data, max_arms=1))
-    np.testing.assert_allclose(few.coverage[[0, 2, 4, 6]].mean(), value(few))
+    np.testing.assert_allclose(few.coverage[::2].mean(), value(few))
 
 
 def test_no_arm_is_chosen_that_is_not_needed():
@@ -376,23 +345,13 @@ def test_no_arm_is_chosen_that_is_not_needed():
     assert few.arm.tolist() == everything.arm.tolist() == [0]
 
 
-def test_cross_fitting_chooses_few_arms_on_the_other_folds():
-    rng = np.random.default_rng(0)
-    log_p = np.log(np.clip(rng.beta(0.3, 2, size=(6, 200)), 1e-12, 1))
+def test_cross_fitting_chooses_few_arms_on_the_other_half():
+    log_p = np.log(np.clip(np.random.default_rng(0).beta(0.3, 2, size=(6, 200)), 1e-12, 1))
     all_arms, two = (cross_fit_schedule([1, 16], log_p=log_p, max_arms=n) for n in (None, 2))
     assert two.curve.estimate[1] < all_arms.curve.estimate[1] - 0.05
-    folds = np.array_split(np.random.default_rng(0).permutation(200), 2)
-    by_hand = np.concatenate(
-        [
-            scheduled_pass_at_k(plan_attempts(16, log_p=log_p[:, other], max_arms=2), [1, 16], log_p=log_p[:, fold])
-            for fold, other in ((folds[0], np.sort(folds[1])), (folds[1], np.sort(folds[0])))
-        ]
-    )
-    np.testing.assert_allclose(two.curve.estimate, by_hand.mean(axis=0))
-
-
-@pytest.mark.parametrize("max_arms", [0, 1.5])
-def test_a_number_of_arms_that_makes_no_choice_is_refused(max_arms):
-    for call in (lambda **more: plan_attempts(4, **more), lambda **more: cross_fit_schedule([1], **more)):
-        with pytest.raises(ValueError, match="`max_arms` must be an integer of at least 1"):
-            call(log_p=[[-1.0, -1.0]], max_arms=max_arms)
+    halves = np.array_split(np.random.default_rng(0).permutation(200), 2)
+    by_hand = [
+        scheduled_pass_at_k(plan_attempts(16, log_p=log_p[:, other], max_arms=2), [1, 16], log_p=log_p[:, half])
+        for half, other in (halves, halves[::-1])
+    ]
+    np.testing.assert_allclose(two.curve.estimate, np.concatenate(by_hand).mean(axis=0))
