@@ -37,30 +37,24 @@ def coverage_loss(
         validate: See there.
 
     Returns:
-        The loss in nats, at least 0, with the shape and dtype of `log_p`. Infinite where `log_p` is -inf. Twice
-        differentiable.
+        The loss in nats, at least 0, with the shape and dtype of `log_p`; infinite where `log_p` is -inf.
 
     Raises:
         ValueError: As there.
         TypeError: As there.
 
     Examples:
-        ```python
-        >>> import torch
         >>> from dco_trl import coverage_loss
         >>> log_p = torch.tensor([0.5], dtype=torch.float64).log()
         >>> coverage_loss(log_p, num_attempts=2)  # -log(3/4)
         tensor([0.2877], dtype=torch.float64)
 
-        ```
-
     References:
         Chen et al., "Rethinking Fine-Tuning when Scaling Test-Time Compute", arXiv 2502.07154, section 4.
 
     Relations:
-        [`DCOTrainer`][dco_trl.trainer.DCOTrainer] does not minimise this directly: it weighs the per-token
-        log-probabilities by the detached [`coverage_weight`][dco_trl.coverage.coverage_weight], which gives the same
-        gradient. Prefer this one in a training loop of your own.
+        Prefer it in a training loop of your own. [`DCOTrainer`][dco_trl.trainer.DCOTrainer] weighs the per-token
+        log-probabilities by the detached [`coverage_weight`][dco_trl.coverage.coverage_weight]: the same gradient.
     """
     return -log_coverage(log_p, num_attempts, num_required=num_required, validate=validate)
 
@@ -94,22 +88,18 @@ def log_coverage(
         TypeError: `log_p` is not a floating-point tensor.
 
     Examples:
-        ```python
-        >>> import torch
         >>> from dco_trl import log_coverage
         >>> log_p = torch.tensor([0.5], dtype=torch.float64).log()
         >>> log_coverage(log_p, num_attempts=2).exp()
         tensor([0.7500], dtype=torch.float64)
-
-        ```
 
     References:
         Chen et al., arXiv 2502.07154, section 4. For `num_required`: Ousherovitch and Tewari, "Compute Aligned
         Training", arXiv 2604.24957.
 
     Relations:
-        `dco_trl.statistics.pass_at_k` estimates the same quantity from graded samples. Prefer that one where many
-        answers are right, or where a chain of thought leads to them.
+        Prefer `dco_trl.statistics.pass_at_k`, from graded samples, where many answers are right, or where a chain of
+        thought leads to them.
     """
     counts = _check(log_p, num_attempts, num_required, validate)
     return _LogCoverage.apply(log_p.to(_working_dtype(log_p)), *counts).to(log_p.dtype)
@@ -141,13 +131,9 @@ def coverage_weight(
         TypeError: As there.
 
     Examples:
-        ```python
-        >>> import torch
         >>> from dco_trl import coverage_weight
         >>> coverage_weight(torch.tensor([-1e4, -5.3, -0.1]), num_attempts=256)
         tensor([1.0000, 0.4939, 0.0000])
-
-        ```
 
     References:
         Chen et al., arXiv 2502.07154, section 4.

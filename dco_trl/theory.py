@@ -29,31 +29,22 @@ def win_probability(bet_probability: ArrayLike, num_attempts: ArrayLike) -> Any:
         num_attempts: Number of bets N, integers of at least 1; any shape that broadcasts with `bet_probability`.
 
     Returns:
-        The probability, float64, in [0, 1], with the broadcast shape; a scalar for scalars. Relative error below
-        1e-12 for every q, also where N q is tiny.
+        The probability, float64, with the broadcast shape; a scalar for scalars. Relative error below 1e-12, also
+        where N q is tiny.
 
     Raises:
-        ValueError: A bet probability lies outside [0, 1] or is not a number, or `num_attempts` is not made of integers
-            of at least 1.
+        ValueError: A bet probability outside [0, 1], or a number of bets that is no integer of at least 1.
 
     Examples:
-        ```python
-        >>> import numpy as np
         >>> from dco_trl.theory import win_probability
         >>> win_probability([0.5, 0.05], 16).round(3)
         array([1.  , 0.56])
-        >>> true, bet = np.array([0.7, 0.3]), np.array([0.5, 0.5])
-        >>> round(float(true @ win_probability(bet, 2)), 3)  # whichever horse wins
-        0.75
-
-        ```
 
     References:
         Chen et al., "Rethinking Fine-Tuning when Scaling Test-Time Compute", arXiv 2502.07154: coverage, or pass@N.
 
     Relations:
-        [`log_coverage`][dco_trl.coverage.log_coverage] is the logarithm of this from a log-probability, in torch and
-        with a gradient. Prefer that one for a model's answers, whose probabilities underflow.
+        Prefer [`log_coverage`][dco_trl.coverage.log_coverage] for a model's answers, whose probabilities underflow.
     """
     q = _probabilities("bet_probability", bet_probability)
     with np.errstate(divide="ignore"):
@@ -71,22 +62,15 @@ def value_of_offer(p: ArrayLike, before: ArrayLike, after: ArrayLike, num_attemp
         p: Probability that each horse wins, in [0, 1], sum at most 1, shape (horses,).
         before: Probability of betting on each horse now, in [0, 1], sum at most 1, shape (horses,).
         after: The same once the offer is taken, shape (horses,).
-        num_attempts: Number of bets N, integers of at least 1; any shape.
-
-    Returns:
-        The change, float64, in [-1, 1], with the shape of `num_attempts`; positive where the offer is worth taking.
+        num_attempts: Number of bets N, integers of at least 1; any shape, which is that of the result.
 
     Raises:
-        ValueError: An argument is not a vector of probabilities, sums to more than 1 or differs in length from `p`,
-            or `num_attempts` is not made of integers of at least 1.
+        ValueError: As for `win_probability`; or a vector sums to more than 1 or differs in length from `p`.
 
     Examples:
-        ```python
         >>> from dco_trl.theory import value_of_offer
         >>> value_of_offer(p=[0.4, 0.2], before=[0.2, 0.1], after=[0.5, 0.05], num_attempts=[1, 16]).round(3)
         array([ 0.11, -0.04])
-
-        ```
 
     References:
         The analogy of the authors' post on arXiv 2502.07154: more confidence in the likeliest answer pays for one
@@ -128,19 +112,16 @@ def optimal_policy(p: ArrayLike, num_attempts: int) -> NDArray[np.float64]:
         num_attempts: Number of bets N, an integer of at least 1.
 
     Returns:
-        The bets, float64, shape (horses,), non-negative, sum 1, in the order of `p`; equal for horses with equal `p`.
-        At one attempt any split among tied favourites is optimal: they share equally, the limit of the formula.
+        The bets, float64, in the order of `p`; equal for horses with equal `p`. At one attempt any split among tied
+        favourites is optimal: they share equally, the limit of the formula.
 
     Raises:
         ValueError: `p` is not a distribution, or `num_attempts` is not an integer of at least 1.
 
     Examples:
-        ```python
         >>> from dco_trl.theory import optimal_policy
         >>> [optimal_policy([0.6, 0.3, 0.1], n).round(3).tolist() for n in (1, 2, 16, 4096)]
         [[1.0, 0.0, 0.0], [0.667, 0.333, 0.0], [0.37, 0.34, 0.29], [0.333, 0.333, 0.333]]
-
-        ```
 
     References:
         Chen et al., arXiv 2502.07154, on the optimal policy for pass@N. The closed form is derived above.
@@ -157,8 +138,7 @@ def optimal_policy(p: ArrayLike, num_attempts: int) -> NDArray[np.float64]:
         favourites = p == p.max()
         q[favourites] = 1 / favourites.sum()
         return q
-    order = np.argsort(-p, kind="stable")
-    order = order[: np.count_nonzero(p)]
+    order = np.argsort(-p, kind="stable")[: np.count_nonzero(p)]
     log_p = np.log(p[order])
     a = 1 / (n - 1)
 
@@ -194,32 +174,27 @@ def confidence_bounds(p: ArrayLike, num_attempts: int, num_compared: int = 2) ->
     exact where k is the number of horses that the best bookie bets on.
 
     Args:
-        p: Probability that each horse wins, shape (horses,), non-negative, sum 1.
-        num_attempts: Number of bets N, an integer of at least 1.
+        p: As for `optimal_policy`; so is the next.
+        num_attempts: See there.
         num_compared: How many of the likeliest horses the upper bound looks at, k, from 2 to the number of horses.
 
     Returns:
-        The lower and the upper bound on `optimal_policy(p, num_attempts).max()`, in [0, 1]. (1.0, 1.0) for one horse.
+        The lower and the upper bound on `optimal_policy(p, num_attempts).max()`. (1.0, 1.0) for one horse.
 
     Raises:
-        ValueError: `p` is not a distribution, or `num_attempts` or `num_compared` is out of range.
+        ValueError: As for `optimal_policy`, or `num_compared` is out of range.
 
     Examples:
-        ```python
         >>> from dco_trl.theory import confidence_bounds, optimal_policy
         >>> low, high = confidence_bounds([0.6, 0.3, 0.1], num_attempts=16)
         >>> round(low, 3), round(float(optimal_policy([0.6, 0.3, 0.1], 16).max()), 3), round(high, 3)
         (0.045, 0.37, 0.512)
 
-        ```
-
     References:
-        Chen et al., arXiv 2502.07154, bounds the optimal policy's largest confidence from both sides too. These
-        bounds are derived above.
+        Chen et al., arXiv 2502.07154, bounds it from both sides too; these bounds are derived above.
 
     Relations:
-        Prefer [`optimal_policy`][dco_trl.theory.optimal_policy] where all of `p` is known; the bounds ask only for
-        the k largest entries, and say why confidence must fall.
+        Prefer [`optimal_policy`][dco_trl.theory.optimal_policy]; the bounds ask only for the k largest entries of `p`.
     """
     p = _distribution(p)
     n = check_integer("num_attempts", num_attempts)
@@ -262,7 +237,5 @@ def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
 def _distribution(p: ArrayLike) -> NDArray[np.float64]:
     array = _vector("p", p)
     if array.sum() < 1 - _SUM_TOLERANCE:
-        raise ValueError(
-            f"`p` must sum to 1, got {array.sum():g}. Divide it by its sum, or add a horse for all the rest."
-        )
+        raise ValueError(f"`p` must sum to 1, got {array.sum():g}. Divide it by its sum, or add a horse for the rest.")
     return array

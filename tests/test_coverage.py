@@ -1,4 +1,4 @@
-"""`dco_trl.coverage` against the naive formula, mpmath and autograd, and its NumPy twin against both."""
+"""`dco_trl.coverage` against the naive formula in mpmath and autograd, and its NumPy twin against both."""
 
 import math
 import re
@@ -78,18 +78,6 @@ def test_numpy_twin_equals_torch_everywhere_and_broadcasts():
             np.testing.assert_allclose(values[:, j], expected, rtol=1e-10, atol=1e-300)
 
 
-@settings(deadline=None, max_examples=200)
-@given(
-    p=st.floats(1e-3, 1 - 1e-3),
-    num_attempts=st.integers(1, 50),
-)
-def test_matches_the_naive_formula(p, num_attempts):
-    x = float64(p).log()
-    naive = num_attempts * p * (1 - p) ** (num_attempts - 1) / (1 - (1 - p) ** num_attempts)
-    assert coverage_weight(x, num_attempts).item() == pytest.approx(naive, rel=1e-9)
-    assert coverage_loss(x, num_attempts).item() == pytest.approx(-math.log(1 - (1 - p) ** num_attempts), rel=1e-8)
-
-
 # PAPER: F = 0.5 and F = 0.1 at these p (derived there and checked numerically).
 @pytest.mark.parametrize(
     ("num_attempts", "half", "tenth"),
@@ -108,6 +96,7 @@ def test_one_attempt_is_cross_entropy_exactly(log_p):
 
 @pytest.mark.parametrize("num_attempts", ATTEMPTS)
 def test_ends(num_attempts):
+    assert log_coverage(float64(1e-7), num_attempts).item() == 0.0  # a sum that rounds above zero is zero
     log_p = float64(-math.inf, 0.0).requires_grad_()
     log_c = log_coverage(log_p, num_attempts)
     assert log_c.tolist() == [-math.inf, 0.0]
@@ -127,10 +116,7 @@ def test_gradients(num_attempts):
 
 
 @settings(deadline=None, max_examples=200)
-@given(
-    log_p=st.floats(-1e5, 0.0),
-    num_attempts=st.integers(1, 10**9),
-)
+@given(log_p=st.floats(-1e5, 0.0), num_attempts=st.integers(1, 10**9))
 def test_weight_is_a_finite_share_that_falls_in_p_and_in_attempts(log_p, num_attempts):
     x = float64(log_p, log_p / 2).requires_grad_()
     weight = coverage_weight(x, num_attempts)
@@ -141,20 +127,15 @@ def test_weight_is_a_finite_share_that_falls_in_p_and_in_attempts(log_p, num_att
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("num_required", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 3), (2, 1, 3)])
-def test_any_shape_and_dtype(dtype, shape):
+def test_any_shape_and_dtype(dtype, shape, num_required):
     log_p = torch.full(shape, -2.0, dtype=dtype)
     for function in (log_coverage, coverage_weight, coverage_loss):
-        value = function(log_p, 16)
+        value = function(log_p, 16, num_required=num_required)
         assert value.shape == shape and value.dtype == dtype
-        torch.testing.assert_close(value, function(log_p.double(), 16).to(dtype))
-
-
-def test_a_sum_that_rounds_above_zero_is_zero():
-    log_p = float64(1e-7)
-    assert coverage_loss(log_p, 16).item() == 0.0
-    assert coverage_weight(log_p, 16).item() == 0.0
+        torch.testing.assert_close(value, function(log_p.double(), 16, num_required=num_required).to(dtype))
 
 
 @pytest.mark.parametrize("function", [log_coverage, coverage_weight, coverage_loss])
@@ -164,11 +145,6 @@ def test_refuses_num_attempts(unchecked_types, function, num_attempts):
         ValueError, match=r"`num_attempts` must be an integer of at least 1 .*, got " + re.escape(repr(num_attempts))
     ):
         function(float64(-1.0), num_attempts)
-
-
-def test_numpys_integers_are_integers(unchecked_types):
-    value = coverage_weight(float64(-1.0), np.int64(16))
-    assert isinstance(value, torch.Tensor) and value.item() == coverage_weight(float64(-1.0), 16).item()
 
 
 @pytest.mark.parametrize("function", [log_coverage, coverage_weight, coverage_loss])
@@ -216,9 +192,9 @@ def test_at_least_m_of_n_matches_mpmath(num_attempts, num_required):
         assert abs(weight - true_weight) < max(1e-9 * true_weight, mpmath.mpf("1e-250"))
 
 
-def test_at_least_one_of_n_is_coverage_bit_for_bit():
+def test_at_least_one_of_n_is_coverage_bit_for_bit(unchecked_types):
     log_p = float64(*LOG_P, -math.inf)
-    for n in (1, 16, 256):
+    for n in (1, np.int64(16), 256):
         assert torch.equal(log_coverage(log_p, n, num_required=1), log_coverage(log_p, n))
         assert torch.equal(coverage_weight(log_p, n, num_required=1), coverage_weight(log_p, n))
 
@@ -255,15 +231,10 @@ def test_at_least_m_of_n_falls_in_m_and_its_weight_in_p(num_attempts, data):
     assert (weights.diff() <= 1e-9).all()
 
 
-def test_at_least_m_of_n_keeps_shapes_and_dtypes(monkeypatch):
+def test_many_terms_are_worked_off_in_pieces(monkeypatch):
     whole = log_coverage(float64(*LOG_P), 16, num_required=3)
     monkeypatch.setattr("dco_trl.coverage._MAX_TERMS", 20)  # one row at a time
     assert torch.equal(log_coverage(float64(*LOG_P), 16, num_required=3), whole)
-    for shape in ((0,), (2, 0), (2, 3), ()):
-        log_p = torch.full(shape, -1.0, dtype=torch.float32)
-        for function in (log_coverage, coverage_weight, coverage_loss):
-            result = function(log_p, 4, num_required=2)
-            assert result.shape == shape and result.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

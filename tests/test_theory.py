@@ -1,6 +1,5 @@
-"""`dco_trl.theory` against numerical optimisers, the optimality conditions, mpmath and counting."""
+"""`dco_trl.theory` against the optimality conditions, mpmath and counting."""
 
-import itertools
 import math
 
 import mpmath
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import brentq, minimize
 
 from dco_trl.theory import confidence_bounds, optimal_policy, value_of_offer, win_probability
 
@@ -18,10 +16,6 @@ ATTEMPTS = [1, 2, 3, 5, 16, 64, 256, 4096, 10**6]
 def random_distribution(rng: np.random.Generator, horses: int) -> np.ndarray:
     # From nearly uniform to nearly certain.
     return rng.dirichlet(np.full(horses, 10 ** rng.uniform(-1.0, 1.5)))
-
-
-def total_win_probability(p, q, num_attempts: int) -> float:
-    return float(np.asarray(p) @ win_probability(q, num_attempts))
 
 
 distributions = (
@@ -35,18 +29,8 @@ attempts = st.one_of(st.sampled_from(ATTEMPTS), st.integers(1, 10**6))
 # win_probability
 
 
-@pytest.mark.parametrize("num_attempts", [1, 2, 3, 5])
-@pytest.mark.parametrize("q", [0.0, 0.05, 0.3, 1.0])
-def test_win_probability_counts_the_ways_to_win(q, num_attempts):
-    ways = 0.0
-    for hits in itertools.product([False, True], repeat=num_attempts):
-        if any(hits):
-            ways += math.prod(q if hit else 1 - q for hit in hits)
-    assert win_probability(q, num_attempts) == pytest.approx(ways, abs=1e-15)
-
-
 @pytest.mark.parametrize("num_attempts", ATTEMPTS)
-@pytest.mark.parametrize("q", [5e-324, 1e-200, 1e-17, 1e-9, 1e-6, 0.01, 0.5, 1 - 1e-16])
+@pytest.mark.parametrize("q", [0.0, 1.0, 5e-324, 1e-200, 1e-17, 1e-9, 1e-6, 0.01, 0.5, 1 - 1e-16])
 def test_win_probability_matches_mpmath(q, num_attempts):
     with mpmath.workdps(400):
         exact = float(1 - (1 - mpmath.mpf(q)) ** num_attempts)
@@ -63,16 +47,6 @@ def test_win_probability_broadcasts():
 # value_of_offer
 
 
-def test_value_of_offer_is_the_change_in_the_probability_of_winning():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        horses = rng.integers(1, 8)
-        p, before, after = (random_distribution(rng, horses) for _ in range(3))
-        for num_attempts in (1, 2, 16, 300):
-            naive = sum(p * (1 - (1 - after) ** num_attempts)) - sum(p * (1 - (1 - before) ** num_attempts))
-            assert value_of_offer(p, before, after, num_attempts) == pytest.approx(naive, abs=1e-13)
-
-
 def test_value_of_offer_of_the_analogy():
     # By hand: .4 (.5 - .2) + .2 (.05 - .1) = .11; unchanged horses may be left out.
     assert value_of_offer([0.4, 0.2], [0.2, 0.1], [0.5, 0.05], 1) == pytest.approx(0.11)
@@ -83,60 +57,13 @@ def test_value_of_offer_of_the_analogy():
     assert values[1, 1] == 0  # a million copies lose nothing
 
 
-def test_no_offer_improves_the_optimal_policy():
-    rng = np.random.default_rng(1)
-    for num_attempts in ATTEMPTS:
-        p = random_distribution(rng, 6)
-        best = optimal_policy(p, num_attempts)
-        for _ in range(50):
-            assert value_of_offer(p, best, random_distribution(rng, 6), num_attempts) <= 1e-14
-
-
 # optimal_policy
-
-
-def test_optimal_policy_matches_a_numerical_optimiser():
-    """Sequential quadratic programming on the primal problem, which knows nothing of the closed form."""
-    rng = np.random.default_rng(2)
-    for _ in range(300):
-        p = random_distribution(rng, int(rng.integers(2, 9)))
-        n = int(rng.choice([1, 2, 3, 4, 6, 8, 12, 16]))
-        found = minimize(
-            lambda q, p=p, n=n: -(p @ (1 - (1 - q) ** n)),
-            x0=np.full(p.size, 1 / p.size),
-            jac=lambda q, p=p, n=n: -n * p * (1 - q) ** (n - 1),
-            bounds=[(0, 1)] * p.size,
-            constraints={"type": "eq", "fun": lambda q: q.sum() - 1, "jac": lambda q: np.ones_like(q)},
-            method="SLSQP",
-            options={"ftol": 1e-14, "maxiter": 500},
-        )
-        q = optimal_policy(p, n)
-        assert total_win_probability(p, q, n) >= -found.fun - 1e-12
-        assert total_win_probability(p, q, n) == pytest.approx(-found.fun, abs=1e-7)
-        if n > 1:  # at one attempt near-ties make the objective flat
-            np.testing.assert_allclose(q, found.x, atol=2e-3)
-
-
-def test_optimal_policy_matches_the_dual_at_any_number_of_attempts():
-    """A root finder on the multiplier: the bets at level lambda sum to 1."""
-    rng = np.random.default_rng(3)
-    for _ in range(300):
-        p = random_distribution(rng, int(rng.integers(2, 40)))
-        n = int(10 ** rng.uniform(0.31, 6))
-        log_p = np.log(np.maximum(p, 1e-300))
-
-        def bets(log_level, log_p=log_p, n=n):
-            return np.maximum(0, -np.expm1((log_level - log_p) / (n - 1)))
-
-        # At this level even the favourite alone would get a bet of 1.
-        low = log_p.min() - 50 * n
-        level = brentq(lambda level, bets=bets: bets(level).sum() - 1, low, log_p.max(), xtol=1e-13, maxiter=1000)
-        np.testing.assert_allclose(optimal_policy(p, n), bets(level), atol=1e-9)
 
 
 @settings(deadline=None, max_examples=300)
 @given(p=distributions, num_attempts=attempts)
 def test_optimality_conditions(p, num_attempts):
+    """The problem is concave: they are enough."""
     q = optimal_policy(p, num_attempts)
     assert q.dtype == np.float64 and q.shape == p.shape
     assert (q >= 0).all()
@@ -173,17 +100,9 @@ def test_one_attempt_is_all_on_the_likeliest():
 
 
 def test_two_attempts():
-    # Two horses: 1 - q_i = lambda/p_i and q_1 + q_2 = 1 give q = p.
+    # Two horses: 1 - q_i = lambda/p_i and q_1 + q_2 = 1 give q = p. Three: 1 - q_i = 2 p_i^-1 / (2 + 10/3 + 5).
     np.testing.assert_allclose(optimal_policy([0.7, 0.3], 2), [0.7, 0.3], atol=1e-15)
-    # Three: 1 - q_i = 2 p_i^-1 / (2 + 10/3 + 5), not in proportion to p.
     np.testing.assert_allclose(optimal_policy([0.5, 0.3, 0.2], 2), [19 / 31, 11 / 31, 1 / 31], atol=1e-15)
-
-
-@pytest.mark.parametrize("num_attempts", [2, 3, 17, 1000])
-def test_two_horses_have_a_closed_form(num_attempts):
-    a = 1 / (num_attempts - 1)
-    expected = 0.9**a / (0.9**a + 0.1**a)
-    assert optimal_policy([0.1, 0.9], num_attempts)[1] == pytest.approx(expected, rel=1e-13)
 
 
 def test_many_attempts_are_uniform_on_the_horses_that_can_win():
@@ -196,12 +115,7 @@ def test_many_attempts_are_uniform_on_the_horses_that_can_win():
 @pytest.mark.parametrize("num_attempts", [2, 3, 256, 10**6, 10**9])
 @pytest.mark.parametrize(
     "p",
-    [
-        [0.5, 0.3, 0.2],
-        [0.9, 0.05, 0.03, 0.02],
-        [1 - 1e-9, 1e-9 - 1e-15, 1e-15],
-        [0.25 + 1e-12, 0.25, 0.25, 0.25 - 1e-12],
-    ],
+    [[0.9, 0.1], [0.5, 0.3, 0.2], [0.9, 0.05, 0.05], [1 - 1e-9, 1e-9 - 1e-15, 1e-15], [0.5 + 1e-12, 0.5 - 1e-12]],
 )
 def test_optimal_policy_is_exact_to_rounding(p, num_attempts):
     with mpmath.workdps(80):
@@ -293,7 +207,6 @@ def test_bounds_at_the_ends():
         ),
         (lambda: win_probability(-0.1, 2), "`bet_probability` must be .*, got -0.1"),
         (lambda: win_probability(math.nan, 2), "`bet_probability` must be .*, got nan"),
-        (lambda: win_probability(0.5, 0), "num_attempts must be whole numbers of at least 1, got 0"),
         (lambda: win_probability(0.5, [4, -3]), "num_attempts must be whole numbers of at least 1, got -3"),
         (lambda: win_probability(0.5, 1.5), r"num_attempts must be whole numbers \(counts\), got \[1.5\]"),
         (lambda: win_probability(0.5, True), r"num_attempts must be whole numbers .* of type bool"),
@@ -304,15 +217,12 @@ def test_bounds_at_the_ends():
         (lambda: value_of_offer(0.5, 0.2, 0.5, 2), r"`p` must be a vector with one entry per horse, got shape \(\)"),
         (lambda: value_of_offer([0.5], [0.2], [0.5], 0), "num_attempts must be whole numbers of at least 1, got 0"),
         (lambda: optimal_policy([0.5, 0.4], 2), "`p` must sum to 1, got 0.9. Divide it by its sum"),
-        (lambda: optimal_policy([0.5, 0.6], 2), "`p` must sum to at most 1"),
         (lambda: optimal_policy([1.5, -0.5], 2), "`p` must be made of probabilities"),
         (lambda: optimal_policy([0.5, math.nan, 0.5], 2), "`p` must be made of probabilities .* got nan"),
         (lambda: optimal_policy([], 2), r"`p` must be a vector with one entry per horse, got shape \(0,\)"),
         (lambda: optimal_policy([[0.5, 0.5]], 2), r"got shape \(1, 2\)"),
         (lambda: optimal_policy([0.0, 0.0], 2), "`p` must sum to 1, got 0"),
-        (lambda: optimal_policy([0.5, 0.5], 0), "`num_attempts` must be an integer of at least 1, got 0"),
         (lambda: optimal_policy([0.5, 0.5], 2.0), "`num_attempts` must be an integer of at least 1, got 2.0"),
-        (lambda: optimal_policy([0.5, 0.5], True), "`num_attempts` must be an integer of at least 1, got True"),
         (lambda: confidence_bounds([0.5, 0.4], 2), "`p` must sum to 1"),
         (lambda: confidence_bounds([0.5, 0.5], -1), "`num_attempts` must be an integer of at least 1, got -1"),
         (lambda: confidence_bounds([0.5, 0.5], 2, 3), "`num_compared` must be at most the number of horses, 2, got 3"),
