@@ -32,13 +32,7 @@ def boxed_answer(text: str) -> str:
 
     Boxes with only commas, "and", "or" and the like between them are one answer: three boxes are not three attempts. A
     box after more text replaces the earlier ones. One pass with a stack, so that thousands of unclosed boxes cost no
-    more than one.
-
-    Args:
-        text: A completion, or a part of one.
-
-    Returns:
-        The content as it stands; "" without a box.
+    more than one. Without a box: "".
 
     Examples:
         >>> boxed_answer(r"so $\boxed{3}$, $\boxed{5}$ and $\boxed{7}$.")

@@ -6,9 +6,8 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from hashlib import blake2b
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,16 @@ import numpy as np
 from ..errors import UserError
 from .cache import VerdictCache
 from .choice import choice_answer, choice_grader
-from .deduplicate import chunks, grade_pairs, progress_bar
-from .errors import GraderError
+from .code import LIMITS, code_grader, run_programs
+from .code_blocks import extract_code
+from .deduplicate import distinct_pairs, math_verdicts, progress_bar, values
 from .extract import completion_text, extract_answer
-from .extract_code import extract_code
-from .graders import exact_grader, grader_name, load_grader, math_grader
-from .json_answer import json_answer, json_grader
+from .graders import grader_name, load_grader, math_grader
 from .pool import WorkerPool, check_limits
-from .regex import regex_grader
 from .reward_function import Grader, call_grader
+from .string_graders import exact_grader, exact_score, json_answer, json_grader, regex_grader
 from .thoughts import THOUGHT_TAGS, strip_thoughts
-from .verdict import GradingStats, Verdict, shorten
+from .verdict import GraderError, GradingStats, Verdict, shorten
 
 _ROWS_PER_BATCH = 1_024
 
@@ -34,20 +32,15 @@ _ROWS_PER_BATCH = 1_024
 class BulkGrader:
     """Grades many samples. A context manager: leaving it ends the workers.
 
-    "math" and "exact" depend on the reference and the extracted answer alone. So answers are extracted, each
-    distinct pair is judged once, pairs that their strings settle are sent nowhere, known ones come from the disk, and
-    the rest of "math" goes to worker processes, each pair under a wall-clock limit (the worker is killed) and an
-    address-space limit. Such a worker can neither read the user's files nor write, run or send anything.
+    "math" and "exact" depend on the reference and the extracted answer alone: each distinct pair is judged once. Pairs
+    that their strings settle are sent nowhere, known ones come from the disk, and the rest of "math" goes to confined
+    worker processes, each pair under a limit on time (the worker is killed) and on address space. "code" runs each
+    program in a confined process of its own, under the same limits; see `code_grader`.
 
-    "code" runs each program in a confined process of its own, under the same limits; see `code_grader`.
-
-    "choice", "json" and "regex" run in workers under the same limits, one row at a time.
-
-    An import path "package.module:function" runs in such workers too, under the same limits, but it is trusted: it
-    may read, write and use the network. It is called with one row at a time, and sees the whole completion and every
-    column. With `in_process=True`, and always for a callable, it runs in this process as TRL would run it: in batches
-    of up to 1,024 rows and without limits, so that it may hold a model. Each distinct row is graded once, without a
-    cache on disk.
+    "choice", "json", "regex" and an import path "package.module:function" run in such workers too, one row at a time.
+    Your function is trusted: it may read, write and use the network. It sees the whole completion and every column.
+    With `in_process=True`, and always for a callable, it runs in this process as TRL would run it: in batches of up to
+    1,024 rows and without limits, so that it may hold a model. Each distinct row is graded once.
 
     Args:
         grader: "math", "exact", "choice", "json", "regex", "code", an import path "package.module:function", or a
@@ -90,24 +83,21 @@ class BulkGrader:
     ):
         limits = check_limits(num_workers, timeout, memory_limit)
         self._function: Grader = load_grader(grader)
+        # `functools.partial(math_grader, thought_tags=...)` is the grader, with other tags.
+        self._base = getattr(self._function, "func", self._function)
+        self._bound: dict[str, Any] = getattr(self._function, "keywords", {})
         self.name = grader_name(grader)
         self.stats = GradingStats()
-        # `functools.partial(math_grader, thought_tags=...)` is the grader, with other tags.
-        self._base, bound = getattr(self._function, "func", self._function), getattr(self._function, "keywords", {})
-        self._tags = bound.get("thought_tags", THOUGHT_TAGS)
-        is_math = self._base is math_grader
-        self._by_pair = is_math or self._function is exact_grader
+        self._tags = self._bound.get("thought_tags", THOUGHT_TAGS)
         self._pool: WorkerPool | None = None
-        self._run_programs: Callable[..., list[Verdict]] | None = None
-        if is_math:
+        self._cache: VerdictCache | None = None
+        if self._base is math_grader:
             self._pool = WorkerPool(*limits)
-        elif grader == "code":
-            from .code import verdicts_of_programs
-
-            self._run_programs = partial(verdicts_of_programs, *limits)
-        elif isinstance(grader, str) and not self._by_pair and not in_process:
+            self._cache = None if cache_dir is None else VerdictCache(cache_dir, timeout, memory_limit)
+        elif self._base is code_grader:
+            self._bound = dict(num_workers=limits[0], timeout=timeout, memory_limit=memory_limit) | self._bound
+        elif isinstance(grader, str) and self._function is not exact_grader and not in_process:
             self._pool = WorkerPool(*limits, grader=grader)
-        self._cache = VerdictCache(cache_dir, timeout, memory_limit) if is_math and cache_dir is not None else None
 
     def __enter__(self) -> "BulkGrader":
         return self
@@ -151,10 +141,15 @@ class BulkGrader:
         for name, column in {"prompts": prompts, "answers": answers, **(columns or {})}.items():
             if column is not None and len(column) != total:
                 raise UserError(f"{name} has {len(column)} rows and completions {total}: each needs one")
-        if self._by_pair:
-            verdicts, slots = grade_pairs(
-                completions, answers, self._pool, self._cache, self.stats, progress, self._tags
-            )
+        if self._base is math_grader or self._function is exact_grader:
+            pairs, slots = distinct_pairs(completions, answers, self._tags)
+            if self._pool is not None:
+                verdicts = math_verdicts(pairs, self._pool, self._cache, self.stats, progress)
+            else:
+                verdicts = [
+                    Verdict(exact_score(*pair), shorten(pair[1]), "graded" if pair[1] else "unparsed")
+                    for pair in pairs
+                ]
         else:
             verdicts, slots = self._grade_rows(prompts, completions, answers, columns or {}, progress)
         warned = bool(self.stats.undecided)
@@ -175,40 +170,51 @@ class BulkGrader:
         columns: Mapping[str, Sequence],
         progress: bool,
     ) -> tuple[list[Verdict], np.ndarray]:
+        names = list(columns)
         slots = np.empty(len(completions), dtype=np.int64)
         slot_of: dict[bytes, int] = {}
+        rows = zip(
+            repeat(None, len(completions)) if prompts is None else values(prompts),
+            *map(values, (completions, answers, *columns.values())),
+            strict=True,
+        )
+
+        def new_rows() -> Iterator[tuple]:
+            with progress_bar(self.name, len(completions), progress) as bar:
+                for i, row in enumerate(rows):
+                    known = len(slot_of)
+                    slots[i] = slot_of.setdefault(_key(row), known)
+                    if len(slot_of) > known:
+                        yield row
+                    bar.update()
+
         verdicts: list[Verdict] = []
-        batch: list[tuple] = []
-        parts = [_values(column) for column in (completions, answers, *columns.values())]
-        rows = zip(repeat(None) if prompts is None else _values(prompts), *parts, strict=prompts is not None)
-        with progress_bar(self.name, len(completions), progress) as bar:
-            for i, row in enumerate(rows):
-                slots[i] = slot = slot_of.setdefault(_key(row), len(slot_of))
-                if slot == len(verdicts) + len(batch):
-                    batch.append(row)
-                    if len(batch) == _ROWS_PER_BATCH:
-                        verdicts += self._grade_batch(batch, prompts is not None, list(columns))
-                        batch = []
-                bar.update()
-            if batch:
-                verdicts += self._grade_batch(batch, prompts is not None, list(columns))
+        new = new_rows()
+        while batch := list(islice(new, _ROWS_PER_BATCH)):
+            verdicts += self._grade_batch(batch, names)
         return verdicts, slots
 
-    def _grade_batch(self, batch: list[tuple], with_prompts: bool, names: list[str]) -> list[Verdict]:
+    def _grade_batch(self, rows: list[tuple], names: list[str]) -> list[Verdict]:
         def arguments(rows: Sequence[tuple]) -> tuple[list | None, list, list, dict[str, list]]:
             prompts, completions, answers, *columns = map(list, zip(*rows, strict=True))
-            return prompts if with_prompts else None, completions, answers, dict(zip(names, columns, strict=True))
+            has_prompts = prompts[0] is not None
+            return prompts if has_prompts else None, completions, answers, dict(zip(names, columns, strict=True))
 
-        self.stats.add(computed=len(batch))
-        if self._run_programs is not None:
-            verdicts = dict(enumerate(self._run_programs(*arguments(batch))))
-        elif self._pool is None:
-            scores = call_grader(self._function, *arguments(batch), name=self.name)
-            verdicts = {i: Verdict(s, "", "unparsed" if s is None else "graded") for i, s in enumerate(scores)}
+        self.stats.add(computed=len(rows))
+        if self._base is code_grader:
+            prompts, completions, _, columns = arguments(rows)
+            columns = {name: values for name, values in columns.items() if name not in LIMITS}
+            verdicts = run_programs(completions, prompts, columns, **self._bound)
+        elif self._pool is not None:
+            judged = dict(self._pool.run([arguments([row]) for row in rows]))
+            verdicts = [judged[i] for i in range(len(rows))]
         else:
-            verdicts = dict(self._pool.run([arguments([row]) for row in batch]))
-        answers = [shorten(self._answer(row[1], dict(zip(names, row[3:], strict=True)))) for row in batch]
-        return [replace(verdicts[i], answer=answer) for i, answer in enumerate(answers)]
+            scores = call_grader(self._function, *arguments(rows), name=self.name)
+            verdicts = [Verdict(score, "", "unparsed" if score is None else "graded") for score in scores]
+        return [
+            replace(verdict, answer=shorten(self._answer(row[1], dict(zip(names, row[3:], strict=True)))))
+            for row, verdict in zip(rows, verdicts, strict=True)
+        ]
 
     def _answer(self, completion: Any, columns: Mapping[str, Any]) -> str:
         """What a completion answers, as a vote counts it."""
@@ -219,7 +225,7 @@ class BulkGrader:
             return choice_answer(text, columns.get("choices"))
         if self._base is json_grader:
             return json_answer(text)
-        if self.name == "code":
+        if self._base is code_grader:
             return extract_code(text).strip()
         answer = extract_answer(text, ())
         return answer if self._base in (exact_grader, regex_grader) else answer or text.strip()
@@ -236,11 +242,6 @@ def _own_answer(name: str, answer_of: Callable[[Any], Any], completion: Any) -> 
             f"{type(answer).__name__}: {str(answer)[:80]!r}"
         )
     return answer
-
-
-def _values(column: Sequence) -> Iterator:
-    for chunk in chunks(column):
-        yield from chunk
 
 
 def _key(row: tuple) -> bytes:

@@ -79,10 +79,8 @@ def choice_grader(
     Relations:
         `exact_grader` compares whole answers: it takes "B" and "(B) blue" for different ones.
     """
-    keys, solutions = kwargs.get("answerKey"), kwargs.get("solution")
-    references = reference_column(
-        "choice", completions, ("answer", answer), ("answerKey", keys), ("solution", solutions)
-    )
+    more = {name: kwargs.get(name) for name in ("answerKey", "solution")}
+    references = reference_column("choice", completions, answer=answer, **more)
     options = [None] * len(completions) if choices is None else choices
     scores: list[float | None] = []
     for completion, reference, of_row in zip(completions, references, options, strict=True):

@@ -1,27 +1,25 @@
 """The grader `code`: a completion is right if its program passes the tests of its row, run in confinement."""
 
-import ast
 import json
-import queue
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
-from ..cores import available_cores
+from .code_blocks import extract_code, names_in
 from .code_sandbox import Outcome, Program, Watcher, check_confinement
-from .errors import GraderError
 from .extract import completion_text
-from .extract_code import extract_code, names_in
+from .pool import default_workers
 from .thoughts import THOUGHT_TAGS, strip_thoughts
-from .verdict import Verdict
+from .verdict import GraderError, Verdict
 
 _FORMATS = (
     "`test` and `entry_point` (HumanEval), `test_list` (MBPP), or `public_test_cases` (LiveCodeBench), whose cases "
     "have `input`, `output` and `testtype`"
 )
 # What bounds a program: arguments of `code_grader`, which no column of a data set may set.
-_LIMITS = ("timeout", "memory_limit", "num_workers", "unsafe")
+LIMITS = ("timeout", "memory_limit", "num_workers", "unsafe")
 # Numbers of tests that a row may bring; more are a mistake of the data set.
 _MOST_CASES = 10_000
 # What LiveCodeBench's own harness puts in front of each program.
@@ -68,7 +66,7 @@ def code_grader(
         prompts: One per completion; needed by HumanEval rows, whose completions may be the rest of the prompt.
         timeout: Seconds of wall-clock time per program, all of its tests together.
         memory_limit: Bytes of address space of each process, and of memory of a program and its children together.
-        num_workers: Programs at a time; one per CPU unless given.
+        num_workers: Programs at a time; None: one per CPU, divided by the processes of `LOCAL_WORLD_SIZE`.
         unsafe: Run the programs unconfined, as you, with the time limit alone: where nothing of value can be reached.
         thought_tags: Pairs of the tags around a thought, as in `strip_thoughts`.
         columns: The columns of the rows, one value per completion.
@@ -96,24 +94,24 @@ def code_grader(
         Prefer it to an exact or mathematical grader wherever the answer is a program. `trl.rewards` has none.
     """
     limits: dict[str, Any] = {"timeout": timeout, "memory_limit": memory_limit, "num_workers": num_workers}
-    outcomes = run_programs(completions, prompts, columns, thought_tags=thought_tags, unsafe=unsafe, **limits)
-    return [None if outcome is None else float(outcome.status == "passed") for outcome in outcomes]
+    verdicts = run_programs(completions, prompts, columns, **limits, unsafe=unsafe, thought_tags=thought_tags)
+    return [verdict.score for verdict in verdicts]
 
 
 def run_programs(
     completions: Sequence,
     prompts: Sequence | None,
-    columns: dict[str, Any],
+    columns: Mapping[str, Any],
     *,
     timeout: float,
     memory_limit: int,
-    num_workers: int | None = None,
+    num_workers: int | None,
     unsafe: bool = False,
     thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS,
-) -> list[Outcome | None]:
-    """How each completion's program ended under its row's tests: `code_grader` with the reasons."""
+) -> list[Verdict]:
+    """The verdict on each completion: `code_grader` with the reasons. A program that ran out of time is wrong."""
     check_confinement(unsafe)
-    for name, value in zip(_LIMITS, (timeout, memory_limit, num_workers or 0, unsafe), strict=True):
+    for name, value in zip(LIMITS, (timeout, memory_limit, num_workers or 0, unsafe), strict=True):
         if not isinstance(value, int | float):  # a column of the data set, handed over by a trainer
             raise GraderError(
                 f"grader 'code': {name} must be one value for all programs, got {type(value).__name__}. If the data "
@@ -127,57 +125,30 @@ def run_programs(
             )
     if not {"test", "test_list", "public_test_cases"} & columns.keys():
         raise GraderError(f"grader 'code' found no tests among the columns {sorted(columns)}: it needs {_FORMATS}")
-    rows = [{name: values[i] for name, values in columns.items()} for i in range(len(completions))]
-    programs = [
-        _program(
-            strip_thoughts(completion_text(completion), thought_tags), None if prompts is None else prompts[i], row
-        )
-        for i, (completion, row) in enumerate(zip(completions, rows, strict=True))
-    ]
-    # The same program is run once.
+    programs = []
+    for i, completion in enumerate(completions):
+        text = strip_thoughts(completion_text(completion), thought_tags)
+        row = {name: values[i] for name, values in columns.items()}
+        programs.append(_program(text, None if prompts is None else prompts[i], row))
     distinct = list(dict.fromkeys(program for program in programs if program is not None))
-    num_threads = min(num_workers or available_cores(), max(1, len(distinct)))
-    watchers = [Watcher(timeout, memory_limit, unsafe) for _ in range(num_threads)]
-    idle: queue.SimpleQueue[Watcher] = queue.SimpleQueue()
+    num_threads = min(num_workers or default_workers(), len(distinct))
+    remaining = iter(distinct)  # threads may share a list's iterator
 
-    def run(program: Program) -> Outcome:
-        watcher = idle.get()
+    def serve(_: int) -> list[tuple[Program | None, Verdict]]:
+        with Watcher(timeout, memory_limit, unsafe) as watcher:
+            return [(program, _verdict(watcher.run(program))) for program in remaining]
+
+    verdicts: dict[Program | None, Verdict] = {None: Verdict(None, "", "unparsed")}
+    with ThreadPoolExecutor(num_threads or 1) as executor:
         try:
-            return watcher.run(program)
-        finally:
-            idle.put(watcher)
-
-    try:
-        for watcher in watchers:
-            idle.put(watcher)
-        with ThreadPoolExecutor(num_threads) as executor:
-            outcomes = dict(zip(distinct, executor.map(run, distinct), strict=True))
-    finally:
-        for watcher in watchers:
-            watcher.close()
-    return [None if program is None else outcomes[program] for program in programs]
+            verdicts.update(chain.from_iterable(executor.map(serve, range(num_threads))))
+        finally:  # after an error no further program is begun
+            list(remaining)
+    return [verdicts[program] for program in programs]
 
 
-def verdicts_of_programs(
-    num_workers: int,
-    timeout: float,
-    memory_limit: int,
-    prompts: Sequence | None,
-    completions: Sequence,
-    answers: Sequence,
-    columns: dict[str, Sequence],
-) -> list[Verdict]:
-    """Verdicts within these limits, whatever columns the data set has. A program that ran out of time is wrong."""
-    columns = {name: values for name, values in columns.items() if name not in _LIMITS}
-    limits: dict[str, Any] = {"timeout": timeout, "memory_limit": memory_limit, "num_workers": num_workers}
-    verdicts = []
-    for outcome in run_programs(completions, prompts, columns, **limits):
-        if outcome is None:
-            verdicts.append(Verdict(None, "", "unparsed"))
-        else:
-            status = "timeout" if outcome.status == "timeout" else "graded"
-            verdicts.append(Verdict(float(outcome.status == "passed"), "", status))
-    return verdicts
+def _verdict(outcome: Outcome) -> Verdict:
+    return Verdict(float(outcome.status == "passed"), "", "timeout" if outcome.status == "timeout" else "graded")
 
 
 def _program(completion: str, prompt: Any, row: dict[str, Any]) -> Program | None:
@@ -219,15 +190,9 @@ def _continued(completion: str, prompt: str, name: str) -> tuple[str, str]:
 
 def _before_function(prompt: str, name: str) -> str:
     """The imports and helpers of a prompt, which stand before its function."""
-    try:
-        body = ast.parse(prompt + "\n    pass").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return ""
-    for node in body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            return "".join(prompt.splitlines(keepends=True)[: first - 1])
-    return ""
+    function = re.search(rf"^(?:@.*\n)*(?:async )?def {re.escape(str(name))}\b", prompt, re.MULTILINE)
+    before = prompt[: function.start()] if function else ""
+    return before if names_in(before) else ""  # a prompt that was made for a model may begin with prose
 
 
 def _with_cases(completion: str, row: dict[str, Any]) -> Program | None:

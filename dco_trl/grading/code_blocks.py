@@ -1,8 +1,11 @@
-"""The fenced blocks of a Markdown text, as a maintained parser reads them. Linear in the text's length."""
+"""The fenced blocks of a Markdown text, and which of them is the program that a row's tests are for."""
 
+import ast
+import builtins
 import re
-from collections.abc import Iterator
-from functools import cache
+import symtable
+from collections.abc import Collection, Iterator
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from ..extras import require
@@ -10,32 +13,22 @@ from ..extras import require
 # A fence at the end of a line of code is to stand on a line of its own; an indented one may not follow a paragraph.
 _NO_FENCE = re.compile(r"(?<=[^\s`])[ \t]*(?=```+[ \t]*$)|^(?=[ \t]+```)", re.MULTILINE)
 _LANGUAGE = re.compile(r"[\w+#-]+")
+_BUILTINS = frozenset(dir(builtins))
+_UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)
 
 
-class CodeBlock(NamedTuple):
-    """A fenced block: its language in lower case, "" where none is named, and what is in it."""
-
-    language: str
-    text: str
-
-
-def code_blocks(text: str) -> Iterator[CodeBlock]:
+def code_blocks(text: str) -> Iterator[tuple[str, str]]:
     r"""The fenced blocks of a text, the likeliest answer first: the caller takes the first that it can use.
 
     The last block comes first. A block that is not closed ends with the text. After a block come its parts where
     fences stand at the end of a line of code, which Markdown does not take for fences and models write; after all
-    blocks come those that are indented too far for Markdown.
-
-    Args:
-        text: A completion.
-
-    Returns:
-        The blocks; some more than once.
+    blocks come those that are indented too far for Markdown. Each is its language, in lower case and "" where none is
+    named, and its text; some come more than once.
 
     Examples:
         >>> next(code_blocks("So:\n1. this\n   ~~~Python title=x\n   x = 1\n   ~~~\n"))
-        CodeBlock(language='python', text='x = 1\n')
-        >>> [block.text for block in code_blocks("```\nx = 1```\nIt is 1.")]
+        ('python', 'x = 1\n')
+        >>> [block for _, block in code_blocks("```\nx = 1```\nIt is 1.")]
         ['x = 1```\nIt is 1.', 'x = 1\n', 'x = 1\n']
 
     References:
@@ -44,21 +37,16 @@ def code_blocks(text: str) -> Iterator[CodeBlock]:
     text = text.removeprefix("\ufeff")
     if "```" not in text and "~~~" not in text:
         return
-    for block in reversed(_fences(text)):
-        yield block
-        parts = _NO_FENCE.sub("\n", block.text)
-        if parts != block.text:
-            yield from reversed(_fences(f"```{block.language}\n{parts}", any_indentation=True))
+    for language, block in reversed(_fences(text)):
+        yield language, block
+        if (parts := _NO_FENCE.sub("\n", block)) != block:
+            yield from reversed(_fences(f"```{language}\n{parts}", any_indentation=True))
     yield from reversed(_fences(_NO_FENCE.sub("\n", text), any_indentation=True))
 
 
-def _fences(text: str, any_indentation: bool = False) -> list[CodeBlock]:
-    found = []
-    for token in _parser(any_indentation).parse(text):
-        if token.type == "fence":
-            language = _LANGUAGE.search(token.info)
-            found.append(CodeBlock(language[0].lower() if language else "", token.content))
-    return found
+def _fences(text: str, any_indentation: bool = False) -> list[tuple[str, str]]:
+    fences = [token for token in _parser(any_indentation).parse(text) if token.type == "fence"]
+    return [("".join(_LANGUAGE.findall(token.info)[:1]).lower(), token.content) for token in fences]
 
 
 @cache
@@ -72,3 +60,67 @@ def _parser(any_indentation: bool) -> Any:
         parser.enable("code")  # four spaces make indented code, in which a fence is text
     parser.core.ruler.enableOnly(["normalize", "block"])
     return parser
+
+
+class Names(NamedTuple):
+    """What a program defines at its top, what it uses and does not define, and whether it calls anything."""
+
+    defined: frozenset[str]
+    missing: frozenset[str]
+    calls: bool
+
+
+@lru_cache(maxsize=2048)  # the samples of a problem share their tests, and a vote reads a program once more
+def names_in(source: str) -> Names | None:
+    """The names of a Python source; None where it is none."""
+    try:
+        tree = ast.parse(source)
+        top = symtable.symtable(source, "program.py", "exec")
+    except _UNREADABLE:
+        return None
+    defined, used = set(), set()
+    tables = [top]
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        for symbol in table.get_symbols():
+            is_of_module = table is top or symbol.is_global()
+            if is_of_module and (symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()):
+                defined.add(symbol.get_name())
+            if is_of_module and symbol.is_referenced():
+                used.add(symbol.get_name())
+    calls = any(isinstance(node, ast.Call) for node in ast.walk(tree))
+    return Names(frozenset(defined), frozenset(used - defined - _BUILTINS), calls)
+
+
+def extract_code(text: str, wanted: Collection[str] = ()) -> str:
+    r"""The program in a completion.
+
+    With names: the last Python block that defines all of them, else one of them. Without: the last that calls
+    something and uses no name that only another block defines, as an example of use does. Else the last that is
+    Python, else the last; the whole text where there is no block.
+
+    Args:
+        text: The completion.
+        wanted: What the tests name.
+
+    Returns:
+        Source code, possibly empty.
+
+    Examples:
+        >>> extract_code("```python\ndef f(x):\n    return x\n```\nUse it:\n```python\nprint(f(2))\n```", ["f"])
+        'def f(x):\n    return x\n'
+        >>> extract_code("```python\nx = 1\n```\nand a shell:\n```sh\nls\n```")
+        'x = 1\n'
+    """
+    found = (block.removeprefix("\ufeff") for language, block in code_blocks(text) if re.match(r"py|$", language))
+    blocks = list(dict.fromkeys(found))
+    if not blocks:
+        return text.removeprefix("\ufeff")
+    read = [(block, names) for block in blocks if (names := names_in(block)) is not None and block.strip()]
+    wanted = frozenset(wanted)
+    for block, names in read:
+        is_usage = any(names.missing & other.defined for _, other in read)
+        if wanted <= names.defined if wanted else names.calls and not is_usage:
+            return block
+    return next((block for block, names in read if wanted & names.defined), read[0][0] if read else blocks[0])

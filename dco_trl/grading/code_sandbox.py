@@ -7,21 +7,20 @@ A fresh process runs each program, so that nothing passes from one to the next.
 
 import json
 import os
-import select
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from .errors import GraderError
 from .landlock import landlock_version
+from .pool import Pipes
 from .seccomp import unsupported
+from .verdict import GraderError
 
 Status = Literal["passed", "failed", "timeout", "killed"]
 
@@ -37,21 +36,14 @@ _CHILDREN = "/proc/thread-self/children"
 
 @dataclass(frozen=True)
 class Program:
-    """A program and what judges it: tests, cases of a script, or calls of a function.
-
-    Args:
-        program: Python source.
-        setup: Source that runs before it.
-        tests: Source that runs after it.
-        cases: Pairs of standard input and expected output: the program is then a script, and runs once for each.
-        calls: JSON: a list of pairs, a function's arguments and its expected result.
-        function: The name of that function, of the module or of its class `Solution`.
-    """
+    """A program and what judges it: tests, cases of a script, or calls of a function."""
 
     program: str
-    setup: str = ""
-    tests: str = ""
+    setup: str = ""  # source that runs before it
+    tests: str = ""  # source that runs after it
+    # Pairs of standard input and expected output: the program is then a script, and runs once for each.
     cases: tuple[tuple[str, str], ...] = ()
+    # JSON: a list of pairs, a function's arguments and its expected result; and its name in the module or `Solution`.
     calls: str = ""
     function: str = ""
 
@@ -71,13 +63,7 @@ class Outcome:
 
 
 class Watcher:
-    """A process that starts programs, one at a time, and ends with this one. A context manager.
-
-    Args:
-        timeout: Seconds of wall-clock time per program, all of its cases together.
-        memory_limit: Bytes of address space of each of a program's processes, and of memory of all of them together.
-        unsafe: Run programs with the time limit alone, as the user, unconfined.
-    """
+    """A process that starts programs, one at a time, and ends with this one. A context manager; limits as below."""
 
     def __init__(self, timeout: float = 10.0, memory_limit: int = 1 << 30, unsafe: bool = False):
         self._limits = {"timeout": min(timeout, 1e6), "memory_limit": memory_limit, "unsafe": unsafe}
@@ -89,6 +75,13 @@ class Watcher:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def close(self) -> None:
+        """End the process, and the program that it runs."""
+        if self._process is not None:
+            self._pipes.close()
+            self._process.wait()
+            self._process = None
+
     def run(self, program: Program) -> Outcome:
         """Run a program to its end, in confinement or, where that fails, not at all."""
         status, detail = self._ask(program)
@@ -99,69 +92,49 @@ class Watcher:
     def refusal(self) -> str | None:
         """Why programs cannot be confined here; None where they can."""
         status, detail = self._ask(Program(""))
-        if status == "passed":
-            return None
-        return (
-            f"the kernel does not confine them: {detail}" if status == "refused" else f"a trial was {status}: {detail}"
-        )
-
-    def close(self) -> None:
-        """End the process, and the program that it runs."""
-        if self._process is not None:
-            for pipe in (self._process.stdin, self._process.stdout):
-                with suppress(BrokenPipeError):
-                    pipe.close()  # type: ignore[union-attr]
-            self._process.wait()
-            self._process = None
+        reasons = {"passed": None, "refused": f"the kernel does not confine them: {detail}"}
+        return reasons.get(status, f"a trial was {status}: {detail}")
 
     def _ask(self, program: Program) -> list:
         request = json.dumps(asdict(program) | self._limits).encode("utf-8", "surrogatepass") + b"\n"
         if self._process is None:
-            self._process = _start()
-            if self._answer(time.monotonic() + _PATIENCE) is None:
-                raise GraderError(
-                    "grader 'code': the process that watches programs did not start. What it printed is above; try "
-                    f"`{sys.executable} -I -c 'import json'`"
-                )
-        assert self._process.stdin
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(request)
-            self._process.stdin.flush()
-        line = self._answer(time.monotonic() + self._limits["timeout"] + _PATIENCE)
+            self._start()
+        self._pipes.write(request)
+        line = self._line(self._limits["timeout"])
         return ["killed", "with the process that watches it"] if line is None else json.loads(line)
 
-    def _answer(self, deadline: float) -> bytes | None:
-        """A line of the process; None where it is dead, or is then killed for its silence."""
-        assert self._process and self._process.stdout
-        line = b""
-        while not line.endswith(b"\n"):
-            # `poll` and not `select`, which knows no descriptor above 1023.
-            poll = select.poll()
-            poll.register(self._process.stdout, select.POLLIN)
-            ready = poll.poll(1000 * max(0.0, deadline - time.monotonic()))
-            if not ready or not (received := os.read(self._process.stdout.fileno(), 1 << 16)):
-                self._process.kill()
-                self.close()
-                return None
-            line += received
-        return line
+    def _start(self) -> None:
+        environment = {
+            **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1"),
+            "PATH": "/usr/bin:/bin",
+            "TMPDIR": tempfile.gettempdir(),
+            # Where an interpreter finds its own library.
+            **{name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"},
+        }
+        package = str(Path(__file__).parents[2])
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-X", "utf8", "-c", _START, package, *filter(None, sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches this process, which ends it
+        )
+        self._pipes = Pipes(self._process)
+        if self._line(0.0) is None:
+            raise GraderError(
+                "grader 'code': the process that watches programs did not start. What it printed is above; try "
+                f"`{sys.executable} -I -c 'import json'`"
+            )
 
-
-def _start() -> subprocess.Popen:
-    environment = {
-        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1"),
-        "PATH": "/usr/bin:/bin",
-        "TMPDIR": tempfile.gettempdir(),
-        # Where an interpreter finds its own library.
-        **{name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"},
-    }
-    return subprocess.Popen(
-        [sys.executable, "-I", "-X", "utf8", "-c", _START, str(Path(__file__).parents[2]), *filter(None, sys.path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        start_new_session=True,  # Ctrl-C reaches this process, which ends it
-    )
+    def _line(self, seconds: float) -> bytes | None:
+        """The process's next line; None where it is dead, or is then killed for its silence."""
+        assert self._process
+        try:
+            return self._pipes.line(time.monotonic() + seconds + _PATIENCE)
+        except (EOFError, TimeoutError):
+            self._process.kill()
+            self.close()
+            return None
 
 
 def run_program(

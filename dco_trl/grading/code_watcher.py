@@ -8,11 +8,11 @@ ends, standard input ends here, and with it every program.
 
 import ctypes
 import fcntl
+import importlib
 import json
 import os
 import secrets
 import select
-import shutil
 import signal
 import socket
 import stat
@@ -35,6 +35,8 @@ _DISK, _FILES, _TICK = 64 << 20, 1_000, 0.1
 # The driver's verdict is one short line; a program that found a way to write more is not listened to.
 _VERDICT_BYTES = 8192
 _RECEIVE, _SEND, _CONTINUE = 0xC0502100, 0xC0182101, 1  # SECCOMP_IOCTL_NOTIF_*, SECCOMP_USER_NOTIF_FLAG_CONTINUE
+# What rows of LiveCodeBench have imported for them.
+_CUSTOMARY = ("bisect", "copy", "datetime", "heapq", "statistics", "string")
 _ABANDONED = "the grading process has ended"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _IS_LINUX = sys.platform == "linux"
@@ -43,8 +45,7 @@ _IS_LINUX = sys.platform == "linux"
 def main(path: list[str]) -> None:
     """Answer each line of standard input, a request, with a line of standard output, an outcome.
 
-    Args:
-        path: Where programs import from.
+    Programs import from `path`.
     """
     request_pipe, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -70,8 +71,8 @@ def main(path: list[str]) -> None:
     while line := request_pipe.readline():
         request = json.loads(line.decode("utf-8", "surrogatepass")) | {"path": path}
         request["calls"] = json.loads(request["calls"] or "[]")
-        if request["setup"]:
-            _preload()
+        for name in _CUSTOMARY if request["setup"] else ():
+            importlib.import_module(name)  # once, for all programs
         scratch = tempfile.mkdtemp(prefix=PREFIX)
         lock = os.open(scratch, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -97,16 +98,6 @@ def main(path: list[str]) -> None:
             os.write(answers, json.dumps(outcome).encode() + b"\n")
         _remove(scratch)
         os.close(lock)
-
-
-def _preload() -> None:
-    """Import once what rows of LiveCodeBench have imported for them."""
-    import bisect  # noqa: F401
-    import copy  # noqa: F401
-    import datetime  # noqa: F401
-    import heapq  # noqa: F401
-    import statistics  # noqa: F401
-    import string  # noqa: F401
 
 
 class _Run:
@@ -357,26 +348,20 @@ def _remove(folder: str) -> None:
     try:
         os.rmdir(folder)
     except OSError:  # not empty. `shutil.rmtree` goes only as deep as Python's calls
-        if subprocess.run(["rm", "-rf", "--", folder], check=False).returncode:
-            shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run(["rm", "-rf", "--", folder], check=False)
 
 
 def _remove_stale() -> None:
-    """Remove folders of watchers that are no more: those of living ones are locked."""
-    with os.scandir(tempfile.gettempdir()) as entries:
-        folders = [entry.path for entry in entries if entry.name.startswith(PREFIX) and _is_old(entry)]
-    for folder in folders:
+    """Remove folders of watchers that are no more: those of living ones are locked, or were made just now."""
+    oldest = time.time() - 60
+    for name in os.listdir(tempfile.gettempdir()):
+        path = os.path.join(tempfile.gettempdir(), name)
         with suppress(OSError):
-            lock = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(folder)
-            finally:
-                os.close(lock)
-
-
-def _is_old(entry: os.DirEntry) -> bool:
-    # A folder is made before it is locked.
-    with suppress(OSError):
-        return entry.stat().st_uid == os.getuid() and time.time() - entry.stat().st_mtime > 60
-    return False
+            found = os.stat(path)
+            if name.startswith(PREFIX) and found.st_uid == os.getuid() and found.st_mtime < oldest:
+                lock = os.open(path, os.O_RDONLY)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _remove(path)
+                finally:
+                    os.close(lock)

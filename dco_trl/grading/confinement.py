@@ -26,11 +26,7 @@ _HARMLESS = ("os.putenv", "os.unsetenv")  # the environment of programs that it 
 
 
 def confine() -> bool:
-    """Confine this process, for good. Call it when everything is imported.
-
-    Returns:
-        Whether the kernel's fence is up; the other always is.
-    """
+    """Confine this process, for good, when everything is imported. True where the kernel's fence is up as well."""
     folders = readable_folders()
     # What is not in these folders is not there, rather than forbidden: an import of it fails as usual.
     sys.path[:] = [path for path in sys.path if _within(path, folders)]

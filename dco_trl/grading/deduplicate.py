@@ -1,6 +1,7 @@
 """Grade by reference and extracted answer alone, as "math" and "exact" do: each distinct pair is judged once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any, cast
 
 import numpy as np
@@ -8,70 +9,39 @@ from tqdm.auto import tqdm
 
 from .cache import VerdictCache
 from .extract import completion_text, extract_answer, extract_reference
-from .math_verdict import MAX_ANSWER_CHARS, quick_verdict
-from .normalize import normalize_answer
+from .math_verdict import quick_verdict
 from .pool import WorkerPool
-from .thoughts import THOUGHT_TAGS
-from .verdict import GradingStats, Verdict, shorten
+from .verdict import GradingStats, Verdict
 
 _CHUNK = 65_536
 
 
-def grade_pairs(
-    completions: Sequence,
-    answers: Sequence,
-    pool: WorkerPool | None,
-    cache: VerdictCache | None,
-    stats: GradingStats,
-    progress: bool,
-    thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS,
-) -> tuple[list[Verdict], np.ndarray]:
-    """The distinct verdicts, and for each completion its verdict's index. Without a pool, strings are compared."""
-    pairs, too_long, slots = _distinct_pairs(
-        completions, answers, None if pool is None else MAX_ANSWER_CHARS, thought_tags
-    )
-    verdicts: list[Verdict | None] = [None] * len(pairs)
-    for i, (reference, answer) in enumerate(pairs):
-        if pool is None:
-            status = "graded" if answer else "unparsed"
-            verdicts[i] = Verdict(exact_score(reference, answer), shorten(answer), status)
-        else:
-            verdicts[i] = Verdict(None, answer, "unparsed") if i in too_long else quick_verdict(reference, answer)
-    if pool is not None:
-        unsettled = [i for i, verdict in enumerate(verdicts) if verdict is None]
-        _judge(pairs, unsettled, verdicts, pool, cache, stats, progress)
-    return cast(list[Verdict], verdicts), slots
-
-
-def _judge(
+def math_verdicts(
     pairs: list[tuple[str, str]],
-    unsettled: list[int],
-    verdicts: list[Verdict | None],
     pool: WorkerPool,
-    cache: VerdictCache | None,
-    stats: GradingStats,
-    progress: bool,
-) -> None:
+    cache: VerdictCache | None = None,
+    stats: GradingStats | None = None,
+    progress: bool = False,
+) -> list[Verdict]:
+    """The verdict of `math` on each pair (reference, answer): by its strings, the cache or a worker."""
+    verdicts = [quick_verdict(*pair) for pair in pairs]
+    unsettled = [i for i, verdict in enumerate(verdicts) if verdict is None]
+    unknown = unsettled
     if cache is not None:
-        for i, known in cache.get(pairs[u] for u in unsettled):
-            verdicts[unsettled[i]] = known
-        stats.add(from_cache=sum(verdicts[u] is not None for u in unsettled))
-        unsettled = [u for u in unsettled if verdicts[u] is None]
-    with progress_bar("math", len(unsettled), progress) as bar:
-        for i, verdict in pool.run([pairs[u] for u in unsettled]):
-            verdicts[unsettled[i]] = verdict
-            stats.add(computed=1)
+        for i in unsettled:
+            verdicts[i] = cache.get(pairs[i])
+        unknown = [i for i in unsettled if verdicts[i] is None]
+    with progress_bar("math", len(unknown), progress) as bar, closing(pool.run([pairs[i] for i in unknown])) as judged:
+        for number, verdict in judged:
+            verdicts[unknown[number]] = verdict
             if cache is not None:
-                cache.put(pairs[unsettled[i]], verdict)
+                cache.put(pairs[unknown[number]], verdict)
             bar.update()
     if cache is not None:
         cache.flush()
-
-
-def exact_score(reference: str, answer: str, normalize: Callable[[str], str] = normalize_answer) -> float:
-    """1.0 if an extracted answer and an extracted reference are equal once normalised, and not empty; else 0.0."""
-    normalized = normalize(answer)
-    return float(bool(normalized) and normalized == normalize(reference))
+    if stats is not None:
+        stats.add(from_cache=len(unsettled) - len(unknown), computed=len(unknown))
+    return cast(list[Verdict], verdicts)
 
 
 def progress_bar(grader: str, total: int, enabled: bool) -> tqdm:
@@ -79,43 +49,40 @@ def progress_bar(grader: str, total: int, enabled: bool) -> tqdm:
     return tqdm(total=total, desc=f"grading ({grader})", unit="sample", disable=not enabled or not total)
 
 
-def chunks(column: Sequence) -> Iterator[Sequence]:
-    """A column in lists: a list, a tuple, a NumPy array or a pyarrow array."""
+def values(column: Sequence) -> Iterator:
+    """The values of a list, a tuple, a NumPy array or a pyarrow array, as Python's, one chunk at a time."""
     for start in range(0, len(column), _CHUNK):
         if hasattr(column, "to_pylist"):
-            yield column.slice(start, _CHUNK).to_pylist()  # type: ignore[attr-defined]
+            yield from column.slice(start, _CHUNK).to_pylist()  # type: ignore[attr-defined]
         else:
             part = column[start : start + _CHUNK]
-            yield part.tolist() if hasattr(part, "tolist") else part
+            yield from part.tolist() if hasattr(part, "tolist") else part
 
 
-def _distinct_pairs(
-    completions: Sequence, answers: Sequence, max_chars: int | None, thought_tags: Sequence[tuple[str, str]]
-) -> tuple[list[tuple[str, str]], set[int], np.ndarray]:
-    # Texts are read one chunk at a time and forgotten: one integer per row and the distinct answers stay.
+def distinct_pairs(
+    completions: Sequence, answers: Sequence, thought_tags: Sequence[tuple[str, str]]
+) -> tuple[list[tuple[str, str]], np.ndarray]:
+    """The distinct pairs (reference, extracted answer), and for each completion its pair's index.
+
+    Texts are read and forgotten: one integer per row and the distinct answers stay.
+    """
     slots = np.empty(len(completions), dtype=np.int64)
     slot_of: dict[tuple[str, str], int] = {}
-    too_long: set[int] = set()
     references: dict[Any, str] = {}
-    row = 0
-    for texts, golds in zip(chunks(completions), chunks(answers), strict=True):
-        seen: dict[tuple, int] = {}
-        for text, gold in zip(texts, golds, strict=True):
-            if type(text) is not str:
-                text = completion_text(text)
-            slot = seen.get((gold, text))
-            if slot is None:
-                reference = references.get(gold)
-                if reference is None:
-                    if gold is None:
-                        raise ValueError(f"answers[{row}] is None: a sample without a reference cannot be graded")
-                    reference = references[gold] = extract_reference(gold)
-                answer = extract_answer(text, thought_tags)
-                long = max_chars is not None and len(answer) > max_chars and answer != reference
-                pair = (reference, shorten(answer) if long else answer)
-                slot = seen[gold, text] = slot_of.setdefault(pair, len(slot_of))
-                if long:
-                    too_long.add(slot)
-            slots[row] = slot
-            row += 1
-    return list(slot_of), too_long, slots
+    seen: dict[tuple, int] = {}
+    for row, (text, gold) in enumerate(zip(values(completions), values(answers), strict=True)):
+        if row % _CHUNK == 0:
+            seen = {}
+        if type(text) is not str:
+            text = completion_text(text)
+        slot = seen.get((gold, text))
+        if slot is None:
+            if gold is None:
+                raise ValueError(f"answers[{row}] is None: a sample without a reference cannot be graded")
+            reference = references.get(gold)
+            if reference is None:
+                reference = references[gold] = extract_reference(gold)
+            pair = (reference, extract_answer(text, thought_tags))
+            slot = seen[gold, text] = slot_of.setdefault(pair, len(slot_of))
+        slots[row] = slot
+    return list(slot_of), slots

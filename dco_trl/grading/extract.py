@@ -175,7 +175,7 @@ def _marked(text: str) -> str:
     """The line after the last `####` that is no heading, as in GSM8K; or what is below a heading "Final Answer"."""
     for mark in reversed(list(_MARK.finditer(text))):
         window = text[mark.end() : mark.end() + _WINDOW]
-        line = _first_line(window)
+        line = window.lstrip().partition("\n")[0]
         bare = clean(line).strip("*_ ")
         if _ANSWER_HEADING.fullmatch(bare) or _ANSWER_IS.search(bare):
             below = window[window.find(line) + len(line) * bool(_ANSWER_HEADING.fullmatch(bare)) :]
@@ -212,10 +212,8 @@ def _below_heading(text: str) -> str:
     """What stands below the last heading "Final Answer" or the like."""
     if "nswer" not in text and "NSWER" not in text and "esult" not in text:
         return ""
-    end = None
-    for match in _ANSWER_HEADING.finditer(text):
-        end = match.end()
-    return "" if end is None else _without_remark(clean(_sentence(text[end:])))
+    headings = list(_ANSWER_HEADING.finditer(text))
+    return _without_remark(clean(_sentence(text[headings[-1].end() :]))) if headings else ""
 
 
 def _without_remark(answer: str) -> str:
@@ -245,12 +243,6 @@ def _unwrap_sentence(content: str) -> str:
     return content
 
 
-def _first_line(text: str) -> str:
-    text = text.lstrip()
-    end = text.find("\n")
-    return text if end < 0 else text[:end]
-
-
 def _sentence(text: str) -> str:
     text = _BULLET.sub("", text).lstrip()
     for opening, closing in (("$$", "$$"), ("\\[", "\\]")):  # a displayed formula may run over several lines
@@ -258,6 +250,6 @@ def _sentence(text: str) -> str:
             end = text.find(closing, 2)
             if end > 0:
                 return text[2:end]
-    line = _first_line(text)
+    line = text.partition("\n")[0]
     stop = _SENTENCE_END.search(line)
     return line if stop is None else line[: stop.start()]

@@ -1,72 +1,26 @@
-"""Graders with the signature of TRL's reward functions: "math" and "exact", and the loader for all."""
+"""The grader `math`, and the loader of all graders."""
 
 import importlib
 import importlib.util
 import operator
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 from ..extras import require
 from .choice import choice_grader
-from .deduplicate import exact_score, grade_pairs
-from .errors import GraderError
-from .extract import completion_text, extract_answer, extract_reference
-from .json_answer import json_grader
-from .normalize import normalize_answer
+from .code import code_grader
+from .code_sandbox import check_confinement
+from .deduplicate import distinct_pairs, math_verdicts
 from .pool import WorkerPool, check_limits
-from .regex import regex_grader
 from .reward_function import Grader, reference_column
+from .string_graders import exact_grader, json_grader, regex_grader
 from .thoughts import THOUGHT_TAGS
-from .verdict import GradingStats
+from .verdict import GraderError
 
 _math_pools: dict[int, WorkerPool] = {}
-
-
-def exact_grader(
-    completions: Sequence,
-    answer: Sequence | None = None,
-    solution: Sequence | None = None,
-    *,
-    normalize: Callable[[str], str] = normalize_answer,
-    thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS,
-    **kwargs: Any,
-) -> list[float | None]:
-    r"""Score 1 where the extracted answer equals the reference as a normalised string.
-
-    `normalize(extract_answer(completion)) == normalize(extract_reference(reference))`, not empty.
-
-    Args:
-        completions: Strings, or lists of messages.
-        answer: The references, one per completion.
-        solution: The same, where the data set calls them so; used if `answer` is absent.
-        normalize: What makes two answers the same: by default `normalize_answer`, for mathematics. `str.casefold`
-            ignores case, `str.strip` hardly anything. `functools.partial(exact_grader, normalize=...)` is a grader.
-        thought_tags: Pairs of the tags around a thought, as in `strip_thoughts`.
-        kwargs: Further columns; not used.
-
-    Returns:
-        1.0 or 0.0 for each completion.
-
-    Raises:
-        GraderError: There is no reference column, or its length differs.
-
-    Examples:
-        >>> exact_grader(["so it is \\boxed{1{,}000}", "999"], answer=["1000", "1000"])
-        [1.0, 0.0]
-        >>> exact_grader(["The answer is Paris."], answer=["PARIS"], normalize=str.casefold)
-        [1.0]
-
-    Relations:
-        `math_grader` also accepts equal values written differently.
-    """
-    references = reference_column("exact", completions, ("answer", answer), ("solution", solution))
-    return [
-        exact_score(extract_reference(reference), extract_answer(completion_text(completion), thought_tags), normalize)
-        for completion, reference in zip(completions, references, strict=True)
-    ]
 
 
 def math_grader(
@@ -104,22 +58,26 @@ def math_grader(
         `trl.rewards.accuracy_reward` grades in the calling process, without a memory limit, and reads LaTeX
         references only within delimiters.
     """
-    references = reference_column("math", completions, ("answer", answer), ("solution", solution))
+    references = reference_column("math", completions, answer=answer, solution=solution)
     # A fork must not talk to its parent's workers.
     for process in _math_pools.keys() - {os.getpid()}:
         _math_pools.pop(process, None)
     pool = _math_pools.get(os.getpid())
     if pool is None:  # another thread may be first
         pool = _math_pools.setdefault(os.getpid(), WorkerPool(*check_limits(None, 10.0, 1 << 30)))
-    verdicts, slots = grade_pairs(completions, references, pool, None, GradingStats(), False, thought_tags)
+    pairs, slots = distinct_pairs(completions, references, thought_tags)
+    verdicts = math_verdicts(pairs, pool)
     return [verdicts[slot].score for slot in slots.tolist()]
 
 
-_BY_NAME: dict[str, Grader] = {
-    "exact": exact_grader,
-    "choice": choice_grader,
-    "json": json_grader,
-    "regex": regex_grader,
+# What each needs installed.
+_BUILTIN: dict[str, tuple[Grader, tuple[str, ...]]] = {
+    "math": (math_grader, ("math_verify",)),
+    "exact": (exact_grader, ()),
+    "choice": (choice_grader, ()),
+    "json": (json_grader, ()),
+    "regex": (regex_grader, ()),
+    "code": (code_grader, ("markdown_it",)),
 }
 
 
@@ -145,23 +103,17 @@ def load_grader(name: str | Grader) -> Grader:
     """
     if callable(name):
         return name
-    if name in _BY_NAME:
-        return _BY_NAME[name]
-    if name == "math":
-        require("grader='math'", "eval", "math_verify")
-        return math_grader
-    if name == "code":
-        from .code import code_grader
-        from .code_sandbox import check_confinement
-
-        require("grader='code'", "eval", "markdown_it")
-        check_confinement()  # before anything is sampled for it
-        return code_grader
+    if name in _BUILTIN:
+        function, packages = _BUILTIN[name]
+        require(f"grader={name!r}", "eval", *packages)
+        if name == "code":
+            check_confinement()  # before anything is sampled for it
+        return function
     module_name, colon, attribute = name.partition(":")
     if not (colon and module_name and attribute):
         raise GraderError(
-            f"grader {name!r} is not known: give 'math', 'exact', 'choice', 'json', 'regex', 'code', or "
-            "'package.module:function' or 'file.py:function' (a colon before the function's name)"
+            f"grader {name!r} is not known: give {', '.join(map(repr, _BUILTIN))}, or 'package.module:function' or "
+            "'file.py:function' (a colon before the function's name)"
         )
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
@@ -214,9 +166,7 @@ def grader_name(grader: str | Grader) -> str:
     """
     if isinstance(grader, str):
         return grader
-    if grader is math_grader:
-        return "math"
-    for name, function in _BY_NAME.items():
+    for name, (function, _) in _BUILTIN.items():
         if grader is function:
             return name
     qualified = getattr(grader, "__qualname__", None) or type(grader).__qualname__

@@ -30,13 +30,8 @@ def landlock_version() -> int:
 def restrict_files(readable: Iterable[str], writable: Iterable[str] = (), execute: bool = False) -> None:
     """Refuse this thread, for good, every file but these and what is below them, and what else this kernel can refuse.
 
-    Args:
-        readable: Files and folders to read.
-        writable: Files and folders to read, write, make and remove.
-        execute: Whether what is readable may be run as a program.
-
-    Raises:
-        OSError: The kernel does not do it.
+    What is `writable` may be read, written, made and removed. With `execute`, what is `readable` may be run. An
+    `OSError` says that the kernel does not do it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
 

@@ -76,11 +76,6 @@ def judge(reference: str, answer: str) -> Verdict:
     return Verdict(0.0, shorten(answer), "unparsed")
 
 
-def _parts(value: Any) -> tuple:
-    """The entries of a set or a tuple."""
-    return value.args if getattr(value, "is_FiniteSet", False) or type(value).__name__ == "Tuple" else ()
-
-
 def differ_in_size(gold: list, predicted: list) -> bool:
     """Whether two values that math-verify takes for equal differ: it compares six decimals, of small numbers too."""
     try:
@@ -105,8 +100,8 @@ def _numbers(value: Any) -> list:
         return _numbers(value.rhs) if value.lhs.is_Symbol else [value.lhs]
     if getattr(value, "is_Interval", False):
         return [number for end in (value.start, value.end) for number in _numbers(end)]
-    if parts := _parts(value):
-        return [number for entry in parts for number in _numbers(entry)]
+    if getattr(value, "is_FiniteSet", False) or type(value).__name__ == "Tuple":
+        return [number for entry in value.args for number in _numbers(entry)]
     return [value.evalf(15)]
 
 

@@ -1,9 +1,11 @@
-r"""Notation that math-verify misreads, put as it reads it: `½`, `90°`, `\dbinom52`, `3 1/2`, `\sin 30^\circ`."""
+r"""Notation that math-verify misreads, put as it reads it.
+
+Unicode's and LaTeX's, such as `½`, `90°`, `\dbinom52`, `3 1/2`, `\sin 30^\circ`; and that of models without LaTeX,
+such as `pi/2`, `x**2 + 1`, `sqrt(3)/2`, `-2*pi`, `e^(2x)`.
+"""
 
 import re
 import unicodedata
-
-from .plain_math import as_latex
 
 _SYMBOLS = dict(
     pair.split("=")
@@ -35,8 +37,21 @@ _LIST = re.compile(rf"{_ENTRY}(?:, {_ENTRY})*,? and {_ENTRY}")
 _AND = re.compile(r",? and ")
 _OR = re.compile(r"\s*(?:\\text\{\s*or\s*\}|\bor\b|\\lor\b|\\vee\b)\s*")
 _RELATION = re.compile(r"\\(?:leqslant|leq|le|geqslant|geq|ge|lt|gt)(?![A-Za-z])|<=|>=|<|>")
-_SIGN = {"\\lt": "<", "\\gt": ">", "<": "<", ">": ">"}
 _INTERVAL = re.compile(r"(?:\\left)?[\[(].+,.+(?:\\right)?[\])]", re.DOTALL)
+
+_FUNCTIONS = "sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|arcsin|arccos|arctan|log|ln|exp|sqrt"
+_CONSTANTS = "pi|theta|alpha|beta|gamma|lambda|phi|omega|infinity|inf|oo"
+# Numbers, single letters and known names, and what joins them: any other word makes a text prose, which is left alone.
+_PLAIN = re.compile(
+    rf"(?:(?<![A-Za-z\\])(?:{_FUNCTIONS}|{_CONSTANTS})(?![A-Za-z])|(?<![A-Za-z\\])(?:[A-Za-z]|and|or)(?![A-Za-z])|[0-9.]"
+    r"|[-+*/^()\[\]{},;:=<>!|_\s])+"
+)
+# What of it needs putting into LaTeX.
+_SIGNS = re.compile(rf"\*|\^\(|(?<![A-Za-z])(?:{_FUNCTIONS}|{_CONSTANTS})(?![A-Za-z])|[<>!]=")
+_NAME = re.compile(rf"(?<![A-Za-z\\])({_FUNCTIONS}|{_CONSTANTS})(?![A-Za-z])")
+_OPENS_GROUP = re.compile(r"(\\sqrt|\\exp|\^)\s?\(")
+_BARE_ROOT = re.compile(r"\\sqrt\s?([0-9]+|[A-Za-z](?![A-Za-z]))")
+_BARE_POWER = re.compile(r"\^\s?(-?\d+(?:\.\d+)?)")
 _MAX_CHARS = 300
 
 
@@ -120,25 +135,64 @@ def as_interval(answer: str, reference: str) -> str:
 
 
 def _interval(inequality: str) -> str | None:
+    """Of `1 < x <= 3` or `x > 2`, whose missing end is infinity."""
     parts = [part.strip() for part in _RELATION.split(inequality)]
-    signs = [_SIGN.get(sign, "<=" if "l" in sign or "<" in sign else ">=") for sign in _RELATION.findall(inequality)]
-    letter = parts[1] if len(parts) == 3 else parts[0]
-    if len(parts) == 2 and not _is_letter(letter):  # 3 > x
-        letter = parts[1]
-        parts, signs = parts[::-1], [{"<": ">", ">": "<"}[signs[0][0]] + signs[0][1:]]
-    if not _is_letter(letter) or len(parts) not in (2, 3) or "," in inequality or not all(parts):
-        return None
+    signs = [
+        ("<" if sign.startswith(("<", "\\l")) else ">", "e" in sign or "=" in sign)
+        for sign in _RELATION.findall(inequality)
+    ]
     if len(parts) == 2:
-        closed = "=" in signs[0]
-        if signs[0][0] == "<":
-            return f"(-\\infty,{parts[1]}" + ("]" if closed else ")")
-        return ("[" if closed else "(") + f"{parts[1]},\\infty)"
+        is_first, direction = len(parts[0]) == 1 and parts[0].isalpha(), signs[0][0]
+        at = 0 if is_first else 2
+        parts.insert(at, "-\\infty" if (direction == "<") == is_first else "\\infty")
+        signs.insert(at, (direction, False))
+    if len(parts) != 3 or not all(parts) or "," in inequality or not (len(parts[1]) == 1 and parts[1].isalpha()):
+        return None
     if signs[0][0] != signs[1][0]:
         return None
     if signs[0][0] == ">":
         parts, signs = parts[::-1], signs[::-1]
-    return ("[" if "=" in signs[0] else "(") + f"{parts[0]},{parts[2]}" + ("]" if "=" in signs[1] else ")")
+    return ("[" if signs[0][1] else "(") + f"{parts[0]},{parts[2]}" + ("]" if signs[1][1] else ")")
 
 
-def _is_letter(text: str) -> bool:
-    return len(text) == 1 and text.isalpha()
+def as_latex(answer: str) -> str:
+    r"""An answer in plain-text mathematics as LaTeX; any other as it is.
+
+    Powers `**` and `^(...)`, roots, products `*`, the names of functions, Greek letters and infinity. Nothing is
+    guessed: a text with a word that is no such name, or with a backslash, is left alone.
+
+    Examples:
+        >>> as_latex("-2*pi"), as_latex("sqrt(x**2 + 1)/2"), as_latex("2 * apples")
+        ('-2 \\cdot \\pi', '\\sqrt{x^{2} + 1}/2', '2 * apples')
+    """
+    if len(answer) > _MAX_CHARS or "\\" in answer or not _SIGNS.search(answer) or not _PLAIN.fullmatch(answer):
+        return answer
+    text = answer.replace("**", "^")
+    text = _NAME.sub(lambda m: r"\infty " if m[1] in ("infinity", "inf", "oo") else f"\\{m[1]} ", text)
+    text = _groups(re.sub(r"(\\[a-z]+) (?=[^A-Za-z0-9]|$)", r"\1", text))
+    text = _BARE_ROOT.sub(r"\\sqrt{\1}", text)
+    text = _BARE_POWER.sub(r"^{\1}", text)
+    for sign, latex in (("<=", r"\le "), (">=", r"\ge "), ("!=", r"\ne ")):
+        text = text.replace(sign, latex)
+    text = re.sub(r"(?<=\d)\s?\*\s?(?=i(?![A-Za-z]))", "", text)  # math-verify knows 2i only
+    return re.sub(r"\s?\*\s?", r" \\cdot ", text)
+
+
+def _groups(text: str) -> str:
+    """`sqrt(...)`, `exp(...)` and `^(...)` with braces, where the parenthesis closes."""
+    closing: list[int | None] = []
+    pieces: list[str] = []
+    at = 0
+    opening = {match.end() - 1: match for match in _OPENS_GROUP.finditer(text)}
+    for i, character in enumerate(text):
+        if i in opening:
+            match = opening[i]
+            pieces += [text[at : match.start()], r"e^{" if match[1] == r"\exp" else match[1] + "{"]
+            at = i + 1
+            closing.append(1)
+        elif character == "(":
+            closing.append(None)
+        elif character == ")" and closing and closing.pop():
+            pieces += [text[at:i], "}"]
+            at = i + 1
+    return text if any(closing) else "".join(pieces) + text[at:]

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import select
-import selectors
 import signal
 import subprocess
 import sys
@@ -12,18 +11,19 @@ import threading
 import time
 import warnings
 import weakref
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
+from queue import SimpleQueue
 from typing import Any
 
 from ..cores import available_cores
 from ..errors import UserError
-from .errors import GraderError
-from .verdict import LIMITED, Verdict, shorten
+from .verdict import LIMITED, GraderError, Verdict, shorten
 
-_BATCH_ITEMS = 32
-_BATCH_CHARS = 20_000
+# Items side by side have the same reference, which each worker reads anew: so many go to one worker.
+_CHUNK = 32
 # sympy keeps what it has seen; a fresh process costs half a second.
 _ITEMS_PER_WORKER = 20_000
 _START_SECONDS = 120.0
@@ -32,11 +32,15 @@ _START_SECONDS = 120.0
 Item = tuple[Any, ...]
 
 
+def default_workers() -> int:
+    """One worker per CPU, shared by the processes that a launcher started on this machine."""
+    local_processes = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, available_cores() // max(1, int(local_processes) if local_processes.isdecimal() else 1))
+
+
 def check_limits(num_workers: int | None, timeout: float, memory_limit: int) -> tuple[int, float, int]:
-    """The limits of a pool, checked; `num_workers=None` is one per CPU, shared by the local processes of a job."""
-    if num_workers is None:
-        local_processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-        num_workers = max(1, available_cores() // max(1, int(local_processes) if local_processes.isdecimal() else 1))
+    """The limits of a pool, checked."""
+    num_workers = default_workers() if num_workers is None else num_workers
     if num_workers < 1:
         raise UserError(f"num_workers must be at least 1, got {num_workers}")
     if not timeout > 0:
@@ -50,113 +54,101 @@ def check_limits(num_workers: int | None, timeout: float, memory_limit: int) -> 
 
 
 class WorkerPool:
-    """Runs `judge`, or a function of the user's, in worker processes; a kill enforces the wall-clock limit.
+    """Runs `judge`, or a function of the user's, in worker processes, each of which a thread waits for.
 
-    A worker that hangs or dies is replaced; only the item it was working on is affected. An item whose worker died
-    (rather than hung) is tried once more in a fresh process, because an earlier item may have eaten the memory. Any
-    thread may use it: one at a time does, and the others wait.
-
-    Args:
-        num_workers: Processes; they start when there is something to do.
-        timeout: Seconds that an item may take.
-        memory_limit: Bytes of address space that a worker may have.
-        grader: Import path of the user's function; None: `judge`.
+    A worker that hangs is killed, and one that dies is replaced; only the item it was working on is affected. An item
+    whose worker died (rather than hung) is tried once more in a fresh process, because an earlier item may have eaten
+    the memory. Any thread may use the pool: one at a time does, and the others wait. `grader` is the import path of
+    the user's function; None: `judge`.
     """
 
     def __init__(self, num_workers: int, timeout: float, memory_limit: int, grader: str | None = None):
         self.num_workers = num_workers
-        self.timeout = timeout
         self._options = (timeout, memory_limit, grader)
-        self._workers: list[_Worker] = []
+        self._workers: dict[int, _Worker] = {}  # by the number of their threads
+        self._is_abandoned = False
         self._lock = threading.Lock()
-        self._finalizer = weakref.finalize(self, _kill_all, self._workers)
+        self._finalizer = weakref.finalize(self, _close_all, self._workers)
 
-    def run(self, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
-        """Judge items, in any order.
+    def run(self, items: Sequence[Item]) -> Generator[tuple[int, Verdict], None, None]:
+        """Yield (index into `items`, verdict), in any order. Close the iterator where it is left early.
 
-        Args:
-            items: Pairs (reference, answer), fastest where those of one reference are side by side, or rows.
-
-        Returns:
-            An iterator of (index into `items`, verdict); the status is "timeout" or "error" where a limit was hit.
-
-        Raises:
-            GraderError: A worker cannot start, or the user's function fails.
+        Pairs are judged fastest where those of one reference are side by side. The status is "timeout" or "error"
+        where a limit was hit. A `GraderError` says that a worker cannot start, or that the user's function fails.
         """
-        with self._lock:
-            yield from self._run(items)
-
-    def _run(self, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
-        batches = deque(_batches(items))
-        died_once: set[int] = set()
-        busy: set[_Worker] = set()
-        try:
-            with selectors.DefaultSelector() as selector:
-                for worker in self._workers:
-                    selector.register(worker.stdout, selectors.EVENT_READ, worker)
-                while batches or busy:
-                    self._feed(batches, busy, selector)
-                    wait = min(w.deadline for w in self._workers) - time.monotonic()
-                    ready = selector.select(min(max(0.0, wait), 60.0))
-                    for worker in [key.data for key, _ in ready]:
-                        results, alive = worker.receive()
-                        yield from results
-                        if not alive:
-                            self._remove(worker, busy, selector)
-                            lost = list(worker.pending.items())
-                            if lost and lost[0][0] in died_once:
-                                yield _no_verdict(lost.pop(0), "error")
-                            elif lost:
-                                died_once.add(lost[0][0])
-                                batches.appendleft([lost.pop(0)])
-                            if lost:
-                                batches.append(lost)
-                        elif not worker.pending and worker in busy:
-                            busy.discard(worker)
-                            if worker.served >= _ITEMS_PER_WORKER:
-                                self._remove(worker, busy, selector)
-                    now = time.monotonic()
-                    for worker in [w for w in self._workers if now >= w.deadline and not w.has_output()]:
-                        errors = "" if worker.ready else worker.errors()
-                        self._remove(worker, busy, selector)
-                        if not worker.ready:
-                            raise GraderError(
-                                f"a grading worker did not start within {_START_SECONDS:g} seconds. Use fewer "
-                                f"num_workers, or close other programs.\n{errors}"
-                            )
-                        lost = list(worker.pending.items())
-                        yield _no_verdict(lost.pop(0), "timeout")
-                        if lost:
-                            batches.append(lost)
-        finally:
-            # Left early (an exception, a generator not exhausted): no worker may keep answers to old questions.
-            for worker in list(busy):
-                worker.kill()
-                with suppress(ValueError):  # the pool has been closed meanwhile
-                    self._workers.remove(worker)
+        size = min(_CHUNK, len(items) // (4 * self.num_workers) + 1)
+        chunks = [range(len(items))[start : start + size] for start in range(0, len(items), size)]
+        shared = iter(chunks)  # threads may share a list's iterator
+        results: SimpleQueue = SimpleQueue()
+        with self._lock, ThreadPoolExecutor(self.num_workers) as executor:
+            self._is_abandoned = False
+            try:
+                for i in range(min(self.num_workers, len(chunks))):
+                    executor.submit(self._serve, i, items, shared, results)
+                for _ in items:
+                    result = results.get()
+                    if isinstance(result, Exception):
+                        raise result
+                    yield result
+            except BaseException:  # no worker may keep answers to old questions
+                self._is_abandoned = True
+                for worker in list(self._workers.values()):
+                    worker.kill()
+                raise
 
     def close(self) -> None:
         """End the workers. The pool can be used again, with new ones."""
-        _kill_all(self._workers)
+        _close_all(self._workers)
 
-    def _feed(self, batches: deque, busy: set["_Worker"], selector: selectors.BaseSelector) -> None:
-        idle = [w for w in self._workers if w.ready and w not in busy]
-        starting = sum(not w.ready for w in self._workers)
-        while batches and idle:
-            worker = idle.pop()
-            busy.add(worker)
-            worker.send(batches.popleft(), self.timeout)
-        while len(self._workers) < self.num_workers and len(batches) > starting:
-            worker = _Worker(*self._options)
-            self._workers.append(worker)
-            selector.register(worker.stdout, selectors.EVENT_READ, worker)
-            starting += 1
+    def _serve(self, i: int, items: Sequence[Item], chunks: Iterator[range], results: SimpleQueue) -> None:
+        try:
+            for number in chain.from_iterable(chunks):
+                verdict = self._worker(i).judge(items[number]) or self._worker(i).judge(items[number])
+                results.put((number, verdict or _no_verdict(items[number], "error")))
+        except Exception as error:
+            results.put(error)
 
-    def _remove(self, worker: "_Worker", busy: set["_Worker"], selector: selectors.BaseSelector) -> None:
-        selector.unregister(worker.stdout)
-        self._workers.remove(worker)
-        busy.discard(worker)
-        worker.kill()
+    def _worker(self, i: int) -> "_Worker":
+        if self._is_abandoned:
+            raise InterruptedError
+        if i not in self._workers or self._workers[i].has_ended:
+            self._workers[i] = _Worker(*self._options)
+        return self._workers[i]
+
+
+class Pipes:
+    """What a process is told, and the lines that it answers."""
+
+    def __init__(self, process: subprocess.Popen):
+        assert process.stdin and process.stdout
+        self._input, self._output, self._errors = process.stdin, process.stdout, process.stderr
+        self._rest = b""
+        self._poll = select.poll()  # and not `select`, which knows no descriptor above 1023
+        self._poll.register(self._output, select.POLLIN)
+
+    def write(self, data: bytes) -> None:
+        with suppress(BrokenPipeError):  # it died: the end of its output says so next
+            self._input.write(data)
+            self._input.flush()
+
+    def line(self, deadline: float) -> bytes:
+        """The next line; an `EOFError` where the process has ended, a `TimeoutError` at the deadline."""
+        while b"\n" not in self._rest:
+            left = deadline - time.monotonic()
+            # What was written in time counts, though this thread may have been kept from reading it.
+            if left < -1.0 or not self._poll.poll(1000 * min(max(0.0, left), 1e6)):
+                raise TimeoutError
+            received = os.read(self._output.fileno(), 1 << 16)
+            if not received:
+                raise EOFError
+            self._rest += received
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def close(self) -> None:
+        for pipe in filter(None, (self._input, self._output, self._errors)):
+            with suppress(BrokenPipeError):
+                pipe.close()
 
 
 class _Worker:
@@ -174,107 +166,81 @@ class _Worker:
             env=environment,
             start_new_session=True,  # Ctrl-C reaches the parent, which ends its workers
         )
-        self._owner = os.getpid()
-        assert self.process.stdin and self.process.stdout
-        self.stdin, self.stdout = self.process.stdin, self.process.stdout
-        self.ready = False
-        self.served = 0
-        self.pending: dict[int, Item] = {}  # by their numbers, in the order in which they are worked on
-        self.deadline = time.monotonic() + _START_SECONDS
+        self._pipes = Pipes(self.process)
         self._timeout = timeout
-        self._partial = b""
-
-    def send(self, batch: list[tuple[int, Item]], timeout: float) -> None:
-        self.pending.update(batch)
-        self.deadline = time.monotonic() + timeout
+        self._owner = os.getpid()
+        self._served = 0
+        self.has_ended = False
         try:
-            data = pickle.dumps(batch)
+            message = self._message(time.monotonic() + _START_SECONDS, "ready")
+        except (EOFError, TimeoutError, GraderError) as end:
+            self.kill()
+            stderr = self.process.stderr
+            printed = stderr.read().decode(errors="replace")[-2000:] if stderr else "What it printed is above."
+            self.close()
+            if isinstance(end, GraderError):
+                raise
+            late = f"did not start within {_START_SECONDS:g} seconds. Use fewer num_workers, or close other programs"
+            reason = late if isinstance(end, TimeoutError) else "could not start"
+            raise GraderError(f"a grading worker {reason}:\n{printed}") from None
+        if not message["memory_limited"]:
+            warnings.warn(
+                "memory_limit: this system does not limit a process's address space. Watch it yourself", stacklevel=2
+            )
+
+    def judge(self, item: Item) -> Verdict | None:
+        """The verdict on an item; None where the process died of it."""
+        try:
+            data = pickle.dumps(item)
         except Exception as error:
             raise GraderError(
                 f"a row cannot be sent to a grading worker: {type(error).__name__}: {error}. Leave out the column "
                 "that holds such a value, or keep the grader in this process (in_process=True, --grader_in_process)"
             ) from error
+        self._pipes.write(data)
         try:
-            self.stdin.write(data)
-            self.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died: the end of its output says so next
+            message = self._message(time.monotonic() + self._timeout, "verdict")
+        except (EOFError, TimeoutError) as end:
+            self.close()
+            return _no_verdict(item, "timeout") if isinstance(end, TimeoutError) else None
+        self._served += 1
+        if self._served == _ITEMS_PER_WORKER:
+            self.close()
+        score, answer, status = message["verdict"]
+        return _no_verdict(item, status) if status in LIMITED else Verdict(score, answer, status)
 
-    def receive(self) -> tuple[list[tuple[int, Verdict]], bool]:
-        data = os.read(self.stdout.fileno(), 1 << 16)
-        if not data:
-            if not self.ready:
-                self.process.wait()
-                raise GraderError(f"a grading worker could not start:\n{self.errors()}")
-            return [], False
-        *lines, self._partial = (self._partial + data).split(b"\n")
-        results, was_ready = [], self.ready
-        for line in lines:
+    def _message(self, deadline: float, kind: str) -> dict[str, Any]:
+        """The next message of this kind and number: a user's function may write to descriptors not its own."""
+        while True:
             try:
-                message = json.loads(line)
+                message = json.loads(self._pipes.line(deadline))
             except ValueError:
-                continue  # the user's function has written to a descriptor that is not its own
+                continue
             match message:
                 case {"error": str(reason)}:
                     raise GraderError(reason)
-                case {"ready": True, "memory_limited": limited} if not self.ready:
-                    self.ready = True
-                    if not limited:
-                        warnings.warn(
-                            "memory_limit: this system does not limit a process's address space. Watch it yourself",
-                            stacklevel=2,
-                        )
-                case {"number": int(number), "verdict": [score, str(answer), str(status)]} if number in self.pending:
-                    question = number, self.pending.pop(number)
-                    limited = status in LIMITED
-                    results.append(
-                        _no_verdict(question, status) if limited else (number, Verdict(score, answer, status))
-                    )
-        self.served += len(results)
-        if results or self.ready != was_ready:  # what a user's function writes beside buys it no time
-            self.deadline = time.monotonic() + self._timeout if self.pending else float("inf")
-        return results, True
-
-    def has_output(self) -> bool:
-        # The caller may have been away from the loop for long: what has been answered in time counts.
-        return bool(select.select([self.stdout], [], [], 0)[0])
-
-    def errors(self) -> str:
-        self.process.kill()
-        if self.process.stderr is None:
-            return "What it printed is above."
-        return self.process.stderr.read().decode(errors="replace")[-2000:]
+                case {"ready": True} | {"verdict": [_, str(), str()]}:
+                    if kind in message and message.get("number", 0) == self._served:
+                        return message
 
     def kill(self) -> None:
-        if os.getpid() == self._owner:  # not in a fork, whose parent needs it
+        if os.getpid() == self._owner and self.process.returncode is None:  # not in a fork, whose parent needs it
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)  # and what the user's function has started
+
+    def close(self) -> None:
+        """Kill it and forget it; nobody may be waiting for it."""
+        self.has_ended = True
+        self.kill()
+        if os.getpid() == self._owner:
             self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
-            with suppress(BrokenPipeError):
-                if stream is not None:
-                    stream.close()
+        self._pipes.close()
 
 
-def _no_verdict(question: tuple[int, Item], status: str) -> tuple[int, Verdict]:
-    number, item = question
-    return number, Verdict(None, shorten(item[1]) if isinstance(item[1], str) else "", status)
+def _no_verdict(item: Item, status: str) -> Verdict:
+    return Verdict(None, shorten(item[1]) if isinstance(item[1], str) else "", status)
 
 
-def _batches(items: Sequence[Item]) -> Iterator[list[tuple[int, Item]]]:
-    batch: list[tuple[int, Item]] = []
-    chars = 0
-    for index, item in enumerate(items):
-        size = sum(len(part) for part in item if isinstance(part, str))
-        if batch and (len(batch) == _BATCH_ITEMS or chars + size > _BATCH_CHARS):
-            yield batch
-            batch, chars = [], 0
-        batch.append((index, item))
-        chars += size
-    if batch:
-        yield batch
-
-
-def _kill_all(workers: list[_Worker]) -> None:
+def _close_all(workers: dict[int, _Worker]) -> None:
     while workers:
-        workers.pop().kill()
+        workers.popitem()[1].close()

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from .errors import GraderError
 from .extract import completion_text, extract_answer
 from .thoughts import strip_thoughts
+from .verdict import GraderError
 
 
 def score(completions: Sequence, answer: Sequence, metadata: Sequence, **kwargs: Any) -> list[float | None]:

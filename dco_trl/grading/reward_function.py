@@ -8,8 +8,8 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from .errors import GraderError
 from .extract import completion_text
+from .verdict import GraderError
 
 Grader = Callable[..., list[float | None]]
 
@@ -62,16 +62,13 @@ def call_grader(
     arguments |= {"completions": completions, "answer": answers}
     if prompts is not None:
         arguments["prompts"] = prompts
-    try:
-        parameters = list(inspect.signature(grader).parameters.values())
-    except (TypeError, ValueError):
-        parameters = []
+    parameters = _parameters(grader)
     if parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         arguments = {p.name: arguments[p.name] for p in parameters if p.name in arguments}
     try:
         result: Any = grader(**arguments)
         if inspect.isawaitable(result):
-            result = asyncio.run_coroutine_threadsafe(_await(result), _event_loop()).result()
+            result = asyncio.run_coroutine_threadsafe(_awaited(result), _event_loop()).result()
     except Exception as error:
         raise GraderError(
             f"grader {name!r} raised {type(error).__name__}: {error}. It was called with "
@@ -82,14 +79,10 @@ def call_grader(
 
 def check_signature(grader: Grader, columns: Sequence[str], name: str) -> None:
     """Raise a `GraderError` for a function that `call_grader` could not call with these columns."""
-    try:
-        parameters = inspect.signature(grader).parameters.values()
-    except (TypeError, ValueError):
-        return
     given = ["completions", "prompts", "answer", "solution", *columns]
     missing = [
         p.name
-        for p in parameters
+        for p in _parameters(grader)
         if p.kind is p.POSITIONAL_ONLY
         or (p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in given)
     ]
@@ -101,8 +94,16 @@ def check_signature(grader: Grader, columns: Sequence[str], name: str) -> None:
         )
 
 
-async def _await(awaitable: Awaitable) -> Any:
-    return await awaitable
+def _parameters(function: Callable) -> list[inspect.Parameter]:
+    """What a function takes; empty where Python does not know."""
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+async def _awaited(result: Awaitable) -> Any:
+    return await result
 
 
 def _event_loop() -> asyncio.AbstractEventLoop:
@@ -115,11 +116,11 @@ def _event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def reference_column(name: str, completions: Sequence, *columns: tuple[str, Sequence | None]) -> Sequence:
-    """The first of these named columns that is there, as the references of grader `name`."""
-    references = next((column for _, column in columns if column is not None), None)
+def reference_column(name: str, completions: Sequence, **columns: Sequence | None) -> Sequence:
+    """The first of these columns that is there, as the references of grader `name`."""
+    references = next((column for column in columns.values() if column is not None), None)
     if references is None:
-        names = " or ".join(f"`{column}`" for column, _ in columns)
+        names = " or ".join(f"`{column}`" for column in columns)
         raise GraderError(f"grader {name!r} needs the reference answers: give the data set a column named {names}")
     if len(references) != len(completions):
         raise GraderError(
@@ -141,22 +142,18 @@ def _check_scores(name: str, result: Any, expected: int) -> list[float | None]:
         raise GraderError(
             f"grader {name!r} must return one score per completion: {expected} expected, got {len(result)}"
         )
-    return [_check_score(name, i, score) for i, score in enumerate(result)]
+    return [None if score is None else _check_score(name, i, score) for i, score in enumerate(result)]
 
 
-def _check_score(name: str, i: int, score: Any) -> float | None:
-    if score is None:
-        return None
+def _check_score(name: str, i: int, score: Any) -> float:
     try:
-        value = None if isinstance(score, str) else float(score)
+        value = float("no number" if isinstance(score, str) else score)
     except (TypeError, ValueError):
-        value = None
-    except OverflowError:  # an integer
-        value = math.inf
-    if value is None:
         raise GraderError(
             f"grader {name!r} must return numbers or None: score {i} is {type(score).__name__} {str(score)[:80]!r}"
-        )
+        ) from None
+    except OverflowError:  # an integer
+        value = math.inf
     if not math.isfinite(value):
         raise GraderError(
             f"grader {name!r} returned {value} as score {i}: return a finite number (above 0.5 is correct), or None "

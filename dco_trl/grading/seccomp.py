@@ -95,8 +95,7 @@ def unsupported() -> str | None:
 def allow_by_list(processes: bool) -> None:
     """Refuse this thread, for good, every system call that is not in the list; the refused ones give `EPERM`.
 
-    Args:
-        processes: Allow new processes and threads, programs, and signals: where `notify_gated` was called before.
+    `processes` allows new processes and threads, programs, and signals: where `notify_gated` was called before.
     """
     arch, column = _MACHINES[platform.machine()]
     program = [*_check_machine(arch)]

@@ -7,13 +7,18 @@ from hashlib import blake2b
 from threading import Lock
 
 from .. import __version__
+from ..errors import UserError
 
 # Raise it when a change in this folder can change a verdict of a built-in grader: run folders and the verdict cache
 # keep the verdicts of different numbers apart.
-GRADERS_VERSION = 4
+GRADERS_VERSION = 5
 LIMITED = ("timeout", "error")
 STATUSES = ("graded", "unparsed", *LIMITED)
 MAX_SHOWN_CHARS = 1_000
+
+
+class GraderError(UserError):
+    """A grader cannot be loaded, fails, or returns what a grader may not return."""
 
 
 def builtin_source() -> str:

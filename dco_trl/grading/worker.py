@@ -15,19 +15,16 @@ import threading
 import time
 from collections.abc import Callable
 from io import FileIO
+from itertools import count
 from typing import Any
 
-from .errors import GraderError
-from .verdict import Verdict
+from .verdict import GraderError, Verdict
 
 
 def main(timeout: float, memory_limit: int, grader: str | None) -> None:
-    """Serve until standard input ends.
+    """Serve until standard input ends: the user's function of this import path, or, for None, `judge`, confined.
 
-    Args:
-        timeout: Seconds that a verdict may take. The parent enforces it.
-        memory_limit: Bytes of address space, beyond what importing the user's function took.
-        grader: Import path of the user's function; None: `judge`, confined.
+    The parent enforces `timeout`. `memory_limit` comes on top of what importing the user's function took.
     """
     source, out = os.fdopen(os.dup(0), "rb"), FileIO(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
@@ -46,21 +43,20 @@ def main(timeout: float, memory_limit: int, grader: str | None) -> None:
             return _write(out, {"error": f"{error} (in a worker process)"})
         limited = _limit(resource.RLIMIT_AS, _address_space() + memory_limit)
     _write(out, {"ready": True, "memory_limited": limited})
-    while True:
+    for number in count():
         try:
-            items = pickle.load(source)
+            item = pickle.load(source)
         except EOFError:
             return
-        for number, item in items:
-            verdict = Verdict(None, "", "error")
-            try:
-                verdict = evaluate(*item)
-            except GraderError as error:  # the user's function's fault
-                if not isinstance(error.__cause__, MemoryError):
-                    return _write(out, {"error": str(error)})
-            except Exception:  # MemoryError and RecursionError too: this item's, not the worker's
-                pass
-            _write(out, {"number": number, "verdict": [verdict.score, verdict.answer, verdict.status]})
+        verdict = Verdict(None, "", "error")
+        try:
+            verdict = evaluate(*item)
+        except GraderError as error:  # the user's function's fault
+            if not isinstance(error.__cause__, MemoryError):
+                return _write(out, {"error": str(error)})
+        except Exception:  # MemoryError and RecursionError too: this item's, not the worker's
+            pass
+        _write(out, {"number": number, "verdict": [verdict.score, verdict.answer, verdict.status]})
 
 
 def _confined_judge(timeout: float, memory_limit: int) -> tuple[Callable[..., Verdict], bool]:

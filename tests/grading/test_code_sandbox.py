@@ -14,12 +14,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from grading_helpers import needs_confinement, until
 from hostile_programs import CONTAINED, EXCESSIVE, NUMBER, OUTLIVING, PRELUDE, PROGRAMS, REFUSED, programs
 
 from dco_trl.grading import GraderError, code_grader, code_sandbox
 from dco_trl.grading.code_sandbox import Outcome, Program, Watcher, run_program, unconfinable
 
-pytestmark = pytest.mark.skipif(unconfinable() is not None, reason=f"programs are not confined: {unconfinable()}")
+pytestmark = needs_confinement
 # What a refused call says: EPERM, EACCES, EXDEV (a link across folders) or ENOSYS.
 REFUSALS = ("PermissionError", "OSError: [Errno 18]", "OSError: [Errno 38]")
 MEMORY = 1 << 28
@@ -203,14 +204,6 @@ def test_nothing_outlives_the_grading_process(number, tmp_path):
     until(lambda: not named(mark) and not os.listdir(tmp_path))
 
 
-def until(condition) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    pytest.fail("it did not come to this in 30 seconds")
-
-
 def test_stale_folders_go_and_those_in_use_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for name in ("dco-trl-code-stale", "dco-trl-code-used", "other"):
@@ -274,7 +267,7 @@ def test_where_something_is_missing_no_program_runs(refused, message):
     done = under([refused[platform.machine() == "aarch64"]])
     last = done.stderr.splitlines()[-1]
     assert last.startswith(
-        "dco_trl.grading.errors.GraderError: grader 'code' runs the model's programs, and " + message
+        "dco_trl.grading.verdict.GraderError: grader 'code' runs the model's programs, and " + message
     )
     assert last.endswith("`code_grader(…, unsafe=True)`") and "Linux 5.13 or newer" in last and done.stdout == ""
 

@@ -1,15 +1,17 @@
 """What decides about a program: what it does, in every usual idiom, and not what it says or replaces."""
 
+import functools
 import json
-import time
+import os
 
 import pytest
+from grading_helpers import cpu_seconds, needs_confinement
 
-from dco_trl.grading import BulkGrader, code_grader, extract_code
+from dco_trl.grading import BulkGrader, code_grader, extract_code, load_grader
 from dco_trl.grading.code_driver import same_output
-from dco_trl.grading.code_sandbox import unconfinable
+from dco_trl.grading.code_sandbox import Watcher
 
-pytestmark = pytest.mark.skipif(unconfinable() is not None, reason=f"programs are not confined: {unconfinable()}")
+pytestmark = needs_confinement
 
 DOUBLE = [{"input": "3\n4\n", "output": "6\n8"}]
 
@@ -182,6 +184,7 @@ LIARS = [
     "print('passed')",
     "import sys\nsys.exit(0)",
     "import os\nos._exit(0)",
+    "exit()",
     "import os\nfor fd in range(3, 99):\n    try: os.write(fd, b'passed\\n')\n    except OSError: pass",
     "import sys\nsys.exit = print\nraise SystemExit(0)",
     "import atexit, os\natexit.register(os._exit, 0)",
@@ -274,11 +277,8 @@ def test_a_block_of_output_or_use_is_not_the_script(rest):
     assert code_grader([fenced(program) + rest], public_test_cases=[DOUBLE]) == [1.0]
 
 
-def test_extract_code():
-    assert extract_code("x = 1") == "x = 1"
-    assert extract_code("a\n```python\nx = 1\n```\nb\n```sh\nls\n```") == "x = 1\n"
-    assert extract_code("```\nx = f()\n```\n```Python\nx = g()\n```") == "x = g()\n"
-    assert extract_code("so\n```python\nx = 1\ny = 2") == "x = 1\ny = 2"
+def test_without_a_block_the_whole_text_is_the_program():
+    assert extract_code("x = 1") == extract_code("\ufeffx = 1") == "x = 1"
     assert extract_code("") == ""
 
 
@@ -286,19 +286,33 @@ def test_extract_code():
     "unit", ["```" + " " * 16_000, "```\n" + " " * 16_000, "(" * 2000, "f(" * 2000, "[{" * 2000, "a." * 9000]
 )
 def test_extraction_does_not_hold_up_the_grading_process(unit):
-    start = time.process_time()
     for text in (unit, f"```python\n{unit}\n```\n```python\nx\n```"):
-        extract_code(text, ["f"])
-    assert time.process_time() - start < 2.0
+        assert cpu_seconds(lambda text: extract_code(text, ["f"]), text) < 1.0
 
 
-def test_a_time_out_is_told_apart_from_a_failure():
-    with BulkGrader("code", timeout=0.5, num_workers=2) as grader:
-        programs = ["def f(): return 1", "def f(): return 2", "def f():\n    while True: pass"]
+@pytest.mark.parametrize("code", ["code", code_grader, functools.partial(code_grader, timeout=0.5)])
+def test_a_time_out_is_told_apart_from_a_failure(code):
+    """By the grader's name, and by the function itself, whose own arguments stay."""
+    assert load_grader("code") is code_grader
+    limit = {} if isinstance(code, functools.partial) else {"timeout": 0.5}
+    with BulkGrader(code, num_workers=2, **limit) as grader:
+        programs = ["def f(): return 1", "def f(): return 2", fenced("def f():\n    while True: pass")]
         columns = {"test_list": [["assert f() == 1"]] * 3}
         verdicts = grader.grade(None, programs, [""] * 3, columns, progress=False)
+        assert grader._pool is None
     assert [(v.score, v.status) for v in verdicts] == [(1.0, "graded"), (0.0, "graded"), (0.0, "timeout")]
+    assert verdicts[2].answer == "def f():\n    while True: pass"
     assert "2 graded, 0 unparsed, 1 timed out" in str(grader.stats)
+
+
+@pytest.mark.parametrize(("num_workers", "watchers"), [(None, 2), (3, 3)])
+def test_cores_are_shared_by_the_processes_of_a_machine(num_workers, watchers, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    entered, enter = [], Watcher.__enter__
+    monkeypatch.setattr(Watcher, "__enter__", lambda self: entered.append(self) or enter(self))
+    assert code_grader([f"x = {i}" for i in range(5)], test_list=[["assert x"]] * 5, num_workers=num_workers)[0] == 0.0
+    assert len(entered) == watchers
 
 
 def test_the_request_of_a_row_is_plain_json():

@@ -4,12 +4,12 @@ import os
 import resource
 import subprocess
 import sys
-import time
 
 import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+from grading_helpers import has_ended, until
 
 from dco_trl.grading import BulkGrader, GraderError, Verdict, exact_grader, math_grader
 from dco_trl.grading.pool import WorkerPool
@@ -90,7 +90,7 @@ def test_a_hanging_pair_costs_its_worker_and_nothing_else():
     answers = [TOWER] + [f"\\frac{{{i}}}{{7}}" for i in range(40)] + [TOWER + "+ 1"]
     with BulkGrader("math", num_workers=1, timeout=1.0) as grader:
         grader.grade(None, ["0.25"], ["\\frac{1}{4}"], progress=False)
-        before = [w.process.pid for w in grader._pool._workers]
+        before = [w.process.pid for w in grader._pool._workers.values()]
         verdicts = grader.grade(None, answers, ["\\frac{3}{7}"] * 42, progress=False)
         assert (
             (verdicts[0].score, verdicts[0].status) == (None, "timeout") == (verdicts[-1].score, verdicts[-1].status)
@@ -138,9 +138,9 @@ def test_workers_are_renewed(monkeypatch):
     done = 0
     for _ in pool.run([("1", f"{i}.5") for i in range(100)]):
         done += 1
-        pids |= {w.process.pid for w in pool._workers}
+        pids.add(pool._workers[0].process.pid)
     pool.close()
-    assert done == 100 and len(pids) == 2
+    assert done == 100 and len(pids) == 3
 
 
 def test_an_abandoned_run_leaves_no_answers_behind():
@@ -155,7 +155,7 @@ def test_an_abandoned_run_leaves_no_answers_behind():
 def test_workers_end_with_the_grader_and_with_the_process():
     with BulkGrader("math", num_workers=2) as grader:
         grader.grade(None, [f"\\frac{{{i}}}{{3}}" for i in range(200)], ["1"] * 200, progress=False)
-        workers = [psutil.Process(w.process.pid) for w in grader._pool._workers]
+        workers = [psutil.Process(w.process.pid) for w in grader._pool._workers.values()]
         assert workers
     assert not any(w.is_running() for w in workers)
 
@@ -166,12 +166,7 @@ def test_workers_end_with_the_grader_and_with_the_process():
         "print(grader._pool._workers[0].process.pid, flush=True)\nos.kill(os.getpid(), 9)"
     )
     pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
-    for _ in range(100):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("the worker outlived its killed parent")
+    until(lambda: has_ended(pid))
 
 
 def test_a_worker_loads_little_and_is_limited():
@@ -185,11 +180,14 @@ def test_a_worker_loads_little_and_is_limited():
         assert process.num_threads() == 1
 
 
-def test_a_worker_that_cannot_start_says_why(monkeypatch):
-    grader = BulkGrader("math", num_workers=1)
+@pytest.mark.parametrize(
+    ("name", "reason"), [("math", "encodings|dco_trl"), ("operator:eq", "What it printed is above")]
+)
+def test_a_worker_that_cannot_start_says_why(name, reason, monkeypatch):
+    grader = BulkGrader(name, num_workers=1)
     monkeypatch.setattr("dco_trl.grading.pool.sys.path", [])
     monkeypatch.setenv("PYTHONHOME", "/nowhere")
-    with pytest.raises(GraderError, match="a grading worker could not start:\n(.|\n)*encodings|dco_trl"):
+    with pytest.raises(GraderError, match=f"a grading worker could not start:\n(.|\n)*({reason})"):
         grader.grade(None, ["0.5"], ["\\frac{1}{3}"], progress=False)
     grader.close()
 
@@ -250,13 +248,6 @@ def test_a_users_function_sees_each_row_once():
         assert (bulk.stats.rows, bulk.stats.distinct, bulk.stats.unparsed) == (4000, 3, 1000)
         bulk.grade(["p"] * 3000, [str(i) for i in range(3000)], ["a"] * 3000, {"level": [1] * 3000}, progress=False)
         assert calls[1:] == [1024, 1024, 952]
-
-
-def test_exact_equals_the_reward_function():
-    completions = ["\\boxed{1{,}000}", "1,000", "x", "", "\\frac12"] * 3
-    answers = ["1000", "1000", "y", "1", "\\dfrac{1}{2}"] * 3
-    verdicts = BulkGrader("exact").grade(None, completions, answers, progress=False)
-    assert [v.score for v in verdicts] == exact_grader(completions, answer=answers)
 
 
 def test_exact_compares_the_whole_of_a_long_answer():

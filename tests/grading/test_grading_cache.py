@@ -20,10 +20,6 @@ def grade(folder, pairs=PAIRS, **options):
     return verdicts, grader.stats
 
 
-def known(cache, *pair):
-    return dict(cache.get([pair])).get(0)
-
-
 def test_second_time_from_disk(tmp_path):
     first, stats = grade(tmp_path / "new" / "folder")
     assert (stats.computed, stats.from_cache) == (6, 0)
@@ -40,18 +36,18 @@ def test_keys(tmp_path, monkeypatch):
     for i, pair in enumerate(hostile):
         cache.put(pair, Verdict(float(i % 2), "\ud800" if i else ""))
     cache.flush()
-    assert [known(cache, *pair).score for pair in hostile] == [0, 1, 0, 1, 0, 1, 0]
-    assert known(cache, "1", "\ud800").answer == "\ud800" and known(cache, "a", "b").answer == ""
+    assert [cache.get(pair).score for pair in hostile] == [0, 1, 0, 1, 0, 1, 0]
+    assert cache.get(("1", "\ud800")).answer == "\ud800" and cache.get(("a", "b")).answer == ""
     many = [("x", str(i)) for i in range(1200)]
     for pair in many[::2]:
         cache.put(pair, Verdict(1.0))
     cache.flush()
-    assert sorted(i for i, _ in cache.get(many)) == list(range(0, 1200, 2))
+    assert [i for i, pair in enumerate(many) if cache.get(pair)] == list(range(0, 1200, 2))
     cache.close()
     # Another version of a library may judge otherwise.
     monkeypatch.setattr("dco_trl.grading.cache.identity", lambda: "math 1; math-verify 99")
     other = VerdictCache(tmp_path, 10.0, 1 << 30)
-    assert known(other, "a", "b") is None
+    assert other.get(("a", "b")) is None
     other.close()
 
 
@@ -63,7 +59,7 @@ def test_limits_are_tried_again_only_if_raised(tmp_path):
     cache.close()
     for timeout, memory, known in [(2.0, 1 << 30, 3), (1.0, 1 << 29, 3), (3.0, 1 << 30, 1), (2.0, 1 << 31, 1)]:
         cache = VerdictCache(tmp_path, timeout, memory)
-        assert len(list(cache.get([("1", "hang"), ("1", "crash"), ("1", "2")]))) == known
+        assert sum(cache.get(("1", answer)) is not None for answer in ("hang", "crash", "2")) == known
         cache.close()
 
 
@@ -90,6 +86,8 @@ def test_a_damaged_file_is_set_aside(tmp_path, damage):
         connection.close()
     with pytest.warns(UserWarning, match="verdict cache .*verdicts.sqlite is damaged .* a new one begun") as told:
         verdicts, stats = grade(tmp_path)
+    if damage == "layout":
+        assert "its table has other columns" in str(told[0].message)
     if damage in ("status", "score"):
         assert "it holds the verdict" in str(told[0].message) and "with status" in str(told[0].message)
     assert [v.score for v in verdicts] == [0, 0, 0, 1, 0, 0]
@@ -138,8 +136,7 @@ def test_two_processes_write_at_once(tmp_path):
         assert process.communicate()[1] == b"" and process.returncode == 0
     cache = VerdictCache(tmp_path, 10.0, 1 << 30)
     for who in ("1", "2", "both"):
-        pairs = [(who, str(i)) for i in range(3000)]
-        found = {i: (v.score, v.answer) for i, v in cache.get(pairs)}
+        found = {i: (v.score, v.answer) for i in range(3000) if (v := cache.get((who, str(i))))}
         assert found == {i: (float(i % 3 == 0), str(i)) for i in range(3000) if bool(i % 2) == (who == "both")}
     cache.close()
 
@@ -153,7 +150,7 @@ def test_threads_share_a_cache(tmp_path):
             cache.put((str(me), str(i)), Verdict(float(i % 2), f"{me} {i}"))
             if i % 20 == 0:
                 cache.flush()
-                found += [v.answer == f"{me} {j}" for j, v in cache.get([(str(me), str(j)) for j in range(i)])]
+                found += [cache.get((str(me), str(j))).answer == f"{me} {j}" for j in range(i)]
         return all(found) and len(found)
 
     with warnings.catch_warnings(), ThreadPoolExecutor(8) as executor:

@@ -4,11 +4,12 @@ import base64
 import json
 
 import pytest
+from grading_helpers import needs_confinement
 
-from dco_trl.grading import BulkGrader, GraderError, code_grader, load_grader
-from dco_trl.grading.code_sandbox import Outcome, Watcher, run_program, unconfinable
+from dco_trl.grading import BulkGrader, GraderError, code_grader
+from dco_trl.grading.code_sandbox import Outcome, Watcher, run_program
 
-pytestmark = pytest.mark.skipif(unconfinable() is not None, reason=f"programs are not confined: {unconfinable()}")
+pytestmark = needs_confinement
 
 
 def grade(rows, completions, **options):
@@ -60,40 +61,14 @@ def test_livecodebench_rows():
 @pytest.mark.parametrize(
     "cases",
     [
-        "",
-        "no JSON",
-        "[]",
-        "{}",
-        "3",
-        [{"input": "1"}],
+        *("", "no JSON", "[]", "{}", "3", "[" * 9999, [{"input": "1"}]),
         [{"input": "x", "output": "1", "testtype": "functional"}],
-        "[" * 9999,
+        # Private cases are published as base64 of a compressed pickle; unpickling would run what is in it.
+        base64.b64encode(b"\x80\x04N.").decode(),
     ],
 )
 def test_rows_whose_tests_cannot_be_used_have_no_verdict(cases):
     assert code_grader(["print(1)"], public_test_cases=[cases], starter_code=["def f(x):"]) == [None]
-
-
-def test_private_cases_of_livecodebench_are_not_unpickled():
-    # They are published as base64 of a compressed pickle; unpickling runs what is in it.
-    assert code_grader(["print(1)"], public_test_cases=[base64.b64encode(b"\x80\x04N.").decode()]) == [None]
-
-
-def test_a_program_that_ends_before_its_tests_does_not_pass():
-    row = {"prompt": "def f():\n", "test": "def check(f):\n    assert f() == 1", "entry_point": "f"}
-    for ending in (
-        "import sys; sys.exit(0)",
-        "import os; os._exit(0)",
-        "raise SystemExit",
-        "exit()",
-        "print('passed')",
-    ):
-        assert grade([row], [f"    {ending}\n"]) == [0.0], ending
-
-
-def test_tests_that_never_end_are_a_failure_in_time():
-    row = {"prompt": "def f():\n", "test": "def check(f):\n    while True: pass", "entry_point": "f"}
-    assert grade([row], ["    return 1\n"], timeout=1.0) == [0.0]
 
 
 def test_outcomes_name_what_happened():
@@ -115,10 +90,6 @@ def test_the_same_program_runs_once(monkeypatch):
     monkeypatch.setattr(Watcher, "run", lambda self, program: ran.append(program) or run(self, program))
     assert code_grader(["x = 1"] * 50, test_list=[["assert x"]] * 50) == [1.0] * 50
     assert len(ran) == 1
-
-
-def test_it_is_found_by_its_name():
-    assert load_grader("code") is code_grader
 
 
 # ------------------------------------------------------------------ refusals

@@ -21,24 +21,9 @@ ATOMS = [
     *("\\frac{1}{", "\\frac", "\\sqrt{", "\\sqrt[", "\\binom{99}{", "\\sum_{n=1}^{", "\\prod_{k=1}^{", "\\int_0^{"),
     *("\\lim_{x\\to", "\\log_{", "\\sin", "\\begin{pmatrix}", "\\end{pmatrix}", "&", "\\\\", "\\boxed{", "\\text{"),
     *("$", "$$", "\\(", "\\)", "\\[", "\\]", "%", "\\%", "#", "####", "_", "~", "'", '"', "`", "\\", "//", "**", "@"),
-    *(
-        "\x00",
-        "\x01",
-        "\x1b[2J",
-        "\x7f",
-        "\r",
-        "\n",
-        "\t",
-        "\u202e",
-        "\u200b",
-        "\ufeff",
-        "\ud800",
-        "\udfff",
-        "😀",
-        "٣",
-    ),
+    *("\x00", "\x01", "\x1b[2J", "\x7f", "\r", "\n", "\t", "\u202e", "\u200b", "\ufeff", "\ud800", "\udfff", "😀"),
     *("__import__('os')", "os.system", "eval(", "exec(", "lambda:0", "Symbol('x')", "import os", "().__class__", "%s"),
-    *("</answer>", "<answer>", "answer is ", "and", " or ", "12 inches", "I hope", "one hundred", ".", ":", " "),
+    *("٣", "</answer>", "<answer>", "answer is ", "and", " or ", "12 inches", "I hope", "one hundred", ".", ":", " "),
 ]
 
 
@@ -111,7 +96,7 @@ def test_hand_made_strings(tmp_path):
     answers = ["\\frac{1}{2}"] * len(completions)
     with BulkGrader("math", num_workers=2, timeout=TIMEOUT, memory_limit=512 << 20) as grader:
         verdicts = grader.grade(None, completions, answers, progress=False)
-        for worker in grader._pool._workers:
+        for worker in grader._pool._workers.values():
             assert psutil.Process(worker.process.pid).memory_info().rss < 512 << 20
     assert all(v.score == 1.0 for v in verdicts[1::3] + verdicts[2::3])
     assert not any(v.score == 1.0 for v in verdicts[::3])

@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+from grading_helpers import needs_confinement
 
 from dco_trl.grading import (
     BulkGrader,
@@ -14,77 +15,21 @@ from dco_trl.grading import (
     math_grader,
     regex_grader,
 )
-from dco_trl.grading.code_sandbox import unconfinable
 from dco_trl.grading.thoughts import strip_thoughts
 
 RIGHT_B = (
-    *(
-        "\\boxed{\\text{B}}",
-        "$\\mathbf{B}$",
-        "\\boxed{\\text{B}. Paris}",
-        "`B`",
-        "Ｂ",
-        "（Ｂ）",
-        "𝐁",
-        "Ⓑ",
-        "[B]",
-        "<think>A</think>B",
-    ),
-    *(
-        "ANSWER: $B$",
-        "Answer: \\textbf{(B)}",
-        "\\(\\text{B}\\)",
-        "**Answer: (B)** Paris",
-        "Answer: B\n\nA is wrong.",
-        "answer: b",
-    ),
-    *(
-        "The answer is clearly B.",
-        "It's B.",
-        "B is correct",
-        "(B) because (A) is wrong",
-        "Answer: B, not A",
-        "B - Paris",
-    ),
-    *(
-        "The answer is B rather than A",
-        "B. the cell membrane",
-        "\\boxed{B: A polygenic score}",
-        "Answer: B. I think so.",
-    ),
+    *("\\boxed{\\text{B}}", "$\\mathbf{B}$", "\\boxed{\\text{B}. Paris}", "`B`", "Ｂ", "（Ｂ）", "𝐁", "Ⓑ", "[B]"),
+    *("<think>A</think>B", "ANSWER: $B$", "Answer: \\textbf{(B)}", "\\(\\text{B}\\)", "**Answer: (B)** Paris"),
+    *("Answer: B\n\nA is wrong.", "answer: b", "The answer is clearly B.", "It's B.", "B is correct"),
+    *("(B) because (A) is wrong", "Answer: B, not A", "B - Paris", "The answer is B rather than A"),
+    *("B. the cell membrane", "\\boxed{B: A polygenic score}", "Answer: B. I think so."),
 )
 NO_LETTER = (
-    *(
-        "Answer: B or C",
-        "Answer: (B) or (C)",
-        "Answer: B/C",
-        "Answer: A B C D",
-        "B; C",
-        "both B and C",
-        "either B or C",
-    ),
-    *(
-        "Answer: A) B) C)",
-        "Answer: A. B. C.",
-        "(B) (C)",
-        "B | C",
-        "\\boxed{B}, \\boxed{C}",
-        "The answer is B (or C)",
-        "B, maybe C",
-    ),
-    *(
-        "E coli",
-        "C. elegans",
-        "B cells",
-        "D minor",
-        "C++",
-        "A+",
-        "D'accord",
-        "Don't know",
-        "None of the above",
-        "Vitamin B",
-    ),
-    *("The answer is not B", "(A) 5 (B) 6", "AB", "B. or C.", "<think>B"),
+    *("Answer: B or C", "Answer: (B) or (C)", "Answer: B/C", "Answer: A B C D", "B; C", "both B and C"),
+    *("either B or C", "Answer: A) B) C)", "Answer: A. B. C.", "(B) (C)", "B | C", "\\boxed{B}, \\boxed{C}"),
+    *("The answer is B (or C)", "B, maybe C", "E coli", "C. elegans", "B cells", "D minor", "C++", "A+", "D'accord"),
+    *("Don't know", "None of the above", "Vitamin B", "The answer is not B", "(A) 5 (B) 6", "AB", "B. or C."),
+    "<think>B",
 )
 LONG = "Let us see what the options are and think about each of them in turn. " * 6
 
@@ -244,7 +189,7 @@ def test_an_expression_without_end_is_stopped():
     assert [(verdict.score, verdict.status) for verdict in verdicts] == [(None, "timeout"), (0.0, "graded")]
 
 
-@pytest.mark.skipif(unconfinable() is not None, reason="this kernel cannot confine programs")
+@needs_confinement
 def test_code_leaves_thoughts_out():
     right, wrong = "```python\nx = 1\n```", "```python\nx = 2\n```"
     texts = [f"<think>{wrong}</think>{right}", f"<think>{right}</think>{wrong}", f"<think>{right}"]

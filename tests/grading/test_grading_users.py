@@ -3,18 +3,15 @@
 import os
 import subprocess
 import sys
-import time
 
-import psutil
 import pytest
+from grading_helpers import has_ended, until
 
 from dco_trl.cli._grading import GradingConfig
 from dco_trl.cli._grading import grade as grade_command
 from dco_trl.grading import BulkGrader, GraderError
 from dco_trl.problem import Problem
-from dco_trl.runs import sample_run
-from dco_trl.sampling import SamplingParams
-from dco_trl.sampling.protocol import Sample
+from dco_trl.runs import RunStore
 
 SOURCE = """
 import asyncio, os, subprocess, sys, time
@@ -116,25 +113,17 @@ def test_many_distinct_rows_come_back_in_order():
     assert [score for score, _ in verdicts] == [float(i % 2 == 0) for i in range(2500)] and stats.computed == 2500
 
 
-def test_a_function_that_writes_for_ever_is_killed_after_the_timeout():
-    assert grade("never_silent", ["a"], timeout=1.0)[0] == [(None, "timeout")]
-
-
 def test_a_function_that_hangs_is_killed_after_the_timeout():
     verdicts, stats = grade("slow", ["a", "hang", "b"], timeout=1.0)
     assert verdicts == [(1.0, "graded"), (None, "timeout"), (0.0, "graded")]
     assert (stats.timeout, stats.graded) == (1, 2)
+    assert grade("never_silent", ["a"], timeout=1.0)[0] == [(None, "timeout")]  # whatever it writes meanwhile
 
 
 def test_what_it_has_started_ends_with_it(tmp_path):
     verdicts, _ = grade("starts_a_program", [str(tmp_path / "pid")], timeout=3.0)
     assert verdicts == [(None, "timeout")]
-    pid = int((tmp_path / "pid").read_text())
-    for _ in range(50):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return
-        time.sleep(0.1)
-    pytest.fail("a program that the function had started is still running")
+    until(lambda: has_ended(int((tmp_path / "pid").read_text())))
 
 
 def test_a_function_that_fills_the_memory_or_dies_costs_its_row():
@@ -236,15 +225,6 @@ def test_rows_that_only_look_equal_are_graded_apart():
     assert [verdict.score for verdict in verdicts] == [0.0, 1.0]
 
 
-def test_code_keeps_its_own_processes_under_the_same_limits():
-    programs = ["x = 1", "while True: pass", "x = 2"]
-    columns = {"test_list": [["assert x == 1"]] * 3}
-    with BulkGrader("code", timeout=2.0, num_workers=2) as bulk:
-        verdicts = bulk.grade(None, programs, [""] * 3, columns, progress=False)
-        assert bulk._pool is None
-    assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 0.0]
-
-
 @pytest.mark.slow
 def test_a_worker_that_hangs_ends_with_a_killed_parent(tmp_path):
     code = (
@@ -256,27 +236,12 @@ def test_a_worker_that_hangs_ends_with_a_killed_parent(tmp_path):
         "print(grader._pool._workers[0].process.pid, flush=True)\nos.kill(os.getpid(), 9)"
     )
     pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
-    for _ in range(100):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return
-        time.sleep(0.1)
-    pytest.fail("the worker outlived its killed parent")
+    until(lambda: has_ended(pid))
 
 
 def test_the_shells_timeout_reaches_the_function(tmp_path):
-    class Says:
-        """A sampler of two known texts."""
-
-        def sample(self, requests, params):
-            return [[Sample(text, None, 1, "stop") for text in ("a", "hang")] for _ in requests]
-
-        def identity(self):
-            return {"model": "says", "revision": "", "adapter": "", "sampler": "says"}
-
-        def close(self):
-            pass
-
-    sample_run(tmp_path / "run", [Problem("p", "q", "a")], Says(), 2, SamplingParams(), progress=False)
+    with RunStore.writing(tmp_path / "run", {"model": "m"}, [Problem("p", "q", "a")]) as store:
+        store.write_samples([("p", i, text, 1, "stop") for i, text in enumerate(("a", "hang"))])
     summary = grade_command(
         str(tmp_path / "run"), GradingConfig("users_graders_of_test:slow", timeout=1.0, num_workers=1)
     )

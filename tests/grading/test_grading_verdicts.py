@@ -124,6 +124,7 @@ def test_mixed_numbers(text, formula):
         ("x<3", "(-\\infty,3)"),
         ("3 \\ge t", "(-\\infty,3]"),
         ("1<x\\leqslant 3", "(1,3]"),
+        ("x \\geqslant 3", "[3,\\infty)"),
         ("3 > x >= 1", "[1,3)"),
         ("x<1 or 2<x", "(-\\infty,1)\\cup (2,\\infty)"),
         *((same, same) for same in ("1<x>3", "x<y<z<w", "ab<3", "x<", "3", "x<1 or 5", "x<1,x>3", "1<2")),

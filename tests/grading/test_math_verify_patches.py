@@ -13,27 +13,10 @@ from dco_trl.grading.math_verify_patches import certainly_nonzero
 STRINGS = [
     *("1", "x^5-x^4+1", "3x^2 + 27x + 60", "y = x^2 + 2", "\\left[ \\frac{\\pi^3}{32}, \\frac{7 \\pi^3}{8} \\right]"),
     *("(-\\infty, -7)\\cup(-7, 3)", "0,\\tfrac32, 2i, -2i", "\\begin{pmatrix} 1 \\\\ -2 \\end{pmatrix}", "\\{1,2\\}"),
-    *(
-        "\\fac{1}{\\sqrt{10}}",
-        "7 - 2 \\2pi",
-        "75^\\cic",
-        "\\text(C)}",
-        "12\\sqrt{1\\3}",
-        "11z^{17}(5+11z^{17})",
-        "2^{",
-    ),
-    *(
-        "\\sin^2 x + \\cos^2 x",
-        "x^2+2x+1",
-        "(x+1)^2",
-        "\\sqrt{x^2}",
-        "x",
-        "52_8",
-        "1,000",
-        "a < b",
-        "3 \\le x < 5",
-        "=",
-    ),
+    *("\\fac{1}{\\sqrt{10}}", "7 - 2 \\2pi", "75^\\cic", "\\text(C)}", "12\\sqrt{1\\3}", "11z^{17}(5+11z^{17})"),
+    "2^{",
+    *("\\sin^2 x + \\cos^2 x", "x^2+2x+1", "(x+1)^2", "\\sqrt{x^2}", "x", "52_8", "1,000", "a < b", "3 \\le x < 5"),
+    "=",
 ]
 CODE = """
 import json, logging, sys

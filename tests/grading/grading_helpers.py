@@ -1,0 +1,37 @@
+"""What the tests of graders share."""
+
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from dco_trl.grading.code_sandbox import unconfinable
+
+needs_confinement = pytest.mark.skipif(
+    unconfinable() is not None, reason=f"programs are not confined: {unconfinable()}"
+)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition."""
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail("it did not come to this in 30 seconds")
+
+
+def has_ended(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def cpu_seconds(call: Callable[[str], object], text: str) -> float:
+    """Processor time of a call, the shortest of three."""
+
+    def once() -> float:
+        start = time.process_time()
+        call(text)
+        return time.process_time() - start
+
+    return min(once() for _ in range(3))
