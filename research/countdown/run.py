@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import reasoning_gym
+import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import TrainerCallback
@@ -25,7 +26,7 @@ from transformers import TrainerCallback
 from dco_trl.coverage_numpy import coverage
 from dco_trl.demo import task as demo
 from dco_trl.demo.training import be_quiet, training_arguments
-from dco_trl.sampling import SampleRequest, SamplingParams, exact_coverage
+from dco_trl.sampling import exact_coverage
 from dco_trl.statistics import pass_at_k
 from research.baselines.mazes import Mazes
 from research.baselines.training import make_trainer
@@ -35,8 +36,8 @@ from research.common.processes import environment, run_all, write
 
 VOCABULARY = ["<pad>", "<eos>", "=", ">", *"0123456789", *"+-*/()"]
 MAX_TOKENS = 24
-NUM_TRAIN, NUM_HELD_OUT = 1500, 150  # of validation, and of test
-NUM_EPOCHS, EVERY = 40, 5
+NUM_TRAIN, NUM_HELD_OUT = 800, 150  # of validation, and of test
+NUM_EPOCHS, EVERY = 40, 8
 BUDGET = 64
 TEMPERATURES = (1.0, 1.5)
 METHODS = {"cross-entropy": 1, "DCO": BUDGET}
@@ -95,13 +96,18 @@ class Recorder(TrainerCallback):
         self.log_p.append(exact.log_p.round(4).tolist())
 
     def sample(self, model: Any, temperature: float) -> list[int]:
-        requests = [SampleRequest(row["prompt"], self.num_samples, stream=i) for i, row in enumerate(self.rows)]
-        params = SamplingParams(temperature=temperature, max_tokens=MAX_TOKENS, seed=0)
-        drawn = FastSampler(model, self.tokenizer).sample(requests, params)
-        return [
-            sum(sample.finish_reason == "stop" and is_right(row["prompt"], sample.text) for sample in samples)
-            for row, samples in zip(self.rows, drawn, strict=True)
-        ]
+        """Right ones among the samples of each problem, which are drawn from the same uniform numbers each time."""
+        prompts = torch.tensor([self.tokenizer.convert_tokens_to_ids(list(row["prompt"])) for row in self.rows])
+        owners = torch.arange(len(self.rows)).repeat_interleave(self.num_samples)
+        generator = torch.Generator().manual_seed(0)
+        uniforms = torch.rand(len(owners), MAX_TOKENS, generator=generator, dtype=torch.float64)
+        drawn = FastSampler(model, self.tokenizer)._sample(prompts[owners], uniforms, temperature).tolist()
+        right, end = [0] * len(self.rows), self.tokenizer.eos_token_id
+        for owner, ids in zip(owners.tolist(), drawn, strict=True):
+            if end in ids:
+                text = "".join(VOCABULARY[i] for i in ids[: ids.index(end)])
+                right[owner] += is_right(self.rows[owner]["prompt"], text)
+        return right
 
 
 def train(
@@ -118,7 +124,9 @@ def train(
     rows = make_problems(seed, num_train + 2 * num_held_out)
     tokenizer = demo.make_tokenizer(VOCABULARY)
     length = len(rows[0]["prompt"]) + MAX_TOKENS
-    model = demo.make_model(seed, len(VOCABULARY), max_position_embeddings=length)
+    model = demo.make_model(
+        seed, len(VOCABULARY), hidden_size=128, intermediate_size=256, max_position_embeddings=length
+    )
     recorder = Recorder(tokenizer, rows[: 2 * num_held_out], every, num_samples)
     with TemporaryDirectory(prefix="countdown-") as folder:
         arguments = training_arguments(folder, num_train, num_epochs, seed) | Mazes.settings
