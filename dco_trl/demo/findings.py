@@ -11,6 +11,11 @@ from ..statistics import cross_fit_schedule
 COMPARED_AT = 256
 # The shape of the paper's Table 1, as relative changes in pass@256.
 CE_FALLS_BY, DCO_ABOVE_BEST_BY, DCO_ABOVE_END_BY = 0.20, 0.10, 0.40
+_WANTED = {
+    "ce_falls_while_pass@1_rises": f"cross-entropy's pass@256 falls by {CE_FALLS_BY:.0%} while its pass@1 rises",
+    "dco_above_ce_best": f"DCO ends {DCO_ABOVE_BEST_BY:.0%} above cross-entropy's best epoch",
+    "dco_above_ce_end": f"DCO ends {DCO_ABOVE_END_BY:.0%} above cross-entropy's last",
+}
 
 
 def coverage_at(run: dict[str, Any], k: int) -> list[float]:
@@ -31,14 +36,12 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     thresholds above.
     """
     (ce,) = (run for run in runs if run["num_attempts"] == 1)
-    dco = min(
-        (run for run in runs if run["num_attempts"] > 1),
-        key=lambda run: max(run["num_attempts"], COMPARED_AT) / min(run["num_attempts"], COMPARED_AT),
-    )
+    others = (run for run in runs if run["num_attempts"] > 1)
+    dco = min(others, key=lambda run: abs(np.log(run["num_attempts"] / COMPARED_AT)))
     at_1, at_256 = coverage_at(ce, 1), coverage_at(ce, COMPARED_AT)
-    best = max(range(len(at_256)), key=lambda i: at_256[i])
-    end = coverage_at(dco, COMPARED_AT)[-1]
+    best, end = int(np.argmax(at_256)), coverage_at(dco, COMPARED_AT)[-1]
     fall, above_best, above_end = 1 - at_256[-1] / at_256[best], end / at_256[best] - 1, end / at_256[-1] - 1
+    shown = (fall >= CE_FALLS_BY and at_1[-1] > at_1[best], above_best >= DCO_ABOVE_BEST_BY)
     return {
         "seed": ce["seed"],
         "ce_best_epoch": ce["epochs"][best],
@@ -51,11 +54,7 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "dco_pass@256_end": end,
         "dco_above_ce_best_by": above_best,
         "dco_above_ce_end_by": above_end,
-        "shown": {
-            "ce_falls_while_pass@1_rises": fall >= CE_FALLS_BY and at_1[-1] > at_1[best],
-            "dco_above_ce_best": above_best >= DCO_ABOVE_BEST_BY,
-            "dco_above_ce_end": above_end >= DCO_ABOVE_END_BY,
-        },
+        "shown": dict(zip(_WANTED, (*shown, above_end >= DCO_ABOVE_END_BY), strict=True)),
     }
 
 
@@ -76,16 +75,13 @@ def schedule(k: Sequence[int], log_p: np.ndarray) -> dict[str, list[float]]:
 def sentences(results: dict[str, Any]) -> list[str]:
     """State what the runs show, or fail to show, and the check by sampling."""
     seeds = results["summary"]
-    if len(seeds) == 1:
-        finding = _one_seed(seeds[0])
-    else:
-        shown = sum(all(seed["shown"].values()) for seed in seeds)
-        finding = f"{shown} of {len(seeds)} seeds show the shape of the paper's Table 1. The first table shows means."
+    shown = sum(all(seed["shown"].values()) for seed in seeds)
+    finding = f"{shown} of {len(seeds)} seeds show the shape of the paper's Table 1. The first table shows means."
     n = seeds[0]["dco_num_attempts"]
     run = next(run for run in results["runs"] if (run["seed"], run["num_attempts"]) == (seeds[0]["seed"], n))
     check = run["check"]
     return [
-        finding,
+        finding if len(seeds) > 1 else _one_seed(seeds[0]),
         f"Checked by sampling ({run_name(n)}, {check['samples']:,} samples): pass@{check['k']} is "
         f"{check['sampled']:.2%} ± {check['standard_error']:.2%}; exact: {check['exact']:.2%}.",
     ]
@@ -103,19 +99,11 @@ def _one_seed(seed: dict[str, Any]) -> str:
         f"pass@256 ends at {seed['dco_pass@256_end']:.1%}: {_relative(seed['dco_above_ce_best_by'])} "
         f"cross-entropy's best epoch, {_relative(seed['dco_above_ce_end_by'])} its last."
     )
-    shown = "This is the shape of the paper's Table 1." if all(seed["shown"].values()) else _not_shown(seed)
-    return f"Cross-entropy: {ce}\n{run_name(seed['dco_num_attempts'])}: {dco}\n{shown}"
+    missing = "; ".join(_WANTED[name] for name, shown in seed["shown"].items() if not shown)
+    shape = f"These runs do not show all of the paper's Table 1. Missing: {missing}."
+    shape = shape if missing else "This is the shape of the paper's Table 1."
+    return f"Cross-entropy: {ce}\n{run_name(seed['dco_num_attempts'])}: {dco}\n{shape}"
 
 
 def _relative(change: float) -> str:
     return f"{abs(change):.0%} {'above' if change >= 0 else 'below'}"
-
-
-def _not_shown(seed: dict[str, Any]) -> str:
-    wanted = {
-        "ce_falls_while_pass@1_rises": f"cross-entropy's pass@256 falls by {CE_FALLS_BY:.0%} while its pass@1 rises",
-        "dco_above_ce_best": f"DCO ends {DCO_ABOVE_BEST_BY:.0%} above cross-entropy's best epoch",
-        "dco_above_ce_end": f"DCO ends {DCO_ABOVE_END_BY:.0%} above cross-entropy's last",
-    }
-    missing = "; ".join(wanted[name] for name, shown in seed["shown"].items() if not shown)
-    return f"These runs do not show all of the paper's Table 1. Missing: {missing}."

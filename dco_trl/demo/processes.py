@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import queue
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -34,21 +33,15 @@ def run_in_processes(
         ticked: Called with the number of ticks so far, twice a second and at the end.
     """
     context = multiprocessing.get_context("spawn")  # not a fork: forked threads of torch can hang
-    ticks, count = context.Queue(), 0
-    before = {name: os.environ.get(name) for name in environment}
+    ticks = context.Value("i", 0)
+    before = dict(os.environ)
     os.environ.update(environment)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(ticks,))
     try:
         pending = {pool.submit(function, *job): number for number, job in enumerate(jobs)}
         while pending:
             ready, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-            while True:
-                try:
-                    ticks.get_nowait()
-                except queue.Empty:
-                    break
-                count += 1
-            ticked(count)
+            ticked(ticks.value)
             for future in ready:
                 finished(pending.pop(future), future)
     except BaseException:  # an error in one run, or Ctrl-C: do not wait for the others
@@ -57,16 +50,15 @@ def run_in_processes(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in environment:
+            os.environ.pop(name)
+            os.environ.update({name: before[name]} if name in before else {})
 
 
 def tick() -> None:
     """Tell the parent that a part of a run is done."""
-    _ticks.put(1)
+    with _ticks.get_lock():
+        _ticks.value += 1
 
 
 def _start_worker(ticks: Any) -> None:

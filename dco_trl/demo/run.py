@@ -2,7 +2,6 @@
 
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..checks import check_integer, check_num_attempts
 from ..cores import available_cores
 from ..errors import UserError
 from .findings import schedule, summarise
@@ -54,32 +54,21 @@ def run_demo(
             print(results["summary"])
         ```
     """
-    from ..checks import check_num_attempts
     from .training import NUM_EPOCHS, SETTINGS, train_run
 
-    num_epochs = NUM_EPOCHS if num_epochs is None else num_epochs
+    num_epochs = check_integer("num_epochs", NUM_EPOCHS if num_epochs is None else num_epochs)
     for name, values in (("num_attempts", num_attempts), ("seeds", seeds)):
         if not values or len(set(values)) != len(values):
             raise UserError(f"`{name}` must be distinct numbers and at least one of them, got {list(values)}.")
-    for n in num_attempts:
-        check_num_attempts(n)
-        if n == 1:
-            raise UserError("`num_attempts=1` is cross-entropy, which is always run. Give DCO's N's, 2 and above.")
-    if min(seeds) < 0:
-        raise UserError(f"`seeds` must not be negative, got {list(seeds)}.")
-    if num_epochs < 1:
-        raise UserError(f"`num_epochs` must be at least 1, got {num_epochs}.")
+    for seed in seeds:
+        check_integer("seeds", seed, at_least=0)
+    if 1 in map(check_num_attempts, num_attempts):
+        raise UserError("`num_attempts=1` is cross-entropy, which is always run. Give DCO's N's, 2 and above.")
     jobs = [(n, seed) for seed in seeds for n in (1, *sorted(num_attempts, reverse=True))]
     workers = min(len(jobs), workers or available_cores())
 
     started = time.perf_counter()
-    runs = _run_in_processes(
-        train_run,
-        jobs,
-        num_epochs,
-        workers,
-        lambda done: progress(done, len(jobs) * num_epochs),
-    )
+    runs = train_all(train_run, jobs, num_epochs, workers, progress)
     runs.sort(key=lambda run: (run["seed"], run["num_attempts"]))
     summary = []
     for seed in seeds:
@@ -94,66 +83,57 @@ def run_demo(
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "trl", "numpy")},
         },
-        "hardware": {"processor": processor_name(), "cores": available_cores(), "system": platform.platform()},
+        "hardware": {"processor": _processor_name(), "cores": available_cores(), "system": platform.platform()},
         "seconds": time.perf_counter() - started,
         "summary": summary,
         "runs": runs,
     }
 
 
-def save_results(results: dict[str, Any], folder: str | Path) -> list[Path]:
-    """Write `demo.json`, `demo.png` and `demo.svg` into a folder, and return their paths."""
-    from .figure import plot_demo
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / "demo.json", folder / "demo.png", folder / "demo.svg"]
-    paths[0].write_text(json.dumps(results) + "\n")
-    figure = plot_demo(results)
-    figure.savefig(paths[1], dpi=150)
-    figure.savefig(paths[2])
-    return paths
-
-
-def processor_name() -> str:
-    """The processor's name, as well as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _run_in_processes(
+def train_all(
     train_run: Callable[..., dict[str, Any]],
     jobs: Sequence[tuple[int, int]],
     num_epochs: int,
     workers: int,
-    progress: Callable[[int], None],
+    progress: Callable[[int, int], None],
 ) -> list[dict[str, Any]]:
+    """Records of the runs of these N's and seeds."""
     runs: list[dict[str, Any]] = []
+    total = len(jobs) * num_epochs
     try:
         run_in_processes(
-            _work,
-            [(train_run, *job, num_epochs) for job in jobs],
+            train_run,
+            [(*job, num_epochs, tick) for job in jobs],
             workers,
             lambda _, future: runs.append(future.result()),
             environment=_WORKER_ENVIRONMENT,
-            ticked=progress,
+            ticked=lambda count: progress(count, total),
         )
     except BrokenProcessPool:
         raise RuntimeError(
             "a training process was killed, most likely for want of memory: each needs about 1 GB. Close other "
             "programs, or run one at a time with --workers 1."
         ) from None
-    progress(len(jobs) * num_epochs)
     return runs
 
 
-def _work(train_run: Callable[..., dict[str, Any]], num_attempts: int, seed: int, num_epochs: int) -> dict[str, Any]:
+def save_results(results: dict[str, Any], folder: str | Path) -> list[Path]:
+    """Write `demo.json`, `demo.png` and `demo.svg` into a folder, and return their paths."""
+    from .figure import plot_demo
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    numbers, *pictures = paths = [Path(folder, f"demo.{kind}") for kind in ("json", "png", "svg")]
+    numbers.write_text(json.dumps(results) + "\n")
+    figure = plot_demo(results)
+    for path in pictures:
+        figure.savefig(path, dpi=150)
+    return paths
+
+
+def _processor_name() -> str:
     try:
-        return train_run(num_attempts, seed, num_epochs, progress=tick)
-    finally:
-        sys.stdout.flush()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return next(iter(names), platform.processor() or platform.machine())

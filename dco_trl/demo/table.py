@@ -16,33 +16,30 @@ _WIDTHS = (4, 4, 5, 5)
 
 def coverage_table(runs: Sequence[dict[str, Any]]) -> Table:
     """Rows are epochs, about ten and each run's best; columns are pass@k in per cent. Seeds are averaged."""
-    table = _plain_table()
-    table.add_column("\nepoch", justify="right")
-    names = sorted({run["num_attempts"] for run in runs})
     epochs = runs[0]["epochs"]
     step = max(1, len(epochs) // 10)
     shown = {0, len(epochs) - 1, *range(step - 1, len(epochs), step)}
     heads = " ".join(f"@{k}".rjust(width) for k, width in zip(TABLE_K, _WIDTHS, strict=True))
+    table = _plain_table("\nepoch")
     columns = []
-    for n in names:
-        same = [run for run in runs if run["num_attempts"] == n]
-        means = {k: np.mean([coverage_at(run, k) for run in same], axis=0) for k in TABLE_K}
-        best = int(np.argmax(means[COMPARED_AT]))
-        table.add_column(Text(f"{run_name(n)}\n{heads}", no_wrap=True), no_wrap=True)
-        columns.append([_row(means, i, i == best) for i in range(len(epochs))])
+    for n in sorted({run["num_attempts"] for run in runs}):
+        same = [[coverage_at(run, k) for k in TABLE_K] for run in runs if run["num_attempts"] == n]
+        means = np.mean(same, axis=0)  # (k, epochs)
+        best = int(np.argmax(means[TABLE_K.index(COMPARED_AT)]))
         shown.add(best)
+        table.add_column(Text(f"{run_name(n)}\n{heads}", no_wrap=True), no_wrap=True)
+        columns.append([_row(values, i == best) for i, values in enumerate(means.T)])
     for i in sorted(shown):
         table.add_row(str(epochs[i]), *(column[i] for column in columns))
     return table
 
 
-def _row(means: dict[int, np.ndarray], index: int, is_best: bool) -> Text:
+def _row(values: np.ndarray, is_best: bool) -> Text:
     row = Text(no_wrap=True)
-    for k, width in zip(TABLE_K, _WIDTHS, strict=True):
-        star = k == COMPARED_AT
-        value = percent(means[k][index]).rjust(width - star) + ("*" if star and is_best else " " if star else "")
-        row.append(value, style="bold" if star and is_best else "")
-        row.append(" ")
+    for k, width, value in zip(TABLE_K, _WIDTHS, values, strict=True):
+        is_starred = k == COMPARED_AT
+        star = ("*" if is_best else " ") if is_starred else ""
+        row.append(f"{percent(value).rjust(width - is_starred)}{star} ", "bold" if is_starred and is_best else "")
     return row
 
 
@@ -53,11 +50,9 @@ def percent(share: float) -> str:
 
 def seeds_table(seeds: Sequence[dict[str, Any]]) -> Table:
     """One row per seed: pass@256 of cross-entropy at its best and its last epoch, and of DCO at its last."""
-    table = _plain_table(title="pass@256, %, seed by seed")
     dco = run_name(seeds[0]["dco_num_attempts"])
-    for head in ("seed", "CE best\n(epoch)", "CE last", "fall", f"{dco}\nlast", "above\nCE best", "above\nCE last"):
-        table.add_column(head, justify="right")
-    table.add_column("CE pass@1\nbest to last", justify="right")
+    heads = ("CE best\n(epoch)", "CE last", "fall", f"{dco}\nlast", "above\nCE best", "above\nCE last")
+    table = _plain_table("seed", *heads, "CE pass@1\nbest to last", title="pass@256, %, seed by seed")
     for seed in seeds:
         table.add_row(
             str(seed["seed"]),
@@ -74,15 +69,16 @@ def seeds_table(seeds: Sequence[dict[str, Any]]) -> Table:
 
 def schedule_table(seeds: Sequence[dict[str, Any]]) -> Table:
     """Two rows, means over seeds: coverage of the best epoch of all runs for each k, and of one schedule over all."""
-    table = _plain_table()
-    table.add_column("pass@k, %, epochs of all runs")
     rows = [seed["schedule"] for seed in seeds]
-    for k in rows[0]["k"]:
-        table.add_column(f"@{k}", justify="right")
+    table = _plain_table("pass@k, %, epochs of all runs", *(f"@{k}" for k in rows[0]["k"]))
+    table.columns[0].justify = "left"
     for name, key in (("the best one, for each k", "best_epoch"), ("one schedule over all", "coverage")):
         table.add_row(name, *map(percent, np.mean([row[key] for row in rows], axis=0)))
     return table
 
 
-def _plain_table(title: str | None = None) -> Table:
-    return Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold", title=title)
+def _plain_table(*heads: str, title: str | None = None) -> Table:
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold", title=title)
+    for head in heads:
+        table.add_column(head, justify="right")
+    return table

@@ -53,13 +53,10 @@ def train_run(
     recorder = Recorder(tokenizer, problems, num_epochs, progress)
     with TemporaryDirectory(prefix="dco-trl-demo-") as folder:
         common = training_arguments(folder, len(train_dataset), num_epochs, seed)
-        data: dict[str, Any] = dict(
-            model=model, train_dataset=train_dataset, processing_class=tokenizer, callbacks=[recorder]
-        )
-        trainer = (
-            SFTTrainer(args=SFTConfig(**common), **data)
-            if num_attempts == 1
-            else DCOTrainer(args=DCOConfig(num_attempts=num_attempts, **common), **data)
+        args = SFTConfig(**common) if num_attempts == 1 else DCOConfig(num_attempts=num_attempts, **common)
+        trainer_class: Any = SFTTrainer if num_attempts == 1 else DCOTrainer
+        trainer = trainer_class(
+            model, args=args, train_dataset=train_dataset, processing_class=tokenizer, callbacks=[recorder]
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -116,17 +113,15 @@ class Recorder(TrainerCallback):
 
 def greedy_answers(model: Any, tokenizer: Any, problems: list[Problem]) -> dict[str, list]:
     """Return the probability of each greedy answer, 0 for one that does not end, and whether it is correct."""
-    samples = _sample(model, tokenizer, problems, num_samples=1, temperature=0.0)
-    answered = [
-        Problem(problem.problem_id, problem.prompt, answer)
-        for problem, (answer,) in zip(problems, samples, strict=True)
-        if answer is not None
-    ]
-    exact = _exact(model, tokenizer, answered) if answered else ExactCoverage((), np.empty(0), np.empty(0, int))
-    probability = dict(zip(exact.problem_ids, np.exp(exact.log_p), strict=True))
+    answers = [answer for (answer,) in _sample(model, tokenizer, problems, num_samples=1, temperature=0.0)]
+    pairs = list(zip(problems, answers, strict=True))
+    probability = np.zeros(len(problems))
+    ended = [Problem(p.problem_id, p.prompt, answer) for p, answer in pairs if answer is not None]
+    if ended:
+        probability[[answer is not None for answer in answers]] = np.exp(_exact(model, tokenizer, ended).log_p)
     return {
-        "probability": [round(float(probability.get(problem.problem_id, 0.0)), 6) for problem in problems],
-        "correct": [answer == problem.answer for problem, (answer,) in zip(problems, samples, strict=True)],
+        "probability": probability.round(6).tolist(),
+        "correct": [answer == problem.answer for problem, answer in pairs],
     }
 
 
