@@ -1,5 +1,7 @@
 """Checks of arguments that more than one room takes. Each returns the checked value, or raises a `UserError`."""
 
+import difflib
+from collections.abc import Collection, Iterable
 from numbers import Integral
 
 import numpy as np
@@ -130,6 +132,17 @@ def check_confidence(confidence: float, num_resamples: int = 5000) -> None:
         )
     if num_resamples < 100:
         raise UserError(f"num_resamples must be at least 100 for quantiles to mean anything, got {num_resamples}.")
+
+
+def check_names(what: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse options that `what` does not have, with the nearest one it has."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise UserError(
+                f"{what} does not know the option {name!r}. "
+                + (f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(sorted(known))}.")
+            )
 
 
 def which_entries(wrong: NDArray[np.bool_]) -> str:

@@ -1,4 +1,4 @@
-"""Exact probabilities of every answer of a tiny model, and the test that samples follow them."""
+"""Exact probabilities of every answer of a tiny model, draws of it, and the test that they follow them."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -6,6 +6,31 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 from scipy.stats import chisquare
+
+from dco_trl.sampling import SampleRequest, SamplingParams
+
+# Of `word_llama`.
+PROMPT, PROMPT_IDS = "a b c", [5, 6, 7]
+MESSAGES, MESSAGES_IDS = [{"role": "user", "content": "a b"}], [3, 5, 6, 4, 3]
+
+
+def draw(sampler, n, *, prompt=PROMPT, first_index=0, stream=0, **params):
+    """Samples of one request."""
+    params = SamplingParams(**{"max_tokens": 2, **params})
+    [samples] = sampler.sample([SampleRequest(prompt, n, first_index, stream)], params)
+    assert len(samples) == n
+    return samples
+
+
+def ids_of(samples) -> list[tuple[int, ...]]:
+    return [sample.token_ids for sample in samples]
+
+
+def num_long_and_distinct(groups) -> int:
+    """How many samples are too long to coincide by chance, all of which differ."""
+    long = [sample.token_ids for samples in groups for sample in samples if sample.num_tokens > 8]
+    assert len(set(long)) == len(long)
+    return len(long)
 
 
 def restrict(probabilities: np.ndarray, top_k: int, top_p: float) -> np.ndarray:

@@ -141,8 +141,8 @@ def test_training_measuring_and_sampling_see_one_sequence(family, form, model, t
     engine = Engine()
     vllm_sampler = VLLMSampler.__new__(VLLMSampler)
     vars(vllm_sampler).update(
-        llm=engine, max_model_len=4096, seed_each_request=True, progress=False, _named={}, _adapter=None,
-        _lora_request=None, _codecs=Codecs(tokenizer, model.generation_config),
+        llm=engine, seed_each_request=True, progress=False, _loras={}, _adapter="",
+        _config=SimpleNamespace(max_model_len=4096), _codecs=Codecs(tokenizer, model.generation_config),
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))
     vllm_sampler.sample([request], SamplingParams(max_tokens=9))

@@ -1,6 +1,7 @@
 """PEFT adapters that are loaded beside each other into one model, of which one or none works at a time."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,6 @@ class LoadedAdapters:
 
     An adapter may come with embeddings of its own, of more tokens than the model has: the model's then grow, and the
     tokens that are not an arm's own are to be kept out of its draws.
-
-    Args:
-        model: A Transformers or PEFT model.
     """
 
     def __init__(self, model: Any):
@@ -23,13 +21,13 @@ class LoadedAdapters:
         embeddings = (self.base_model.get_input_embeddings(), self.base_model.get_output_embeddings())
         modules = self.base_model.named_modules()
         self._embeddings = tuple(f"base_model.model.{name}." for name, module in modules if module in embeddings)
-        self._own_size = 0  # the model's, once an adapter has a vocabulary of its own
-        self._sizes: dict[str, int] = {}  # of these vocabularies
+        self._own_size = 0  # the model's, before the first adapter
+        self._sizes: dict[str, int] = {}  # of what each adapter has
 
     @property
     def base_model(self) -> Any:
         """The Transformers model: inside a PEFT model, it holds the LoRA layers too."""
-        return self.model.get_base_model() if is_peft_model(self.model) else self.model
+        return base_of(self.model)
 
     def _size(self) -> int:
         return self.base_model.get_input_embeddings().weight.shape[0]
@@ -41,10 +39,8 @@ class LoadedAdapters:
         if adapter in self._names:
             return
         self._own_size = self._own_size or self._size()
-        size = self._size_of(adapter)
-        if size is not None and size != self._own_size:
-            self._sizes[adapter] = size
-        if size is not None and size > self._size():
+        size = self._sizes[adapter] = self._vocabulary_of(adapter) or self._own_size
+        if size > self._size():
             loaded = list(self._names)
             self._unload()
             self.base_model.resize_token_embeddings(size, mean_resizing=False)
@@ -60,8 +56,7 @@ class LoadedAdapters:
     def clear(self) -> None:
         """Go back to the model alone."""
         self._unload()
-        if self._sizes:
-            self._sizes.clear()
+        if self._sizes and self._size() != self._own_size:
             self.base_model.resize_token_embeddings(self._own_size)
 
     def _unload(self) -> None:
@@ -71,24 +66,22 @@ class LoadedAdapters:
             modules = self.base_model.named_modules()
             # PEFT would leave an adapter's own modules in their place.
             own = {name: m.original_module for name, m in modules if isinstance(m, ModulesToSaveWrapper)}
-            learns_prompt = self.model.active_peft_config.is_prompt_learning
-            self.model = self.model.get_base_model() if learns_prompt else self.model.unload()
+            self.model = self.base_model if learns_prompt(self.model) else self.model.unload()
             for name, module in own.items():
                 self.model.set_submodule(name, module)
         self._names.clear()
 
     def working(self, adapter: str | None) -> AbstractContextManager:
-        """Whatever else is loaded, this adapter alone works inside; none is the model alone."""
+        """This adapter alone works inside, whatever else is loaded; for "" the model alone. None: all as it is."""
         if adapter:
             self.model.set_adapter(self._names[adapter])
-            return nullcontext()
-        return self.model.disable_adapter() if is_peft_model(self.model) else nullcontext()
+        return self.model.disable_adapter() if adapter == "" and is_peft_model(self.model) else nullcontext()
 
     def foreign_tokens(self, adapter: str | None) -> range:
         """Ids of the tokens that the model has for another adapter only."""
         return range(self._sizes.get(adapter or "", self._own_size), self._size()) if self._sizes else range(0)
 
-    def _size_of(self, adapter: str) -> int | None:
+    def _vocabulary_of(self, adapter: str) -> int | None:
         """Number of tokens of an adapter's own embeddings; None if it has none."""
         from safetensors import safe_open
 
@@ -97,5 +90,27 @@ class LoadedAdapters:
             return None
         with safe_open(file, "np") as tensors:
             keys = [key for key in tensors.keys() if key.startswith(self._embeddings) and "lora_" not in key]
-            keys = [key for key in keys if key.endswith(".weight")]
-            return max((tensors.get_slice(key).get_shape()[0] for key in keys), default=None)
+            sizes = (tensors.get_slice(key).get_shape()[0] for key in keys if key.endswith(".weight"))
+            return max(sizes, default=None)
+
+
+def base_of(model: Any) -> Any:
+    """The Transformers model itself, of a PEFT model the one inside."""
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode; each module's own mode is restored afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def learns_prompt(model: Any) -> bool:
+    """Whether a PEFT adapter puts virtual tokens in front of the prompt."""
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))

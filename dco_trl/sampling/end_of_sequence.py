@@ -22,17 +22,10 @@ def end_token_ids(tokenizer: "PreTrainedTokenizerBase", generation_config: Any =
     """Tokens that end a completion: the tokenizer's end of sequence, then those of the generation config.
 
     Training appends the tokenizer's; a chat model's template may end a turn with another, listed in its
-    `generation_config.json`.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        generation_config: A `GenerationConfig`, its dictionary, or None.
-
-    Returns:
-        Distinct ids, the tokenizer's first.
+    `generation_config.json` (a `GenerationConfig`, its dictionary, or None).
 
     Raises:
-        ValueError: Neither names one.
+        UserError: Neither names one.
     """
     ids = _end_ids(tokenizer, generation_config)
     if not ids:
@@ -44,11 +37,9 @@ def end_token_ids(tokenizer: "PreTrainedTokenizerBase", generation_config: Any =
 
 
 def _end_ids(tokenizer: Any, generation_config: Any) -> tuple[int, ...]:
-    if isinstance(generation_config, dict):
-        configured = generation_config.get("eos_token_id")
-    else:
-        configured = getattr(generation_config, "eos_token_id", None)
-    configured = [configured] if isinstance(configured, int) else list(configured or [])
+    of = generation_config
+    configured = of.get("eos_token_id") if isinstance(of, dict) else getattr(of, "eos_token_id", None)
+    configured = [configured] if isinstance(configured, int) else configured or []
     return tuple(dict.fromkeys(i for i in [tokenizer.eos_token_id, *configured] if i is not None))
 
 
@@ -61,12 +52,7 @@ def special_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
 def token_kinds(tokenizer: "PreTrainedTokenizerBase", generation_config: Any = None) -> NDArray[np.int8]:
     """Kind of each token: `END` if it ends a completion, `BLANK` if it is whitespace or special, else `CONTENT`.
 
-    Args:
-        tokenizer: The model's tokenizer.
-        generation_config: As for `end_token_ids`; neither need name an end.
-
-    Returns:
-        One kind per token id, and a last one for the ids beyond.
+    One for each token id, and a last one for the ids beyond. Neither argument need name an end.
     """
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     special = special_ids(tokenizer)
@@ -81,17 +67,10 @@ def token_kinds(tokenizer: "PreTrainedTokenizerBase", generation_config: Any = N
 
 
 def answer_length(kinds: NDArray[np.int8], answer_ids: Sequence[int]) -> int | None:
-    r"""Tokens of an answer up to its end of sequence, that one included.
+    r"""Number of tokens of an answer up to its end of sequence, that one included; None if it has no end.
 
     It is the first end of sequence with nothing but blanks behind it: of `4<|end|>\n<|endoftext|>` (Phi 3) the answer
-    is `4<|end|>` if both end a completion, and all of it if only the last does.
-
-    Args:
-        kinds: From `token_kinds`.
-        answer_ids: The answer as a chat template renders it.
-
-    Returns:
-        Their number; None if no end of sequence ends the answer.
+    is `4<|end|>` if both end a completion, and all of it if only the last does. `kinds` are of `token_kinds`.
     """
     length = None
     for at in range(len(answer_ids) - 1, -1, -1):

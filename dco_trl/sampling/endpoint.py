@@ -26,6 +26,8 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
 # Seconds: a longer Retry-After means "not now", so the caller hears of it at once.
 _LONGEST_RETRY_AFTER = 60.0
 _CONNECT_SECONDS = 30.0
+# Seconds for a GET: a wrong address shows without the patience of a long run.
+_GET_SECONDS = 60.0
 # 256 MiB: far above what any answer takes.
 _MAX_BYTES = 2**28
 _IS_IT_RUNNING = " Is the endpoint running, and is base_url right (scheme, port, /v1)?"
@@ -35,18 +37,10 @@ class EndpointError(UserError):
     """The endpoint is down, refuses, serves another model, or gives answers that cannot be used."""
 
 
-class UnusableAnswer(Exception):
-    """An answer with a good status that is not what was asked for: the reason, and what can be done about it."""
-
-    def __init__(self, reason: str, hint: str = _IS_IT_RUNNING):
-        super().__init__(reason)
-        self.hint = hint
-
-
-class _Failure(Exception):
+class Failure(Exception):
     """One failed attempt: why, what to do, whether it may pass, and how long the endpoint asks to wait (seconds)."""
 
-    def __init__(self, reason: str, hint: str = "", passing: bool = True, wait: float | None = None):
+    def __init__(self, reason: str, hint: str = _IS_IT_RUNNING, passing: bool = True, wait: float = 0.0):
         super().__init__(reason)
         self.hint, self.passing, self.wait = hint, passing, wait
 
@@ -54,15 +48,7 @@ class _Failure(Exception):
 class Endpoint:
     """Requests to one address. A request that fails for the moment is repeated; one that fails for good is explained.
 
-    Args:
-        base_url: Address with the version. Its user and password are sent, and shown nowhere.
-        api_key: Sent as a bearer token; None sends none.
-        max_retries: Repetitions of a failed request, 0.5 s apart at first, then twice as long each time, up to 8 s,
-            or as long as `Retry-After` asks, up to 60 s.
-        timeout: Seconds until a request without its whole answer counts as failed.
-
-    Raises:
-        ValueError: `base_url` is no address, or an argument is outside its range.
+    The arguments are those of `ServerSampler`.
     """
 
     def __init__(self, base_url: str, api_key: str | None, max_retries: int, timeout: float):
@@ -94,12 +80,18 @@ class Endpoint:
             follow_redirects=True,
         )
 
-    def ask_alone(self, what: str, path: str, read: Callable[[bytes], Answer], *args: Any, **options: Any) -> Answer:
-        """One `ask`, with a connection of its own."""
+    def get(self, what: str, path: str, read: Callable[[bytes], Answer]) -> Answer:
+        """The answer to one GET; as `ask`."""
+        return self._ask_alone(what, path, read, None, min(self.max_retries, 1), min(self.timeout, _GET_SECONDS))
 
-        async def ask() -> Answer:
+    def post(self, what: str, path: str, body: Any, read: Callable[[bytes], Any] = bytes, max_retries: int = 0) -> Any:
+        """The answer to one POST, not repeated by default: a second attempt at what succeeded unnoticed is refused."""
+        return self._ask_alone(what, path, read, body, max_retries, self.timeout)
+
+    def _ask_alone(self, *request: Any) -> Any:
+        async def ask() -> Any:
             async with self.client() as client:
-                return await self.ask(client, what, path, read, *args, **options)
+                return await self.ask(client, *request)
 
         return wait_for(ask)
 
@@ -109,44 +101,34 @@ class Endpoint:
         what: str,
         path: str,
         read: Callable[[bytes], Answer],
-        body: dict[str, Any] | None = None,
-        *,
-        max_retries: int | None = None,
-        timeout: float | None = None,
+        body: dict[str, Any] | None,
+        max_retries: int,
+        timeout: float,
     ) -> Answer:
-        """The answer to a GET, or to a POST of `body`.
+        """The answer to a GET, or to a POST of `body`, as `read` understands it or refuses it with a `Failure`.
 
-        Args:
-            client: From `client`.
-            what: What is asked for, in the words of an error: "The endpoint at … could not …".
-            path: Under `base_url`; one that begins with ".." leaves the version, which is the last folder.
-            read: Turns the content into what is returned, or raises `UnusableAnswer`.
-            body: JSON to post; None gets.
-            max_retries: In place of the endpoint's.
-            timeout: In place of the endpoint's, where that is longer.
+        An error says "The endpoint at … could not `what`". A path that begins with ".." leaves the version.
 
         Raises:
             EndpointError: No usable answer, with the reason, the number of attempts, and what to do.
         """
-        retries = self.max_retries if max_retries is None else max_retries
-        seconds = self.timeout if timeout is None else min(timeout, self.timeout)
-        for attempt in range(1 + retries):
+        for attempt in range(1, 2 + max_retries):
             try:
-                return await self._attempt(client, path, read, body, seconds)
-            except _Failure as failure:
-                if failure.passing and attempt < retries and (failure.wait or 0) <= _LONGEST_RETRY_AFTER:
-                    backoff = min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT) * random.uniform(0.75, 1)
-                    # Not at once where it asks for no pause (Retry-After: 0, or a date gone by).
-                    await asyncio.sleep(failure.wait or backoff)
-                    continue
-                asks = ""
-                if failure.wait is not None and failure.wait > _LONGEST_RETRY_AFTER:
-                    asks = f" It asks for a pause of {failure.wait:,.0f} s (Retry-After): start again after that."
-                raise EndpointError(
-                    f"The endpoint at {self.url} could not {what}: {failure} ({attempt + 1} attempt"
-                    f"{'s' * (attempt > 0)}).{asks or failure.hint}"
-                ) from failure.__cause__
-        raise AssertionError  # the last attempt returns or raises
+                return await self._attempt(client, path, read, body, timeout)
+            except Failure as error:
+                failure = error
+            if attempt > max_retries or not failure.passing or failure.wait > _LONGEST_RETRY_AFTER:
+                break
+            # Not at once where it asks for no pause (Retry-After: 0, or a date gone by).
+            backoff = min(_FIRST_WAIT * 2 ** (attempt - 1), _LONGEST_WAIT) * random.uniform(0.75, 1)
+            await asyncio.sleep(failure.wait or backoff)
+        hint = failure.hint
+        if failure.wait > _LONGEST_RETRY_AFTER:
+            hint = f" It asks for a pause of {failure.wait:,.0f} s (Retry-After): start again after that."
+        attempts = f"{attempt} attempt{'s' * (attempt > 1)}"
+        raise EndpointError(
+            f"The endpoint at {self.url} could not {what}: {failure} ({attempts}).{hint}"
+        ) from failure.__cause__
 
     async def _attempt(
         self,
@@ -156,42 +138,30 @@ class Endpoint:
         body: dict[str, Any] | None,
         seconds: float,
     ) -> Answer:
+        url = self._address.removesuffix("/v1") + path[2:] if path.startswith("..") else self._address + path
+        method, content = "GET" if body is None else "POST", bytearray()
         try:
-            async with asyncio.timeout(seconds):
-                response, content = await self._exchange(client, path, body)
+            async with asyncio.timeout(seconds), client.stream(method, url, json=body) as response:
+                async for some in response.aiter_bytes():
+                    content += some
+                    if len(content) > _MAX_BYTES:
+                        raise Failure(f"an answer of more than {_MAX_BYTES:,} bytes", " Lower max_tokens.", False)
         except TimeoutError as error:
-            raise _Failure(
+            raise Failure(
                 f"no whole answer within {seconds:g} seconds",
                 " Raise the sampler's option timeout (sampler_kwargs), or lower max_tokens.",
             ) from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise _Failure(f"no answer, {type(error).__name__}: {error}", _IS_IT_RUNNING) from error
+            raise Failure(f"no answer, {type(error).__name__}: {error}") from error
+        status = response.status_code
         if not response.is_success:
-            passing = response.status_code in _PASSING or response.status_code >= 500
-            raise _Failure(
-                f"HTTP {response.status_code}, {error_text(content)}",
-                _hint(response.status_code, path),
-                passing,
-                _retry_after(response.headers),
-            )
+            passing = status in _PASSING or status >= 500
+            wait = _retry_after(response.headers.get("retry-after", ""))
+            raise Failure(f"HTTP {status}, {error_text(content)}", _hint(status, path, passing), passing, wait)
         try:
-            return read(content)
-        except UnusableAnswer as error:
-            raise _Failure(f"{error}, in {error_text(content)}", error.hint) from error
-
-    async def _exchange(
-        self, client: httpx2.AsyncClient, path: str, body: dict[str, Any] | None
-    ) -> tuple[httpx2.Response, bytes]:
-        url = self._address + path
-        if path.startswith(".."):
-            url = self._address.removesuffix("/v1") + path[2:]
-        content = bytearray()
-        async with client.stream("GET" if body is None else "POST", url, json=body) as response:
-            async for some in response.aiter_bytes():
-                content += some
-                if len(content) > _MAX_BYTES:
-                    raise _Failure(f"an answer of more than {_MAX_BYTES:,} bytes", " Lower max_tokens.", passing=False)
-        return response, bytes(content)
+            return read(bytes(content))
+        except Failure as error:
+            raise Failure(f"{error}, in {error_text(content)}", error.hint) from error
 
 
 def wait_for(work: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -200,22 +170,15 @@ def wait_for(work: Callable[[], Awaitable[Answer]]) -> Answer:
         return portal.call(work)
 
 
-def error_text(content: bytes) -> str:
+def error_text(content: bytes | bytearray) -> str:
     """The endpoint's error text, or else the first 200 characters of what came."""
     try:
         answer = json.loads(content)
     except (ValueError, RecursionError):
         answer = None
-    if isinstance(answer, dict):
-        error = answer.get("error", answer)
-        words = (
-            next((error[key] for key in ("message", "detail") if key in error), None)
-            if isinstance(error, dict)
-            else error
-        )
-        if words:
-            return repr(str(words)[:1000])
-    return repr(content[:800].decode(errors="replace")[:200])
+    error = answer.get("error", answer) if isinstance(answer, dict) else None
+    words = error.get("message", error.get("detail")) if isinstance(error, dict) else error
+    return repr(str(words)[:1000]) if words else repr(content[:800].decode(errors="replace")[:200])
 
 
 def read_json(content: bytes) -> Any:
@@ -223,10 +186,10 @@ def read_json(content: bytes) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UnusableAnswer("what came is not an OpenAI-compatible answer") from error
+        raise Failure("what came is not an OpenAI-compatible answer") from error
 
 
-def _hint(status: int, path: str) -> str:
+def _hint(status: int, path: str, passing: bool) -> str:
     if status in (401, 403):
         return " Set OPENAI_API_KEY, or the sampler's option api_key (sampler_kwargs)."
     if status == 404 and path == "/models":
@@ -246,20 +209,18 @@ def _hint(status: int, path: str) -> str:
             " Start the server with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and check that it can "
             "read the adapter's folder."
         )
-    if status in _PASSING or status >= 500:
+    if passing:
         return " Raise the sampler's option max_retries (sampler_kwargs), or lower concurrency if it is overloaded."
     return ""
 
 
-def _retry_after(headers: httpx2.Headers) -> float | None:
-    """Seconds that the endpoint asks to wait; None if it does not ask, or cannot be understood."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers[name]) * unit
-        except (KeyError, ValueError):
-            continue
-        return max(seconds, 0.0) if seconds == seconds else None
+def _retry_after(asked: str) -> float:
+    """Seconds that the endpoint asks to wait; 0 if it does not ask, or cannot be understood."""
     try:
-        return max(email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time(), 0.0)
-    except (KeyError, ValueError, TypeError, OverflowError):
-        return None
+        return max(0.0, float(asked))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0

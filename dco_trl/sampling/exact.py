@@ -10,20 +10,24 @@ import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.data_utils import common_prefix_length
 
 from ..checks import check_integer
 from ..errors import UserError
 from ..problem import DataError, Problem
 from ..statistics.pass_at_k import exact_pass_at_k
+from .adapters import base_of, evaluating, learns_prompt
+from .end_of_sequence import answer_length, token_kinds
+from .tokens import Codec
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from .tokens import Codec
+_Row = tuple[list[int], int]  # tokens of prompt and answer, and where the answer begins
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +65,8 @@ class ExactCoverage:
 
 
 def exact_coverage(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     *,
     completion_template: str = "{answer}",
@@ -114,42 +118,29 @@ def exact_coverage(
         [`evaluate`][dco_trl.runs.evaluate] samples and grades: prefer it where many strings are right, or where
         the model reasons before it answers.
     """
-    import torch
-    from tqdm.auto import tqdm
-
-    from .end_of_sequence import token_kinds
-    from .tokens import Codec
-
     if not problems:
         raise UserError("problems is empty: there is no answer to compute a probability of. Give at least one.")
     temperatures = np.atleast_1d(np.asarray(temperature, dtype=float))
     if temperatures.ndim > 1 or not temperatures.size or not (temperatures > 0).all():
         raise UserError(f"temperature must be above 0, got {temperature}")
     check_integer("batch_size", batch_size)
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    generation_config = getattr(base, "generation_config", None)
+    base = base_of(model)
+    generation_config, config = getattr(base, "generation_config", None), base.config.get_text_config()
     kinds = token_kinds(tokenizer, generation_config)
     rows = _tokenize(Codec(tokenizer, generation_config), kinds, problems, completion_template)
-    context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    context = getattr(config, "max_position_embeddings", None)
     longest = max(range(len(rows)), key=lambda i: len(rows[i][0]))
     if context is not None and len(rows[longest][0]) > context:
         raise DataError(
             f"problem {problems[longest].problem_id!r}: prompt and answer have {len(rows[longest][0])} tokens, more "
             f"than the {context} of the model's context. Remove or shorten it."
         )
-
     log_p = np.empty((len(temperatures), len(rows)))
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad(), tqdm(total=len(rows), desc="exact coverage", unit="answer", disable=not progress) as bar:
-            for batch in _batches(rows, batch_size, base.config.get_text_config().vocab_size):
-                some = [rows[i] for i in batch]
-                log_p[:, batch] = _log_p(model, base, some, tokenizer.pad_token_id or 0, temperatures)
-                bar.update(len(batch))
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    bar = tqdm(total=len(rows), desc="exact coverage", unit="answer", disable=not progress)
+    with torch.no_grad(), evaluating(model), bar:
+        for batch in _batches(rows, batch_size, config.vocab_size):
+            log_p[:, batch] = _log_p(model, [rows[i] for i in batch], tokenizer.pad_token_id or 0, temperatures)
+            bar.update(len(batch))
     # A sum of float32 log-softmax terms may round to just above zero.
     log_p = np.minimum(log_p, 0.0)
     return ExactCoverage(
@@ -159,18 +150,11 @@ def exact_coverage(
     )
 
 
-def _tokenize(
-    codec: "Codec", kinds: NDArray[np.int8], problems: Sequence[Problem], template: str
-) -> list[tuple[list[int], int]]:
-    """Token ids of prompt and answer, and where the answer begins."""
-    from trl.data_utils import common_prefix_length
-
-    from .end_of_sequence import answer_length
-
-    rows, departing, endless = [], [], []
-    for problem, (prompt_ids, ids) in zip(
-        problems, _encode(codec, problems, _completions(problems, template)), strict=True
-    ):
+def _tokenize(codec: Codec, kinds: NDArray[np.int8], problems: Sequence[Problem], template: str) -> list[_Row]:
+    rows: list[_Row] = []
+    departing, endless = [], []
+    for problem in problems:
+        prompt_ids, ids = _encode(codec, problem, _completion(problem, template))
         start = common_prefix_length(prompt_ids, ids)
         if start < len(prompt_ids):
             departing.append(problem.problem_id)
@@ -188,90 +172,68 @@ def _tokenize(
         rows.append((ids, start))
     if departing:
         logger.warning(
-            "%d of %d prompts tokenise differently alone and before their answer (first: %r). As in training, the "
-            "answer is taken to begin where the two part, which is not what a sampler is given. End the prompt on a "
-            "token boundary, or use another chat template.",
-            len(departing),
-            len(rows),
-            departing[0],
+            f"{len(departing)} of {len(rows)} prompts tokenise differently alone and before their answer (first: "
+            f"{departing[0]!r}). As in training, the answer is taken to begin where the two part, which is not what a "
+            "sampler is given. End the prompt on a token boundary, or use another chat template."
         )
     if endless:
         logger.warning(
-            "%d of %d answers do not end with an end of sequence (first: %r): the chat template writes none, so the "
-            "probability of ending is not counted",
-            len(endless),
-            len(rows),
-            endless[0],
+            f"{len(endless)} of {len(rows)} answers do not end with an end of sequence (first: {endless[0]!r}): the "
+            "chat template writes none, so the probability of ending is not counted"
         )
     return rows
 
 
-def _completions(problems: Sequence[Problem], template: str) -> list[str | list[dict[str, Any]]]:
-    completions: list[str | list[dict[str, Any]]] = []
-    for problem in problems:
-        if problem.completion is not None and template == "{answer}":
-            completions.append(problem.completion)
-            continue
-        columns = {**problem.columns, "answer": problem.answer}
-        try:
-            completions.append(template.format(**columns))
-        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
-            raise DataError(
-                f"completion_template {template!r} cannot be filled in for problem {problem.problem_id!r}: {error!r}; "
-                f"it may name {sorted(columns)}. Double braces that are part of the text."
-            ) from error
-        other = problem.columns.get("answer", problem.answer)
-        if other != problem.answer and template != "{answer}" and "{answer" in template:
-            raise DataError(
-                f"completion_template {template!r} is ambiguous: of problem {problem.problem_id!r} the reference is "
-                f"{problem.answer!r}, and a column `answer` has {other!r}. Leave the template out to take the "
-                "reference as it is, or make that column the reference (answer_column)."
-            )
-    return completions
+def _completion(problem: Problem, template: str) -> str | list[dict[str, Any]]:
+    if problem.completion is not None and template == "{answer}":
+        return problem.completion
+    columns = {**problem.columns, "answer": problem.answer}
+    try:
+        completion = template.format(**columns)
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"completion_template {template!r} cannot be filled in for problem {problem.problem_id!r}: {error!r}; "
+            f"it may name {sorted(columns)}. Double braces that are part of the text."
+        ) from error
+    other = problem.columns.get("answer", problem.answer)
+    if other != problem.answer and template != "{answer}" and "{answer" in template:
+        raise DataError(
+            f"completion_template {template!r} is ambiguous: of problem {problem.problem_id!r} the reference is "
+            f"{problem.answer!r}, and a column `answer` has {other!r}. Leave the template out to take the "
+            "reference as it is, or make that column the reference (answer_column)."
+        )
+    return completion
 
 
-def _encode(
-    codec: "Codec", problems: Sequence[Problem], completions: Sequence[str | list[dict[str, Any]]]
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Token ids of each prompt alone, and of prompt and completion."""
-    end = codec.tokenizer.eos_token or ""
-    # Plain text goes through the tokenizer at once.
-    plain = [(p.prompt, str(c)) for p, c in zip(problems, completions, strict=True) if isinstance(p.prompt, str)]
-    prompts = iter(codec.texts_ids([prompt for prompt, _ in plain]))
-    wholes = iter(codec.texts_ids([f"{prompt}{c.removesuffix(end)}{end}" for prompt, c in plain]))
-    for problem, completion in zip(problems, completions, strict=True):
-        if isinstance(problem.prompt, str):
-            # Without a token of its own for it, the tokenizer cannot write the end of sequence as text.
-            yield next(prompts), [*next(wholes), *(() if end else codec.end_ids[:1])]
-        else:
-            messages = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-            kwargs = problem.template_kwargs
-            yield codec.prompt_ids(problem.prompt, kwargs), codec.rendered([*problem.prompt, *messages], kwargs)
+def _encode(codec: Codec, problem: Problem, completion: str | list[dict[str, Any]]) -> list[list[int]]:
+    """Tokens of the prompt alone, and of prompt and completion."""
+    if isinstance(problem.prompt, str):
+        end = codec.tokenizer.eos_token or ""
+        whole = f"{problem.prompt}{str(completion).removesuffix(end)}{end}"
+        prompt_ids, ids = codec.texts_ids([problem.prompt, whole])
+        # Without a token of its own for it, the tokenizer cannot write the end of sequence as text.
+        return [prompt_ids, ids if end else [*ids, codec.end_ids[0]]]
+    messages = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+    kwargs = problem.template_kwargs
+    return [codec.prompt_ids(problem.prompt, kwargs), codec.rendered([*problem.prompt, *messages], kwargs)]
 
 
-def _batches(rows: list[tuple[list[int], int]], batch_size: int, vocabulary: int) -> Iterator[list[int]]:
+def _batches(rows: list[_Row], batch_size: int, vocabulary: int) -> Iterator[list[int]]:
     """Indices of rows of similar length, as many as their logits allow."""
     batch: list[int] = []
-    first = last = 0
+    first = 0
     for i in sorted(range(len(rows)), key=lambda i: (len(rows[i][0]), rows[i][1])):
         ids, start = rows[i]
-        new_first, new_last = (min(first, start), max(last, len(ids))) if batch else (start, len(ids))
-        too_many = (len(batch) + 1) * (new_last - new_first) * vocabulary > _MAX_LOGITS
-        if batch and (len(batch) == batch_size or too_many):
+        first = min(first, start) if batch else start
+        if len(batch) == batch_size or (batch and (len(batch) + 1) * (len(ids) - first) * vocabulary > _MAX_LOGITS):
             yield batch
-            batch, new_first, new_last = [], start, len(ids)
+            batch, first = [], start
         batch.append(i)
-        first, last = new_first, new_last
-    if batch:
-        yield batch
+    yield batch
 
 
-def _log_p(
-    model: Any, base: Any, rows: list[tuple[list[int], int]], pad_id: int, temperatures: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _log_p(model: Any, rows: list[_Row], pad_id: int, temperatures: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sums over each row's answer, (temperatures, rows)."""
-    import torch
-
     device = model.device
     width = max(len(ids) for ids, _ in rows)
     # Padding on the right: a causal model's answers do not see it, and positions need no correction.
@@ -280,8 +242,7 @@ def _log_p(
     positions = torch.arange(width, device=device)
     first = min(start for _, start in rows) - 1  # the logits at position t are those of token t + 1
     kept: dict[str, Any] = {}
-    prompt_learning = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
-    if "logits_to_keep" in inspect.signature(base.forward).parameters and not prompt_learning:
+    if "logits_to_keep" in inspect.signature(base_of(model).forward).parameters and not learns_prompt(model):
         kept["logits_to_keep"] = positions[first:]
     logits = model(input_ids=padded, attention_mask=(positions < ends).long(), use_cache=False, **kept).logits
     logits = logits[:, -(width - first) : -1]  # prompt learning puts its virtual tokens in front

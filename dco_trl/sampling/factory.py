@@ -1,14 +1,16 @@
 """The sampler that a command line or a config asks for by name."""
 
+import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from ..checks import check_names
 from ..errors import UserError
-from .arguments import check_names
 from .protocol import Sampler
 
-SAMPLER_NAMES = ("transformers", "vllm", "server")
+_CLASSES = {"transformers": "TransformersSampler", "vllm": "VLLMSampler", "server": "ServerSampler"}
+SAMPLER_NAMES = tuple(_CLASSES)
 
 
 def make_sampler(
@@ -38,16 +40,18 @@ def make_sampler(
         A sampler, loaded and ready.
 
     Raises:
-        ValueError: Unknown name; `base_url` missing or not applicable; `revision` for "server".
-        UserError: `sampler_kwargs` names what the constructor does not take.
+        UserError: Unknown name; `base_url` missing or not applicable; `revision` for "server"; `sampler_kwargs` names
+            what the constructor does not take.
 
     Examples:
         >>> from dco_trl.sampling import make_sampler
         >>> make_sampler("vlm", "my-model")
         Traceback (most recent call last):
         ...
-        ValueError: sampler='vlm' is not known. Choose one of: transformers, vllm, server.
+        UserError: sampler='vlm' is not known. Choose one of: transformers, vllm, server.
     """
+    if name not in _CLASSES:
+        raise UserError(f"sampler={name!r} is not known. Choose one of: {', '.join(_CLASSES)}.")
     given: dict[str, Any] = {"adapter": adapter, "revision": revision, "base_url": base_url}
     given = {key: value for key, value in given.items() if value is not None}
     kwargs = dict(sampler_kwargs or {})
@@ -55,52 +59,21 @@ def make_sampler(
     if twice:
         raise UserError(f"sampler_kwargs repeats {', '.join(twice)}, given as an argument of its own. Give it once.")
     kwargs |= given
-    if name == "server" and "base_url" not in kwargs:
-        raise UserError(
-            "sampler='server' needs base_url, the address of the endpoint, for example http://127.0.0.1:8000/v1."
-        )
-    if name == "server" and "revision" in kwargs:
-        raise UserError(
-            f"revision={revision!r} cannot be chosen with sampler='server': the endpoint has loaded its model "
-            "already. Start the endpoint with that revision and leave revision out."
-        )
-    if name != "server" and name in SAMPLER_NAMES and "base_url" in kwargs:
+    if name != "server" and "base_url" in kwargs:
         raise UserError(
             f"base_url={kwargs['base_url']!r} has no meaning for sampler={name!r}, which loads the model itself. "
             "Leave it out, or use sampler='server'."
         )
-    check_sampler_kwargs(name, kwargs)
-    return _sampler_class(name)(model, progress=progress, **kwargs)
-
-
-def check_sampler_kwargs(name: str, sampler_kwargs: Mapping[str, Any]) -> None:
-    """Refuse what the constructor of that sampler does not take, as far as it is known before a model is loaded.
-
-    What "transformers" hands on to the model is known only when the model is there.
-    """
-    sampler_class = _sampler_class(name)
-    parameters = inspect.signature(sampler_class).parameters.values()
-    own = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    others = {key: value for key, value in sampler_kwargs.items() if key not in own}
+    sampler_class = getattr(importlib.import_module(__package__), _CLASSES[name])
     if name == "server":
-        check_names(sampler_class.__name__, others, own)
-    elif name == "vllm":
-        from .vllm_sampler import check_engine_kwargs
-
-        check_engine_kwargs(others)
-
-
-def _sampler_class(name: str) -> Any:
-    if name == "transformers":
-        from .transformers_sampler import TransformersSampler
-
-        return TransformersSampler
-    if name == "vllm":
-        from .vllm_sampler import VLLMSampler
-
-        return VLLMSampler
-    if name == "server":
-        from .server_sampler import ServerSampler
-
-        return ServerSampler
-    raise UserError(f"sampler={name!r} is not known. Choose one of: {', '.join(SAMPLER_NAMES)}.")
+        if "base_url" not in kwargs:
+            raise UserError(
+                "sampler='server' needs base_url, the address of the endpoint, for example http://127.0.0.1:8000/v1."
+            )
+        if "revision" in kwargs:
+            raise UserError(
+                f"revision={kwargs['revision']!r} cannot be chosen with sampler='server': the endpoint has loaded its "
+                "model already. Start the endpoint with that revision and leave revision out."
+            )
+        check_names(sampler_class.__name__, kwargs, set(inspect.signature(sampler_class).parameters) - {"model"})
+    return sampler_class(model, progress=progress, **kwargs)

@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 _WHOLE = 64 * 2**20  # bytes: smaller files are read in full
 _PROBES = 64
 _PROBE_SIZE = 64 * 2**10
+_SUFFIXES = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt"}
 
 
 def folder_fingerprint(folder: str | Path) -> str:
@@ -29,17 +29,11 @@ def folder_fingerprint(folder: str | Path) -> str:
         >>> len(folder_fingerprint(tempfile.mkdtemp()))
         16
     """
-    names = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt"}
-    files = sorted(path for path in Path(folder).resolve().iterdir() if path.is_file() and path.suffix in names)
-    stats = [path.stat() for path in files]
-    return _fingerprint(tuple((p, s.st_size, s.st_mtime_ns, s.st_ino) for p, s in zip(files, stats, strict=True)))
-
-
-@lru_cache
-def _fingerprint(files: tuple[tuple[Path, int, int, int], ...]) -> str:
-    """Of unchanged files, once a process: a command asks when it checks a schedule, and when it samples."""
     digest = hashlib.sha256()
-    for path, size, *_ in files:
+    for path in sorted(Path(folder).resolve().iterdir()):
+        if path.suffix not in _SUFFIXES or not path.is_file():
+            continue
+        size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as file:
             if size <= _WHOLE:
@@ -64,9 +58,9 @@ def describe_options(name: str, options: Mapping[str, Any], harmless: Collection
 
     What is not known to be harmless counts: an option of a later version of the library is then not missed.
     """
+
+    def plain(value: Any) -> Any:
+        return value.to_dict() if hasattr(value, "to_dict") else str(value)
+
     counted = {key: value for key, value in options.items() if key not in harmless and value is not None}
-    return {name: json.loads(json.dumps(counted, default=_plain))} if counted else {}
-
-
-def _plain(value: Any) -> Any:
-    return value.to_dict() if hasattr(value, "to_dict") else str(value)
+    return {name: json.loads(json.dumps(counted, default=plain))} if counted else {}

@@ -11,10 +11,8 @@ from ..checks import check_integer
 from ..errors import UserError
 from ..problem import Prompt
 
-SEED_RANGE = 2**31
 # The odd number nearest to 2**31 / golden ratio. Multiples of it modulo 2**31 spread evenly: the n first keep a
-# distance of at least 0.38 * 2**31 / n from each other (three-distance theorem), so the seed ranges of two problems
-# do not meet as long as problems times samples stays below 0.38 * 2**31, about 800 million.
+# distance of at least 0.38 * 2**31 / n from each other (three-distance theorem).
 _SEED_STEP = 1_327_217_885
 
 
@@ -55,8 +53,7 @@ class SamplingParams:
                 object.__setattr__(self, name, float(getattr(self, name)))
             except (TypeError, ValueError):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be a number, such as 1.0.") from None
-        for name, minimum in (("top_k", 0), ("max_tokens", 1), ("seed", 0)):
-            object.__setattr__(self, name, check_integer(name, getattr(self, name), minimum))
+        _check_integers(self, top_k=0, max_tokens=1, seed=0)
         _check_temperature(self.temperature)
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} must be in (0, 1]; 1 keeps every token.")
@@ -98,8 +95,7 @@ class SampleRequest:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, minimum in (("num_samples", 1), ("first_index", 0), ("stream", 0)):
-            object.__setattr__(self, name, check_integer(name, getattr(self, name), minimum))
+        _check_integers(self, num_samples=1, first_index=0, stream=0)
         if not self.prompt:
             raise UserError(f"prompt={self.prompt!r} is empty: there is nothing to continue.")
         if self.temperature is not None:
@@ -108,10 +104,6 @@ class SampleRequest:
     def params(self, params: SamplingParams) -> SamplingParams:
         """How this request is drawn: with its own temperature, if it has one."""
         return params if self.temperature is None else replace(params, temperature=self.temperature)
-
-    def num_distinct(self, params: SamplingParams) -> int:
-        """Samples to generate: greedy ones are all the same, so one of them."""
-        return self.num_samples if self.params(params).temperature > 0 else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +149,29 @@ class Sampler(Protocol):
         ...
 
 
-def copy_greedy(
-    drawn: list[list[Sample]], requests: Sequence[SampleRequest], params: SamplingParams
-) -> list[list[Sample]]:
-    """The samples that were asked for, where of greedy ones a single one was generated."""
+def settle(
+    requests: Sequence[SampleRequest], params: SamplingParams, adapter: str | None = None
+) -> list[SampleRequest]:
+    """The requests with adapter and temperature filled in, and one sample instead of many greedy ones, all equal."""
     return [
-        samples * request.num_samples if request.num_distinct(params) < request.num_samples else samples
-        for samples, request in zip(drawn, requests, strict=True)
+        replace(
+            request,
+            adapter=adapter if request.adapter is None else request.adapter,
+            temperature=request.params(params).temperature,
+            num_samples=request.num_samples if request.params(params).temperature > 0 else 1,
+        )
+        for request in requests
     ]
+
+
+def as_asked(drawn: Sequence[list[Sample]], requests: Sequence[SampleRequest]) -> list[list[Sample]]:
+    """As many samples as were asked for, where of greedy ones one was drawn."""
+    return [samples * (r.num_samples // len(samples)) for samples, r in zip(drawn, requests, strict=True)]
+
+
+def _check_integers(of: Any, **least: int) -> None:
+    for name, minimum in least.items():
+        object.__setattr__(of, name, check_integer(name, getattr(of, name), minimum))
 
 
 def _check_temperature(temperature: float) -> None:
@@ -175,11 +182,10 @@ def _check_temperature(temperature: float) -> None:
 def request_seed(seed: int, stream: int, index: int) -> int:
     """Seed of sample `index` of problem `stream`, for backends that take one integer per sequence.
 
-    (h(seed) + stream * step) mod 2**31 + index, with `step` near 2**31 divided by the golden ratio. Consecutive
-    samples have consecutive seeds, which is what vLLM gives the children of a request with n > 1 (child i has the
-    request's seed plus i). The ranges of different problems do not overlap while problems times samples stays below
-    about 800 million. 31 bits, because some servers parse seeds as 32-bit integers and PyTorch's CPU generator uses
-    only the low 32 bits of its seed.
+    (h(seed) + stream * step) mod 2**31 + index, with `step` near 2**31 divided by the golden ratio: consecutive
+    samples have consecutive seeds, as vLLM gives them to the children of a request with n > 1, and the ranges of
+    different problems do not meet while problems times samples stays below about 800 million. 31 bits, because some
+    servers parse seeds as 32-bit integers and PyTorch's CPU generator uses only the low 32 bits of its seed.
 
     Args:
         seed: The run's seed.
@@ -197,4 +203,4 @@ def request_seed(seed: int, stream: int, index: int) -> int:
         T. van Ravenstein, The three gap theorem (Steinhaus conjecture), J. Austral. Math. Soc. 45 (1988).
     """
     offset = int(np.random.SeedSequence(seed).generate_state(1, np.uint32)[0])
-    return (offset + stream * _SEED_STEP) % SEED_RANGE + index
+    return (offset + stream * _SEED_STEP) % 2**31 + index

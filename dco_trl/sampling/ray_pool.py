@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -75,18 +75,10 @@ class RayPool:
     def each(
         self, method: str, items: Sequence[Item], load: Callable[[Item], Any] = lambda item: item
     ) -> Iterator[tuple[Item, Any]]:
-        """Call a method with each item, on whichever worker is free.
+        """Call a method with `load(item)` for each item, on whichever worker is free; yield the item and what it got.
 
         At the end, a worker without work takes what another has not finished, the last of it first, and whichever is
         done first counts: neither a slow worker nor one whose machine is gone holds up the others.
-
-        Args:
-            method: The method's name.
-            items: What to call it with, one after another.
-            load: Turns an item into what is sent, when it is.
-
-        Yields:
-            Each item, once, and what the method returned for it.
 
         Raises:
             Exception: What the method raised.
@@ -95,19 +87,19 @@ class RayPool:
         flying: dict[Any, tuple[int, Any]] = {}  # by the reference to the result: which item, and where
 
         def hand(worker: Any) -> None:
-            out = [item for item, _ in flying.values()]
             if todo:
                 item = todo.popleft()
-            elif any(at is worker for _, at in flying.values()) or all(out.count(item) > 1 for item in out):
-                return
             else:
-                item = next(item for item in reversed(out) if out.count(item) == 1)
+                times = Counter(item for item, _ in flying.values())
+                once = [item for item, _ in flying.values() if times[item] == 1]
+                if not once or any(at is worker for _, at in flying.values()):
+                    return
+                item = once[-1]
             flying[worker.call.remote(method, load(items[item]))] = (item, worker)
 
         try:
-            for worker in self.workers * _IN_FLIGHT:
-                if todo:
-                    hand(worker)
+            for worker in (self.workers * _IN_FLIGHT)[: len(items)]:
+                hand(worker)
             while flying:
                 [done], _ = ray.wait(list(flying), num_returns=1)
                 item, worker = flying.pop(done)

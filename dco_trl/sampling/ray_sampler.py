@@ -1,6 +1,6 @@
 """Sampling on a Ray cluster: a copy of any sampler for each worker."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -80,36 +80,22 @@ class RaySampler:
             gpus = sampler_kwargs.get("tensor_parallel_size", 1) * sampler_kwargs.get("pipeline_parallel_size", 1)
             if gpus > 1:  # and not through Ray: the worker has all of its GPUs on its own machine
                 sampler_kwargs.setdefault("distributed_executor_backend", "mp")
-        arguments = {"adapter": adapter, "revision": revision, "sampler_kwargs": sampler_kwargs}
-        make = partial(_Copy, name, model, arguments)
+        make = partial(_Copy, name, model, adapter=adapter, revision=revision, sampler_kwargs=sampler_kwargs)
         self._pool = RayPool(make, num_workers, num_gpus=gpus_per_worker, gpus_if_any=gpus, address=address)
         self._identity: dict[str, Any] | None = None
 
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
-        """Draw the samples of all requests; see `Sampler.sample`."""
-        # The same problem and index may be asked for with several adapters or temperatures.
-        numbers: dict[Any, list[int]] = {}
-        for i, r in enumerate(requests):
-            numbers.setdefault((r.stream, r.adapter, r.temperature), []).append(i)
-        results: list[list[Sample | None]] = [[None] * request.num_samples for request in requests]
-        for part, samples in self.stream(requests, params):
-            at = next(
-                i
-                for i in numbers[part.stream, part.adapter, part.temperature]
-                if 0 <= part.first_index - requests[i].first_index < requests[i].num_samples
-            )
-            start = part.first_index - requests[at].first_index
-            results[at][start : start + len(samples)] = samples
-        return results  # type: ignore[return-value]
+        """As `Sampler.sample`."""
+        drawn: list[list[Any]] = [[None] * request.num_samples for request in requests]
+        for number, part, samples in self._draw(requests, params):
+            start = part.first_index - requests[number].first_index
+            drawn[number][start : start + len(samples)] = samples
+        return drawn
 
     def stream(
         self, requests: Sequence[SampleRequest], params: SamplingParams
     ) -> Iterator[tuple[SampleRequest, list[Sample]]]:
         """Draw the samples of all requests, and give them as they come.
-
-        Args:
-            requests: What to draw; any number of samples.
-            params: How to draw it.
 
         Yields:
             A part of a request, and its samples.
@@ -117,38 +103,52 @@ class RaySampler:
         Raises:
             UserError: Two workers have different models.
         """
-        for block, (identity, drawn) in self._pool.each("sample", [(b, params) for b in self._blocks(requests)]):
+        for _, part, samples in self._draw(requests, params):
+            yield part, samples
+
+    def _draw(
+        self, requests: Sequence[SampleRequest], params: SamplingParams
+    ) -> Iterator[tuple[int, SampleRequest, list[Sample]]]:
+        def load(block: list[tuple[int, SampleRequest]]) -> tuple[list[SampleRequest], SamplingParams]:
+            return [part for _, part in block], params
+
+        for block, (identity, drawn) in self._pool.each("sample", self._blocks(requests), load):
             self._check_same(identity)
-            yield from zip(block[0], drawn, strict=True)
+            for (number, part), samples in zip(block, drawn, strict=True):
+                yield number, part, samples
 
     def identity(self) -> dict[str, Any]:
-        """Who samples, as the first worker that is ready tells it; see `Sampler.identity`."""
+        """As `Sampler.identity`, told by the first worker that is ready."""
         if self._identity is None:
             self._identity = self._pool.first("identity")
         return self._identity
 
     def close(self) -> None:
-        """End the workers; see `Sampler.close`."""
+        """End the workers."""
         self._pool.close()
 
-    def _blocks(self, requests: Sequence[SampleRequest]) -> list[list[SampleRequest]]:
-        """Blocks of at most `block_size` samples; towards the end smaller ones, so that all workers end together."""
+    def _blocks(self, requests: Sequence[SampleRequest]) -> list[list[tuple[int, SampleRequest]]]:
+        """Blocks of at most `block_size` samples, smaller towards the end, so that all workers end together.
+
+        Each of its parts comes with the number of its request.
+        """
         left = sum(request.num_samples for request in requests)
-        blocks: list[list[SampleRequest]] = [[]]
+        blocks: list[list[tuple[int, SampleRequest]]] = []
         room = 0
-        for request in requests:
+        for number, request in enumerate(requests):
             start = 0
             while start < request.num_samples:
                 if not room:
                     room = max(min(self.block_size, left // (2 * len(self._pool.workers))), min(_SMALLEST, left))
                     blocks.append([])
                 count = min(room, request.num_samples - start)
-                blocks[-1].append(replace(request, num_samples=count, first_index=request.first_index + start))
+                part = replace(request, num_samples=count, first_index=request.first_index + start)
+                blocks[-1].append((number, part))
                 start, room, left = start + count, room - count, left - count
-        return blocks[1:]
+        return blocks
 
-    def _check_same(self, identity: Mapping[str, Any]) -> None:
-        known = self._identity = self._identity or dict(identity)
+    def _check_same(self, identity: dict[str, Any]) -> None:
+        known = self._identity = self._identity or identity
         differing = [
             f"{key}: {known.get(key)!r} and {identity.get(key)!r}"
             for key in sorted(known.keys() | identity.keys())
@@ -164,8 +164,8 @@ class RaySampler:
 class _Copy:
     """A sampler on a machine of the cluster."""
 
-    def __init__(self, name: str, model: str, arguments: Mapping[str, Any]) -> None:
-        self.sampler = make_sampler(name, model, progress=False, **arguments)
+    def __init__(self, name: str, model: str, **options: Any) -> None:
+        self.sampler = make_sampler(name, model, progress=False, **options)
         self.known = self.sampler.identity()
 
     def identity(self) -> dict[str, Any]:

@@ -3,40 +3,25 @@
 import asyncio
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from ..checks import check_integer
 from ..errors import UserError
-from .endpoint import Endpoint, EndpointError, UnusableAnswer, wait_for
-from .endpoint_answers import ONE_EACH, Choice, read_choices, read_json, read_models
+from .endpoint import Endpoint, EndpointError, Failure, read_json, wait_for
 from .fingerprint import describe, describe_options
-from .protocol import Prompt, Sample, SampleRequest, SamplingParams, copy_greedy, request_seed
-from .server_fields import DECIDED, prompt_fields, sampling_fields
-from .tokens import Codec, Codecs, Ends, encode_prompts
+from .openai_interface import DECIDED, ONE_EACH, Choice, read_choices, read_models, request_body
+from .protocol import Sample, SampleRequest, SamplingParams, as_asked, request_seed, settle
+from .tokens import Codec, Codecs, Ends
 
 if TYPE_CHECKING:
     import httpx2
-
-Result = TypeVar("Result")
-
-# Seconds: a wrong address shows without the patience of a long run.
-_FIRST_ANSWER = 60.0
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One HTTP request: samples `first` to `first + n - 1` (counted from 0) of request number `request`."""
-
-    request: int
-    first: int
-    n: int
 
 
 class ServerSampler:
@@ -55,8 +40,8 @@ class ServerSampler:
     Without `tokenizer`, plain prompts and token ids go to `/completions` and messages to `/chat/completions`, and the
     endpoint tokenizes, applies its chat template and ends completions where it sees fit. With `tokenizer`, prompts are
     rendered here exactly as training renders them and sent as token ids to `/completions`; vLLM is told training's end
-    tokens and its token ids are decoded here. Prefer that wherever the endpoint takes token ids, as vLLM does. A vLLM
-    server's adapter whose folder is here, with a tokenizer in it, is sampled with that one in any case.
+    tokens and its token ids are decoded here. Prefer that wherever the endpoint takes token ids, as vLLM does. An
+    adapter whose folder is here, with a tokenizer in it, is sampled with that one in any case.
 
     A request is repeated, with exponential back-off, after a lost connection, a time-out, the statuses 408, 409, 429
     and 5xx, and an answer that cannot be used. `Retry-After` is heeded up to a minute; a longer one is an error.
@@ -126,25 +111,23 @@ class ServerSampler:
         self._endpoint = Endpoint(base_url, api_key or os.environ.get("OPENAI_API_KEY"), max_retries, timeout)
         self.base_url = self._endpoint.url
         self._closed = False
-        self._adapter: str | None = None
+        self._adapter = ""
         self._weights: str | None = None
-        self._names: dict[str, str] = {}  # of adapters at the server
-        self._loaded: list[str] = []  # those of them that this sampler brought there
-        self._tokenizer_name = tokenizer
+        self._names: dict[str, str] = {}  # of adapters at the server; those that were brought there have another one
         self._limit = "max_tokens"  # as a chat request calls it
-        served = self._get("/models", read_models, "list its models")
+        served = self._endpoint.get("list its models", "/models", read_models)
         if model not in served:
             raise EndpointError(
                 f"The endpoint at {self.base_url} does not serve model={model!r}. It serves: "
                 f"{', '.join(sorted(served)) or 'nothing'}. Ask for one of these, or start it with that model."
             )
-        self.is_vllm = served[model].owned_by == "vllm"
-        self._context = served[model].context
+        self.is_vllm, self._context = served[model].owned_by == "vllm", served[model].context
         if not self.is_vllm:
             self.samples_per_request = 1
         elif "top_k" in self._extra_body:
             raise UserError("extra_body sets top_k, which a vLLM server is sent anyway. Set it in SamplingParams.")
-        self._codecs = Codecs.load(tokenizer)
+        self._tokenizer_name = tokenizer
+        self._codecs = Codecs(None) if tokenizer is None else Codecs.load(tokenizer)
         if adapter is not None:
             self.load_adapter(adapter)
 
@@ -160,36 +143,41 @@ class ServerSampler:
         Raises:
             EndpointError: The server does not know the adapter, or does not load adapters.
         """
-        if self._adapter is not None:
-            self._unload(self._names.pop(self._adapter))
-            self._adapter = None
-        if adapter is not None:
+        if self._adapter:
+            self._unload(self._adapter)
+            self._adapter = ""
+        if adapter:
             self._name_of(adapter)
             self._adapter = adapter
 
-    def _name_of(self, adapter: str) -> str:
-        """The name under which the server has an adapter; one that it does not have is loaded."""
+    def _name_of(self, adapter: str | None) -> str:
+        """The name to ask for: an adapter's, which is loaded if the server does not have it, or the model's."""
+        if not adapter:
+            return self.model
         if adapter in self._names:
             return self._names[adapter]
-        if adapter in self._get("/models", read_models, "list its models"):
-            self._names[adapter] = adapter
-            return adapter
-        if not self.is_vllm:
-            raise EndpointError(
-                f"adapter={adapter!r} is not among the models that {self.base_url} serves, and adapters can be loaded "
-                "into vLLM servers only. Start the endpoint with the adapter and give its served name."
-            )
-        path = str(Path(adapter).resolve()) if Path(adapter).exists() else adapter
-        name = f"dco-{uuid.uuid4().hex[:12]}"
-        self._post("/load_lora_adapter", {"lora_name": name, "lora_path": path}, f"load adapter={adapter!r}")
-        self._loaded.append(name)
+        name = adapter
+        if adapter not in self._endpoint.get("list its models", "/models", read_models):
+            if not self.is_vllm:
+                raise EndpointError(
+                    f"adapter={adapter!r} is not among the models that {self.base_url} serves, and adapters can be "
+                    "loaded into vLLM servers only. Start the endpoint with the adapter and give its served name."
+                )
+            name = f"dco-{uuid.uuid4().hex[:12]}"
+            body = {"lora_name": name, "lora_path": _path_there(adapter)}
+            self._endpoint.post(f"load adapter={adapter!r}", "/load_lora_adapter", body)
         self._names[adapter] = name
         return name
+
+    def _unload(self, adapter: str) -> None:
+        name = self._names.pop(adapter)
+        if name != adapter:
+            self._endpoint.post(f"unload adapter={adapter!r}", "/unload_lora_adapter", {"lora_name": name})
 
     @property
     def adapter_name(self) -> str | None:
         """Under which name the server has the adapter; another sampler's `load_adapter` takes it. None without one."""
-        return None if self._adapter is None else self._names[self._adapter]
+        return self._names[self._adapter] if self._adapter else None
 
     def reload_weights(self, folder: str) -> None:
         """Replace the server's own weights by those of another checkpoint of the same architecture.
@@ -208,21 +196,14 @@ class ServerSampler:
                 f"{self.base_url} is not a vLLM server, and only those can be given the weights of a whole model. "
                 "Serve the model with vLLM, or train with LoRA and sample in process."
             )
-        path = str(Path(folder).resolve()) if Path(folder).exists() else folder
-        rpc = {"method": "reload_weights", "kwargs": {"weights_path": path}}
-        self._post("../collective_rpc", rpc, f"load weights from {folder!r}")
-        self._endpoint.ask_alone("empty its cache of prompts", "../reset_prefix_cache", _check_emptied, {})
+        rpc = {"method": "reload_weights", "kwargs": {"weights_path": _path_there(folder)}}
+        self._endpoint.post(f"load weights from {folder!r}", "../collective_rpc", rpc)
+        what, path = "empty its cache of prompts", "../reset_prefix_cache"
+        self._endpoint.post(what, path, {}, _check_emptied, self._endpoint.max_retries)
         self._weights = folder
 
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
-        """Draw the samples of all requests; see `Sampler.sample`.
-
-        Args:
-            requests: What to draw.
-            params: How to draw it.
-
-        Returns:
-            For each request, its samples in the order of their indices.
+        """As `Sampler.sample`.
 
         Raises:
             EndpointError: The endpoint stays away after `max_retries` repetitions, refuses, or gives answers that
@@ -233,69 +214,65 @@ class ServerSampler:
         """
         if self._closed:
             raise RuntimeError("This sampler is closed. Make a new one.")
-        fields = sampling_fields(params, self.is_vllm, self._extra_body, self.base_url)
+        settled = settle(requests, params, self._adapter)
         how = "Start the server with a larger --max-model-len or lower max_tokens."
-        prompts: list[Prompt | list[int]] = [request.prompt for request in requests]
-        codecs = [self._codec_of(request) for request in requests]
-        for number, codec in enumerate(codecs):
-            if codec is not None:
-                args = [requests[number]], params.max_tokens, self._context, how
-                [prompts[number]] = encode_prompts(self._codec_of, *args)
-        models = [self._model_of(request) for request in requests]
-        counts = [request.num_distinct(params) for request in requests]
-        calls = [
-            _Call(number, first, min(self.samples_per_request, count - first))
-            for number, count in enumerate(counts)
-            for first in range(0, count, self.samples_per_request)
+        prompts = self._codecs.encode(settled, params.max_tokens, self._context, how)
+        codecs = [self._codecs.of(request.adapter) for request in settled]
+        ends = [codec and codec.ends(params.stop) for codec in codecs]
+        bodies = [
+            request_body(request, prompt, end, params, self.is_vllm, self._extra_body, self.base_url)
+            | {"model": self._name_of(request.adapter)}
+            for request, prompt, end in zip(settled, prompts, ends, strict=True)
         ]
-        results: list[list[Any]] = [[None] * count for count in counts]
+        drawn: list[list[Any]] = [[None] * request.num_samples for request in settled]
+        step = self.samples_per_request
+        calls = [(r, first) for r, request in enumerate(settled) for first in range(0, request.num_samples, step)]
+        bar = tqdm(total=sum(map(len, drawn)), desc="sampling", unit="sample", disable=not self.progress)
         todo = iter(calls)
 
-        async def work(client: "httpx2.AsyncClient", bar: Any) -> None:
-            for call in todo:  # shared by all workers: each call is taken once
-                request, prompt, codec = requests[call.request], prompts[call.request], codecs[call.request]
-                body = {"model": models[call.request], "temperature": request.params(params).temperature, **fields}
-                body |= {"n": call.n, **prompt_fields(request, prompt, codec, params, self.is_vllm, self.base_url)}
-                if "messages" in body:
-                    body[self._limit] = body.pop("max_tokens")
+        async def work(client: "httpx2.AsyncClient") -> None:
+            for r, first in todo:  # shared by all workers: each call is taken once
+                request, codec = settled[r], codecs[r]
+                body = {**bodies[r], "n": min(step, request.num_samples - first)}
                 if self.seed_each_request:
-                    body["seed"] = request_seed(params.seed, request.stream, request.first_index + call.first)
-                path = "/chat/completions" if "messages" in body else "/completions"
-                read = partial(read_choices, n=call.n, vocabulary=codec and len(codec.tokenizer))
-                try:
-                    choices = await self._endpoint.ask(client, "sample", path, read, body)
-                except EndpointError as error:
-                    if "messages" not in body or "max_tokens" not in body or "max_completion_tokens" not in str(error):
-                        raise
-                    self._limit = "max_completion_tokens"  # which OpenAI's newer models ask for in its place
-                    body[self._limit] = body.pop("max_tokens")
-                    choices = await self._endpoint.ask(client, "sample", path, read, body)
-                samples = [self._sample(choice, prompt, codec, params) for choice in choices]
-                results[call.request][call.first : call.first + call.n] = samples
-                bar.update(call.n)
+                    body["seed"] = request_seed(params.seed, request.stream, request.first_index + first)
+                choices = await self._ask(client, body, codec and len(codec.tokenizer))
+                samples = [self._sample(choice, prompts[r], codec, ends[r], params) for choice in choices]
+                drawn[r][first : first + len(samples)] = samples
+                bar.update(len(samples))
 
         async def work_together() -> None:
-            with tqdm(total=sum(counts), desc="sampling", unit="sample", disable=not self.progress) as bar:
-                async with self._endpoint.client(self.concurrency) as client:
-                    workers = [
-                        asyncio.create_task(work(client, bar)) for _ in range(min(self.concurrency, len(calls)))
-                    ]
-                    try:
-                        await asyncio.gather(*workers)
-                    finally:  # after an error: do not wait for answers that nobody will read
-                        for worker in workers:
-                            worker.cancel()
-                        await asyncio.gather(*workers, return_exceptions=True)
+            async with self._endpoint.client(self.concurrency) as client:
+                workers = [asyncio.create_task(work(client)) for _ in range(min(self.concurrency, len(calls)))]
+                try:
+                    await asyncio.gather(*workers)
+                finally:  # after an error: do not wait for answers that nobody will read
+                    for worker in workers:
+                        worker.cancel()
+                    await asyncio.gather(*workers, return_exceptions=True)
 
-        wait_for(work_together)
-        return copy_greedy(results, requests, params)
+        with bar:
+            wait_for(work_together)
+        return as_asked(drawn, requests)
+
+    async def _ask(self, client: "httpx2.AsyncClient", body: dict[str, Any], vocabulary: int | None) -> list[Choice]:
+        read = partial(read_choices, n=body["n"], vocabulary=vocabulary)
+        limits = self._endpoint.max_retries, self._endpoint.timeout
+        if "messages" not in body:
+            return await self._endpoint.ask(client, "sample", "/completions", read, body, *limits)
+        asked = self._limit
+        try:
+            body[asked] = body.pop("max_tokens")
+            return await self._endpoint.ask(client, "sample", "/chat/completions", read, body, *limits)
+        except EndpointError as error:
+            if asked != "max_tokens" or "max_completion_tokens" not in str(error):
+                raise
+        self._limit = "max_completion_tokens"  # which OpenAI's newer models ask for in its place
+        return await self._ask(client, body, vocabulary)
 
     def identity(self) -> dict[str, Any]:
-        """Who samples; see `Sampler.identity`. What the endpoint runs inside is known only if it is vLLM."""
-        vllm_version = ""
-        if self.is_vllm:
-            answer = self._get("../version", read_json, "tell its version")
-            vllm_version = str(answer.get("version", "")) if isinstance(answer, dict) else ""
+        """As `Sampler.identity`. What the endpoint runs inside is known only if it is vLLM."""
+        answer = self._endpoint.get("tell its version", "../version", read_json) if self.is_vllm else None
         return {
             "sampler": "server",
             "model": self.model,
@@ -305,25 +282,24 @@ class ServerSampler:
             **({} if self._weights is None else describe("weights", self._weights)),
             **describe("tokenizer", self._tokenizer_name),
             **describe_options("extra_body", self._extra_body),
-            "vllm_version": vllm_version,
+            "vllm_version": str(answer.get("version", "")) if isinstance(answer, dict) else "",
             "httpx2_version": version("httpx2"),
         }
 
     def close(self) -> None:
-        """Unload the adapters that this sampler loaded; see `Sampler.close`."""
+        """Unload the adapters that this sampler loaded."""
         self._closed = True
-        try:
-            for name in list(self._loaded):
-                self._unload(name)
-        except EndpointError:
-            pass  # the endpoint is gone, and the adapters with it
+        with suppress(EndpointError):  # the endpoint is gone, and the adapters with it
+            for adapter in list(self._names):
+                self._unload(adapter)
 
-    def _sample(self, choice: Choice, prompt: Any, codec: Codec | None, params: SamplingParams) -> Sample:
-        if choice.token_ids is not None and codec is not None:
-            ends = codec.ends(params.stop)
+    def _sample(
+        self, choice: Choice, prompt: Any, codec: Codec | None, ends: Ends | None, params: SamplingParams
+    ) -> Sample:
+        if choice.token_ids is not None and codec is not None and ends is not None:
             if choice.finish_reason == "stop" and choice.stopped_at is None:
                 # At an end that only the server knows, from the generation config of its model.
-                ends = Ends((*ends.ids, *choice.token_ids[-1:]), ends.strings)
+                ends = ends._replace(ids=(*ends.ids, *choice.token_ids[-1:]))
             return codec.samples([prompt], [choice.token_ids], ends)[0]
         reason = choice.finish_reason
         if choice.num_tokens is None:
@@ -341,32 +317,13 @@ class ServerSampler:
             )
         return Sample(choice.text or "", choice.token_ids, choice.num_tokens, reason)
 
-    def _model_of(self, request: SampleRequest) -> str:
-        """The name to ask for: an adapter's, or the model's."""
-        adapter = self._adapter if request.adapter is None else request.adapter
-        return self._name_of(adapter) if adapter else self.model
 
-    def _codec_of(self, request: SampleRequest) -> Any:
-        """What renders its prompt; None: the endpoint."""
-        if not self.is_vllm:
-            return self._codecs.own
-        return self._codecs.of(self._adapter if request.adapter is None else request.adapter)
-
-    def _unload(self, name: str) -> None:
-        if name in self._loaded:
-            self._loaded.remove(name)
-            self._post("/unload_lora_adapter", {"lora_name": name}, f"unload adapter={name!r}")
-
-    def _post(self, path: str, body: dict[str, Any], what: str) -> None:
-        # Not repeated: a second attempt at what succeeded unnoticed would be refused.
-        self._endpoint.ask_alone(what, path, bytes, body, max_retries=0)
-
-    def _get(self, path: str, read: Callable[[bytes], Result], what: str) -> Result:
-        retries = min(self._endpoint.max_retries, 1)
-        return self._endpoint.ask_alone(what, path, read, max_retries=retries, timeout=_FIRST_ANSWER)
+def _path_there(folder: str) -> str:
+    """A folder as the server sees it, whose working folder may be another; one that is not here is its own matter."""
+    return str(Path(folder).resolve()) if Path(folder).exists() else folder
 
 
 def _check_emptied(content: bytes) -> None:
     # Before vLLM 0.26 the answer is empty, and nothing is known.
     if content and read_json(content) != {"success": True}:
-        raise UnusableAnswer("it still holds prompts of the weights before", " Does another program use it?")
+        raise Failure("it still holds prompts of the weights before", " Does another program use it?")

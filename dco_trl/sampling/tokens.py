@@ -1,10 +1,9 @@
 """Between text and tokens: prompts as training renders them, completions as training ends them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UserError
 from .end_of_sequence import end_token_ids, special_ids
@@ -13,14 +12,12 @@ from .protocol import Prompt, Sample, SampleRequest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Tokens of context that a decoder is given: it may treat the first token of a text otherwise than the others.
-_CONTEXT = 8
-# So many are looked at: the last of them may be special ones, and no text.
-CONTEXT = 4 * _CONTEXT
+# Tokens of context that a decoder is given: it may treat the first token of a text otherwise than the others. More
+# than one or two, because the last of them may be special ones, and no text.
+CONTEXT = 32
 
 
-@dataclass(frozen=True)
-class Ends:
+class Ends(NamedTuple):
     """What ends a completion: tokens, and strings in its text."""
 
     ids: tuple[int, ...]
@@ -41,15 +38,8 @@ class Renderer:
         What a tokenizer appends to every text, such as an end of sequence, is left out: in training it stands behind
         the completion. Token ids stay as they are.
 
-        Args:
-            prompt: Text, messages or token ids.
-            template_kwargs: Further arguments of the chat template.
-
-        Returns:
-            Token ids, at least one.
-
         Raises:
-            ValueError: Messages without a chat template, or a prompt without a token.
+            UserError: Messages without a chat template, or a prompt without a token.
         """
         if isinstance(prompt, str):
             [ids] = self.texts_ids([prompt])
@@ -65,10 +55,9 @@ class Renderer:
 
     def texts_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of plain texts, without what the tokenizer appends."""
-        if not texts:
-            return []
-        appended = self._num_appended(next(filter(None, texts), "a"))
-        return [ids[: len(ids) - appended] for ids in self.tokenizer(list(texts))["input_ids"]]
+        if self._appended is None:
+            self._appended = self._num_appended(next(filter(None, texts), "a"))
+        return [ids[: len(ids) - self._appended] for ids in self.tokenizer(list(texts))["input_ids"]]
 
     def rendered(self, messages: Any, template_kwargs: Mapping[str, Any] | None = None, **how: Any) -> list[int]:
         """Tokens of messages."""
@@ -84,24 +73,13 @@ class Renderer:
 
     def _num_appended(self, text: str) -> int:
         """How many tokens the tokenizer appends to a text, told from one that it certainly reads."""
-        if self._appended is None:
-            whole, bare = (self.tokenizer(text, add_special_tokens=special)["input_ids"] for special in (True, False))
-            starts = range(len(whole) - len(bare) + 1)
-            found = (len(whole) - at - len(bare) for at in starts if whole[at : at + len(bare)] == bare)
-            self._appended = next(found, 0)
-        return self._appended
+        whole, bare = (self.tokenizer(text, add_special_tokens=special)["input_ids"] for special in (True, False))
+        starts = range(len(whole) - len(bare) + 1)
+        return next((len(whole) - at - len(bare) for at in starts if whole[at : at + len(bare)] == bare), 0)
 
 
 class Codec(Renderer):
-    """Renders the prompts and reads the completions of one model or adapter.
-
-    Args:
-        tokenizer: Its tokenizer.
-        generation_config: A `GenerationConfig`, its dictionary, or None.
-
-    Raises:
-        ValueError: Neither names an end of sequence.
-    """
+    """Renders the prompts and reads the completions of one model or adapter, which needs an end of sequence."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", generation_config: Any = None):
         super().__init__(tokenizer)
@@ -112,42 +90,21 @@ class Codec(Renderer):
         """Tokens that are no part of a text."""
         return special_ids(self.tokenizer)
 
-    @cached_property
-    def _special_names(self) -> dict[str, int]:
-        return {str(self.tokenizer.convert_ids_to_tokens(i)): i for i in self.special_ids}
-
     def ends(self, stop: Sequence[str]) -> Ends:
-        """What ends a completion that is asked for with these stop strings: a special token ends it as a token.
-
-        Raises:
-            ValueError: A special token within a longer stop string, which no text ever holds.
-        """
-        special = self._special_names
-        ids, strings = list(self.end_ids), []
+        """What ends a completion that is asked for with these stop strings: a special token ends it as a token."""
+        special = {str(self.tokenizer.convert_ids_to_tokens(i)): i for i in self.special_ids} if stop else {}
         for text in stop:
             inner = next((name for name in special if name in text), None)
-            if text in special:
-                ids.append(special[text])
-            elif inner is not None:
+            if inner is not None and text not in special:
                 raise UserError(
                     f"stop={text!r} holds the special token {inner!r}, which is no part of a completion's text, so it "
                     f"would never be found. Stop at {inner!r} alone."
                 )
-            else:
-                strings.append(text)
-        return Ends(tuple(dict.fromkeys(ids)), tuple(strings))
+        ids = [*self.end_ids, *(special[text] for text in stop if text in special)]
+        return Ends(tuple(dict.fromkeys(ids)), tuple(text for text in stop if text not in special))
 
     def samples(self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int]], ends: Ends) -> list[Sample]:
-        """Samples from generated tokens.
-
-        Args:
-            prompts: Token ids of the prompt of each completion.
-            completions: Token ids of each, up to and including the end of sequence if it came.
-            ends: What ends a completion.
-
-        Returns:
-            One sample for each completion.
-        """
+        """A sample for each completion: generated tokens, up to and including the end of sequence if it came."""
         is_ended = [bool(ids) and ids[-1] in ends.ids for ids in completions]
         # The end of sequence need not be a special token: take it off by position, then the special ones by name.
         bodies = [list(ids[:-1]) if end else list(ids) for ids, end in zip(completions, is_ended, strict=True)]
@@ -162,51 +119,40 @@ class Codec(Renderer):
 
         Decoded alone, a continuation would lose its first space with SentencePiece's decoders.
         """
-        distinct: dict[tuple[int, ...], tuple[list[int], str]] = {}
         near = [tuple(context[-CONTEXT:]) for context in contexts]
-        for ids in near:
-            if ids not in distinct:
-                tail = list(ids[-_CONTEXT:])
-                text = self._decoded([tail])[0]
-                if not text.strip():  # special tokens only: as good as no context
-                    tail = list(ids)
-                    text = self._decoded([tail])[0]
-                distinct[ids] = tail, text
-        wholes = self._decoded([distinct[ids][0] + list(more) for ids, more in zip(near, continuations, strict=True)])
+        distinct = list(set(near))
+        context_text = dict(zip(distinct, self._decoded(distinct), strict=True))
+        wholes = self._decoded([(*ids, *more) for ids, more in zip(near, continuations, strict=True)])
         texts = []
         for ids, whole in zip(near, wholes, strict=True):
-            text = distinct[ids][1]
+            text = context_text[ids]
             if not whole.startswith(text):  # the context ends within a character, which the continuation completes
                 text = text.rstrip("\ufffd")
             texts.append(whole[len(text) :])
         return texts
 
-    def _decoded(self, sequences: list[list[int]]) -> list[str]:
-        return self.tokenizer.batch_decode(sequences, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def _decoded(self, sequences: Sequence[tuple[int, ...]]) -> list[str]:
+        lists, how = list(map(list, sequences)), {"clean_up_tokenization_spaces": False}
+        return self.tokenizer.batch_decode(lists, skip_special_tokens=True, **how) if lists else []
 
 
 class Codecs:
     """The codec of each adapter: with its own tokenizer if its folder has one, else that of the model.
 
-    What training changed in the tokenizer (end of sequence, chat template, added tokens) is saved there.
-
-    Args:
-        tokenizer: The model's; None if it is not known, as that of an endpoint.
-        generation_config: The model's, which adapters have none of.
+    What training changed in the tokenizer (end of sequence, chat template, added tokens) is saved there. The model's
+    may be unknown, as that of an endpoint; adapters have no generation config of their own.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase | None", generation_config: Any = None):
         self.own = None if tokenizer is None else Codec(tokenizer, generation_config)
         self._generation_config = generation_config
-        self._of: dict[str, tuple[int, Codec]] = {}
+        self._of: dict[tuple[str, int], Codec] = {}
 
     @classmethod
-    def load(cls, name: str | None) -> "Codecs":
+    def load(cls, name: str) -> "Codecs":
         """With the tokenizer of a folder or hub name, and the generation config beside it."""
         from transformers import AutoTokenizer, GenerationConfig
 
-        if name is None:
-            return cls(None)
         try:
             generation_config = GenerationConfig.from_pretrained(name)
         except OSError:  # an adapter's folder has a tokenizer and no generation config
@@ -218,39 +164,41 @@ class Codecs:
         file = Path(adapter or "", "tokenizer_config.json")
         if not adapter or not file.is_file():
             return self.own
-        changed = file.stat().st_mtime_ns
-        if self._of.get(adapter, (0, None))[0] != changed:
+        key = adapter, file.stat().st_mtime_ns  # training writes it anew
+        if key not in self._of:
             from transformers import AutoTokenizer
 
-            self._of[adapter] = changed, Codec(AutoTokenizer.from_pretrained(adapter), self._generation_config)
-        return self._of[adapter][1]
+            self._of[key] = Codec(AutoTokenizer.from_pretrained(adapter), self._generation_config)
+        return self._of[key]
+
+    def encode(
+        self, requests: Sequence[SampleRequest], max_tokens: int, context: int | None, how: str
+    ) -> list[Prompt | list[int]]:
+        """Tokens of all prompts, which stay as they are where no codec is known.
+
+        Raises:
+            UserError: A prompt leaves no room for `max_tokens` in the context; the message ends with how to mend that.
+        """
+        prompts: list[Prompt | list[int]] = []
+        for request in requests:
+            codec = self.of(request.adapter)
+            if codec is None:
+                prompts.append(request.prompt)
+                continue
+            ids = codec.prompt_ids(request.prompt, request.template_kwargs)
+            prompts.append(ids)
+            if context is not None and len(ids) + max_tokens > context:
+                raise UserError(
+                    f"A prompt of {len(ids)} tokens and max_tokens={max_tokens} make {len(ids) + max_tokens} tokens, "
+                    f"more than the {context} of the context. {how} The prompt (stream {request.stream}) begins "
+                    f"{codec.tokenizer.decode(ids[:16])!r}."
+                )
+        return prompts
 
 
 def is_token_ids(prompt: Prompt | list[int]) -> bool:
     """Whether a prompt is token ids already, and not text or messages."""
     return bool(prompt) and isinstance(prompt[0], int)
-
-
-def encode_prompts(
-    codec_of: Callable[[SampleRequest], Codec],
-    requests: Sequence[SampleRequest],
-    max_tokens: int,
-    context: int | None,
-    how: str,
-) -> list[list[int]]:
-    """Tokens of all prompts; one that leaves no room for `max_tokens` is refused before anything is drawn."""
-    prompts = []
-    for request in requests:
-        codec = codec_of(request)
-        ids = codec.prompt_ids(request.prompt, request.template_kwargs)
-        prompts.append(ids)
-        if context is not None and len(ids) + max_tokens > context:
-            raise UserError(
-                f"A prompt of {len(ids)} tokens and max_tokens={max_tokens} make {len(ids) + max_tokens} tokens, more "
-                f"than the {context} of the context. {how} The prompt (stream {request.stream}) begins "
-                f"{codec.tokenizer.decode(ids[:16])!r}."
-            )
-    return prompts
 
 
 def cut_at_stop(text: str, stop: Iterable[str]) -> tuple[str, bool]:

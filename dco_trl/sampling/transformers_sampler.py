@@ -1,8 +1,8 @@
 """Sampling with Transformers' `generate`: the default, which needs nothing more than training does."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from transformers import (
     DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     StoppingCriteriaList,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
@@ -21,15 +23,11 @@ from transformers import (
 
 from ..checks import check_integer
 from ..errors import UserError
-from .adapters import LoadedAdapters
+from .adapters import LoadedAdapters, evaluating, learns_prompt
 from .fingerprint import describe, describe_options
 from .logits_processors import InverseCDF, StopStrings
-from .protocol import Sample, SampleRequest, SamplingParams, copy_greedy
-from .tokens import Codec, Codecs, encode_prompts
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
+from .protocol import Sample, SampleRequest, SamplingParams, as_asked, settle
+from .tokens import Codec, Codecs, Ends
 
 # Loading options about place and access, or recorded by another name: they leave the distribution as it is.
 _HARMLESS = {
@@ -84,25 +82,23 @@ class TransformersSampler:
 
     def __init__(
         self,
-        model: "str | PreTrainedModel",
+        model: str | PreTrainedModel,
         *,
-        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         adapter: str | None = None,
         revision: str | None = None,
         batch_size: int = 64,
         progress: bool = True,
         **model_kwargs: Any,
     ):
-        self.batch_size = check_integer("batch_size", batch_size)
-        self.progress = progress
+        self.batch_size, self.progress = check_integer("batch_size", batch_size), progress
         self._options = describe_options("model_kwargs", model_kwargs, _HARMLESS)
-        self._adapter = adapter
         self._revision = revision
-        self._name: str
+        self._in_memory = not isinstance(model, str)
+        # None: whatever works in a model in memory. "": the model alone.
+        self._adapter: str | None = None if self._in_memory else ""
         if isinstance(model, str):
-            self._name = model
-            self._where = "loaded"
-            loaded: Any = _load(model, revision, model_kwargs)
+            self._name, loaded = model, _load(model, revision, model_kwargs)
         else:
             given = {"adapter": adapter, "revision": revision, **model_kwargs}
             given = {name: value for name, value in given.items() if value is not None}
@@ -111,17 +107,14 @@ class TransformersSampler:
                     f"{', '.join(given)} cannot be combined with a model in memory, which is sampled as it is. Load "
                     "the adapter into the model first (`PeftModel.from_pretrained`), or pass the model by name."
                 )
-            self._name = model.config.name_or_path or ""
-            self._where = "in memory"
-            loaded = model
+            self._name, loaded = model.config.name_or_path or "", model
         if loaded.config.is_encoder_decoder:
             raise UserError(f"model={self._name!r} is an encoder-decoder; only causal language models are sampled.")
         self._adapters: Any = LoadedAdapters(loaded)
         tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(
             self._name, revision=revision, **{k: v for k, v in model_kwargs.items() if k == "gguf_file"}
         )
-        generation_config = self._adapters.base_model.generation_config
-        self._codecs = Codecs(tokenizer, generation_config)
+        self._codecs = Codecs(tokenizer, self._adapters.base_model.generation_config)
         if adapter is not None:
             self.load_adapter(adapter)
 
@@ -136,15 +129,12 @@ class TransformersSampler:
         return self._codecs.of(self._adapter)
 
     @property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """What prompts are rendered and completions read with."""
         return self.codec.tokenizer
 
     def load_adapter(self, adapter: str | None) -> None:
-        """Sample with this PEFT adapter from now on, in place of all before it; None goes back to the model alone.
-
-        Args:
-            adapter: Folder that `PeftModel.save_pretrained` wrote.
+        """Sample with the PEFT adapter of this folder from now on, and no other; None goes back to the model alone.
 
         Raises:
             ValueError: The model is in memory; it stays as it is.
@@ -153,77 +143,59 @@ class TransformersSampler:
         self._adapters.clear()
         if adapter is not None:
             self._adapters.load(adapter)
-        self._adapter = adapter
+        self._adapter = adapter or ""
 
     def _refuse_in_memory(self, adapter: str | None) -> None:
-        if self._where == "in memory":
+        if self._in_memory:
             raise UserError(
                 f"adapter={adapter!r} cannot be loaded into a model in memory, which is sampled as it is. Pass the "
                 "model by name."
             )
 
-    def _codec_of(self, request: SampleRequest) -> Codec:
-        return self._codecs.of(self._adapter if request.adapter is None else request.adapter)
-
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
-        """Draw the samples of all requests; see `Sampler.sample`.
-
-        Args:
-            requests: What to draw.
-            params: How to draw it.
-
-        Returns:
-            For each request, its samples in the order of their indices.
+        """As `Sampler.sample`.
 
         Raises:
-            ValueError: A prompt that leaves no room for `max_tokens` in the model's context.
+            ValueError: A prompt leaves no room for `max_tokens` in the model's context.
         """
         if self.model is None:
             raise RuntimeError("This sampler is closed. Make a new one.")
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        how = "Lower max_tokens or drop the prompt."
-        prompts = encode_prompts(self._codec_of, requests, params.max_tokens, context, how)
-        for request in requests:
-            self._codec_of(request).ends(params.stop)  # refuses what cannot be found
-            if request.adapter:
-                self._refuse_in_memory(request.adapter)
-                self._adapters.load(request.adapter)
-        counts = [request.num_distinct(params) for request in requests]
+        settled = settle(requests, params, self._adapter)
+        prompts: list[Any] = self._codecs.encode(
+            settled, params.max_tokens, context, "Lower max_tokens or drop the prompt."
+        )
         # A batch has one adapter and one temperature.
         groups: dict[Any, list[int]] = {}
-        for r, request in enumerate(requests):
+        for r, request in enumerate(settled):
             groups.setdefault((request.adapter, request.params(params)), []).append(r)
-        results: list[list[Any]] = [[None] * count for count in counts]
-        with (
-            _ready_to_generate(self.model, self._adapters.base_model),
-            tqdm(total=sum(counts), desc="sampling", unit="sample", disable=not self.progress) as bar,
-        ):
-            for (adapter, how_drawn), members in groups.items():
-                as_it_is = adapter is None and self._where == "in memory"
-                adapter = self._adapter if adapter is None else adapter
-                codec, tokens = self._codecs.of(adapter), self._adapters.foreign_tokens(adapter)
+        ends = {adapter: self._codecs.of(adapter).ends(params.stop) for adapter, _ in groups}
+        for adapter in filter(None, ends):
+            self._refuse_in_memory(adapter)
+            self._adapters.load(adapter)
+        drawn: list[list[Any]] = [[None] * request.num_samples for request in settled]
+        bar = tqdm(total=sum(map(len, drawn)), desc="sampling", unit="sample", disable=not self.progress)
+        with _ready_to_generate(self.model, self._adapters.base_model), bar:
+            for (adapter, how), members in groups.items():
                 # Longest first: if the memory does not suffice, it shows at once.
                 order = sorted(members, key=lambda r: len(prompts[r]), reverse=True)
-                rows = [(r, i) for r in order for i in range(counts[r])]
+                rows = [(r, i) for r in order for i in range(settled[r].num_samples)]
                 for start in range(0, len(rows), self.batch_size):
                     batch = rows[start : start + self.batch_size]
-                    uniforms = np.stack([_uniforms(requests[r], i, how_drawn) for r, i in batch])
-                    rows_prompts = [prompts[r] for r, _ in batch]
-                    with nullcontext() if as_it_is else self._adapters.working(adapter):
-                        completions = self._generate(codec, rows_prompts, uniforms, how_drawn, tokens)
-                    samples = codec.samples(rows_prompts, completions, codec.ends(params.stop))
+                    uniforms = np.stack([_uniforms(settled[r], i, how) for r, i in batch])
+                    samples = self._generate(adapter, [prompts[r] for r, _ in batch], uniforms, how, ends[adapter])
                     for (r, i), sample in zip(batch, samples, strict=True):
-                        results[r][i] = sample
+                        drawn[r][i] = sample
                     bar.update(len(batch))
-        return copy_greedy(results, requests, params)
+        return as_asked(drawn, requests)
 
     def identity(self) -> dict[str, Any]:
-        """Who samples; see `Sampler.identity`."""
+        """As `Sampler.identity`."""
         commit = getattr(self._adapters.base_model.config, "_commit_hash", None)
         # The folder that a model in memory came from says nothing about its weights now.
-        model = {"model": self._name} if self._where == "in memory" else describe("model", self._name)
+        model = {"model": self._name} if self._in_memory else describe("model", self._name)
         return {
-            "sampler": f"transformers ({self._where})",
+            "sampler": f"transformers ({'in memory' if self._in_memory else 'loaded'})",
             **model,
             "revision": commit or self._revision or "",
             **describe("adapter", self._adapter),
@@ -234,34 +206,32 @@ class TransformersSampler:
         }
 
     def close(self) -> None:
-        """Let go of the model; see `Sampler.close`."""
+        """Let go of the model."""
         self._adapters = None
 
     @torch.no_grad()
     def _generate(
         self,
-        codec: Codec,
+        adapter: str | None,
         prompts: list[list[int]],
         uniforms: np.ndarray,
         params: SamplingParams,
-        foreign_tokens: range,
-    ) -> list[list[int]]:
-        """Completions of one batch of prompts, each up to and including its end of sequence."""
-        device, ends = self.model.device, codec.ends(params.stop)
+        ends: Ends,
+    ) -> list[Sample]:
+        """One sample of each prompt of a batch."""
+        device, codec = self.model.device, self._codecs.of(adapter)
         row_of: dict[tuple[int, ...], int] = {}
         which = torch.tensor([row_of.setdefault(tuple(ids), len(row_of)) for ids in prompts], device=device)
         width = max(map(len, row_of))
         pad_id = codec.tokenizer.pad_token_id if codec.tokenizer.pad_token_id is not None else codec.end_ids[0]
-        input_ids = torch.full((len(row_of), width), pad_id, dtype=torch.long)
-        attention_mask = torch.zeros_like(input_ids)
-        for ids, row in row_of.items():
-            input_ids[row, width - len(ids) :] = torch.tensor(ids)
-            attention_mask[row, width - len(ids) :] = 1
-        input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
+        padded = [[pad_id] * (width - len(ids)) + list(ids) for ids in row_of]
+        input_ids = torch.tensor(padded, device=device)
+        lengths = torch.tensor(list(map(len, row_of)), device=device)
+        attention_mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
 
         processors = LogitsProcessorList()
-        if foreign_tokens:
-            processors.append(SuppressTokensLogitsProcessor(list(foreign_tokens), device=str(device)))
+        if foreign_tokens := list(self._adapters.foreign_tokens(adapter)):
+            processors.append(SuppressTokensLogitsProcessor(foreign_tokens, device=str(device)))
         if params.temperature > 0:
             if params.temperature != 1:
                 processors.append(TemperatureLogitsWarper(params.temperature))
@@ -272,35 +242,34 @@ class TransformersSampler:
             processors.append(InverseCDF(uniforms, width, device))
         stops = StopStrings(codec, ends, prompts, width, device)
 
-        generator = self._adapters.base_model
-        cache: dict[str, DynamicCache] = {}
-        if getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False):
-            generator = self.model  # it puts its virtual tokens in front, so a cache computed here would lack them
-        elif len(row_of) < len(prompts) and width > 1:
-            cache = _prompt_cache(generator, input_ids[:, :-1], attention_mask[:, :-1], which)
-        output = generator.generate(
-            input_ids=input_ids[which],
-            attention_mask=attention_mask[which],
-            # Greedy on what InverseCDF leaves, which is the token it drew.
-            generation_config=GenerationConfig(
-                max_new_tokens=params.max_tokens,
-                do_sample=False,
-                use_cache=True,
-                eos_token_id=list(ends.ids),
-                pad_token_id=pad_id,
-            ),
-            logits_processor=processors,
-            stopping_criteria=StoppingCriteriaList([stops] if ends.strings else []),
-            **cache,
-        )
-        completions = output[:, width:].tolist()
-        lengths = stops.lengths.tolist()
-        cut = []
-        for ids, stopped_at in zip(completions, lengths, strict=True):
+        with self._adapters.working(adapter):
+            generator = self._adapters.base_model
+            cache: dict[str, DynamicCache] = {}
+            if learns_prompt(self.model):
+                generator = self.model  # its virtual tokens go in front, and a cache computed here would lack them
+            elif len(row_of) < len(prompts) and width > 1:
+                cache = _prompt_cache(generator, input_ids[:, :-1], attention_mask[:, :-1], which)
+            output = generator.generate(
+                input_ids=input_ids[which],
+                attention_mask=attention_mask[which],
+                # Greedy on what InverseCDF leaves, which is the token it drew.
+                generation_config=GenerationConfig(
+                    max_new_tokens=params.max_tokens,
+                    do_sample=False,
+                    use_cache=True,
+                    eos_token_id=list(ends.ids),
+                    pad_token_id=pad_id,
+                ),
+                logits_processor=processors,
+                stopping_criteria=StoppingCriteriaList([stops] if ends.strings else []),
+                **cache,
+            )
+        completions = []
+        for ids, stopped_at in zip(output[:, width:].tolist(), stops.lengths.tolist(), strict=True):
             ids = ids[:stopped_at] if stopped_at else ids
             end = next((at + 1 for at, token in enumerate(ids) if token in ends.ids), len(ids))
-            cut.append(ids[:end])
-        return cut
+            completions.append(ids[:end])
+        return codec.samples(prompts, completions, ends)
 
 
 def _load(name: str, revision: str | None, model_kwargs: dict[str, Any]) -> Any:
@@ -337,16 +306,13 @@ def _ready_to_generate(model: Any, base_model: Any) -> Iterator[None]:
     `generate` fills what a passed config leaves open from `model.generation_config`, so a repetition penalty or a list
     of suppressed tokens there would change the distribution unless the config is out of the way.
     """
-    modes = [(module, module.training) for module in model.modules()]
     saved = base_model.generation_config
-    model.eval()
     base_model.generation_config = GenerationConfig()
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         base_model.generation_config = saved
-        for module, mode in modes:
-            module.training = mode
 
 
 def _prompt_cache(

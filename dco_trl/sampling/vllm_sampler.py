@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checks import check_names
 from ..errors import UserError
 from ..extras import missing
-from .arguments import check_names
 from .fingerprint import describe, describe_options
-from .protocol import Sample, SampleRequest, SamplingParams, copy_greedy, request_seed
-from .tokens import Codec, Codecs, encode_prompts
+from .protocol import Sample, SampleRequest, SamplingParams, as_asked, request_seed, settle
+from .tokens import Codecs, Ends
 
 # The largest n of one vLLM request (VLLM_MAX_N_SEQUENCES); a larger request is cut into several.
 MAX_SEQUENCES_PER_REQUEST = 16_384
@@ -63,8 +63,7 @@ class VLLMSampler:
 
     Raises:
         ImportError: vLLM is not installed.
-        UserError: vLLM has no such engine argument.
-        UserError: vLLM could not start, most often for want of memory; vLLM's own words are in the message.
+        UserError: vLLM has no such engine argument, or could not start, most often for want of memory.
 
     Examples:
         >>> from dco_trl.sampling import SampleRequest, SamplingParams, VLLMSampler
@@ -97,7 +96,7 @@ class VLLMSampler:
         self._weights, self._tokenizer_name = model, tokenizer
         self._options = describe_options("engine_kwargs", engine_kwargs, _HARMLESS)
         if every := {*adapters, *([] if adapter is None else [adapter])}:
-            room = {"max_lora_rank": max(map(_room_for, every)), "max_loras": len(every)}
+            room = {"max_lora_rank": _room_for(max(map(_rank, every))), "max_loras": len(every)}
             engine_kwargs = {"enable_lora": True, **room, **engine_kwargs}
         self._lora_enabled = bool(engine_kwargs.get("enable_lora"))
         self._max_lora_rank = engine_kwargs.get("max_lora_rank", 16)
@@ -110,7 +109,7 @@ class VLLMSampler:
                     "worker_extension_cls is what seeds the engine before each call. To use another one, set "
                     "the option seed_each_request=True (sampler_kwargs)."
                 )
-            engine_kwargs["worker_extension_cls"] = "dco_trl.sampling.vllm_worker.SeedingWorker"
+            engine_kwargs["worker_extension_cls"] = f"{__name__}.SeedingWorker"
         from vllm.platforms import current_platform  # from vLLM 0.32 on, no attribute of `vllm` unless imported
 
         if current_platform.is_cpu():
@@ -118,7 +117,7 @@ class VLLMSampler:
             # the offset of its generator, and a CPU generator has none (GPUModelRunner._bookkeeping_sync).
             # `test_vllm_sampler.py` says when this can go.
             engine_kwargs.setdefault("enable_chunked_prefill", False)
-        preloaded = os.environ.get("LD_PRELOAD")
+        preloaded = {name: os.environ[name] for name in ("LD_PRELOAD",) if name in os.environ}
         try:
             self.llm = vllm.LLM(model=model, tokenizer=tokenizer, revision=revision, **engine_kwargs)
         except Exception as error:
@@ -130,38 +129,29 @@ class VLLMSampler:
             ) from error
         finally:
             # On a CPU vLLM preloads libraries into its own processes; those that start later, graders, need none.
-            if preloaded is None:
-                os.environ.pop("LD_PRELOAD", None)
-            else:
-                os.environ["LD_PRELOAD"] = preloaded
-        model_config = self.llm.llm_engine.vllm_config.model_config
-        self.max_model_len: int = model_config.max_model_len
-        generation_config = model_config.try_get_generation_config()
-        self._codecs = Codecs(self.llm.get_tokenizer(), generation_config)
-        self._dtype = str(model_config.dtype)
-        self._adapter: str | None = None
-        self._lora_request: Any = None
-        self._named: dict[str, Any] = {}  # what requests for adapters of their own send along, by folder
+            os.environ.pop("LD_PRELOAD", None)
+            os.environ.update(preloaded)
+        self._config = self.llm.llm_engine.vllm_config.model_config
+        self._codecs = Codecs(self.llm.get_tokenizer(), self._config.try_get_generation_config())
+        self._adapter = ""
+        self._loras: dict[str, Any] = {}  # vLLM's requests, by folder
         self._lora_ids = itertools.count(1)
         if adapter is not None:
             self.load_adapter(adapter)
 
     def load_adapter(self, adapter: str | None) -> None:
-        """Sample with this LoRA adapter from now on; None goes back to the model alone.
+        """Sample with the LoRA adapter of this folder from now on; None goes back to the model alone.
 
         The adapter gets a new id each time, also for a folder that was overwritten: vLLM caches adapters and the
         key-value blocks they computed under that id.
 
-        Args:
-            adapter: Folder that `PeftModel.save_pretrained` wrote.
-
         Raises:
-            ValueError: The engine was started without room for adapters, or for less than this one's rank; or the
-                folder holds no LoRA adapter.
-            UserError: vLLM refuses the adapter. The one before it stays.
+            UserError: The engine was started without room for adapters, or for less than this one's rank; the folder
+                holds no LoRA adapter; or vLLM refuses it. The adapter before it stays.
         """
-        self._lora_request = None if adapter is None else self._load(adapter)
-        self._adapter = adapter
+        if adapter:
+            self._loras[adapter] = self._load(adapter)
+        self._adapter = adapter or ""
 
     def _load(self, adapter: str) -> Any:
         if not self._lora_enabled:
@@ -169,10 +159,10 @@ class VLLMSampler:
                 f"adapter={adapter!r} cannot be loaded: the engine was started without adapters. Start "
                 "it with the options enable_lora=True and max_lora_rank (sampler_kwargs), or with the adapter itself."
             )
-        if _rank(adapter) > self._max_lora_rank:
+        if (rank := _rank(adapter)) > self._max_lora_rank:
             raise UserError(
-                f"adapter={adapter!r} has rank {_rank(adapter)}, more than the max_lora_rank={self._max_lora_rank} "
-                f"that the engine has. Set the option max_lora_rank={_room_for(adapter)} (sampler_kwargs)."
+                f"adapter={adapter!r} has rank {rank}, more than the max_lora_rank={self._max_lora_rank} "
+                f"that the engine has. Set the option max_lora_rank={_room_for(rank)} (sampler_kwargs)."
             )
         from vllm.lora.request import LoRARequest
 
@@ -188,12 +178,13 @@ class VLLMSampler:
             ) from error
         return request
 
-    def reload_weights(self, folder: str) -> None:
-        """Replace the model's weights by those of another checkpoint of the same architecture.
+    def _lora_of(self, adapter: str | None) -> Any:
+        if adapter and adapter not in self._loras:
+            self._loras[adapter] = self._load(adapter)
+        return self._loras.get(adapter or "")
 
-        Args:
-            folder: Checkpoint folder in Transformers' format.
-        """
+    def reload_weights(self, folder: str) -> None:
+        """Replace the model's weights by those of another checkpoint of the same architecture, in its folder."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(Path(folder).resolve())})
         # Cached prompts belong to the weights before.
         if not self.llm.reset_prefix_cache():
@@ -208,102 +199,78 @@ class VLLMSampler:
         Returns:
             Whether it sleeps. It can only if it was started with `enable_sleep_mode=True`, which vLLM has for GPUs.
         """
-        if not self.llm.llm_engine.vllm_config.model_config.enable_sleep_mode:
-            return False
-        self.llm.sleep(level=1)
-        return True
+        if self._config.enable_sleep_mode:
+            self.llm.sleep(level=1)
+        return self._config.enable_sleep_mode
 
     def wake_up(self) -> None:
         """Take the device memory again that `sleep` gave back; nothing happens to an engine that is awake."""
-        if self.llm.llm_engine.vllm_config.model_config.enable_sleep_mode:
+        if self._config.enable_sleep_mode:
             self.llm.wake_up()
 
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
-        """Draw the samples of all requests; see `Sampler.sample`.
-
-        Args:
-            requests: What to draw. Keep the samples of one call to 10 to 50 thousand.
-            params: How to draw it.
-
-        Returns:
-            For each request, its samples in the order of their indices.
+        """As `Sampler.sample`.
 
         Raises:
-            ValueError: A prompt that leaves no room for `max_tokens` in `max_model_len`.
+            ValueError: A prompt leaves no room for `max_tokens` in `max_model_len`.
         """
         if self.llm is None:
             raise RuntimeError("This sampler is closed. Make a new one.")
-        how = "Raise max_model_len or lower max_tokens."
-        encoded = encode_prompts(self._codec_of, requests, params.max_tokens, self.max_model_len, how)
-        results: list[list[Sample]] = [[] for _ in requests]
-        loras = [self._lora_of(request) for request in requests]
+        settled, how = settle(requests, params, self._adapter), "Raise max_model_len or lower max_tokens."
+        prompts: list[Any] = self._codecs.encode(settled, params.max_tokens, self._config.max_model_len, how)
+        codecs = [self._codecs.of(request.adapter) for request in settled]
+        ends = [codec.ends(params.stop) for codec in codecs]
+        loras = [self._lora_of(request.adapter) for request in settled]
+        drawn: list[list[Sample]] = [[] for _ in requests]
         # vLLM without a GPU gives a request without adapter another's text if it is in one call with requests that
         # have one (torch_ops.lora_ops takes "none", -1, for the last slot). `test_vllm_sampler.py` says when this can
         # go: one call would do then.
-        for members in ([r for r, lora in enumerate(loras) if not lora], [r for r, lora in enumerate(loras) if lora]):
-            if members:
-                self._generate(members, requests, encoded, loras, params, results)
-        return copy_greedy(results, requests, params)
+        for with_lora in (False, True):
+            parts = [
+                (r, start)
+                for r, request in enumerate(settled)
+                if bool(loras[r]) == with_lora
+                for start in range(0, request.num_samples, MAX_SEQUENCES_PER_REQUEST)
+            ]
+            if not parts:
+                continue
+            if not self.seed_each_request:
+                first = settled[parts[0][0]]
+                seed = request_seed(params.seed, first.stream, first.first_index)
+                self.llm.collective_rpc("seed_draws", args=(seed,))
+            outputs = self.llm.generate(
+                [{"prompt_token_ids": prompts[r]} for r, _ in parts],
+                [self._engine_params(settled[r], start, ends[r], params) for r, start in parts],
+                use_tqdm=self.progress,
+                lora_request=[loras[r] for r, _ in parts] if with_lora else None,
+            )
+            for (r, _), output in zip(parts, outputs, strict=True):
+                completions = [completion.token_ids for completion in output.outputs]
+                drawn[r] += codecs[r].samples([prompts[r]] * len(completions), completions, ends[r])
+        return as_asked(drawn, requests)
 
-    def _codec_of(self, request: SampleRequest) -> Codec:
-        return self._codecs.of(self._adapter if request.adapter is None else request.adapter)
-
-    def _lora_of(self, request: SampleRequest) -> Any:
-        if request.adapter is None:
-            return self._lora_request
-        if request.adapter and request.adapter not in self._named:
-            self._named[request.adapter] = self._load(request.adapter)
-        return self._named.get(request.adapter)
-
-    def _generate(
-        self,
-        members: list[int],
-        requests: Sequence[SampleRequest],
-        encoded: list[list[int]],
-        loras: list[Any],
-        params: SamplingParams,
-        results: list[list[Sample]],
-    ) -> None:
-        """Draw some of the requests in one call of vLLM, and add their samples to the results."""
+    def _engine_params(self, request: SampleRequest, start: int, ends: Ends, params: SamplingParams) -> Any:
+        """vLLM's parameters of a request's samples from `start` on, as many as one of vLLM's requests may hold."""
         from vllm import SamplingParams as VLLMSamplingParams
 
-        if not self.seed_each_request:
-            first = requests[members[0]]
-            self.llm.collective_rpc("seed_draws", args=(request_seed(params.seed, first.stream, first.first_index),))
-        sent, engine_params, owners = [], [], []
-        for owner in members:
-            request, wanted = requests[owner], requests[owner].num_distinct(params)
-            ends = self._codec_of(request).ends(params.stop)
-            for done in range(0, wanted, MAX_SEQUENCES_PER_REQUEST):
-                seed = request_seed(params.seed, request.stream, request.first_index + done)
-                sent.append({"prompt_token_ids": encoded[owner]})
-                owners.append(owner)
-                engine_params.append(
-                    VLLMSamplingParams(
-                        n=min(wanted - done, MAX_SEQUENCES_PER_REQUEST),
-                        temperature=request.params(params).temperature,
-                        top_p=params.top_p,
-                        top_k=params.top_k,
-                        max_tokens=params.max_tokens,
-                        stop=list(ends.strings),
-                        stop_token_ids=list(ends.ids),
-                        ignore_eos=True,  # of the engine's own tokenizer: what ends a completion is named above
-                        seed=seed if self.seed_each_request else None,
-                        # Texts come from one batched decode at the end, cheaper than vLLM's token by token, which
-                        # only stop strings need.
-                        detokenize=bool(ends.strings),
-                        skip_special_tokens=True,
-                    )
-                )
-        lora_request = [loras[owner] for owner in owners] if loras[members[0]] else None
-        outputs = self.llm.generate(sent, engine_params, use_tqdm=self.progress, lora_request=lora_request)
-        for owner, output in zip(owners, outputs, strict=True):
-            completions = [completion.token_ids for completion in output.outputs]
-            codec, prompts = self._codec_of(requests[owner]), [encoded[owner]] * len(completions)
-            results[owner] += codec.samples(prompts, completions, codec.ends(params.stop))
+        seed = request_seed(params.seed, request.stream, request.first_index + start)
+        return VLLMSamplingParams(
+            n=min(request.num_samples - start, MAX_SEQUENCES_PER_REQUEST),
+            temperature=request.params(params).temperature,
+            top_p=params.top_p,
+            top_k=params.top_k,
+            max_tokens=params.max_tokens,
+            stop=list(ends.strings),
+            stop_token_ids=list(ends.ids),
+            ignore_eos=True,  # of the engine's own tokenizer: what ends a completion is named above
+            seed=seed if self.seed_each_request else None,
+            # One batched decode at the end is cheaper than vLLM's token by token, which only stop strings need.
+            detokenize=bool(ends.strings),
+            skip_special_tokens=True,
+        )
 
     def identity(self) -> dict[str, Any]:
-        """Who samples; see `Sampler.identity`."""
+        """As `Sampler.identity`."""
         import torch
         import vllm
 
@@ -313,17 +280,29 @@ class VLLMSampler:
             "revision": self._revision or "",
             **describe("tokenizer", self._tokenizer_name),
             **describe("adapter", self._adapter),
-            "dtype": self._dtype,
+            "dtype": str(self._config.dtype),
             **self._options,
             "vllm_version": vllm.__version__,
             "torch_version": torch.__version__,
         }
 
     def close(self) -> None:
-        """Stop the engine and free its memory; see `Sampler.close`."""
+        """Stop the engine and free its memory."""
         if self.llm is not None:
             self.llm.llm_engine.engine_core.shutdown()
             self.llm = None
+
+
+class SeedingWorker:
+    """One more method for vLLM's workers, which import it by name, called through `collective_rpc`."""
+
+    def seed_draws(self, seed: int) -> None:
+        """Seed what requests without a seed draw from: torch's generators, NumPy's in vLLM's newer model runner."""
+        import numpy as np
+        import torch
+
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
 
 
 def _import_vllm() -> Any:
@@ -347,7 +326,7 @@ def check_engine_kwargs(engine_kwargs: Mapping[str, Any]) -> None:
 
 
 def _rank(adapter: str) -> int:
-    """Rank of a LoRA adapter, the largest if modules differ."""
+    """Rank of a LoRA adapter, the largest if modules differ; what vLLM cannot load is refused."""
     path = Path(adapter) / "adapter_config.json"
     if not path.is_file():
         raise UserError(
@@ -355,26 +334,25 @@ def _rank(adapter: str) -> int:
             "Give the folder that `PeftModel.save_pretrained` wrote."
         )
     config = json.loads(path.read_text())
-    if config.get("peft_type") != "LORA":
-        raise UserError(
-            f"adapter={adapter!r} is of type {config.get('peft_type')}, and vLLM loads LoRA only. "
-            "Merge it into the model (`merge_and_unload`), or use sampler='transformers'."
+    kind, modules = config.get("peft_type"), config.get("modules_to_save")
+    rank = max([config.get("r", 0), *config.get("rank_pattern", {}).values()])
+    why = None
+    if kind != "LORA":
+        why = f"is of type {kind}, and vLLM loads LoRA only"
+    elif modules:
+        why = (
+            f"has whole modules of its own ({', '.join(modules)}), as where a vocabulary grew, which vLLM cannot load"
         )
-    if config.get("modules_to_save"):
+    elif rank > _LORA_RANKS[-1]:
+        why = f"has rank {rank}, and vLLM loads ranks up to {_LORA_RANKS[-1]}"
+    if why:
         raise UserError(
-            f"adapter={adapter!r} has whole modules of its own ({', '.join(config['modules_to_save'])}), as where a "
-            "vocabulary grew, which vLLM cannot load. Merge them (`merge_and_unload`) and save the whole, or sample "
+            f"adapter={adapter!r} {why}. Merge it into the model (`merge_and_unload`) and save the whole, or sample "
             "with sampler='transformers'."
         )
-    return max([config["r"], *config.get("rank_pattern", {}).values()])
+    return rank
 
 
-def _room_for(adapter: str) -> int:
-    """The smallest `max_lora_rank` that vLLM accepts and this adapter fits in."""
-    rank = _rank(adapter)
-    if rank > _LORA_RANKS[-1]:
-        raise UserError(
-            f"adapter={adapter!r} has rank {rank}, and vLLM loads ranks up to {_LORA_RANKS[-1]}. Merge it into the "
-            "model (`merge_and_unload`)."
-        )
+def _room_for(rank: int) -> int:
+    """The smallest `max_lora_rank` that vLLM accepts and this rank fits in."""
     return next(r for r in _LORA_RANKS if r >= rank)

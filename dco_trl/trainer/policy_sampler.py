@@ -14,9 +14,8 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, is_peft_model
 
-from ..checks import check_integer
+from ..checks import check_integer, check_names
 from ..sampling import Sampler, TransformersSampler, make_sampler
-from ..sampling.arguments import check_names
 from .cot_config import CoTDCOConfig
 from .failures import raise_on_all_ranks
 from .sharded_weights import Replica, gather_weights, is_sharded

@@ -1,20 +1,18 @@
 """What an adapter's folder holds beside LoRA: training's tokenizer, and embeddings of a vocabulary that grew."""
 
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from exact_answers import answer_probabilities, chi_squared
+from exact_answers import MESSAGES, MESSAGES_IDS, PROMPT, PROMPT_IDS, answer_probabilities, chi_squared, ids_of
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 from word_llama import END_IDS, VOCABULARY, load_reference, make_word_model, make_word_tokenizer
 
 from dco_trl.runs import Problem
-from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler, exact_coverage, make_sampler
+from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler, exact_coverage
 
-PROMPT, PROMPT_IDS = "a b c", [5, 6, 7]
 GROWN = len(VOCABULARY) + 2
 
 
@@ -34,10 +32,6 @@ def grown(request, checkpoint, tmp_path_factory):
     model.save_pretrained(folder, save_embedding_layers=True)
     tokenizer.save_pretrained(folder)
     return folder, model.eval()
-
-
-def ids_of(samples):
-    return [sample.token_ids for sample in samples]
 
 
 def test_a_vocabulary_that_grew_is_sampled_and_measured(grown, checkpoint, adapters):
@@ -70,28 +64,14 @@ def test_a_vocabulary_that_grew_is_sampled_and_measured(grown, checkpoint, adapt
     assert sampler.sample([SampleRequest(PROMPT, 500)], params) == [expected[0]]
 
 
-def test_vllm_refuses_whole_modules_by_name(tmp_path):
-    config = '{"peft_type": "LORA", "r": 4, "modules_to_save": ["embed_tokens", "lm_head"]}'
-    (tmp_path / "adapter_config.json").write_text(config)
-    with pytest.raises(
-        ValueError, match=r"has whole modules of its own \(embed_tokens, lm_head\).*which vLLM cannot load. Merge them"
-    ):
-        make_sampler("vllm", "model", adapter=str(tmp_path))
-
-
-def test_each_adapter_is_sampled_with_the_tokenizer_in_its_folder(checkpoint, adapters, tmp_path):
+def test_each_adapter_is_sampled_with_the_tokenizer_in_its_folder(checkpoint, adapters, trained_folder):
     """`eos_token="g"` of a training run: its samples end there, and the others' do not."""
-    folder = shutil.copytree(adapters[0], tmp_path / "trained")
-    tokenizer = make_word_tokenizer()
-    tokenizer.eos_token, tokenizer.chat_template = "g", "f {{ messages[0].content }}"
-    tokenizer.save_pretrained(folder)
     sampler = TransformersSampler(str(checkpoint), batch_size=2000, progress=False)
-    messages = [{"role": "user", "content": "a b"}]
-    requests = [SampleRequest(messages, 2000, adapter=str(adapter)) for adapter in (folder, adapters[0])]
+    requests = [SampleRequest(MESSAGES, 2000, adapter=str(adapter)) for adapter in (trained_folder, adapters[0])]
     own, others = sampler.sample(requests, SamplingParams(max_tokens=3))
     reference = load_reference(checkpoint, adapters[0])
     assert chi_squared(ids_of(own), answer_probabilities(reference, [10, 5, 6], (11, *END_IDS[1:], 1), 3)) > 1e-3
-    assert chi_squared(ids_of(others), answer_probabilities(reference, [3, 5, 6, 4, 3], END_IDS, 3)) > 1e-3
+    assert chi_squared(ids_of(others), answer_probabilities(reference, MESSAGES_IDS, END_IDS, 3)) > 1e-3
     assert all("g" not in sample.text for sample in own) and any("g" in sample.text for sample in others)
 
 

@@ -13,11 +13,11 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from trl import apply_chat_template
 from word_llama import make_word_tokenizer
 
-from dco_trl.sampling import EndpointError, SampleRequest, SamplingParams, make_sampler, request_seed
+from dco_trl.sampling import SampleRequest, SamplingParams, make_sampler, request_seed
 from dco_trl.sampling.end_of_sequence import BLANK, CONTENT, END, answer_length, end_token_ids, token_kinds
-from dco_trl.sampling.factory import check_sampler_kwargs
 from dco_trl.sampling.fingerprint import describe_options, folder_fingerprint
-from dco_trl.sampling.tokens import Codec, Ends, cut_at_stop, encode_prompts
+from dco_trl.sampling.protocol import Sample, as_asked, settle
+from dco_trl.sampling.tokens import Codec, Codecs, Ends, cut_at_stop
 
 
 class TestSamplingParams:
@@ -47,6 +47,8 @@ class TestSamplingParams:
         [
             ({"temperature": "hot"}, "temperature='hot' must be a number, such as 1.0"),
             ({"top_p": None}, "top_p=None must be a number"),
+            # Not taken for its letters.
+            ({"stop": "###"}, r"stop='###' must be a tuple of strings; write stop=\('###',\)"),
         ],
     )
     def test_values_of_another_kind_are_refused(self, values, message):
@@ -60,10 +62,6 @@ class TestSamplingParams:
         }
         request = SampleRequest("a", np.int64(2), np.int64(1), np.int64(0))
         assert json.dumps([request.num_samples, request.first_index, request.stream]) == "[2, 1, 0]"
-
-    def test_one_stop_string_is_not_taken_for_its_letters(self):
-        with pytest.raises(TypeError, match=r"stop='###' must be a tuple of strings; write stop=\('###',\)"):
-            SamplingParams(stop="###")
 
     def test_a_list_of_stop_strings_becomes_a_tuple(self):
         assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
@@ -86,12 +84,19 @@ class TestSampleRequest:
         with pytest.raises(ValueError, match=message):
             SampleRequest(**{"prompt": "a", **values})
 
-    def test_its_temperature_stands_for_the_common_one(self):
+    def test_its_adapter_and_temperature_stand_for_the_common_ones(self):
         params = SamplingParams(temperature=0.5, top_k=3)
         assert SampleRequest("a", 1).params(params) is params
         assert SampleRequest("a", 1, temperature=1.5).params(params) == SamplingParams(temperature=1.5, top_k=3)
-        assert SampleRequest("a", 7, temperature=0).num_distinct(params) == 1
-        assert SampleRequest("a", 7).num_distinct(params) == 7
+        requests = [SampleRequest("a", 7), SampleRequest("b", 7, 3, 1, "", 0), SampleRequest("c", 2, adapter="d")]
+        settled = settle(requests, params, "x")
+        assert [(r.adapter, r.temperature, r.num_samples) for r in settled] == [
+            ("x", 0.5, 7),
+            ("", 0, 1),
+            ("d", 0.5, 2),
+        ]
+        a, b, *c = [Sample(text, None, 1, "stop") for text in "abcd"]
+        assert as_asked([[a] * 7, [b], c], requests) == [[a] * 7, [b] * 7, c]
 
 
 class TestRequestSeed:
@@ -165,13 +170,14 @@ class TestTokens:
         assert not (token_kinds(PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)) == END).any()
 
     def test_context_is_counted_to_the_last_token(self, codec):
+        codecs = Codecs(codec.tokenizer, {})
         requests = [SampleRequest("a", 1), SampleRequest("a b c d", 1, stream=7)]
-        assert encode_prompts(lambda _: codec, requests, 6, 10, "") == [[5], [5, 6, 7, 8]]
-        assert encode_prompts(lambda _: codec, requests, 1000, None, "") == [[5], [5, 6, 7, 8]]
-        with pytest.raises(
-            ValueError, match=r"make 11 tokens, .* 10 of the context. Do this. .* \(stream 7\) .*'a b c d'"
-        ):
-            encode_prompts(lambda _: codec, requests, 7, 10, "Do this.")
+        assert codecs.encode(requests, 6, 10, "") == [[5], [5, 6, 7, 8]]
+        assert codecs.encode(requests, 1000, None, "") == [[5], [5, 6, 7, 8]]
+        told = r"make 11 tokens, .* 10 of the context. Do this. .* \(stream 7\) .*'a b c d'"
+        with pytest.raises(ValueError, match=told):
+            codecs.encode(requests, 7, 10, "Do this.")
+        assert Codecs(None).encode(requests, 7, 10, "") == ["a", "a b c d"]
 
     def test_text_is_cut_at_the_first_stop_string(self):
         assert cut_at_stop("one two three", ["three", "two"]) == ("one ", True)
@@ -243,6 +249,11 @@ class TestMakeSampler:
             ),
             ("vllm", {"base_url": "http://h/v1"}, "base_url='http://h/v1' has no meaning for sampler='vllm'"),
             ("transformers", {"base_url": "http://h/v1"}, "has no meaning for sampler='transformers'"),
+            (
+                "server",
+                {"sampler_kwargs": {"base_url": "http://127.0.0.1:9/v1", "max_retries": 0}},
+                "The endpoint at http://127.0.0.1:9/v1 could not list",
+            ),
         ],
     )
     def test_what_does_not_fit_together_is_refused(self, name, options, message):
@@ -288,18 +299,6 @@ class TestMakeSampler:
                 name, str(checkpoint), base_url=base_url, adapter="a" if "adapter" in sampler_kwargs else None,
                 sampler_kwargs=sampler_kwargs,
             )  # fmt: skip
-
-    def test_options_are_checked_without_a_model(self):
-        check_sampler_kwargs("transformers", {"batch_size": 3, "attn_implementation": "eager"})
-        check_sampler_kwargs("server", {"base_url": "http://h/v1", "timeout": 3})
-        with pytest.raises(ValueError, match="ServerSampler does not know the option 'time_out'"):
-            check_sampler_kwargs("server", {"time_out": 3})
-        with pytest.raises(ValueError, match="sampler='vlm' is not known"):
-            check_sampler_kwargs("vlm", {})
-
-    def test_the_address_may_be_among_the_options(self):
-        with pytest.raises(EndpointError, match="The endpoint at http://127.0.0.1:9/v1 could not list"):
-            make_sampler("server", "m", sampler_kwargs={"base_url": "http://127.0.0.1:9/v1", "max_retries": 0})
 
 
 def test_importing_the_package_loads_no_backend():

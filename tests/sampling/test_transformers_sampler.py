@@ -1,19 +1,25 @@
-"""TransformersSampler against exact probabilities, against `generate`, and beside a trainer."""
+"""TransformersSampler: its draws, against `generate`, and beside a trainer; the rest is in `test_every_sampler.py`."""
 
 import random
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from exact_answers import answer_probabilities, chi_squared
+from exact_answers import (
+    PROMPT,
+    PROMPT_IDS,
+    answer_probabilities,
+    chi_squared,
+    draw,
+    ids_of,
+    num_long_and_distinct,
+)
 from word_llama import CONTEXT, END_IDS, VOCABULARY, load_reference, make_word_model, make_word_tokenizer
 
 from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler
-
-PROMPT, PROMPT_IDS = "a b c", [5, 6, 7]
+from dco_trl.sampling.logits_processors import InverseCDF
 
 
 @pytest.fixture(scope="module")
@@ -21,129 +27,39 @@ def sampler(checkpoint):
     return TransformersSampler(str(checkpoint), batch_size=2500, progress=False)
 
 
-def draw(sampler, n, *, prompt=PROMPT, first_index=0, stream=0, **params):
-    params = SamplingParams(**{"max_tokens": 3, **params})
-    [samples] = sampler.sample([SampleRequest(prompt, n, first_index, stream)], params)
-    assert len(samples) == n
-    return samples
+def in_memory(model, **options):
+    return TransformersSampler(model, tokenizer=make_word_tokenizer(), progress=False, **options)
 
 
-def ids_of(samples):
-    return [sample.token_ids for sample in samples]
+class TestDraws:
+    def test_chunks_and_batches_do_not_change_a_sample(self, sampler, checkpoint):
+        params = dict(max_tokens=40, temperature=1.7, stream=3)
+        whole = draw(sampler, 768, **params)
+        small = TransformersSampler(str(checkpoint), batch_size=200, progress=False)
+        chunks = [draw(small, 256, first_index=first, **params) for first in (0, 256, 512)]
+        assert sum(chunks, []) == whole
+        assert num_long_and_distinct(chunks) > 30
 
-
-class TestDistribution:
-    @pytest.mark.parametrize("temperature, other", [(1.0, 1.7), (1.7, 1.0)])
-    def test_samples_follow_the_exact_distribution(self, sampler, checkpoint, temperature, other):
-        model = load_reference(checkpoint)
-        # Two prompts of different length in one batch: the shorter is padded.
-        requests = [SampleRequest(PROMPT, 10_000), SampleRequest("g", 10_000, stream=1)]
-        groups = sampler.sample(requests, SamplingParams(temperature=temperature, max_tokens=3))
-        for prompt_ids, samples in zip([PROMPT_IDS, [11]], groups, strict=True):
-            exact = {
-                t: answer_probabilities(model, prompt_ids, END_IDS, 3, temperature=t) for t in (temperature, other)
-            }
-            assert chi_squared(ids_of(samples), exact[temperature]) > 1e-3
-            # The test can tell: the other temperature's distribution is refused.
-            assert chi_squared(ids_of(samples), exact[other]) < 1e-6
-
-    @pytest.mark.parametrize("top_k, top_p, temperature", [(3, 1.0, 1.0), (0, 0.6, 1.0), (5, 0.8, 1.4)])
-    def test_restricted_samples_keep_to_the_support_and_follow_it(
-        self, sampler, checkpoint, top_k, top_p, temperature
-    ):
-        restriction = dict(top_k=top_k, top_p=top_p, temperature=temperature)
-        exact = answer_probabilities(load_reference(checkpoint), PROMPT_IDS, END_IDS, 3, **restriction)
-        ids = ids_of(draw(sampler, 5000, **restriction))
-        assert set(ids) <= set(exact)
-        assert chi_squared(ids, exact) > 1e-3
-
-    def test_an_adapter_changes_the_distribution_to_its_own(self, checkpoint, adapters):
-        exact = [answer_probabilities(load_reference(checkpoint, a), PROMPT_IDS, END_IDS, 3) for a in adapters]
-        sampler = TransformersSampler(str(checkpoint), adapter=str(adapters[0]), batch_size=2500, progress=False)
-        ids = ids_of(draw(sampler, 5000))
-        assert chi_squared(ids, exact[0]) > 1e-3
-        assert chi_squared(ids, exact[1]) < 1e-6
-        sampler.load_adapter(str(adapters[1]))
-        assert sampler.identity()["adapter"] == str(adapters[1])
-        assert chi_squared(ids_of(draw(sampler, 5000)), exact[1]) > 1e-3
-        sampler.load_adapter(None)
-        alone = TransformersSampler(str(checkpoint), batch_size=2500, progress=False)
-        assert draw(sampler, 50) == draw(alone, 50)
-        assert sampler.identity() == alone.identity()
-
-    def test_each_request_has_its_adapter_and_its_temperature(self, checkpoint, adapters):
-        sampler = TransformersSampler(str(checkpoint), batch_size=3000, progress=False)
-        own = [("", 1.0), (str(adapters[0]), 1.0), (str(adapters[1]), 1.7), (str(adapters[0]), 1.7), (None, None)]
-        requests = [SampleRequest(PROMPT, 3000, 0, s, adapter, t) for s, (adapter, t) in enumerate(own)]
-        groups = sampler.sample(requests, SamplingParams(max_tokens=3, temperature=1.0))
-        exact = [
-            answer_probabilities(load_reference(checkpoint, a or None), PROMPT_IDS, END_IDS, 3, temperature=t or 1.0)
-            for a, t in own
-        ]
-        for i, samples in enumerate(groups):
-            assert chi_squared(ids_of(samples), exact[i]) > 1e-3
-            assert all(chi_squared(ids_of(samples), exact[j]) < 1e-6 for j in range(4) if j != i % 4)
-        # What else is loaded, and in which order, changes no draw.
-        assert sampler.sample(requests[::-1], SamplingParams(max_tokens=3)) == groups[::-1]
-        alone = TransformersSampler(str(checkpoint), adapter=str(adapters[1]), batch_size=3000, progress=False)
-        assert alone.sample([replace(requests[2], adapter=None)], SamplingParams(max_tokens=3)) == [groups[2]]
-        assert alone.sample(requests[:2], SamplingParams(max_tokens=3)) == groups[:2]
-        assert alone.identity()["adapter"] == str(adapters[1]) and sampler.identity()["adapter"] == ""
-
-    def test_greedy_requests_beside_others(self, checkpoint, adapters):
-        sampler = TransformersSampler(str(checkpoint), progress=False)
-        requests = [SampleRequest(PROMPT, 3, 0, 0, str(adapters[0]), 0.0), SampleRequest(PROMPT, 30)]
-        greedy, drawn = sampler.sample(requests, SamplingParams(max_tokens=3))
-        assert len(set(ids_of(greedy))) == 1 and len(greedy) == 3
-        assert len(set(ids_of(drawn))) > 1 and len(drawn) == 30
-
-    def test_token_ids_are_continued_as_they_are(self, sampler):
-        assert draw(sampler, 50, prompt=PROMPT_IDS) == draw(sampler, 50)
-        assert draw(sampler, 50, prompt=PROMPT_IDS[:1]) == draw(sampler, 50, prompt="a") != draw(sampler, 50)
-
-    def test_messages_are_rendered_with_the_chat_template(self, sampler, checkpoint):
-        # <user> a b <end> <user>
-        exact = answer_probabilities(load_reference(checkpoint), [3, 5, 6, 4, 3], END_IDS, 3)
-        ids = ids_of(draw(sampler, 5000, prompt=[{"role": "user", "content": "a b"}]))
-        assert chi_squared(ids, exact) > 1e-3
+    def test_what_else_is_asked_for_changes_no_draw(self, checkpoint, adapters):
+        sampler = TransformersSampler(str(checkpoint), batch_size=300, progress=False)
+        own = [("", 1.0), (str(adapters[0]), 1.0), (str(adapters[1]), 1.7), (str(adapters[0]), 0.0), (None, None)]
+        requests = [SampleRequest(PROMPT, 300, 0, s, adapter, t) for s, (adapter, t) in enumerate(own)]
+        params = SamplingParams(max_tokens=3)
+        groups = sampler.sample(requests, params)
+        assert len(set(ids_of(groups[3]))) == 1 and len(groups[3]) == 300
+        assert sampler.sample(requests[::-1], params) == groups[::-1]
+        alone = TransformersSampler(str(checkpoint), adapter=str(adapters[1]), batch_size=300, progress=False)
+        assert alone.sample([replace(requests[2], adapter=None)], params) == [groups[2]]
+        assert alone.sample(requests[:2], params) == groups[:2]
+        alone.load_adapter(None)
+        assert alone.sample(requests[4:], params) == groups[4:]
+        assert alone.identity() == sampler.identity()
 
     def test_no_token_of_probability_zero_is_drawn_at_the_ends_of_the_interval(self):
-        from dco_trl.sampling.logits_processors import InverseCDF
-
         scores = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(4, -1).clone()
         uniforms = np.array([[0.0], [0.49999], [0.5], [np.nextafter(1.0, 0.0)]])
         picked = InverseCDF(uniforms, 2, torch.device("cpu"))(torch.zeros(4, 2, dtype=torch.long), scores)
         assert picked.argmax(-1).tolist() == [1, 1, 3, 3]
-
-
-class TestDraws:
-    def test_chunks_and_batches_do_not_change_a_sample(self, checkpoint):
-        params = dict(max_tokens=40, temperature=1.7, stream=3)
-        whole = ids_of(draw(TransformersSampler(str(checkpoint), batch_size=768, progress=False), 768, **params))
-        small = TransformersSampler(str(checkpoint), batch_size=200, progress=False)
-        chunks = [ids_of(draw(small, 256, first_index=first, **params)) for first in (0, 256, 512)]
-        assert sum(chunks, []) == whole
-        long = [ids for ids in whole if len(ids) > 8]  # short ones coincide by chance
-        assert len(long) > 30
-        assert max(Counter(long).values()) == 1
-
-    def test_chunks_coincide_no_more_often_than_independent_draws(self, sampler, checkpoint):
-        exact = answer_probabilities(load_reference(checkpoint), PROMPT_IDS, END_IDS, 3)
-        first = ids_of(draw(sampler, 5000))
-        second = ids_of(draw(sampler, 5000, first_index=5000))
-        coincident = sum(a == b for a, b in zip(first, second, strict=True))
-        p = sum(q * q for q in exact.values())
-        assert abs(coincident - 5000 * p) < 4 * np.sqrt(5000 * p * (1 - p))
-        again = ids_of(draw(sampler, 5000))  # what forgetting to step the seeds would look like
-        assert sum(a == b for a, b in zip(first, again, strict=True)) == 5000
-
-    @pytest.mark.parametrize("change", [{"stream": 1}, {"seed": 1}, {"first_index": 256}])
-    def test_problems_seeds_and_indices_have_draws_of_their_own(self, sampler, change):
-        params = dict(max_tokens=40, temperature=1.7)
-        ids = ids_of(draw(sampler, 256, **params)) + ids_of(draw(sampler, 256, **params, **change))
-        long = [i for i in ids if len(i) > 8]
-        assert len(long) > 20
-        assert max(Counter(long).values()) == 1
 
     def test_global_random_state_is_neither_read_nor_moved(self, sampler):
         torch.manual_seed(0)
@@ -156,28 +72,6 @@ class TestDraws:
 
 
 class TestEnds:
-    def test_both_ends_of_sequence_end_a_completion(self, sampler):
-        samples = draw(sampler, 1000, max_tokens=6)
-        ended = [s for s in samples if s.token_ids[-1] in END_IDS]
-        assert {s.token_ids[-1] for s in ended} == set(END_IDS)
-        assert all(token not in END_IDS for s in samples for token in s.token_ids[:-1])
-        assert {s.finish_reason for s in ended} == {"stop"}
-        cut = [s for s in samples if s.token_ids[-1] not in END_IDS]
-        assert cut and {(s.finish_reason, s.num_tokens) for s in cut} == {("length", 6)}
-        # A padding token that was sampled is part of the completion; one that fills up the batch is not.
-        assert any(0 in s.token_ids for s in samples)
-
-    def test_training_ends_with_a_token_that_ends_sampling(self, sampler, checkpoint, tmp_path):
-        from datasets import Dataset
-        from trl import SFTConfig, SFTTrainer
-
-        trainer = SFTTrainer(
-            str(checkpoint),
-            SFTConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False),
-            train_dataset=Dataset.from_list([{"prompt": "a b", "completion": " c"}]),
-        )
-        assert trainer.train_dataset[0]["input_ids"][-1] == sampler.codec.end_ids[0] == 1
-
     def test_a_batch_that_ends_by_end_of_sequence_alone_needs_no_stop_string(self, sampler):
         for index in range(20):  # one sample a batch: sooner or later it ends by its end of sequence
             [alone] = draw(sampler, 1, first_index=index, max_tokens=12, stop=("no such word",))
@@ -223,24 +117,20 @@ class TestAgainstGenerate:
     @pytest.mark.parametrize("family", ["llama", "mistral", "gemma", "mamba", "gpt_neox"])
     def test_greedy_equals_generate_for_caches_of_every_kind(self, family):
         """Full attention, sliding window, both in turn, a state-space model, and another library of layers."""
-        from tiny_models import make_model
-
-        sizes = dict(vocab_size=len(VOCABULARY), initializer_range=0.3)
-        if family in ("llama", "gemma"):
-            model = make_model(family, **sizes)
-        else:
-            config = {
-                "mistral": lambda: transformers.MistralConfig(sliding_window=4, num_key_value_heads=2, **self.SMALL),
-                "mamba": lambda: transformers.MambaConfig(
-                    hidden_size=32, num_hidden_layers=2, state_size=4, vocab_size=len(VOCABULARY)
-                ),
-                "gpt_neox": lambda: transformers.GPTNeoXConfig(**self.SMALL),
-            }[family]()
-            torch.manual_seed(0)
-            model = transformers.AutoModelForCausalLM.from_config(config)
-        model.eval()
+        sizes = dict(vocab_size=len(VOCABULARY), hidden_size=32, num_hidden_layers=2)
+        if family != "mamba":
+            sizes |= dict(intermediate_size=32, num_attention_heads=2, initializer_range=0.3)
+        config = {
+            "llama": lambda: transformers.LlamaConfig(**sizes),
+            "mistral": lambda: transformers.MistralConfig(sliding_window=4, num_key_value_heads=2, **sizes),
+            "gemma": lambda: transformers.Gemma2Config(head_dim=16, num_key_value_heads=2, sliding_window=4, **sizes),
+            "mamba": lambda: transformers.MambaConfig(state_size=4, **sizes),
+            "gpt_neox": lambda: transformers.GPTNeoXConfig(**sizes),
+        }[family]()
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         model.generation_config.eos_token_id = list(END_IDS)
-        sampler = TransformersSampler(model, tokenizer=make_word_tokenizer(), batch_size=6, progress=False)
+        sampler = in_memory(model, batch_size=6)
         requests = [SampleRequest(prompt, 3) for prompt in self.PROMPTS]
         # Greedy, and drawing from the single most probable token, which shares a prompt's cache between its rows.
         for one_token in (dict(temperature=0.0), dict(top_k=1)):
@@ -249,26 +139,13 @@ class TestAgainstGenerate:
                 expected = self.greedy(model, sampler.tokenizer(prompt)["input_ids"], 12)
                 assert ids_of(samples) == [expected] * 3
 
-    SMALL = dict(
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        vocab_size=len(VOCABULARY),
-        max_position_embeddings=64,
-        initializer_range=0.3,
-    )
-
     def test_prompt_tuning_keeps_its_virtual_tokens(self):
-        from peft import PromptTuningConfig, TaskType, get_peft_model
+        from peft import PromptTuningConfig, get_peft_model
 
         torch.manual_seed(0)
-        model = get_peft_model(
-            make_word_model(), PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3)
-        )
-        model.eval()
-        sampler = TransformersSampler(model, tokenizer=make_word_tokenizer(), batch_size=6, progress=False)
-        [samples] = sampler.sample([SampleRequest(PROMPT, 3000)], SamplingParams(max_tokens=1))
+        config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+        model = get_peft_model(make_word_model(), config).eval()
+        samples = draw(in_memory(model, batch_size=6), 3000, max_tokens=1)
         logits = model(torch.tensor([PROMPT_IDS])).logits[0, -1].detach().double()
         exact = {(token,): float(p) for token, p in enumerate(logits.softmax(-1))}
         assert chi_squared(ids_of(samples), exact) > 1e-3
@@ -306,16 +183,16 @@ class TestModelInMemory:
 
     def test_everything_is_as_before_and_the_distribution_is_right(self, model, checkpoint):
         before = self.state_of(model)
-        sampler = TransformersSampler(model, tokenizer=make_word_tokenizer(), batch_size=2500, progress=False)
+        sampler = in_memory(model, batch_size=2500)
         ids = ids_of(draw(sampler, 5000))
         assert self.state_of(model) == before
         assert sampler.identity()["sampler"] == "transformers (in memory)"
-        exact = answer_probabilities(load_reference(checkpoint), PROMPT_IDS, END_IDS, 3)
+        exact = answer_probabilities(load_reference(checkpoint), PROMPT_IDS, END_IDS, 2)
         assert chi_squared(ids, exact) > 1e-3
 
     def test_everything_is_as_before_after_an_error(self, model):
         before = self.state_of(model)
-        sampler = TransformersSampler(model, tokenizer=make_word_tokenizer(), progress=False)
+        sampler = in_memory(model)
 
         def fail(module, args):
             raise RuntimeError("out of memory, say")
@@ -336,7 +213,7 @@ class TestModelInMemory:
             model.train()
             torch.manual_seed(5)
             if sample:
-                draw(TransformersSampler(model, tokenizer=make_word_tokenizer(), progress=False), 20)
+                draw(in_memory(model), 20)
             ids = torch.tensor([[5, 6, 7, 8, 9, 1]])
             model(input_ids=ids, labels=ids).loss.backward()
             return [parameter.grad for parameter in model.parameters()]
@@ -344,25 +221,25 @@ class TestModelInMemory:
         assert all(torch.equal(a, b) for a, b in zip(step(False), step(True), strict=True))
 
     def test_weights_changed_by_training_are_the_ones_sampled(self, model):
-        sampler = TransformersSampler(model, tokenizer=make_word_tokenizer(), batch_size=2500, progress=False)
+        sampler = in_memory(model, batch_size=2500)
         draw(sampler, 10)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1.2)
-        exact = answer_probabilities(model.eval(), PROMPT_IDS, END_IDS, 3)
+        exact = answer_probabilities(model.eval(), PROMPT_IDS, END_IDS, 2)
         assert chi_squared(ids_of(draw(sampler, 5000)), exact) > 1e-3
 
     def test_a_lora_model_in_training_is_sampled_with_its_adapter(self, checkpoint, adapters):
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(make_word_model(), adapters[0], is_trainable=True).train()
-        sampler = TransformersSampler(model, tokenizer=make_word_tokenizer(), batch_size=2500, progress=False)
-        exact = answer_probabilities(load_reference(checkpoint, adapters[0]), PROMPT_IDS, END_IDS, 3)
+        sampler = in_memory(model, batch_size=2500)
+        exact = answer_probabilities(load_reference(checkpoint, adapters[0]), PROMPT_IDS, END_IDS, 2)
         assert chi_squared(ids_of(draw(sampler, 5000)), exact) > 1e-3
         assert model.training and all(p.requires_grad for n, p in model.named_parameters() if "lora_" in n)
 
     def test_arguments_for_a_named_model_are_refused(self, model):
-        sampler = TransformersSampler(make_word_model(), tokenizer=make_word_tokenizer(), progress=False)
+        sampler = in_memory(make_word_model())
         with pytest.raises(ValueError, match="adapter='runs/a' cannot be loaded into a model in memory, which is"):
             sampler.sample([SampleRequest(PROMPT, 1, adapter="runs/a")], SamplingParams(max_tokens=1))
         with pytest.raises(ValueError, match="adapter, dtype cannot be combined with a model in memory"):
@@ -398,9 +275,6 @@ class TestBadInput:
         sampler.close()
         with pytest.raises(RuntimeError, match="This sampler is closed"):
             draw(sampler, 1)
-
-    def test_no_requests_give_no_samples(self, sampler):
-        assert sampler.sample([], SamplingParams()) == []
 
 
 def test_progress_goes_to_standard_error(checkpoint, capsys):

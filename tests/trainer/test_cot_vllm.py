@@ -53,7 +53,7 @@ def greedy_by_vllm(sampler, prompts: list[list[int]]) -> list[tuple[list[int], l
         [{"prompt_token_ids": ids} for ids in prompts],
         SamplingParams(temperature=0, max_tokens=5, logprobs=0, ignore_eos=True),
         use_tqdm=False,
-        lora_request=sampler._lora_request,
+        lora_request=sampler._lora_of(sampler._adapter),
     )
     completions = [output.outputs[0] for output in outputs]
     return [
