@@ -1,9 +1,8 @@
 r"""Exact coverage: pass@k of the reference answer from its teacher-forced probability, without sampling.
 
 With \(p\) the probability that the model gives the reference answer and then ends, \(k\) independent samples hold it
-at least once with probability \(1 - (1-p)^k\), for any \(k\) at the cost of one forward pass. It counts the
-reference's exact string in its usual tokens only: an answer written otherwise (`1/2` for `0.5`), or
-reached by way of an explanation, is not counted, so for a grader that accepts more it is a lower bound.
+at least once with probability \(1 - (1-p)^k\). Only the reference's exact string in its usual tokens counts, so for a
+grader that accepts more (`1/2` for `0.5`, or an explanation before it) it is a lower bound.
 """
 
 import inspect

@@ -132,16 +132,14 @@ class Sampler(Protocol):
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
         """Draw `num_samples` completions for each request, in the order of the requests and of the indices.
 
-        A request that names an adapter, a temperature or arguments of the chat template is drawn with those; a sampler
-        that cannot must refuse it.
-        All of them are held in memory until the last is done: cut large runs into calls of 10 to 50 thousand samples.
-        No two calls of a run may begin with the same problem and index: draws may depend on them alone.
+        A sampler that cannot draw with a request's adapter, temperature or arguments of the chat template refuses it.
+        All samples are held in memory until the last is done: cut large runs into calls of 10 to 50 thousand. No two
+        calls of a run may begin with the same problem and index: draws may depend on them alone.
         """
         ...
 
     def identity(self) -> dict[str, Any]:
-        """Who samples, for the manifest of a run: model, adapter, sampler, versions, and every option that changes the
-        distribution, as JSON can hold it. No secrets."""
+        """Who samples, for a run's manifest: model, adapter, versions, all that changes the draws. No secrets."""
         ...
 
     def close(self) -> None:

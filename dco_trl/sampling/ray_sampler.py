@@ -18,13 +18,10 @@ _SMALLEST = 32
 class RaySampler:
     """Sample on a Ray cluster, on one machine or many.
 
-    Requests are cut into blocks of consecutive samples, which go to whichever worker is free, two in flight for each,
-    and come back as they are done. Draws follow from the problem and the index: which worker draws a block, and how
-    often it was begun, does not matter. A worker that dies, or whose machine is taken away, is started again, there or
-    on another machine, and its blocks are drawn again; machines may join at any time.
-
-    Each worker loads the model once. All that start on one machine load it at the same time, so that its memory must
-    suffice for the sum of what they need while they load.
+    Blocks of consecutive samples go to whichever worker is free, and come back as they are done. Draws follow from the
+    problem and the index alone. A worker that dies, or whose machine is taken away, is started again, there or on
+    another machine, and its blocks are drawn again; machines may join at any time. All workers that start on one
+    machine load the model at the same time, so its memory must suffice for the sum.
 
     Args:
         name: "transformers" or "vllm".

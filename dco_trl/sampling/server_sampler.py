@@ -27,45 +27,38 @@ if TYPE_CHECKING:
 class ServerSampler:
     """Sample from an OpenAI-compatible endpoint, many requests at a time.
 
-    Parameters are sent in full, because a vLLM server completes what is missing from the model's
-    `generation_config`. Which ones depends on who answers, as `GET /models` tells:
+    Parameters are sent in full, since a vLLM server completes what is missing from the model's `generation_config`.
+    A server that names itself "vllm" in `GET /models` gets vLLM's own too, and `samples_per_request` samples in one
+    request. Any other endpoint gets OpenAI's alone, since many refuse unknown ones, and one sample a request: there a
+    `top_k` above 0 is an error unless `extra_body` holds the same one, which says that the endpoint knows it.
+    (`{"top_k": 0, "repeat_penalty": 1.0, "min_p": 0.0}` switches the defaults of llama.cpp off.)
 
-    - A vLLM server (`owned_by: "vllm"`) gets temperature, top_p, top_k, min_p, repetition_penalty, the OpenAI
-      penalties, stop, and up to `samples_per_request` samples in one request.
-    - Any other endpoint gets OpenAI's own parameters only, since many refuse a request with unknown ones, and one
-      sample per request. A `top_k` above 0 is an error there, unless `extra_body` holds the same `top_k`, which says
-      that the endpoint knows it. `extra_body` also takes whatever else the endpoint needs (for llama.cpp:
-      `{"top_k": 0, "repeat_penalty": 1.0, "min_p": 0.0}`, which switches its own defaults off).
+    Without `tokenizer`, texts and token ids go to `/completions`, messages to `/chat/completions`, and the endpoint
+    renders prompts and ends completions as it sees fit. With it, prompts are rendered here, as in training, and sent
+    as token ids, and vLLM is told training's end tokens: prefer that wherever the endpoint takes token ids, as vLLM
+    does. An adapter whose folder is here, with a tokenizer in it, is sampled with that one in any case.
 
-    Without `tokenizer`, plain prompts and token ids go to `/completions` and messages to `/chat/completions`, and the
-    endpoint tokenizes, applies its chat template and ends completions where it sees fit. With `tokenizer`, prompts are
-    rendered here exactly as training renders them and sent as token ids to `/completions`; vLLM is told training's end
-    tokens and its token ids are decoded here. Prefer that wherever the endpoint takes token ids, as vLLM does. An
-    adapter whose folder is here, with a tokenizer in it, is sampled with that one in any case.
-
-    A request is repeated, with exponential back-off, after a lost connection, a time-out, the statuses 408, 409, 429
-    and 5xx, and an answer that cannot be used. `Retry-After` is heeded up to a minute; a longer one is an error.
+    A request is repeated after a lost connection, a time-out, the statuses 408, 409, 429 and 5xx, and an answer that
+    cannot be used. `Retry-After` is heeded up to a minute; a longer one is an error.
 
     Args:
         model: Name under which the endpoint serves the model.
         base_url: Its address with the version, `http://127.0.0.1:8000/v1`. A user and password in it are sent, and
             written nowhere.
         tokenizer: Folder or hub name of the model's tokenizer, to render prompts as training does; see above.
-        adapter: LoRA adapter: the name of one that is served already, or a folder (as the server's file system sees
-            it), which is loaded into a vLLM server under a name of its own and unloaded by `close`; the server must
-            have been started with `--enable-lora` and `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`. Adapters that requests
-            name are found or loaded the same way; `--max-loras` of the server is how many it samples at a time.
+        adapter: LoRA adapter: the name of one that is served, or a folder (as the server's file system sees it), which
+            is loaded into a vLLM server and unloaded by `close`; start that with `--enable-lora` and
+            `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`. The same goes for adapters that requests name; `--max-loras` of
+            the server is how many it samples at a time.
         api_key: None takes `OPENAI_API_KEY` from the environment, or none.
         concurrency: HTTP requests in flight.
         samples_per_request: Samples asked for in one request of a vLLM server.
         max_retries: Repetitions of a failed request, 0.5 s apart at first, then twice as long each time, up to 8 s.
         timeout: Seconds until a request without its whole answer counts as failed.
-        seed_each_request: Send a seed with each request, derived from the run's seed, the problem and the index.
-            Without it a vLLM server draws from one stream that begins again at each start: two starts, or two servers
-            behind one address, give some of the same samples. False saves time with small models (see `VLLMSampler`);
-            then start each server, each time, with another `--seed`.
-        extra_body: Further fields of every sampling request. They are part of the sampler's identity, and may not set
-            what `SamplingParams` sets.
+        seed_each_request: Send a seed with each request, which follows from the run's, the problem and the index.
+            False saves time with small models (see `VLLMSampler`); then start each server, each time, with another
+            `--seed`: each draws from one stream that begins anew at its start.
+        extra_body: Further fields of every sampling request, none that `SamplingParams` sets. Part of the identity.
         progress: Show a progress bar on standard error.
 
     Raises:
@@ -134,11 +127,8 @@ class ServerSampler:
     def load_adapter(self, adapter: str | None) -> None:
         """Sample with this LoRA adapter from now on; None goes back to the model alone.
 
-        An adapter that this sampler loaded before is unloaded. The new one gets a name of its own, so that the
-        server's cached prompts of another adapter are not taken for its own.
-
-        Args:
-            adapter: Folder, as the server sees it, or the name of an adapter that is served already.
+        The one that this sampler loaded before is unloaded. Each gets a name of its own, so that the server's cached
+        prompts of another adapter are not taken for its own.
 
         Raises:
             EndpointError: The server does not know the adapter, or does not load adapters.
@@ -180,16 +170,13 @@ class ServerSampler:
         return self._names[self._adapter] if self._adapter else None
 
     def reload_weights(self, folder: str) -> None:
-        """Replace the server's own weights by those of another checkpoint of the same architecture.
+        """Replace the server's own weights by those of another checkpoint folder of the same architecture.
 
         All who ask the server get them, and it keeps them when this sampler is closed. Adapters stay as they are.
 
-        Args:
-            folder: Checkpoint folder in Transformers' format, as the server's file system sees it.
-
         Raises:
-            EndpointError: The server is not vLLM, or was not started with `VLLM_SERVER_DEV_MODE=1`; it cannot load
-                the folder; or it keeps prompts of the weights before in its cache.
+            EndpointError: The server is not vLLM, was not started with `VLLM_SERVER_DEV_MODE=1`, cannot load the
+                folder, or keeps prompts of the weights before in its cache.
         """
         if not self.is_vllm:
             raise EndpointError(
@@ -207,10 +194,9 @@ class ServerSampler:
 
         Raises:
             EndpointError: The endpoint stays away after `max_retries` repetitions, refuses, or gives answers that
-                cannot be used. The rest of the call is given up; nothing is returned in part.
-            ValueError: `top_k`, or tools and other arguments of the chat template, for an endpoint that is not known
-                to understand them; or a prompt that leaves no room for `max_tokens`, where `tokenizer` is given and
-                the endpoint tells its context.
+                cannot be used. Nothing is returned in part.
+            UserError: `top_k` or arguments of the chat template for an endpoint that may not understand them; or a
+                prompt that leaves no room for `max_tokens`, where tokenizer and context are known.
         """
         if self._closed:
             raise RuntimeError("This sampler is closed. Make a new one.")

@@ -39,21 +39,18 @@ _HARMLESS = {
 class TransformersSampler:
     """Sample with Transformers, on whatever device the model is on.
 
-    Each sample has its own stream of uniform numbers, a counter-based generator (Philox) keyed by seed, problem and
-    index, and each token is the inverse of the cumulative distribution at the next of them. So a sample does not
-    depend on the other rows of its batch (but for rounding in the model), no draw ever repeats between chunks, and
-    PyTorch's global random state, which a trainer depends on, is neither read nor moved.
+    Each token is the inverse of the cumulative distribution at the next of a stream of uniform numbers, which is the
+    sample's own: a counter-based generator (Philox) keyed by seed, problem and index. So a sample does not depend on
+    the other rows of its batch (but for rounding in the model), no draw repeats between chunks, and PyTorch's global
+    random state, which a trainer depends on, is neither read nor moved.
 
-    The sequences of a batch that share a prompt share its computation: each distinct prompt goes through the model
-    once, and its key-value cache is then copied to the rows. (`generate(num_return_sequences=n)` would run the prompt
-    n times.) Prompts are sorted by length, so left padding is short. A batch lasts until its longest sequence ends;
-    where lengths vary much, vLLM is quicker.
+    Each distinct prompt of a batch goes through the model once, and its key-value cache is copied to its rows. A batch
+    lasts until its longest sequence ends; where lengths vary much, vLLM is quicker.
 
     Args:
-        model: Folder or hub name; or a model in memory, such as the one being trained, unwrapped from DDP or FSDP. A
-            model in memory is used as it is: sampling switches it to evaluation mode and restores each module's mode
-            and the generation config afterwards, also after an error. Gradient checkpointing and `config.use_cache`
-            are left alone: the first does nothing in evaluation mode, the second is overridden in the call.
+        model: Folder or hub name; or a model in memory, such as the one being trained, unwrapped from DDP or FSDP. It
+            is used as it is: each module's mode and the generation config are restored afterwards, also after an
+            error.
         tokenizer: The model's tokenizer; None loads it from `model`'s name. An adapter whose folder holds a tokenizer,
             as training leaves it there, is sampled with that one.
         adapter: Folder of a PEFT adapter to load on top; only with a model given by name.
@@ -65,8 +62,7 @@ class TransformersSampler:
             of the sampler's identity.
 
     Raises:
-        ValueError: Arguments that only apply to a model given by name, or an encoder-decoder model.
-        UserError: The model takes no such option.
+        UserError: Arguments that only apply to a model given by name, an encoder-decoder, or an unknown option.
 
     Examples:
         >>> from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler
@@ -74,10 +70,8 @@ class TransformersSampler:
         >>> [samples] = sampler.sample([SampleRequest("2 + 2 =", num_samples=8)], SamplingParams())  # doctest: +SKIP
 
     Relations:
-        `VLLMSampler` for long completions or many samples; `ServerSampler` for a model served elsewhere. This one for
-        small models, for a model in the middle of training, and where nothing else is installed. Transformers'
-        continuous batching is not used: it seeds a whole run and not a sequence, so that a resumed run would repeat
-        draws.
+        `VLLMSampler` for long completions or many samples; `ServerSampler` for a model served elsewhere. Transformers'
+        continuous batching seeds a whole run and not a sequence, so a resumed run would repeat draws.
     """
 
     def __init__(
@@ -301,10 +295,9 @@ def _uniforms(request: SampleRequest, i: int, params: SamplingParams) -> np.ndar
 
 @contextmanager
 def _ready_to_generate(model: Any, base_model: Any) -> Iterator[None]:
-    """Evaluation mode, and a generation config without the model's own defaults; both restored afterwards.
+    """Evaluation mode, and a generation config out of the way; both restored afterwards.
 
-    `generate` fills what a passed config leaves open from `model.generation_config`, so a repetition penalty or a list
-    of suppressed tokens there would change the distribution unless the config is out of the way.
+    `generate` fills what a passed config leaves open from the model's, so a repetition penalty there would count.
     """
     saved = base_model.generation_config
     base_model.generation_config = GenerationConfig()
@@ -318,14 +311,11 @@ def _ready_to_generate(model: Any, base_model: Any) -> Iterator[None]:
 def _prompt_cache(
     model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, which: torch.Tensor
 ) -> dict[str, DynamicCache]:
-    """The argument of `generate` with the key-value cache of the prompts' tokens but the last, one row per sequence;
-    none if the model has no such cache (state-space models), and `generate` then computes the prompt for each row.
+    """The argument of `generate` with the key-value cache of the prompts' tokens but the last, one row per sequence.
 
-    Args:
-        model: A causal language model.
-        input_ids: Left-padded prompts, (prompts, width - 1).
-        attention_mask: Same shape.
-        which: For each sequence, the row of its prompt, (sequences,).
+    `input_ids` and `attention_mask` are left-padded prompts, (prompts, width - 1); `which` has the row of each
+    sequence's prompt. Nothing comes of models without such a cache (state-space models): `generate` then computes the
+    prompt for each row.
     """
     position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
     # The body without the language-modelling head: nobody needs the logits of a prompt.

@@ -33,15 +33,12 @@ _HARMLESS = {
 class VLLMSampler:
     """Sample with vLLM, loaded in this process.
 
-    One call of `sample` is one call of `LLM.generate`, which holds every output until the last is done. Before it, the
-    engine is seeded with `request_seed(seed, stream, first_index)` of the call's first request, so no two calls of a
-    run share their draws, whether the run was resumed or not. vLLM does not promise the same tokens for the same seed
-    when the batch around it differs, and neither does this sampler.
-
-    With `seed_each_request`, sample i of a problem has the seed `request_seed(seed, stream, i)` of its own: vLLM gives
-    child j of a request with n > 1 the request's seed plus j. The same index then gives the same sample, but for
-    rounding in another batch. vLLM draws the noise of such rows one by one: with a tiny model that takes most of the
-    time.
+    Before each call of `sample`, the engine is seeded with `request_seed(seed, stream, first_index)` of the first
+    request, so no two calls of a run share their draws, whether it was resumed or not. vLLM does not promise the same
+    tokens for the same seed when the batch around it differs, and neither does this sampler. With `seed_each_request`,
+    sample i of a problem has the seed `request_seed(seed, stream, i)`: the same index then gives the same sample, but
+    for rounding in another batch. vLLM draws the noise of such rows one by one: with a tiny model that takes most of
+    the time.
 
     The engine keeps its own process (unless `VLLM_ENABLE_V1_MULTIPROCESSING=0`, which implies `seed_each_request`: to
     seed the engine would be to seed the trainer): call it from under `if __name__ == "__main__":` in a script. vLLM
@@ -56,10 +53,9 @@ class VLLMSampler:
         revision: Hub revision.
         seed_each_request: Seed each request, and not each call of `sample`.
         progress: Show vLLM's progress bar on standard error.
-        **engine_kwargs: For `vllm.LLM`: `max_model_len`, `gpu_memory_utilization`, `tensor_parallel_size`, `dtype`,
-            `enforce_eager` and so on. `enable_lora=True` and `max_lora_rank` are needed here only for adapters that
-            come later and are not among `adapters`. On a CPU set the environment variable `VLLM_CPU_KVCACHE_SPACE`
-            (GiB). What changes the distribution is part of the sampler's identity.
+        **engine_kwargs: For `vllm.LLM`: `max_model_len`, `gpu_memory_utilization`, `tensor_parallel_size` and so on;
+            `enable_lora=True` and `max_lora_rank` only for adapters that come later. On a CPU set the environment
+            variable `VLLM_CPU_KVCACHE_SPACE` (GiB). What changes the distribution is part of the identity.
 
     Raises:
         ImportError: vLLM is not installed.
@@ -75,8 +71,7 @@ class VLLMSampler:
         W. Kwon et al., Efficient memory management for large language model serving with PagedAttention, SOSP 2023.
 
     Relations:
-        `TransformersSampler` needs no vLLM and is as quick for very small models; `ServerSampler` for one engine on
-        another machine, or many behind one address.
+        `TransformersSampler` needs no vLLM; `ServerSampler` for engines elsewhere, many behind one address.
     """
 
     def __init__(
