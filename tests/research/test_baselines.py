@@ -22,8 +22,6 @@ from research.baselines import losses as token_losses
 from research.baselines import run as baselines
 from research.common.differences import interval
 
-# ------------------------------------------------------------------ objectives
-
 
 def tokens(num_tokens=7, vocabulary=5, scale=3.0):
     generator = torch.Generator().manual_seed(0)
@@ -91,9 +89,6 @@ def test_objectives_stay_finite_where_the_model_is_sure(name, setting):
     losses = training.TOKEN_LOSSES[name](logits, torch.tensor([0, 2]), **setting)
     losses.sum().backward()
     assert losses.isfinite().all() and logits.grad.isfinite().all()
-
-
-# ------------------------------------------------------------------ trainers
 
 
 @pytest.fixture(scope="module")
@@ -181,9 +176,6 @@ def test_mixture_has_the_gradient_of_the_mean_of_the_coverage_losses(tmp_path, p
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
 
 
-# ------------------------------------------------------------------ measurement
-
-
 def test_recorder_measures_validation_and_test(problem_set):
     tokenizer, held_out = task.make_tokenizer(), problem_set[1]
     validation, test = held_out.select(range(12)), held_out.select(range(12, 20))
@@ -196,9 +188,6 @@ def test_recorder_measures_validation_and_test(problem_set):
         assert table.shape == (len(training.TEMPERATURES), len(part))
         log_p = exact_coverage(model, tokenizer, task.as_problems(part), progress=False).log_p
         assert table[0].numpy() == pytest.approx(log_p, rel=1e-5)
-
-
-# ------------------------------------------------------------------ tasks
 
 
 def test_multiplication_is_the_demonstrations_with_its_held_out_problems_halved():
@@ -277,21 +266,12 @@ def test_early_epochs():
     assert max(training.early_epochs(5)) < 5
 
 
-# ------------------------------------------------------------------ selection
-
-
 def made_up_run(method, setting, seed, validation, test):
     """validation and test: (epochs, temperatures) at k = 1; at other k's nothing is learnt."""
     coverage = np.zeros((*np.shape(validation), 2, 4))
     coverage[..., 0, 0], coverage[..., 1, 0] = validation, test
-    return {
-        "method": method,
-        "setting": setting,
-        "seed": seed,
-        "k": [1, 16, 256, 4096],
-        "temperatures": [1.0, 2.0],
-        "coverage": coverage.tolist(),
-    }
+    axes = {"k": [1, 16, 256, 4096], "temperatures": [1.0, 2.0], "coverage": coverage.tolist()}
+    return {"method": method, "setting": setting, "seed": seed, **axes}
 
 
 def test_validation_decides_and_test_is_reported():
@@ -302,21 +282,11 @@ def test_validation_decides_and_test_is_reported():
     ]
     Selection = selection.Selection
     at_one = selection.choose(runs, Selection("GEM", ("GEM",)), k=1)
-    assert at_one == {
-        "method": "GEM",
-        "setting": {"beta": 0.3},
-        "epoch": 2,
-        "temperature": 1.0,
-        "validation": 0.3,
-        "test": 0.4,
-    }
+    chosen = {"setting": {"beta": 0.3}, "epoch": 2, "temperature": 1.0, "validation": 0.3, "test": 0.4}
+    assert at_one == {"method": "GEM", **chosen}
     tuned = selection.choose(runs, Selection("GEM", ("GEM",), any_temperature=True), k=1)
-    assert (tuned["setting"], tuned["epoch"], tuned["temperature"]) == (
-        {"beta": 0.7},
-        1,
-        2.0,
-    )  # the earliest of equals
-    assert tuned["test"] == 0.05
+    # The earliest of equals.
+    assert (tuned["setting"], tuned["epoch"], tuned["temperature"], tuned["test"]) == ({"beta": 0.7}, 1, 2.0, 0.05)
     last = selection.choose(runs[1:2], Selection("GEM", ("GEM",), any_epoch=False), k=1)
     assert (last["epoch"], last["validation"], last["test"]) == (2, 0.1, 1.0)
     with pytest.raises(ValueError, match="selection 'CE': no run of .*run these methods first"):
@@ -353,9 +323,6 @@ def test_every_method_is_in_the_table_at_temperature_one_and_tuned():
         assert sum(row.name.startswith(name) and row.any_temperature for row in rows) >= 1
         assert sum(row.name.startswith(name) and not row.any_temperature for row in rows) >= 1
     assert len({row.name for row in rows}) == len(rows)
-
-
-# ------------------------------------------------------------------ the command
 
 
 def test_plan_is_seed_after_seed_with_a_file_each():

@@ -6,14 +6,11 @@ import logging
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from scipy.stats import chisquare
 from tiny_models import make_model, make_tokenizer
-from trl import SFTConfig, SFTTrainer
 
 from dco_trl.runs import DataError, Problem, evaluate
-from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler, exact_coverage
+from dco_trl.sampling import SamplingParams, TransformersSampler, exact_coverage
 from dco_trl.sampling.exact import _batches
 from dco_trl.statistics import pass_at_k
 
@@ -26,6 +23,10 @@ CHAT = (
 
 def problem(prompt, answer, name="0", **columns):
     return Problem(name, prompt, answer, columns)
+
+
+def measure(model, tokenizer, *problems, **options):
+    return exact_coverage(model, tokenizer, problems, progress=False, **options)
 
 
 def naive(model, tokenizer, prompt_text, completion_ids, temperature=1.0):
@@ -54,7 +55,7 @@ def test_log_p_is_the_naive_sum_in_batches_of_any_size(family):
         for p in problems
     ]
     for batch_size in (1, 2, 64):
-        exact = exact_coverage(model, tokenizer, problems, batch_size=batch_size, progress=False)
+        exact = measure(model, tokenizer, *problems, batch_size=batch_size)
         np.testing.assert_allclose(exact.log_p, expected, rtol=1e-4)
         assert exact.log_p.dtype == np.float64 and exact.problem_ids == ("a", "b", "c", "d")
         assert exact.num_tokens.tolist() == [len(p.answer) + 1 for p in problems]
@@ -70,38 +71,28 @@ def test_several_temperatures_come_from_one_forward_pass():
     passes = []
     model.register_forward_hook(lambda *args: passes.append(1))
     temperatures = [1.0, 1.25, 3.0]
-    together = exact_coverage(model, tokenizer, problems, temperature=temperatures, progress=False)
+    together = measure(model, tokenizer, *problems, temperature=temperatures)
     assert len(passes) == 1
-    alone = [exact_coverage(model, tokenizer, problems, temperature=t, progress=False) for t in temperatures]
+    alone = [measure(model, tokenizer, *problems, temperature=t) for t in temperatures]
     np.testing.assert_allclose(together.log_p, [one.log_p for one in alone], rtol=1e-6)
     assert together.log_p.shape == (3, 3) and alone[0].log_p.shape == (3,)
     ks = np.array([[1, 4], [16, 64]])
     np.testing.assert_allclose(together.pass_at_k(ks), [one.pass_at_k(ks) for one in alone], rtol=1e-6)
     assert together.pass_at_k(ks).shape == (3, 2, 2) and together.pass_at_k(4).shape == (3,)
-    one_in_a_list = exact_coverage(model, tokenizer, problems, temperature=[1.0], progress=False)
+    one_in_a_list = measure(model, tokenizer, *problems, temperature=[1.0])
     assert one_in_a_list.log_p.shape == (1, 3)
 
 
 def test_a_tokenizer_without_an_end_takes_the_generation_configs():
     model, tokenizer = make_model(initializer_range=0.2), make_tokenizer()
-    expected = exact_coverage(model, tokenizer, [problem("1+1=", "2")], progress=False)
+    expected = measure(model, tokenizer, problem("1+1=", "2"))
     tokenizer.eos_token = None
     model.generation_config.eos_token_id = 1
-    endless = exact_coverage(model, tokenizer, [problem("1+1=", "2")], progress=False)
+    endless = measure(model, tokenizer, problem("1+1=", "2"))
     assert (endless.log_p, endless.num_tokens) == (expected.log_p, expected.num_tokens)
     model.generation_config.eos_token_id = None
     with pytest.raises(ValueError, match="no eos_token and the generation config names none.*Set `tokenizer.eos"):
-        exact_coverage(model, tokenizer, [problem("1+1=", "2")], progress=False)
-
-
-def test_plain_text_and_messages_may_be_mixed():
-    model, tokenizer = make_model(initializer_range=0.2), make_tokenizer()
-    tokenizer.chat_template = CHAT
-    chat = [{"role": "user", "content": "q"}]
-    problems = [problem("1+1=", "2", "a"), problem(chat, "2", "b"), problem("1*1=", "1", "c")]
-    together = exact_coverage(model, tokenizer, problems, progress=False)
-    alone = [exact_coverage(model, tokenizer, [p], progress=False).log_p[0] for p in problems]
-    np.testing.assert_allclose(together.log_p, alone, rtol=1e-6)
+        measure(model, tokenizer, problem("1+1=", "2"))
 
 
 def test_probabilities_of_all_answers_sum_to_one():
@@ -127,39 +118,6 @@ def test_probabilities_of_all_answers_sum_to_one():
     assert total + float(rest) == pytest.approx(1.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("conversational", [False, True])
-def test_tokens_and_loss_are_those_of_training(tmp_path, conversational):
-    model, tokenizer = make_model(initializer_range=0.2), make_tokenizer()
-    if conversational:
-        tokenizer.chat_template = CHAT
-    rows = [("1+1=", " 2"), ("12*12=", "144"), ("a: ", "x-y")]
-    problems = [
-        problem([{"role": "user", "content": p}] if conversational else p, a, str(i)) for i, (p, a) in enumerate(rows)
-    ]
-    dataset = Dataset.from_list(
-        [
-            {
-                "prompt": p.prompt,
-                "completion": [{"role": "assistant", "content": p.answer}] if conversational else p.answer,
-            }
-            for p in problems
-        ]
-    )
-    args = SFTConfig(output_dir=str(tmp_path), report_to=[], use_cpu=True, completion_only_loss=True)
-    trainer = SFTTrainer(model=model, args=args, train_dataset=dataset, processing_class=tokenizer)
-    exact = exact_coverage(model, tokenizer, problems, progress=False)
-    for i, row in enumerate(trainer.train_dataset):
-        labels = torch.tensor([row["labels"]])
-        if conversational:
-            # Training goes on to the line break that the template puts after the end of sequence; a sampler stops.
-            assert tokenizer.decode(row["input_ids"]).endswith("<eos>\n")
-            labels[0, -1] = -100
-        assert (labels != -100).sum() == exact.num_tokens[i]
-        with torch.no_grad():
-            loss = model(input_ids=torch.tensor([row["input_ids"]]), labels=labels, num_items_in_batch=1).loss
-        assert exact.log_p[i] == pytest.approx(-loss.item(), rel=1e-5)
-
-
 @pytest.fixture(scope="module")
 def trained():
     """A model that answers `7*7=` with 4, 49, 94 or 449, with probabilities of about 1/2, 1/4, 1/8 and 1/8."""
@@ -176,31 +134,10 @@ def trained():
     return model.eval(), tokenizer
 
 
-ANSWERS = ("4", "49", "94", "449", "44", "9")
-
-
-@pytest.mark.parametrize("temperature", [1.0, 1.7])
-def test_samples_agree_with_the_exact_probabilities(trained, temperature):
-    model, tokenizer = trained
-    problems = [problem("7*7=", a, a) for a in ANSWERS]
-    exact = exact_coverage(model, tokenizer, problems, temperature=temperature, progress=False)
-    draws = 4_000
-    sampler = TransformersSampler(model, tokenizer=tokenizer, batch_size=1_000, progress=False)
-    params = SamplingParams(temperature=temperature, max_tokens=6)
-    [samples] = sampler.sample([SampleRequest("7*7=", draws)], params)
-    counted = np.array([sum(s.text == a and s.finish_reason == "stop" for s in samples) for a in ANSWERS])
-    expected = np.exp(exact.log_p) * draws
-    common = expected >= 5
-    assert common.sum() >= 4
-    observed = [*counted[common], draws - counted[common].sum()]
-    theory = [*expected[common], draws - expected[common].sum()]
-    assert chisquare(observed, theory, sum_check=False).pvalue > 1e-4
-
-
 def test_sampled_pass_at_k_lies_around_exact_coverage(trained, tmp_path):
     model, tokenizer = trained
     problems = [problem("7*7=", "4", "a"), problem("7*7= ", "9", "b"), problem(" 7*7=", "449", "c")]
-    exact = exact_coverage(model, tokenizer, problems, progress=False)
+    exact = measure(model, tokenizer, *problems)
     sampler = TransformersSampler(model, tokenizer=tokenizer, batch_size=1_000, progress=False)
     result = evaluate(
         tmp_path / "run", problems, sampler, "exact", 2_000, SamplingParams(max_tokens=6), progress=False
@@ -216,7 +153,7 @@ def test_sampled_pass_at_k_lies_around_exact_coverage(trained, tmp_path):
 
 def test_pass_at_k_is_the_mean_coverage_at_any_k():
     model, tokenizer = make_model(initializer_range=0.3), make_tokenizer()
-    exact = exact_coverage(model, tokenizer, [problem("1+1=", c, c) for c in "0123"], progress=False)
+    exact = measure(model, tokenizer, *(problem("1+1=", c, c) for c in "0123"))
     p = np.exp(exact.log_p)
     ks = np.array([1, 7, 4096, 10**9])
     expected = [(1 - (1 - p) ** float(k)).mean() for k in ks]
@@ -227,12 +164,12 @@ def test_pass_at_k_is_the_mean_coverage_at_any_k():
 def test_adapters_and_modes():
     model, tokenizer = make_model(initializer_range=0.2), make_tokenizer()
     problems = [problem("1+1=", "2")]
-    plain = exact_coverage(model, tokenizer, problems, progress=False).log_p
+    plain = measure(model, tokenizer, *problems).log_p
     lora = get_peft_model(make_model(initializer_range=0.2), LoraConfig(init_lora_weights=False, lora_dropout=0.5))
     lora.train()
-    changed = exact_coverage(lora, tokenizer, problems, progress=False).log_p
+    changed = measure(lora, tokenizer, *problems).log_p
     assert abs(changed - plain).max() > 1e-3
-    assert lora.training and changed == exact_coverage(lora, tokenizer, problems, progress=False).log_p  # no dropout
+    assert lora.training and changed == measure(lora, tokenizer, *problems).log_p  # no dropout
     tuned = get_peft_model(
         make_model(initializer_range=0.2), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     )
@@ -241,20 +178,16 @@ def test_adapters_and_modes():
     with torch.no_grad():
         logits = tuned(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -ids.shape[1] :].double()
     expected = logits.log_softmax(-1)[range(3, 5), ids[0, 4:6]].sum()
-    np.testing.assert_allclose(exact_coverage(tuned, tokenizer, problems, progress=False).log_p, expected, rtol=1e-4)
+    np.testing.assert_allclose(measure(tuned, tokenizer, *problems).log_p, expected, rtol=1e-4)
 
 
 def test_completion_templates():
     model, tokenizer = make_model(), make_tokenizer()
-    filled = exact_coverage(
-        model, tokenizer, [problem("1+1=", "2", unit="m")], completion_template=" {answer} {unit}", progress=False
-    )
-    plain = exact_coverage(model, tokenizer, [problem("1+1=", " 2 m")], progress=False)
-    assert filled.log_p == plain.log_p
-    ended = exact_coverage(model, tokenizer, [problem("1+1=", " 2 m<eos>")], progress=False)
-    assert ended.log_p == plain.log_p  # as in training, an end that is there is not added again
-    with pytest.raises(DataError, match=r"completion_template '{oops}' cannot be filled in .* \['answer', 'unit'\]"):
-        exact_coverage(model, tokenizer, [problem("1+1=", "2", unit="m")], completion_template="{oops}")
+    plain = measure(model, tokenizer, problem("1+1=", " 2 m")).log_p
+    filled = measure(model, tokenizer, problem("1+1=", "2", unit="m"), completion_template=" {answer} {unit}")
+    assert filled.log_p == plain
+    # As in training, an end that is there is not added again.
+    assert measure(model, tokenizer, problem("1+1=", " 2 m<eos>")).log_p == plain
 
 
 def test_an_answer_that_is_also_another_column_is_refused():
@@ -264,15 +197,16 @@ def test_an_answer_that_is_also_another_column_is_refused():
     with pytest.raises(
         DataError, match=r"' {answer}' is ambiguous.*'0' the reference is ' 2', and .* has '2'.*answer_column"
     ):
-        exact_coverage(model, tokenizer, [row], completion_template=" {answer}", progress=False)
-    as_it_is = exact_coverage(model, tokenizer, [row], progress=False)
-    assert as_it_is.log_p == exact_coverage(model, tokenizer, [problem("1+1=", " 2")], progress=False).log_p
+        measure(model, tokenizer, row, completion_template=" {answer}")
+    as_it_is = measure(model, tokenizer, row)
+    assert as_it_is.log_p == measure(model, tokenizer, problem("1+1=", " 2")).log_p
 
 
 @pytest.mark.parametrize("template", ["{oops}", "{answer!x}", "{answer.oops}", "{0}", "{answer", "{answer:d}"])
 def test_bad_templates_are_one_error(template):
-    with pytest.raises(DataError, match="cannot be filled in for problem '0'.*it may name .*Double braces"):
-        exact_coverage(make_model(), make_tokenizer(), [problem("a", "b")], completion_template=template)
+    told = r"completion_template '.*' cannot be filled in for problem '0'.*it may name \['answer', 'unit'\]. Doub"
+    with pytest.raises(DataError, match=told):
+        measure(make_model(), make_tokenizer(), problem("a", "b", unit="m"), completion_template=template)
 
 
 def test_templates_without_an_end_and_prompts_that_tokenise_otherwise_are_reported(caplog):
@@ -285,26 +219,34 @@ def test_templates_without_an_end_and_prompts_that_tokenise_otherwise_are_report
     assert exact.num_tokens == [3]  # ':', '2', line break: from where the two part
 
 
-def test_what_cannot_be_computed_is_refused():
+@pytest.mark.parametrize(
+    "problems, options, message",
+    [
+        ([], {}, "problems is empty: there is no answer to compute .*. Give at least one"),
+        ([problem("a", "b")], {"temperature": 0}, "temperature must be above 0, got 0"),
+        ([problem("a", "b")], {"temperature": []}, r"temperature must be above 0, got \[\]"),
+        ([problem("a", "b")], {"temperature": [1.0, -1.0]}, "temperature must be above 0, got"),
+        ([problem("a", "b")], {"temperature": [[1.0]]}, "temperature must be above 0, got"),
+        ([problem("a", "b")], {"temperature": float("nan")}, "temperature must be above 0, got nan"),
+        ([problem("a", "b")], {"batch_size": 0}, "`batch_size` must be an integer of at least 1, got 0"),
+        (
+            [problem("a", "b"), problem("1" * 8, "2" * 8, "x")],
+            {},
+            "problem 'x': prompt and answer have 17 tokens, more than the 16",
+        ),
+        ([problem("", "b", "x")], {}, "problem 'x': under .* no token of the prompt before the answer. Change its"),
+        (
+            [problem([{"role": "user", "content": "1"}], "", "x")],
+            {},
+            "problem 'x': under this tokenizer there is no token of the answer after the prompt. Change its text",
+        ),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(problems, options, message):
     model, tokenizer = make_model(max_position_embeddings=16), make_tokenizer()
-    with pytest.raises(ValueError, match="problems is empty: there is no answer to compute .*. Give at least one"):
-        exact_coverage(model, tokenizer, [])
-    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
-        exact_coverage(model, tokenizer, [problem("a", "b")], temperature=0)
-    for several in ([], [1.0, -1.0], [[1.0]], float("nan")):
-        with pytest.raises(ValueError, match="temperature must be above 0, got"):
-            exact_coverage(model, tokenizer, [problem("a", "b")], temperature=several)
-    with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1, got 0"):
-        exact_coverage(model, tokenizer, [problem("a", "b")], batch_size=0)
-    with pytest.raises(DataError, match="problem 'x': prompt and answer have 17 tokens, more than the 16"):
-        exact_coverage(model, tokenizer, [problem("a", "b"), problem("1" * 8, "2" * 8, "x")])
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    messages = [{"role": "user", "content": "1"}]
-    for prompt, answer, told in (("", "b", "of the prompt before the answer"), (messages, "", "of the answer after")):
-        with pytest.raises(
-            DataError, match=f"problem 'x': under this tokenizer there is no token {told}.*. Change its"
-        ):
-            exact_coverage(model, tokenizer, [problem(prompt, answer, "x")], completion_template="{answer}")
+    with pytest.raises(ValueError, match=message):
+        measure(model, tokenizer, *problems, **options)
 
 
 def test_batches_are_bounded_by_their_logits():

@@ -60,11 +60,9 @@ class TestSamplingParams:
         assert json.loads(json.dumps(asdict(params))) == asdict(SamplingParams(0.5, max_tokens=7, seed=3)) | {
             "stop": []
         }
+        assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
         request = SampleRequest("a", np.int64(2), np.int64(1), np.int64(0))
         assert json.dumps([request.num_samples, request.first_index, request.stream]) == "[2, 1, 0]"
-
-    def test_a_list_of_stop_strings_becomes_a_tuple(self):
-        assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
 
 
 class TestSampleRequest:
@@ -114,8 +112,7 @@ class TestRequestSeed:
         assert gaps.min() >= 0.38 * 2**31 / streams
 
     def test_runs_with_neighbouring_seeds_are_far_apart(self):
-        starts = sorted(request_seed(seed, 0, 0) for seed in range(100))
-        assert np.diff(starts).min() > 4096
+        assert np.diff(sorted(request_seed(seed, 0, 0) for seed in range(100))).min() > 4096
 
 
 class TestTokens:
@@ -156,16 +153,8 @@ class TestTokens:
         tokenizer = make_word_tokenizer()
         kinds = token_kinds(tokenizer, {"eos_token_id": [4, 99]})
         assert kinds[[0, 1, 4, 5, 99]].tolist() == [BLANK, END, END, CONTENT, END] and len(kinds) == 101
-        table = {
-            (5, 1): 2,
-            (5, 4, 0, 1): 2,
-            (5, 1, 6, 1): 4,
-            (5, 0): None,
-            (5, 1, 6): None,
-            (1,): 1,
-            (): None,
-            (500, 99): 2,
-        }
+        table = {(5, 1): 2, (5, 4, 0, 1): 2, (5, 1, 6, 1): 4, (5, 0): None, (5, 1, 6): None, (1,): 1, (): None}
+        table |= {(500, 99): 2}
         assert {ids: answer_length(kinds, ids) for ids in table} == table
         assert not (token_kinds(PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)) == END).any()
 
@@ -236,69 +225,49 @@ class TestFingerprint:
         assert describe_options("options", {"c": GenerationConfig(top_k=3)})["options"]["c"]["top_k"] == 3
 
 
-class TestMakeSampler:
-    @pytest.mark.parametrize(
-        "name, options, message",
-        [
-            ("vlm", {}, "sampler='vlm' is not known. Choose one of: transformers, vllm, server."),
-            ("server", {}, "sampler='server' needs base_url"),
-            (
-                "server",
-                {"base_url": "http://h/v1", "revision": "r"},
-                "revision='r' cannot be chosen with .* has loaded its model already. Start the",
-            ),
-            ("vllm", {"base_url": "http://h/v1"}, "base_url='http://h/v1' has no meaning for sampler='vllm'"),
-            ("transformers", {"base_url": "http://h/v1"}, "has no meaning for sampler='transformers'"),
-            (
-                "server",
-                {"sampler_kwargs": {"base_url": "http://127.0.0.1:9/v1", "max_retries": 0}},
-                "The endpoint at http://127.0.0.1:9/v1 could not list",
-            ),
-        ],
-    )
-    def test_what_does_not_fit_together_is_refused(self, name, options, message):
-        with pytest.raises(ValueError, match=message):
-            make_sampler(name, "model", **options)
+ADDRESS = "http://127.0.0.1:9/v1"
 
-    def test_the_transformers_sampler_is_made_from_names(self, checkpoint, adapters):
-        sampler = make_sampler(
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("vlm", {}, "sampler='vlm' is not known. Choose one of: transformers, vllm, server."),
+        ("server", {}, "sampler='server' needs base_url"),
+        ("server", {"base_url": ADDRESS, "revision": "r"}, "revision='r' cannot be .* its model already. Start the"),
+        ("vllm", {"base_url": ADDRESS}, f"base_url='{ADDRESS}' has no meaning for sampler='vllm'"),
+        ("transformers", {"base_url": ADDRESS}, "has no meaning for sampler='transformers'"),
+        (
+            "server",
+            {"sampler_kwargs": {"base_url": ADDRESS, "max_retries": 0}},
+            f"endpoint at {ADDRESS} could not list",
+        ),
+        ("server", {"base_url": ADDRESS, "sampler_kwargs": {"concurency": 3}}, "Did you mean 'concurrency'?"),
+        (
+            "server",
+            {"base_url": ADDRESS, "sampler_kwargs": {"zzz": 3}},
+            "ServerSampler does not know the option 'zzz'. It has: adapter, api_key, base_url, concurr",
+        ),
+        (
             "transformers",
-            str(checkpoint),
-            adapter=str(adapters[0]),
-            progress=False,
-            sampler_kwargs={"batch_size": np.int64(8)},
-        )
-        assert sampler.identity()["adapter"] == str(adapters[0])
-        assert sampler.batch_size == 8
+            {"adapter": "a", "sampler_kwargs": {"progress": 1, "adapter": "b"}},
+            "sampler_kwargs repeats adapter, progress, given as an argument of its own",
+        ),
+        (
+            "transformers",
+            {"sampler_kwargs": {"bach_size": 3}},
+            "cannot be loaded with dtype, bach_size.*own options are batch_size",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(checkpoint, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_sampler(name, str(checkpoint), **options)
 
-    @pytest.mark.parametrize(
-        "name, sampler_kwargs, message",
-        [
-            (
-                "server",
-                {"concurency": 3},
-                "ServerSampler does not know the option 'concurency'. Did you mean 'concurrency'?",
-            ),
-            (
-                "server",
-                {"zzz": 3},
-                "ServerSampler does not know the option 'zzz'. It has: adapter, api_key, base_url, concurr",
-            ),
-            (
-                "transformers",
-                {"progress": 1, "adapter": "b"},
-                "sampler_kwargs repeats adapter, progress, given as an argument of its own",
-            ),
-            ("transformers", {"bach_size": 3}, "cannot be loaded with dtype, bach_size.*own options are batch_size"),
-        ],
-    )
-    def test_unknown_options_are_refused(self, checkpoint, name, sampler_kwargs, message):
-        base_url = "http://127.0.0.1:9/v1" if name == "server" else None
-        with pytest.raises(ValueError, match=message):
-            make_sampler(
-                name, str(checkpoint), base_url=base_url, adapter="a" if "adapter" in sampler_kwargs else None,
-                sampler_kwargs=sampler_kwargs,
-            )  # fmt: skip
+
+def test_the_transformers_sampler_is_made_from_names(checkpoint, adapters):
+    options = {"batch_size": np.int64(8)}
+    sampler = make_sampler("transformers", str(checkpoint), adapter=str(adapters[0]), sampler_kwargs=options)
+    assert (sampler.identity()["adapter"], sampler.batch_size) == (str(adapters[0]), 8)
 
 
 def test_importing_the_package_loads_no_backend():
