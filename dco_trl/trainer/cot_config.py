@@ -1,19 +1,18 @@
 """Arguments of `CoTDCOTrainer`."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..checks import check_integer
-from .dco_config import DCOConfig
+from .dco_config import DCOConfig, with_help
 
-ESTIMATORS = ("posterior", "plugin")
-SAMPLERS = ("transformers", "vllm", "server", "none")
-TARGETS = ("reference", "sampled")
 # What a checkpoint holds of the counts and the window.
 STATE_NAME = "cot_state.json"
 
 
+@with_help
 @dataclass
 class CoTDCOConfig(DCOConfig):
     r"""Arguments of [`CoTDCOTrainer`][dco_trl.trainer.CoTDCOTrainer]: those of `DCOConfig`, and how p is estimated.
@@ -28,8 +27,8 @@ class CoTDCOConfig(DCOConfig):
         weight_floor: Least weight of a prompt. 0 leaves the weights as they are: the gradient is that of coverage, and
             training comes to rest. With `targets="sampled"` .1 found more at every k where it was tried, if the epoch
             is chosen; 1 is rejection-sampling fine-tuning, which draws as many rationales as DCO would.
-        estimator: "posterior", the mean of \(F(N, p)\) over what the counts say about p; or "plugin", the authors'
-            \(F(N, c/n)\), which is biased and never stops early.
+        estimator: "posterior", the mean of F(N, p) over what the counts say about p; or "plugin", the authors'
+            F(N, c/n), which is biased and never stops early.
         count_memory: What counts of earlier windows are multiplied by when their prompt comes up again: 0 forgets
             them, 1 takes the model for unchanged. `estimator="plugin"` forgets, as the authors do.
         sampling_interval: Optimizer steps between two samplings: a number, or "epoch". 1 is the authors' recipe.
@@ -72,89 +71,21 @@ class CoTDCOConfig(DCOConfig):
         hard filter and `sampling_interval=1`.
     """
 
-    num_rationales: int = field(default=64, metadata={"help": "Most rationales sampled for one prompt in one window."})
-    rationale_batch: int = field(
-        default=8,
-        metadata={"help": "Rationales of a prompt sampled at a time, before looking whether more are needed."},
-    )
-    weight_tolerance: float = field(
-        default=0.15,
-        metadata={
-            "help": "Posterior standard deviation of a prompt's weight at which its sampling stops; 0 draws "
-            "num_rationales for every prompt."
-        },
-    )
-    weight_floor: float = field(
-        default=0.0,
-        metadata={
-            "help": "Least weight of a prompt. 0.1 with targets='sampled' keeps training from coming to rest; 1 is "
-            "rejection-sampling fine-tuning."
-        },
-    )
-    estimator: Literal["posterior", "plugin"] = field(
-        default="posterior",
-        metadata={"help": "'posterior': the mean weight over what the counts say about p. 'plugin': the authors'."},
-    )
-    count_memory: float = field(
-        default=0.5,
-        metadata={
-            "help": "What counts of earlier windows are multiplied by when their prompt comes up again: 0 forgets "
-            "them, 1 takes the model for unchanged."
-        },
-    )
-    sampling_interval: str = field(
-        default="epoch",
-        metadata={"help": "Optimizer steps between two samplings: a number, or 'epoch'. 1 is the authors' recipe."},
-    )
-    ce_warmup_steps: int = field(
-        default=20,
-        metadata={"help": "Steps of plain cross-entropy before the first sampling (not warmup_steps)."},
-    )
-    max_success_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "The authors' hard filter: rows whose success rate is above it are left out, and the batch is "
-            "filled with further rows. Unless given, every row is trained on."
-        },
-    )
-    targets: Literal["reference", "sampled"] = field(
-        default="reference",
-        metadata={
-            "help": "'reference' trains on the given rationale (the paper); 'sampled' on the model's own correct one."
-        },
-    )
-    num_targets: int = field(
-        default=1,
-        metadata={
-            "help": "Most of the model's own correct rationales per prompt and window to train on, with "
-            "targets='sampled'. They share the prompt's weight."
-        },
-    )
-    sampler: Literal["transformers", "vllm", "server", "none"] = field(
-        default="transformers",
-        metadata={
-            "help": "What samples rationales. 'none': take the counts in the columns num_sampled and num_correct, "
-            "which `dco-trl estimate` writes."
-        },
-    )
-    sampler_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": 'Options of the sampler, as a dictionary or JSON: {"batch_size": 128} for transformers, '
-            '{"gpu_memory_utilization": 0.3} for vllm, {"base_url": "http://HOST:PORT/v1"} for server.'
-        },
-    )
-    max_rationale_tokens: int = field(
-        default=512,
-        metadata={"help": "Longest rationale, end of sequence included. A longer one is cut off and counts as wrong."},
-    )
-    coverage_at: list[int] = field(
-        default_factory=list,
-        metadata={
-            "help": "The k's for which evaluation logs eval_coverage@k. Unless given, none: it is that of the "
-            "reference rationale's own string, which is next to nothing. Use PassAtKCallback."
-        },
-    )
+    num_rationales: int = 64
+    rationale_batch: int = 8
+    weight_tolerance: float = 0.15
+    weight_floor: float = 0.0
+    estimator: Literal["posterior", "plugin"] = "posterior"
+    count_memory: float = 0.5
+    sampling_interval: str = "epoch"
+    ce_warmup_steps: int = 20
+    max_success_rate: float | None = None
+    targets: Literal["reference", "sampled"] = "reference"
+    num_targets: int = 1
+    sampler: Literal["transformers", "vllm", "server", "none"] = "transformers"
+    sampler_kwargs: dict[str, Any] | str | None = None
+    max_rationale_tokens: int = 512
+    coverage_at: list[int] = field(default_factory=list)
 
     # From the shell it comes as JSON, as `model_init_kwargs` does.
     _VALID_DICT_FIELDS = [*DCOConfig._VALID_DICT_FIELDS, "sampler_kwargs"]
@@ -163,25 +94,22 @@ class CoTDCOConfig(DCOConfig):
         for name in ("num_rationales", "rationale_batch", "max_rationale_tokens", "num_targets"):
             setattr(self, name, check_integer(name, getattr(self, name)))
         self.ce_warmup_steps = check_integer("ce_warmup_steps", self.ce_warmup_steps, at_least=0)
-        self.sampling_interval = _interval(self.sampling_interval)
-        if not self.weight_tolerance >= 0:
+        interval = str(self.sampling_interval)
+        if interval != "epoch" and not (interval.isdecimal() and int(interval)):
             raise ValueError(
-                f"`weight_tolerance` is a standard deviation of a weight, so at least 0, got {self.weight_tolerance}."
+                "`sampling_interval` must be 'epoch' or a number of optimizer steps of at least 1, got "
+                f"{self.sampling_interval!r}."
             )
-        if not 0 <= self.weight_floor <= 1:
-            raise ValueError(f"`weight_floor` is a weight, so from 0 to 1, got {self.weight_floor}.")
+        for name in ("weight_tolerance", "weight_floor", "count_memory"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be a number from 0 to 1, got {getattr(self, name)}.")
         if self.estimator == "plugin":
             self.count_memory = 0.0
-        if not 0 <= self.count_memory <= 1:
-            raise ValueError(f"`count_memory` must be from 0 to 1, got {self.count_memory}.")
         if self.max_success_rate is not None and not 0 < self.max_success_rate <= 1:
             raise ValueError(
                 f"`max_success_rate` must be above 0 and at most 1, got {self.max_success_rate}. The authors use 0.1; "
                 "leave it out to train on every row."
             )
-        for name, choices in (("estimator", ESTIMATORS), ("targets", TARGETS), ("sampler", SAMPLERS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}={getattr(self, name)!r}` is none of {choices}. Choose one of them.")
         if self.targets == "sampled" and self.sampler == "none":
             raise ValueError(
                 "`targets='sampled'` trains on rationales sampled during training, and `sampler='none'` samples none. "
@@ -192,26 +120,29 @@ class CoTDCOConfig(DCOConfig):
                 f"`num_targets={self.num_targets}` counts sampled rationales to train on, and "
                 f"`targets={self.targets!r}` trains on the given one. Set `targets='sampled'`."
             )
-        if self.num_required > 1:
+        if self.num_required != 1 or self.unit != "sequence":
             raise ValueError(
-                f"`num_required={self.num_required}` has no weight from counts of sampled rationales yet. Leave it "
-                "at 1, or train short answers with `DCOConfig`."
-            )
-        if self.unit != "sequence":
-            raise ValueError(
-                f"`unit={self.unit!r}` is for probabilities that are computed, and here p is that of whatever the "
-                "grader takes as right, estimated from samples. Leave it at 'sequence'."
+                f"`num_required={self.num_required}` and `unit={self.unit!r}` are for probabilities that are "
+                "computed, and here p is estimated from samples. Leave them at 1 and 'sequence', or train short "
+                "answers with `DCOConfig`."
             )
         if self.auto_find_batch_size:
             raise ValueError(
                 "`auto_find_batch_size` would change the size of micro-batches whose rationales are sampled already. "
                 "Lower `per_device_train_batch_size` until it fits, and raise `gradient_accumulation_steps` instead."
             )
-        self.sampler_kwargs = _options(self.sampler_kwargs)
         if self.packing or self.eval_packing:
             raise ValueError(
                 "`packing` merges rows, and each row's weight is that of its own prompt, sampled while training. Use "
                 "`padding_free=True`, which wastes no padding either."
+            )
+        if isinstance(self.sampler_kwargs, str):
+            with suppress(ValueError):
+                self.sampler_kwargs = json.loads(self.sampler_kwargs)
+        if not isinstance(self.sampler_kwargs, dict | None):
+            raise ValueError(
+                "`sampler_kwargs` must be a dictionary, or JSON of one such as '{\"batch_size\": 128}', got "
+                f"{self.sampler_kwargs!r}."
             )
         if self.sampler == "server" and "base_url" not in (self.sampler_kwargs or {}):
             raise ValueError(
@@ -219,32 +150,3 @@ class CoTDCOConfig(DCOConfig):
                 '`sampler_kwargs={"base_url": "http://127.0.0.1:8000/v1"}`.'
             )
         super().__post_init__()
-
-
-def _options(value: Any) -> dict[str, Any] | None:
-    """`sampler_kwargs` as a dictionary."""
-    if value is None or isinstance(value, dict):
-        return value
-    try:
-        options = json.loads(value)
-    except (TypeError, ValueError):
-        options = None
-    if not isinstance(options, dict):
-        raise ValueError(
-            f"`sampler_kwargs` must be a dictionary, or JSON of one such as '{{\"batch_size\": 128}}', got {value!r}."
-        )
-    return options
-
-
-def _interval(value: Any) -> Any:
-    if value == "epoch":
-        return value
-    try:
-        steps = int(value)
-    except (TypeError, ValueError):
-        steps = 0
-    if steps < 1 or str(steps) != str(value):
-        raise ValueError(
-            f"`sampling_interval` must be 'epoch' or a number of optimizer steps of at least 1, got {value!r}."
-        )
-    return steps

@@ -1,19 +1,28 @@
 """Arguments of `DCOTrainer`."""
 
+import inspect
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, Literal, get_args, get_origin
 
 from trl import SFTConfig
 
 from ..checks import check_integer, check_num_attempts, check_num_required
 
-_CHOICES = {
-    "loss_reduction": ("token", "sequence", "sequence_mean"),
-    "unit": ("sequence", "turn"),
-}
+
+def with_help(config: Any) -> Any:
+    """Give each field of a dataclass its description in the docstring as the help that a command line shows."""
+    document = re.sub(r"\[(`\w+`)\]\[.+?\]", r"\1", inspect.getdoc(config) or "")
+    for name, text in re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", document, re.M):
+        if name in config.__annotations__:
+            help = " ".join(text.split()).replace("%", "%%")
+            config.__dataclass_fields__[name].metadata = MappingProxyType({"help": help})
+    return config
 
 
+@with_help
 @dataclass
 class DCOConfig(SFTConfig):
     r"""Arguments of [`DCOTrainer`][dco_trl.trainer.DCOTrainer]: those of TRL's `SFTConfig`, and some more.
@@ -31,7 +40,7 @@ class DCOConfig(SFTConfig):
             answers whose probability is above a few per cent, so it costs little pass@1 if you never think about it.
             Set it to your own budget.
         num_required: Number m of the N attempts that must be right: 1 is coverage. For a majority vote, or where
-            several agreeing answers are asked for, the loss is \(-\log \mathrm{P}[\mathrm{Binomial}(N, p) \ge m]\).
+            several agreeing answers are asked for, the loss is -log P[Binomial(N, p) >= m].
         loss_reduction: `"token"` is TRL's normaliser, so that `num_attempts=1` is `SFTTrainer`; `"sequence"` is the
             paper's formula, summed over an answer and averaged over answers; `"sequence_mean"` is the authors'
             released code, averaged over an answer's tokens first.
@@ -56,45 +65,19 @@ class DCOConfig(SFTConfig):
         Ousherovitch and Tewari, "Compute Aligned Training", arXiv 2604.24957.
     """
 
-    num_attempts: int = field(
-        default=16,
-        metadata={
-            "help": "Number of attempts N in the loss: how often the model will be sampled for one problem at test "
-            "time. 1 is cross-entropy. The default is mild; set it to your own budget."
-        },
-    )
-    num_required: int = field(
-        default=1,
-        metadata={"help": "Number m of the N attempts that must be right. 1 is coverage; more for a majority vote."},
-    )
-    loss_reduction: Literal["token", "sequence", "sequence_mean"] = field(
-        default="token",
-        metadata={
-            "help": "'token': TRL's normaliser, mean over tokens. 'sequence': the paper's, summed over an answer and "
-            "averaged over answers. 'sequence_mean': the authors' code, averaged over an answer's tokens, then "
-            "answers.",
-        },
-    )
-    unit: Literal["sequence", "turn"] = field(
-        default="sequence",
-        metadata={
-            "help": "'sequence': the labelled tokens of a row have one p. 'turn': each contiguous run of them has its "
-            "own, as a turn of a conversation or a step of a search that is sampled num_attempts times."
-        },
-    )
-    coverage_at: list[int] = field(
-        default_factory=lambda: [1, 16, 256, 4096],
-        metadata={"help": "The k's for which evaluation logs eval_coverage@k, exactly and without sampling."},
-    )
+    num_attempts: int = 16
+    num_required: int = 1
+    loss_reduction: Literal["token", "sequence", "sequence_mean"] = "token"
+    unit: Literal["sequence", "turn"] = "sequence"
+    coverage_at: list[int] = field(default_factory=lambda: [1, 16, 256, 4096])
 
     def __post_init__(self) -> None:
         self.num_attempts = check_num_attempts(self.num_attempts)
         self.num_required = check_num_required(self.num_required, self.num_attempts)
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"`{name}` must be one of {choices}, got {getattr(self, name)!r}. Leave it out for the first."
-                )
+        for one in fields(self):
+            choices = get_args(one.type)
+            if get_origin(one.type) is Literal and (value := getattr(self, one.name)) not in choices:
+                raise ValueError(f"`{one.name}` must be one of {choices}, got {value!r}. Leave it out for the first.")
         if not isinstance(self.coverage_at, Sequence) or isinstance(self.coverage_at, str):
             raise ValueError(f"`coverage_at` must be a list of integers, such as [1, 16], got {self.coverage_at!r}.")
         self.coverage_at = [check_integer(f"coverage_at[{i}]", k) for i, k in enumerate(self.coverage_at)]
