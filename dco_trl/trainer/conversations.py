@@ -9,7 +9,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import AutoProcessor
 
-from .columns import count_assistant_turns
+from .columns import count_assistant_turns, counted
 from .dco_config import DCOConfig
 from .trl_contract import get_config_model_id, get_training_chat_template
 
@@ -44,27 +44,21 @@ def drop_unsupported_assistant_mask(dataset: Any, args: DCOConfig, model: Any, p
     try:
         get_training_chat_template(processing_class)
         return args
-    except ValueError:
-        pass
-    problem = (
-        "The tokenizer's chat template does not mark the assistant's tokens (`{% generation %}`), so "
-        "`assistant_only_loss=True` cannot tell the answer from the prompt"
-    )
-    way_out = (
-        "Give the dataset `prompt` and `completion` columns, one row per turn of the assistant: `prompt` holds the "
-        "messages before the turn, `completion` the turn alone. That works with every template."
-    )
-    if not isinstance(dataset, Dataset):
-        raise ValueError(f"{problem}. {way_out}")
-    several = np.flatnonzero(~_are_single_turns(dataset))
-    if several.size:
+    except ValueError as error:
+        several = ""
+        if isinstance(dataset, Dataset):
+            rows = ~_are_single_turns(dataset)
+            if not rows.any():
+                args = copy.copy(args)
+                args.assistant_only_loss = False
+                return args
+            several = f"; and {counted(rows, 'train')} do not end with their only turn of the assistant"
         raise ValueError(
-            f"{problem}; and {several.size} of {len(dataset)} rows of the train dataset do not end with their only "
-            f"turn of the assistant (first: row {several[0]}). {way_out}"
-        )
-    args = copy.copy(args)
-    args.assistant_only_loss = False
-    return args
+            "The tokenizer's chat template does not mark the assistant's tokens (`{% generation %}`), so "
+            f"`assistant_only_loss=True` cannot tell the answer from the prompt{several}. Give the dataset `prompt` "
+            "and `completion` columns, one row per turn of the assistant: `prompt` holds the messages before the "
+            "turn, `completion` the turn alone. That works with every template."
+        ) from error
 
 
 def split_conversations(dataset: Any, args: DCOConfig, name: str) -> Any:
@@ -79,8 +73,7 @@ def split_conversations(dataset: Any, args: DCOConfig, name: str) -> Any:
     )
     with PartialState().main_process_first():  # the others read what it has written
         return dataset.map(
-            lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]},
-            remove_columns="messages",
+            lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}, remove_columns="messages"
         )
 
 

@@ -1,12 +1,9 @@
 """What is wrong with a data set for DCO, reported before training starts and with a number."""
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset, Value
 
-from .columns import count_assistant_turns, is_empty
+from .columns import counted, is_empty
 from .conversations import has_conversations
 from .dco_config import DCOConfig
 
@@ -47,16 +44,8 @@ def why_not_an_answer(dataset: Dataset | IterableDataset, args: DCOConfig, name:
     )
 
 
-def check_completions(dataset: Dataset | IterableDataset, args: DCOConfig, name: str, has_own_p: bool) -> None:
-    """Refuse completions that are no text or empty; warn where a row's own p is that of several turns."""
-    check_text(dataset, name)
-    check_no_empty_completion(dataset, name)
-    if has_own_p:
-        warn_about_completions(dataset, args, name)
-
-
-def check_text(dataset: Dataset | IterableDataset, name: str) -> None:
-    """Raise a `ValueError` that names the column, a row and the way out where a prompt or completion is no text."""
+def check_texts(dataset: Dataset | IterableDataset, name: str) -> None:
+    """Raise a `ValueError` that names a row where a prompt or completion is no text, or a completion is empty."""
     if not isinstance(dataset, Dataset):
         return
     for column in {"prompt", "completion", "text"} & set(dataset.column_names):
@@ -67,18 +56,10 @@ def check_text(dataset: Dataset | IterableDataset, name: str) -> None:
                 f"{dataset[0][column]!r}). Put the values into quotes in your file, or cast them, which may spell "
                 f"them otherwise: dataset.cast_column({column!r}, Value('string'))."
             )
-
-
-def check_no_empty_completion(dataset: Dataset | IterableDataset, name: str) -> None:
-    """Raise a `ValueError` that counts the rows with an empty completion. A streaming data set is not read."""
-    if not isinstance(dataset, Dataset) or "completion" not in dataset.column_names:
-        return
-    empty = np.flatnonzero(is_empty(dataset, "completion"))
-    if empty.size:
+    if "completion" in dataset.column_names and (empty := is_empty(dataset, "completion")).any():
         raise ValueError(
-            f"{empty.size} of {len(dataset)} rows of the {name} dataset have an empty `completion` (first: row "
-            f"{empty[0]}). The model would be trained to stop at once. Remove the rows, for example with "
-            "`dataset.filter`."
+            f"{counted(empty, name)} have an empty `completion`. The model would be trained to stop at once. Remove "
+            "the rows, for example with `dataset.filter`."
         )
 
 
@@ -91,11 +72,10 @@ def check_has_answers(dataset: Dataset) -> None:
                 f"The train dataset has the columns {columns} and no `{name}`, which {use}. Add it, for example with "
                 "`dataset.rename_column`; or use `sampler='none'` and a data set that `dco-trl estimate` wrote."
             )
-    missing = np.flatnonzero(is_empty(dataset, "answer"))
-    if missing.size:
+    if (missing := is_empty(dataset, "answer")).any():
         raise ValueError(
-            f"{missing.size} of {len(dataset)} rows of the train dataset have no reference `answer` (first: row "
-            f"{missing[0]}): their rationales could not be graded. Remove the rows, for example with `dataset.filter`."
+            f"{counted(missing, 'train')} have no reference `answer`: their rationales could not be graded. Remove "
+            "the rows, for example with `dataset.filter`."
         )
 
 
@@ -110,14 +90,12 @@ def check_has_counts(dataset: Dataset) -> None:
         )
     table = dataset.select_columns(["num_sampled", "num_correct"]).with_format("arrow")[:]
     n, c = (table[name].to_numpy().astype(float) for name in table.column_names)  # NaN where there is none
-    wrong = np.flatnonzero(~((c >= 0) & (c <= n) & (n > 0)))
-    if wrong.size:
-        row = int(wrong[0])
-        n, c = dataset[row]["num_sampled"], dataset[row]["num_correct"]
+    wrong = ~((c >= 0) & (c <= n) & (n > 0))
+    if wrong.any():
+        first = {name: dataset[int(wrong.argmax())][name] for name in table.column_names}
         raise ValueError(
-            f"{wrong.size} of {len(dataset)} rows of the train dataset have impossible counts (first: row {row}, "
-            f"`num_sampled={n}`, `num_correct={c}`). There must be at least one sample, and at most as many correct "
-            "ones. `dco-trl estimate` writes such columns."
+            f"{counted(wrong, 'train')} have impossible counts, such as {first}. There must be at least one sample, "
+            "and at most as many correct ones. `dco-trl estimate` writes such columns."
         )
 
 
@@ -132,90 +110,3 @@ def warn_about_baseline(dataset: Dataset | IterableDataset, args: DCOConfig) -> 
         "row['messages'][:-1], 'completion': row['messages'][-1:]}, remove_columns='messages'); or set "
         "`assistant_only_loss=True` in both, where the chat template can mark the assistant's tokens."
     )
-
-
-def warn_about_completions(dataset: Dataset | IterableDataset, args: DCOConfig, name: str) -> None:
-    """Warn, with a number, about completions of several turns, whose p is that of all of them together."""
-    if not isinstance(dataset, Dataset) or not {"prompt", "completion"} <= set(dataset.column_names):
-        return
-    if not args.assistant_only_loss:  # otherwise the labels tell
-        turns, _ = count_assistant_turns(dataset, "completion")
-        _warn_about_turns(int((turns > 1).sum()), len(dataset), name, args)
-
-
-def warn_about_labels(tokenized: Dataset, args: DCOConfig, packing: bool, name: str, has_own_p: bool) -> None:
-    """Warn, with numbers, about rows that `max_length` cuts, that it leaves without any label, or of several turns.
-
-    Args:
-        tokenized: Rows with `labels`, whole.
-        args: The trainer's.
-        packing: Whether they will be packed.
-        name: Of the data set.
-        has_own_p: Whether p is that of the row, and not estimated from samples.
-    """
-    max_length = args.max_length
-    keeps_end = args.truncation_mode == "keep_end" and not packing  # packing keeps the start
-    counts = np.zeros(4, dtype=np.int64)
-    for batch in tokenized.select_columns(["labels"]).with_format("arrow").iter(1000):
-        labels = batch["labels"].combine_chunks()
-        counts += _count_rows(labels, max_length, keeps_end)
-    num_cut, num_prompt_cut, num_unlabelled, num_several = counts.tolist()
-    if num_cut:
-        logger.warning(
-            f"{num_cut} of {len(tokenized)} rows of the {name} dataset are longer than `max_length={max_length}` "
-            "tokens and are cut: their p is the probability of a piece of the answer, so their weight is not that of "
-            "the whole. Raise `max_length`, or remove the rows."
-        )
-    if num_prompt_cut:
-        logger.warning(
-            f"{num_prompt_cut} of {len(tokenized)} rows of the {name} dataset are longer than "
-            f"`max_length={max_length}` tokens and lose the start of their prompt (`truncation_mode='keep_end'`): "
-            "their p is that of the answer to what is left of it."
-        )
-    if num_unlabelled:
-        fate = "count in no mean" if packing or max_length is None else "are dropped"
-        logger.warning(
-            f"{num_unlabelled} of {len(tokenized)} rows of the {name} dataset have no labelled token"
-            f"{f' within `max_length={max_length}`' if max_length is not None else ''} and {fate}."
-        )
-    # Not if packed already, many answers to a row; nor if p is not needed.
-    if has_own_p and "seq_lengths" not in tokenized.column_names and args.num_attempts > 1:
-        _warn_about_turns(num_several, len(tokenized), name, args)
-
-
-def _count_rows(labels: pa.Array, max_length: int | None, keeps_end: bool) -> np.ndarray:
-    """Rows whose answer is cut, whose prompt is, without a label in what is kept, and with several labelled parts."""
-    lengths = pc.list_value_length(labels).to_numpy(zero_copy_only=False)
-    labelled = pc.list_flatten(labels).to_numpy(zero_copy_only=False) != -100
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    first, last = starts, ends
-    if max_length is not None:
-        first, last = (np.maximum(starts, ends - max_length), ends) if keeps_end else (
-            starts, np.minimum(ends, starts + max_length)
-        )  # fmt: skip
-    before = np.concatenate([[0], np.cumsum(labelled)])
-    num_all, num_kept = before[ends] - before[starts], before[last] - before[first]
-    # A part begins where a label follows none, or a row begins.
-    follows = np.concatenate([[False], labelled[:-1]])
-    follows[starts[lengths > 0]] = False
-    parts = np.concatenate([[0], np.cumsum(labelled & ~follows)])
-    is_cut = num_kept < num_all
-    return np.array(
-        [
-            is_cut.sum(),
-            (~is_cut & (first > starts)).sum(),
-            (num_kept == 0).sum(),
-            (parts[ends] - parts[starts] > 1).sum(),
-        ]
-    )
-
-
-def _warn_about_turns(num_several: int, num_rows: int, name: str, args: DCOConfig) -> None:
-    if num_several and args.unit == "sequence":
-        logger.warning(
-            f"{num_several} of {num_rows} rows of the {name} dataset have several answers, usually turns of a "
-            "conversation. Each such row has one p, that of all its answers together, which is so small that DCO is "
-            "cross-entropy there. Set `unit='turn'`, which gives each its own; or make one row of each turn, with the "
-            "messages before it as `prompt` and the turn as `completion`; or keep the last turn alone."
-        )

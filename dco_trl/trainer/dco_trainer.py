@@ -22,12 +22,12 @@ from .argument_checks import (
 from .checkpoints import checkpoint_to_resume, writing_checkpoint
 from .collator import ROW, BatchInfo, DCOCollator
 from .conversations import drop_unsupported_assistant_mask, split_conversations
-from .data_checks import check_completions, warn_about_baseline, warn_about_labels, why_not_an_answer
+from .data_checks import check_texts, warn_about_baseline, why_not_an_answer
 from .dco_config import DCOConfig
 from .eval_log_p import EvalLogP, numbered
 from .model_card import CITATION, complete_model_card
 from .segments import Segments, one_label_per_unit, sum_by_example
-from .sequence_checks import SequenceChecks, mode_of
+from .sequence_checks import SequenceChecks, mode_of, naming_the_row
 from .trl_contract import (
     DataCollatorForLanguageModeling,
     check_attributes,
@@ -36,7 +36,7 @@ from .trl_contract import (
     get_config_model_id,
 )
 from .unit_metrics import IDLE_AFTER_STEPS, METRICS, means_of, metrics_of_units, warn_if_idle
-from .vision import check_images, has_images, number_pictures, split_pictures
+from .vision import check_images, has_images, number_pictures
 
 
 class DCOTrainer(SFTTrainer):
@@ -117,7 +117,7 @@ class DCOTrainer(SFTTrainer):
     def __init__(
         self,
         model: Any,
-        *by_position: Any,
+        *,
         args: DCOConfig | None = None,
         data_collator: Callable | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
@@ -125,11 +125,6 @@ class DCOTrainer(SFTTrainer):
         processing_class: Any = None,
         **kwargs: Any,
     ):
-        if by_position:
-            raise TypeError(
-                f"`{type(self).__name__}` takes what follows `model` by name, and got {len(by_position)} arguments "
-                "without: write args=…, train_dataset=…, eval_dataset=…, processing_class=…"
-            )
         check_methods()
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
@@ -151,7 +146,7 @@ class DCOTrainer(SFTTrainer):
             check_sequences_stay_whole(args, kwargs.get("formatting_func"))
             args = drop_unsupported_assistant_mask(train_dataset, args, model, processing_class)
             train_dataset = split_conversations(train_dataset, args, "train")
-            evaluation = {name: split_pictures(dataset, args, name) for name, dataset in evaluation.items()}
+            evaluation = {name: split_conversations(dataset, args, name) for name, dataset in evaluation.items()}
             eval_dataset = evaluation if isinstance(eval_dataset, Mapping) else evaluation["eval"]
 
         super().__init__(
@@ -197,7 +192,6 @@ class DCOTrainer(SFTTrainer):
         formatting_func: Callable[[dict], str] | None,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
-        has_own_p = not (self._estimates_p and dataset_name == "train")
         if self._is_sft:
             is_cut = packing and args.packing_strategy in CUTTING_STRATEGIES
             is_one = packing and not self.padding_free  # TRL's packs are then one sequence each
@@ -207,7 +201,7 @@ class DCOTrainer(SFTTrainer):
             dataset = numbered(dataset, "" if dataset_name == "eval" else dataset_name, self._eval_log_p)
         if not self._is_sft:
             dataset = split_conversations(dataset, args, dataset_name)
-            check_completions(dataset, args, dataset_name, has_own_p)
+            check_texts(dataset, dataset_name)
         elif dataset_name == "train":
             warn_about_baseline(dataset, args)
         self._refuse(why_not_an_answer(dataset, args, dataset_name), mode_of(dataset_name))
@@ -216,9 +210,9 @@ class DCOTrainer(SFTTrainer):
             whole = copy.copy(args)
             whole.max_length, whole.shuffle_dataset = None, False
             rows, how = dataset, (formatting_func, dataset_name)
-            dataset = super()._prepare_dataset(rows, processing_class, whole, False, *how)
-            self._sequences.add(rows, dataset, dataset_name)
-            warn_about_labels(dataset, args, packing, dataset_name, has_own_p)
+            with naming_the_row(rows, self._tokenizer, dataset_name):
+                dataset = super()._prepare_dataset(rows, processing_class, whole, False, *how)
+            self._sequences.add(rows, dataset, dataset_name, packing)
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
     def _refuse(self, reason: str | None, *modes: str) -> None:
@@ -354,14 +348,12 @@ class DCOTrainer(SFTTrainer):
         super().log(logs, start_time)
 
     def _warn_when_idle(self, sums: torch.Tensor) -> None:
-        if self._idle_sums is None or self.args.num_attempts == 1:
-            return
-        self._idle_sums = self._idle_sums + sums[[0, 2, 4]].double().cpu()
-        if self.state.global_step < min(IDLE_AFTER_STEPS, self.state.max_steps):
-            return
-        count, weight, log_p = self._idle_sums.tolist()
-        self._idle_sums = None
-        warn_if_idle(count, weight, log_p, self.state.global_step, self.args)
+        if self._idle_sums is not None and self.args.num_attempts > 1:
+            self._idle_sums = self._idle_sums + sums[[0, 2, 4]].double().cpu()
+            if self.state.global_step >= min(IDLE_AFTER_STEPS, self.state.max_steps):
+                count, weight, log_p = self._idle_sums.tolist()
+                warn_if_idle(count, weight, log_p, self.state.global_step, self.args)
+                self._idle_sums = None
 
     # --------------------------------------------------------- checkpoints
 

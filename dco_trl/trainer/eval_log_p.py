@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -44,43 +45,31 @@ class EvalLogP(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write, if this very step was evaluated."""
         folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
-        if not state.is_world_process_zero or self._step != state.global_step or not folder.is_dir():
+        if not (state.is_world_process_zero and self._step == state.global_step and folder.is_dir()):
             return
         tables = []
         for dataset, found in self._of_dataset.items():
-            found = found[found[:, 0].argsort()]
-            columns = {
-                "arm": [folder.name] * len(found),
-                "dataset": [dataset] * len(found),
-                "row": found[:, 0].long().numpy(),
-                "log_p": found[:, 1].numpy(),
-            }
-            tables.append(pa.table(columns))
-        if tables:
-            known = {name: self.fingerprints[name] for name in self._of_dataset if name in self.fingerprints}
-            table = pa.concat_tables(tables).replace_schema_metadata({EVAL_ROWS_KEY: json.dumps(known)})
-            unfinished = folder / f".{EVAL_LOG_P_NAME}.tmp"
-            pq.write_table(table, unfinished)
-            unfinished.replace(folder / EVAL_LOG_P_NAME)
+            row, log_p = found[found[:, 0].argsort()].T.numpy()
+            names = {"arm": [folder.name] * len(row), "dataset": [dataset] * len(row)}
+            tables.append(pa.table({**names, "row": row.astype(np.int64), "log_p": log_p}))
+        known = {name: self.fingerprints[name] for name in self._of_dataset if name in self.fingerprints}
+        table = pa.concat_tables(tables).replace_schema_metadata({EVAL_ROWS_KEY: json.dumps(known)})
+        unfinished = folder / f".{EVAL_LOG_P_NAME}.tmp"
+        pq.write_table(table, unfinished)
+        unfinished.replace(folder / EVAL_LOG_P_NAME)
 
 
 def numbered(dataset: Any, name: str, log: EvalLogP) -> Any:
-    """An evaluation set whose rows know their numbers, and whose fingerprint is known by its name."""
+    """An evaluation set whose rows know their numbers; the main process, which writes, notes its fingerprint."""
     if not isinstance(dataset, Dataset) or ROW in dataset.column_names:
         return dataset
-    log.fingerprints[name] = rows_fingerprint(dataset)
+    if PartialState().is_main_process:
+        log.fingerprints[name] = rows_fingerprint(dataset)
     return dataset.add_column(ROW, np.arange(len(dataset)))
 
 
 def rows_fingerprint(dataset: Dataset) -> str:
-    """Hash of the rows of a data set: of their texts, conversations or tokens, not of other columns.
-
-    Args:
-        dataset: As it was given.
-
-    Returns:
-        16 hexadecimal digits.
-    """
+    """Hash of the rows of a data set, of their texts, conversations or tokens: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     columns = dataset.select_columns([name for name in _CONTENT if name in dataset.column_names])
     for batch in columns.with_format("arrow").iter(1000):

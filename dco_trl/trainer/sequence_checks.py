@@ -1,6 +1,7 @@
 """Do answers begin behind the prompt that a sampler is given, and end where it stops?"""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -13,8 +14,10 @@ from datasets import Dataset
 from trl import is_conversational
 
 from ..problem import Problem
-from ..sampling.end_of_sequence import CONTENT, END, token_kinds
+from ..sampling.end_of_sequence import token_kinds
 from ..sampling.tokens import Renderer
+from .columns import Flags, answers_of, count_assistant_turns, counted
+from .dco_config import DCOConfig
 
 logger = get_logger(__name__)
 
@@ -23,34 +26,34 @@ _ROWS = 8
 
 
 class SequenceChecks:
-    """Checks a trainer's data sets once it has the model, which tells what ends an answer: they are prepared before.
-
-    Args:
-        trainer: A `DCOTrainer`.
-    """
+    """Checks a `DCOTrainer`'s data sets once it has the model, which tells what ends an answer: they come before."""
 
     def __init__(self, trainer: Any):
         self._trainer = trainer
-        self._waiting: list[tuple[Any, Dataset, str]] = []
+        self._waiting: list[tuple[Dataset, Dataset, str, bool]] = []
         self._on: dict[torch.device, torch.Tensor] = {}
 
-    def add(self, rows: Dataset, tokenized: Dataset, name: str) -> None:
-        """Take a data set, as it was given and tokenised, none of its rows cut."""
-        self._waiting.append((rows, tokenized, name))
+    def add(self, rows: Dataset, tokenized: Dataset, name: str, packing: bool) -> None:
+        """Take a data set, as it was given and tokenised, none of its rows cut, and whether it will be packed."""
+        self._waiting.append((rows, tokenized, name, packing))
         if hasattr(self._trainer, "model"):
             self.check()
 
     def check(self) -> None:
-        """Refuse what was taken, where p would not be that of an answer that is sampled."""
+        """Warn of rows whose p is of less or more than an answer; refuse those whose p is of none that is sampled."""
         trainer = self._trainer
         trainer._refuse(why_prompt_is_learnt_once(trainer.model, trainer.padding_free), "train", "eval")
         while self._waiting:
-            rows, tokenized, name = self._waiting.pop(0)
-            is_rendered = is_conversational(next(iter(rows), {}))
+            rows, tokenized, name, packing = self._waiting.pop(0)
             reason = None
             if "prompt" in rows.column_names and trainer.processing_class is trainer._tokenizer:
                 reason = why_prompt_differs(rows, trainer._tokenizer, name)
-            reason = reason or why_no_answer(tokenized, self._kinds, is_rendered, name)
+            keeps_end = trainer.args.truncation_mode == "keep_end" and not packing  # packing keeps the start
+            answers = answers_of(tokenized, self._kinds, trainer.args.max_length, keeps_end)
+            if not (trainer._estimates_p and name == "train"):
+                warn_about_turns(rows, answers["several"], trainer.args, name)
+            warn_about_cuts(answers, trainer.args.max_length, packing, name)
+            reason = reason or why_no_answer(answers, is_conversational(next(iter(rows), {})), name)
             trainer._refuse(reason, mode_of(name))
 
     @cached_property
@@ -79,25 +82,17 @@ def why_prompt_is_learnt_once(model: Any, padding_free: bool) -> str | None:
     )
 
 
-def why_prompt_differs(dataset: Any, tokenizer: Any, name: str) -> str | None:
+def why_prompt_differs(dataset: Dataset, tokenizer: Any, name: str) -> str | None:
     """What a sampler would be given otherwise than training, and what to do; None if nothing.
 
-    Args:
-        dataset: Rows of `prompt` and `completion`.
-        tokenizer: With the chat template that will be sampled with.
-        name: Of the data set, for messages.
+    `dataset` holds rows of `prompt` and `completion`, `tokenizer` the chat template that will be sampled with.
     """
     renderer = Renderer(tokenizer)
     merges = []
     for number, row in enumerate(islice(dataset, _ROWS)):
-        prompt, completion = row["prompt"], row["completion"]
-        kwargs = Problem("", prompt, "", row).template_kwargs
-        if isinstance(prompt, str):
-            alone, whole = renderer.texts_ids([prompt, prompt + completion])
-        else:
-            alone, whole = renderer.prompt_ids(prompt, kwargs), renderer.rendered(prompt + completion, kwargs)
+        alone, whole = rendered(renderer, row)
         differs = whole[: len(alone)] != alone
-        if differs and not isinstance(prompt, str):
+        if differs and not isinstance(row["prompt"], str):
             return (
                 f"The chat template renders the prompt of row {number} of the {name} dataset alone, as it is sampled "
                 f"from, otherwise than before its completion: alone it ends with {tokenizer.decode(alone[-8:])!r}. p "
@@ -108,71 +103,101 @@ def why_prompt_differs(dataset: Any, tokenizer: Any, name: str) -> str | None:
     if merges and all(merges):  # of a few rows TRL warns
         return (
             "The tokenizer makes one token of the end of the prompt and the beginning of the completion in the rows "
-            f"of the {name} dataset, such as {prompt[-20:]!r} and {completion[:20]!r}: a sampler, which is given the "
-            "prompt alone, continues other tokens than were trained on. Let the completion begin with that end of the "
-            "prompt, such as its last line break or space."
+            f"of the {name} dataset, such as {row['prompt'][-20:]!r} and {row['completion'][:20]!r}: a sampler, which "
+            "is given the prompt alone, continues other tokens than were trained on. Let the completion begin with "
+            "that end of the prompt, such as its last line break or space."
         )
     return None
 
 
-def why_no_answer(tokenized: Dataset, kinds: np.ndarray, is_rendered: bool, name: str) -> str | None:
-    """Why p is not what an answer is sampled with, and what to do; None if it is. A warning if some rows have no end.
+@contextmanager
+def naming_the_row(dataset: Any, tokenizer: Any, name: str) -> Iterator[None]:
+    """Let an error of a chat template, raised while a data set is tokenised, say which row it refuses."""
+    try:
+        yield
+    except Exception as error:
+        if is_conversational(next(iter(dataset), {})):
+            for number, row in enumerate(dataset):
+                try:
+                    rendered(Renderer(tokenizer), row)
+                except Exception as own:
+                    raise ValueError(
+                        f"The chat template cannot render row {number} of the {name} dataset: {own} "
+                        f"({type(own).__name__}). Change the row, or use a template that takes such messages "
+                        "(`chat_template_path`)."
+                    ) from error
+        raise
 
-    Args:
-        tokenized: Rows of `input_ids` and `labels`, before any is cut.
-        kinds: From `token_kinds`.
-        is_rendered: Whether a chat template rendered them.
-        name: Of the data set, for messages.
-    """
-    num_rows = num_promptless = num_endless = num_empty = 0
-    first = first_empty = -1
-    for batch in tokenized.select_columns(["labels"]).with_format("arrow").iter(1000):
-        labels = batch["labels"].combine_chunks()
-        lengths = labels.value_lengths().to_numpy(zero_copy_only=False)
-        tokens = labels.flatten().to_numpy(zero_copy_only=False)
-        starts = (np.cumsum(lengths) - lengths)[lengths > 0]
-        if not starts.size:
-            continue
-        # The last content token of each row, and its last end of sequence, among all of the batch.
-        at, kind = np.arange(len(tokens)), kinds[np.clip(tokens, 0, len(kinds) - 1)]
-        content, end, labelled = (
-            np.maximum.reduceat(np.where(which & (tokens != -100), at, -1), starts)
-            for which in (kind == CONTENT, kind == END, True)
+
+def rendered(renderer: Renderer, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    """Tokens of a row's prompt alone, and with its completion; of a conversation, none and all."""
+    kwargs = Problem("", "", "", row).template_kwargs
+    if "messages" in row:
+        return [], renderer.rendered(row["messages"], kwargs)
+    prompt, whole = row["prompt"], row["prompt"] + row["completion"]
+    if isinstance(prompt, str):
+        alone, both = renderer.texts_ids([prompt, whole])
+        return alone, both
+    return renderer.prompt_ids(prompt, kwargs), renderer.rendered(whole, kwargs)
+
+
+def warn_about_turns(rows: Dataset, several: Flags, args: DCOConfig, name: str) -> None:
+    """Warn about rows of several answers, which have one p together."""
+    if args.unit != "sequence" or args.num_attempts == 1 or "seq_lengths" in rows.column_names:  # packed already
+        return
+    if "completion" in rows.column_names and not args.assistant_only_loss:  # messages one after the other
+        several = count_assistant_turns(rows, "completion")[0] > 1
+    if several.any():
+        logger.warning(
+            f"{counted(several, name)} have several answers, usually turns of a conversation. Each such row has one "
+            "p, that of all its answers together, which is so small that DCO is cross-entropy there. Set "
+            "`unit='turn'`, which gives each its own; or make one row of each turn, with the messages before it as "
+            "`prompt` and the turn as `completion`; or keep the last turn alone."
         )
-        is_endless = (labelled >= starts) & ~((end > content) & (end >= starts))
-        empty = np.flatnonzero((labelled >= starts) & (content < starts))
-        if empty.size and not num_empty:
-            first_empty = num_rows + int(empty[0])
-        num_empty += empty.size
-        promptless = np.flatnonzero(tokens[starts] != -100)
-        if promptless.size and not num_promptless:
-            first = num_rows + int(promptless[0])
-        num_promptless += promptless.size
-        num_endless += int(is_endless.sum())
-        num_rows += len(labels)
-    if num_promptless:
+
+
+def warn_about_cuts(answers: dict[str, Flags], max_length: int | None, packing: bool, name: str) -> None:
+    """Warn about rows that `max_length` cuts, and about those without a label."""
+    limit = "" if max_length is None else f" at `max_length={max_length}`"
+    fate = "count in no mean" if packing or max_length is None else "are dropped"
+    told = {
+        "cut": "lose labelled tokens: their p is the probability of a piece of the answer, so their weight is not "
+        "that of the whole. Raise `max_length`, or remove the rows.",
+        "prompt_cut": "lose the start of their prompt (`truncation_mode='keep_end'`): their p is that of the answer "
+        "to what is left of it.",
+        "unlabelled": f"have no labelled token and {fate}.",
+    }
+    for what, text in told.items():
+        if answers[what].any():
+            logger.warning(f"{counted(answers[what], name)}{limit} {text}")
+
+
+def why_no_answer(answers: dict[str, Flags], is_rendered: bool, name: str) -> str | None:
+    """Why p is not what an answer is sampled with, and what to do; None if it is. Warns if some rows have no end."""
+    promptless, empty, endless = answers["promptless"], answers["empty"], answers["endless"]
+    if promptless.any():
         return (
-            f"{num_promptless} of {num_rows} rows of the {name} dataset have an answer from their first token on "
-            f"(first: row {first}), which no model predicts, so p would lack it. Give each row a prompt of at least "
-            "one token; a tokenizer without a beginning of sequence makes none of an empty prompt."
+            f"{counted(promptless, name)} have an answer from their first token on, which no model predicts, so p "
+            "would lack it. Give each row a prompt of at least one token; a tokenizer without a beginning of sequence "
+            "makes none of an empty prompt."
         )
-    if num_empty and is_rendered:
+    if empty.any() and is_rendered:
         return (
-            f"The chat template renders nothing of {num_empty} of {num_rows} completions of the {name} dataset "
-            f"(first: row {first_empty}): the model would be trained to stop at once. If they are tool calls, use a "
-            "template that renders those (`chat_template_path`)."
+            f"The chat template renders nothing of the completions of {counted(empty, name)}: the model would be "
+            "trained to stop at once. If they are tool calls, use a template that renders those "
+            "(`chat_template_path`)."
         )
-    if num_endless and is_rendered and num_endless == num_rows:
+    if endless.size and endless.all() and is_rendered:
         return (
             f"No answer of the {name} dataset ends with an end of sequence: what the chat template writes behind an "
             "answer, if anything, is neither the tokenizer's `eos_token` nor among those of the model's generation "
             "config, so a sampler would run on behind it. Set `eos_token` to the token that the template ends a turn "
             "with, or use a chat template that writes one (`chat_template_path`)."
         )
-    if num_endless:
+    if endless.any():
         logger.warning(
-            f"{num_endless} of {num_rows} rows of the {name} dataset have an answer without an end of sequence: "
-            "their p is not that of a whole answer, because a sampler would run on behind it."
+            f"{counted(endless, name)} have an answer without an end of sequence: their p is not that of a whole "
+            "answer, because a sampler would run on behind it."
         )
     return None
 

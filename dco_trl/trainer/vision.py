@@ -7,8 +7,8 @@ import torch
 from datasets import Dataset, IterableDataset
 
 from .collator import INFO, ROW
-from .conversations import split_conversations
-from .data_checks import check_no_empty_completion, check_text
+from .columns import counted, has_other_end
+from .data_checks import check_texts
 from .dco_config import DCOConfig
 from .eval_log_p import EvalLogP, numbered
 from .trl_contract import DataCollatorForVisionLanguageModeling
@@ -28,25 +28,15 @@ def check_images(dataset: Dataset | IterableDataset, args: DCOConfig, processor:
             f"`max_length={args.max_length}` may cut answers to pictures, and their p would be that of a piece: how "
             "many tokens a picture takes is known in the batch only. Set `max_length=None`."
         )
-    check_text(dataset, name)
-    check_no_empty_completion(dataset, name)
+    check_texts(dataset, name)
     end = processor.tokenizer.eos_token
     if isinstance(dataset, Dataset) and "completion" in dataset.column_names and end:
-        endless = [
-            i for i, text in enumerate(dataset["completion"]) if isinstance(text, str) and not text.endswith(end)
-        ]
-        if endless:
+        if (endless := has_other_end(dataset, "completion", end)).any():
             raise ValueError(
-                f"{len(endless)} of {len(dataset)} completions of the {name} dataset do not end with {end!r} (first: "
-                f"row {endless[0]}): to rows with pictures TRL appends no end of sequence, and p would be that of a "
-                f"beginning. Append it: dataset.map(lambda row: {{'completion': row['completion'] + {end!r}}}); or "
-                "use messages, whose template does."
+                f"{counted(endless, name)} have a completion that does not end with {end!r}: to rows with pictures "
+                "TRL appends no end of sequence, and p would be that of a beginning. Append it: dataset.map(lambda "
+                f"row: {{'completion': row['completion'] + {end!r}}}); or use messages, whose template does."
             )
-
-
-def split_pictures(dataset: Any, args: DCOConfig, name: str) -> Any:
-    """Conversations about pictures as `prompt` and `completion`; any other data set as it is."""
-    return split_conversations(dataset, args, name) if has_images(dataset) else dataset
 
 
 def number_pictures(trainer: Any, log: EvalLogP) -> None:

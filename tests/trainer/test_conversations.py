@@ -5,7 +5,7 @@ import logging
 import pytest
 from datasets import Dataset, IterableDataset
 from test_one_attempt import MARKING, TEMPLATE, conversation, template
-from tiny_models import make_model, save_checkpoint
+from tiny_models import save_checkpoint
 from training import ROWS, make_trainer, settings
 
 from dco_trl import DCOConfig, DCOTrainer
@@ -54,7 +54,7 @@ def test_the_template_of_a_model_folder_is_asked(tmp_path):
 def test_several_turns_that_cannot_be_marked_are_refused_with_the_way_out():
     expected = (
         r"chat template does not mark the assistant's tokens .*`assistant_only_loss=True` cannot tell .*; and 2 of 3 "
-        r"rows of the train dataset do not end with their only turn .*\(first: row 1\)\. "
+        r"rows of the train dataset \(first: row 1\) do not end with their only turn of the assistant\. "
         r"Give the dataset `prompt` and `completion` columns, one row per turn.*every"
     )
     with pytest.raises(ValueError, match=expected):
@@ -63,31 +63,18 @@ def test_several_turns_that_cannot_be_marked_are_refused_with_the_way_out():
         evaluated([ONE_TURN[0], *TWO_TURNS[:2]], TEMPLATE)
     streamed = IterableDataset.from_generator(lambda: iter(ONE_TURN), features=Dataset.from_list(ONE_TURN).features)
     with pytest.raises(ValueError, match="does not mark the assistant's tokens.*one row per turn of the assistant"):
-        make_trainer(
-            model=make_model(),
-            trainer_kwargs={"train_dataset": streamed, **template(TEMPLATE)},
-            assistant_only_loss=True,
-        )
+        make_trainer(trainer_kwargs={"train_dataset": streamed, **template(TEMPLATE)}, assistant_only_loss=True)
 
 
 @pytest.mark.parametrize("how", ["marked", "completion"])
 def test_several_turns_in_one_row_are_reported_once(caplog, how):
+    rows = [ONE_TURN[0], *TWO_TURNS[:2]]
+    if how == "completion":
+        rows = [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in rows]
+    kwargs = {"train_dataset": Dataset.from_list(rows), **template(MARKING if how == "marked" else TEMPLATE)}
     with caplog.at_level(logging.WARNING):
-        if how == "marked":
-            trainer = make_trainer(
-                trainer_kwargs={
-                    "train_dataset": Dataset.from_list([ONE_TURN[0], *TWO_TURNS[:2]]),
-                    **template(MARKING),
-                },
-                assistant_only_loss=True,
-                max_length=64,
-            )
-        else:
-            rows = [
-                {"prompt": r["messages"][:1], "completion": r["messages"][1:]} for r in TWO_TURNS[:2] + ONE_TURN[:1]
-            ]
-            trainer = make_trainer(
-                trainer_kwargs={"train_dataset": Dataset.from_list(rows), **template(TEMPLATE)}, max_length=64
-            )
+        trainer = make_trainer(trainer_kwargs=kwargs, assistant_only_loss=how == "marked", max_length=64)
     assert len(trainer.train_dataset) == 3
-    assert caplog.text.count("2 of 3 rows of the train dataset have several answers, usually turns") == 1
+    assert (
+        caplog.text.count("2 of 3 rows of the train dataset (first: row 1) have several answers, usually turns") == 1
+    )

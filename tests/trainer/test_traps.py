@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator, ParallelismConfig
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PrefixTuningConfig, PromptTuningConfig
 from tiny_models import make_model, make_tokenizer
 from training import MANY, ROWS, make_trainer, settings
@@ -15,10 +15,15 @@ from trl import SFTConfig
 
 from dco_trl import DCOConfig, DCOTrainer
 
+UNPREPARED = {"dataset_kwargs": {"skip_prepare_dataset": True}}
+
+
+def on(rows: list[dict], **overrides) -> DCOTrainer:
+    return make_trainer(trainer_kwargs={"train_dataset": Dataset.from_list(rows)}, **overrides)
+
 
 def train_on(rows: list[dict], **overrides) -> DCOTrainer:
-    kwargs = {"trainer_kwargs": {"train_dataset": Dataset.from_list(rows)}}
-    trainer = make_trainer(**kwargs, **overrides)
+    trainer = on(rows, **overrides)
     trainer.train()
     return trainer
 
@@ -31,24 +36,17 @@ def train_on(rows: list[dict], **overrides) -> DCOTrainer:
     [
         (
             {"label_smoothing_factor": 0.1},
-            "`label_smoothing_factor=0.1` takes the loss from elsewhere.*Set it to 0: DCO limits confidence",
+            "`label_smoothing_factor=0.1` takes the loss from elsewhere.*Set it to 0: D",
         ),
         ({"loss_type": "dft"}, "`loss_type='dft'` would be computed from.*already carry.*Use `loss_type='nll'`"),
-        (
-            {"packing": True, "packing_strategy": "wrapped"},
-            "`packing_strategy='wrapped'` cuts sequences, so p would .*'bfd'",
-        ),
+        ({"packing": True, "packing_strategy": "wrapped"}, "`packing_strategy='wrapped'` cuts sequences.*'bfd'"),
         ({"packing": True, "packing_strategy": "bfd_split"}, "`packing_strategy='bfd_split'` cuts.*Use .*'bfd'"),
         ({"eval_packing": True, "packing_strategy": "wrapped"}, "`packing_strategy='wrapped'` cuts.*Use .*'bfd'"),
         ({"completion_only_loss": False}, "`completion_only_loss=False`.*prompt and completion together.*unset"),
         ({"num_attempts": 0}, "`num_attempts` must be an integer of at least 1.*got 0"),
         ({"num_attempts": 2.0}, "`num_attempts` must be an integer of at least 1.*got 2.0"),
-        (
-            {"loss_reduction": "mean"},
-            r"`loss_reduction` must be one of .*'sequence_mean'., got 'mean'. Leave it out for the first",
-        ),
+        ({"loss_reduction": "mean"}, r"`loss_reduction` must be one of .*'sequence_mean'., got 'mean'. Leave it out"),
         ({"coverage_at": [1, 0]}, r"`coverage_at\[1\]` must be an integer of at least 1, got 0"),
-        ({"coverage_at": [1, 2.0]}, r"`coverage_at\[1\]` must be an integer of at least 1, got 2.0"),
         ({"coverage_at": 16}, r"`coverage_at` must be a list of integers, such as \[1, 16\], got 16"),
         ({"coverage_at": "16"}, r"`coverage_at` must be a list of integers, such as \[1, 16\], got '16'"),
     ],
@@ -63,23 +61,29 @@ def test_numpys_integers_are_integers():
     assert type(args.num_attempts) is int and args.coverage_at == [1, 7] and type(args.coverage_at[0]) is int
 
 
-def test_refused_arguments():
-    with pytest.raises(
-        ValueError, match="`compute_loss_func` takes the loss from elsewhere.*or use it with `num_attempts=1`"
-    ):
-        make_trainer(trainer_kwargs={"compute_loss_func": lambda outputs, labels, num_items_in_batch: outputs.loss})
-    with pytest.raises(ValueError, match="`formatting_func` merges prompt and completion.*`dataset.map`"):
-        make_trainer(trainer_kwargs={"formatting_func": lambda row: row["prompt"] + row["completion"]})
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (
+            {"compute_loss_func": lambda outputs, labels, num_items_in_batch: outputs.loss},
+            "`compute_loss_func` takes the loss from elsewhere.*or use it with `num_attempts=1`",
+        ),
+        (
+            {"formatting_func": lambda row: row["prompt"] + row["completion"]},
+            "`formatting_func` merges prompt and completion.*`dataset.map`",
+        ),
+    ],
+)
+def test_refused_argument(argument, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(trainer_kwargs=argument)
 
 
-def test_sft_config_is_refused_by_name():
+def test_arguments_of_another_kind():
     with pytest.raises(TypeError, match="`args` must be a `DCOConfig`, got `SFTConfig`.*takes the same arguments"):
-        DCOTrainer(
-            make_model(),
-            args=SFTConfig(**settings()),
-            train_dataset=Dataset.from_list(ROWS),
-            processing_class=make_tokenizer(),
-        )
+        DCOTrainer(make_model(), args=SFTConfig(**settings()), train_dataset=Dataset.from_list(ROWS))
+    with pytest.raises(TypeError, match="takes 2 positional arguments"):
+        DCOTrainer(make_model(), DCOConfig(**settings()), Dataset.from_list(ROWS))
 
 
 @pytest.mark.parametrize(("size", "name"), [("cp_size", "Context"), ("sp_size", "Sequence"), ("dp_shard_size", None)])
@@ -108,127 +112,108 @@ def test_default_arguments(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     model = make_model()
     model.config._name_or_path = "somebody/tiny-model"
-    trainer = DCOTrainer(model, train_dataset=Dataset.from_list(ROWS), processing_class=make_tokenizer())
-    assert isinstance(trainer.args, DCOConfig)
-    assert trainer.args.output_dir == "tiny-model-DCO"
-    assert trainer.args.num_attempts == 16
+    args = DCOTrainer(model, train_dataset=Dataset.from_list(ROWS), processing_class=make_tokenizer()).args
+    assert isinstance(args, DCOConfig) and (args.output_dir, args.num_attempts) == ("tiny-model-DCO", 16)
 
 
 # ------------------------------------------------------------------------------ data
 
 QUESTION, ANSWER = {"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}
+UNSEPARATED = "dataset has the columns .* do not tell the answer from the prompt"
 
 
 @pytest.mark.parametrize(
-    "rows",
-    [[{"text": "1+1=2"}], [{"messages": [QUESTION, ANSWER, QUESTION, ANSWER]}], [{"input_ids": [4, 5, 6]}]],
-    ids=["text", "messages", "tokenised"],
+    ("rows", "options", "message"),
+    [
+        ([{"text": "1+1=2"}], {}, f"The train {UNSEPARATED}"),
+        ([{"messages": [QUESTION, ANSWER, QUESTION, ANSWER]}], {}, f"The train {UNSEPARATED}"),
+        ([{"input_ids": [4, 5, 6]}], {}, f"The train {UNSEPARATED}"),
+        ([{"input_ids": [4, 5, 6]}], UNPREPARED, f"The train {UNSEPARATED}"),
+        (
+            [{"prompt": "1+1=", "completions": ["2", "02"]}],
+            {},
+            "needs one `completion`. Of a list .* make one row each",
+        ),
+        (
+            [*ROWS[:3], *({"prompt": "1+1=", "completion": empty} for empty in ("", "  ", None))],
+            {},
+            r"3 of 6 rows of the train dataset \(first: row 3\) have an empty `completion`",
+        ),
+        (
+            [{"prompt": [QUESTION], "completion": [{**ANSWER, "content": content}]} for content in ("2", "")],
+            {},
+            r"1 of 2 rows of the train dataset \(first: row 1\) have an empty `completion`",
+        ),
+    ],
+    ids=["text", "messages", "tokenised", "unprepared", "several answers", "empty", "empty message"],
 )
-def test_rows_that_do_not_tell_the_answer_from_the_prompt_are_refused(rows):
-    with pytest.raises(
-        ValueError, match="The train dataset has the columns .* do not tell the answer from the prompt"
-    ):
-        train_on(rows)
+def test_rows_that_are_refused(rows, options, message):
+    with pytest.raises(ValueError, match=message):
+        on(rows, **options)
 
 
 def test_evaluation_rows_are_checked_too():
-    trainer = make_trainer()
     text = Dataset.from_list([{"text": "1+1=2"}])
-    with pytest.raises(ValueError, match="The eval dataset has the columns .* do not tell the answer from the prompt"):
-        trainer.evaluate(text)
-    with pytest.raises(ValueError, match="The test dataset has the columns"):
+    with pytest.raises(ValueError, match=f"The eval {UNSEPARATED}"):
+        make_trainer().evaluate(text)
+    with pytest.raises(ValueError, match=f"The test {UNSEPARATED}"):
         make_trainer(trainer_kwargs={"eval_dataset": {"test": text}})
 
 
 def test_unprepared_rows_need_labels():
-    rows = [{"input_ids": [4, 5, 6], "completion_mask": [0, 1, 1]}]
-    with pytest.raises(ValueError, match="labels"):
-        train_on(rows, dataset_kwargs={"skip_prepare_dataset": True})
-    with pytest.raises(ValueError, match="do not tell the answer from the prompt"):
-        train_on([{"input_ids": [4, 5, 6]}], dataset_kwargs={"skip_prepare_dataset": True})
-    rows = [{"input_ids": [4, 5, 6], "labels": [-100, 5, 6]}]
-    trainer = train_on(rows, dataset_kwargs={"skip_prepare_dataset": True}, max_steps=1)
+    with pytest.raises(ValueError, match="labels"):  # TRL's own
+        train_on([{"input_ids": [4, 5, 6], "completion_mask": [0, 1, 1]}], **UNPREPARED)
+    trainer = train_on([{"input_ids": [4, 5, 6], "labels": [-100, 5, 6]}], **UNPREPARED, max_steps=1)
     assert trainer.state.log_history[0]["log_p"] < 0
 
 
-@pytest.mark.parametrize("empty", ["", "  ", None])
-def test_empty_completions_are_counted(empty):
-    rows = [*ROWS[:3], {"prompt": "1+1=", "completion": empty}, ROWS[4], {"prompt": "2+2=", "completion": ""}]
-    with pytest.raises(
-        ValueError, match=r"2 of 6 rows of the train dataset have an empty `completion` \(first: row 3"
-    ):
-        train_on(rows)
+TOO_LONG = [{"prompt": "1=", "completion": "1" * 40}, {"prompt": "1" * 40 + "=", "completion": "2"}]
+CUT, START = "lose labelled tokens: their p is the probability of a piece", "lose the start of their prompt"
 
 
-def test_empty_conversational_completions_are_counted():
-    def row(content):
-        return {
-            "prompt": [{"role": "user", "content": "1+1"}],
-            "completion": [{"role": "assistant", "content": content}],
-        }
-
-    with pytest.raises(ValueError, match="1 of 2 rows of the train dataset have an empty `completion`"):
-        train_on([row("2"), row("")])
-
-
-@pytest.mark.parametrize("packing", [False, True])
-def test_truncated_rows_are_counted(caplog, packing):
-    rows = [*ROWS[:5], {"prompt": "1=", "completion": "1" * 40}, {"prompt": "1" * 40 + "=", "completion": "2"}]
+@pytest.mark.parametrize(
+    ("options", "told", "num_left"),
+    [
+        ({}, {CUT: 2, START: 0, "have no labelled token and are dropped": 1}, 6),
+        ({"packing": True}, {CUT: 2, START: 0, "have no labelled token and count in no mean": 1}, None),
+        ({"truncation_mode": "keep_end"}, {CUT: 1, START: 1, "have no labelled token": 0}, 7),
+    ],
+    ids=["start kept", "packed", "end kept"],
+)
+def test_truncated_rows_are_counted(caplog, options, told, num_left):
     with caplog.at_level(logging.WARNING):
-        trainer = train_on(rows, max_length=20, packing=packing)
-    assert "2 of 7 rows of the train dataset are longer than `max_length=20` tokens and are cut" in caplog.text
-    fate = "count in no mean" if packing else "are dropped"
-    assert f"1 of 7 rows of the train dataset have no labelled token within `max_length=20` and {fate}" in caplog.text
-    if not packing:
-        assert len(trainer.train_dataset) == 6
-
-
-def test_a_prompt_that_loses_its_start_is_not_an_answer_cut(caplog):
-    rows = [*ROWS[:3], {"prompt": "1" * 40 + "=", "completion": "2"}, {"prompt": "1=", "completion": "1" * 40}]
-    with caplog.at_level(logging.WARNING):
-        trainer = train_on(rows, max_length=20, truncation_mode="keep_end")
-    assert "1 of 5 rows of the train dataset are longer than `max_length=20` tokens and are cut" in caplog.text
-    assert (
-        "1 of 5 rows of the train dataset are longer than `max_length=20` tokens and lose the start of their prompt "
-        "(`truncation_mode='keep_end'`): their p is that of the answer to what is left of it." in caplog.text
-    )
-    assert "no labelled token" not in caplog.text
-    assert len(trainer.train_dataset) == 5
+        trainer = train_on([*ROWS[:5], *TOO_LONG], max_length=20, **options)
+    said = {record.getMessage() for record in caplog.records}
+    for text, count in told.items():
+        row = 6 if text == START or "no labelled" in text else 5
+        expected = f"{count} of 7 rows of the train dataset (first: row {row}) at `max_length=20` {text}"
+        assert any(expected in message for message in said) == (count > 0), text
+    assert num_left in (None, len(trainer.train_dataset))
 
 
 def test_several_answers_in_a_row_are_counted(caplog):
     one = {"input_ids": [4, 5, 6, 1], "labels": [-100, 5, 6, 1]}
     two = {"input_ids": [4, 5, 6, 1], "labels": [-100, 5, -100, 1]}
     with caplog.at_level(logging.WARNING):
-        make_trainer(trainer_kwargs={"train_dataset": Dataset.from_list([one, two, one, two, one])})
-    said = [record.getMessage() for record in caplog.records if "several answers" in record.getMessage()]
-    assert len(said) == 1 and "2 of 5 rows of the train dataset have several answers" in said[0]
-    assert "Set `unit='turn'`, which gives each its own; or make one row of each turn, with the messages" in said[0]
+        on([one, two, one, two, one])
+    [said] = [record.getMessage() for record in caplog.records if "several answers" in record.getMessage()]
+    assert "2 of 5 rows of the train dataset (first: row 1) have several answers" in said
+    assert "Set `unit='turn'`, which gives each its own; or make one row of each turn, with the messages" in said
     caplog.clear()
-    make_trainer(num_attempts=1, trainer_kwargs={"train_dataset": Dataset.from_list([two])})
+    on([two], num_attempts=1)
     assert "several answers" not in caplog.text
-
-
-def test_several_answers_to_a_prompt_are_several_rows():
-    rows = Dataset.from_list([{"prompt": "1+1=", "completions": ["2", "02"]}])
-    with pytest.raises(
-        ValueError, match="each row needs one `completion`. Of a list .* `completions` make one row each"
-    ):
-        make_trainer(trainer_kwargs={"train_dataset": rows})
 
 
 def test_answers_without_a_prompt_or_an_end(caplog):
     rows = [{"input_ids": [4, 5, 6, 1], "labels": labels} for labels in ([-100, 5, 6, 1], [4, 5, 6, 1])]
-    with pytest.raises(
-        ValueError, match=r"1 of 2 rows .* train .* from their first token on \(first: row 1\).*prompt"
-    ):
-        train_on(rows)
-    assert make_trainer(num_attempts=1, trainer_kwargs={"train_dataset": Dataset.from_list(rows)})._has_no_p
-    with pytest.raises(ValueError, match="2 of 2 rows .* eval dataset have an answer from their first token on"):
+    told = r"dataset \(first: row {}\) have an answer from their first token on.*prompt"
+    with pytest.raises(ValueError, match=f"1 of 2 rows of the train {told.format(1)}"):
+        on(rows)
+    assert on(rows, num_attempts=1)._has_no_p
+    with pytest.raises(ValueError, match=f"2 of 2 rows of the eval {told.format(0)}"):
         make_trainer().evaluate(Dataset.from_list([{"prompt": "", "completion": "2"}] * 2))
-    rows = [{"input_ids": [4, 5, end, 4], "labels": [-100, 5, end, -100]} for end in (1, 6, 7)]
-    train_on(rows)
-    assert "2 of 3 rows of the train dataset have an answer without an end of sequence: their p is not" in caplog.text
+    train_on([{"input_ids": [4, 5, end, 4], "labels": [-100, 5, end, -100]} for end in (1, 6, 7)])
+    assert "2 of 3 rows of the train dataset (first: row 1) have an answer without an end of sequence" in caplog.text
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
     chat = Dataset.from_list([{"prompt": [QUESTION], "completion": [ANSWER]}])
@@ -247,26 +232,20 @@ def test_whole_rows_raise_no_warning(caplog):
 
 
 def test_streaming_rows_train():
-    from datasets import IterableDataset
-
     streamed = IterableDataset.from_generator(lambda: iter(ROWS))
     trainer = make_trainer(num_attempts=MANY, trainer_kwargs={"train_dataset": streamed})
     trainer.train()
     assert trainer.state.log_history[0]["coverage_weight"] < 1
 
 
-def test_a_batch_without_any_label_is_a_step_of_zero_loss():
-    rows = [{"input_ids": [4, 5, 6], "labels": [-100, -100, -100]}] * 4
-    trainer = train_on(rows, dataset_kwargs={"skip_prepare_dataset": True}, num_attempts=MANY, max_steps=1)
+def test_rows_without_labels_are_a_step_of_zero_loss_and_count_in_no_mean():
+    labelled = {"input_ids": [4, 5, 6], "labels": [-100, 5, 6]}
+    unlabelled = {"input_ids": [4, 5, 6], "labels": [-100, -100, -100]}
+    settings = dict(**UNPREPARED, num_attempts=MANY, max_steps=1)
+    trainer = train_on([unlabelled] * 4, **settings)
     step = trainer.state.log_history[0]
     assert step["loss"] == 0.0 and step["grad_norm"] == 0.0
     assert all(torch.isfinite(weight).all() for weight in trainer.model.state_dict().values())
-
-
-def test_rows_without_labels_count_in_no_mean():
-    labelled = {"input_ids": [4, 5, 6], "labels": [-100, 5, 6]}
-    unlabelled = {"input_ids": [4, 5, 6], "labels": [-100, -100, -100]}
-    settings = dict(dataset_kwargs={"skip_prepare_dataset": True}, num_attempts=MANY, max_steps=1)
     for reduction in ("token", "sequence", "sequence_mean"):
         alone = train_on([labelled] * 2, loss_reduction=reduction, **settings).state.log_history[0]
         mixed = train_on([labelled, unlabelled] * 2, loss_reduction=reduction, **settings).state.log_history[0]
@@ -286,55 +265,34 @@ def test_nan_logits_are_one_clear_error():
     model = make_model()
     with torch.no_grad():
         model.lm_head.weight[3] = float("nan")
-    with pytest.raises(
-        FloatingPointError, match="The log-probability of an answer became NaN by step 1.*learning rate"
-    ):
+    message = "The log-probability of an answer became NaN by step {}.*learning rate"
+    with pytest.raises(FloatingPointError, match=message.format(1)):
         make_trainer(model=model).train()
-    with pytest.raises(FloatingPointError, match="became NaN"):
+    with pytest.raises(FloatingPointError, match=message.format(0)):
         make_trainer(model=model, trainer_kwargs={"eval_dataset": Dataset.from_list(ROWS)}).evaluate()
 
 
-# ------------------------------------------------------------------- doing nothing
+LONG = [{"prompt": f"{a}=", "completion": "because of this and that the answer is 4"} for a in range(12)]
 
 
-def long_rows() -> list[dict]:
-    return [{"prompt": f"{a}=", "completion": "because of this and that the answer is 4"} for a in range(12)]
-
-
-def test_says_once_that_dco_is_cross_entropy(caplog):
+@pytest.mark.parametrize(("rows", "num_attempts", "times"), [(LONG, 16, 1), (ROWS, 1, 0), (ROWS, MANY, 0)])
+def test_says_once_that_dco_is_cross_entropy_and_only_then(caplog, rows, num_attempts, times):
     with caplog.at_level(logging.WARNING):
-        train_on(long_rows(), num_attempts=16, max_steps=6, max_length=64, learning_rate=1e-5)
+        train_on(rows, num_attempts=num_attempts, max_steps=6, max_length=64, learning_rate=1e-5)
     said = [record.getMessage() for record in caplog.records if "DCO is cross-entropy so far" in record.getMessage()]
-    assert len(said) == 1
-    assert "over the first 6 steps the mean weight is 1.000" in said[0]
-    assert "where log p is above -4.4" in said[0]
-    assert "sampled rationales" in said[0]
+    assert len(said) == times
+    for text in said:
+        assert "over the first 6 steps the mean weight is 1.000" in text
+        assert "where log p is above -4.4" in text and "sampled rationales" in text
 
 
-@pytest.mark.parametrize("num_attempts", [1, MANY])
-def test_does_not_say_so_otherwise(caplog, num_attempts):
-    with caplog.at_level(logging.WARNING):
-        train_on(ROWS, num_attempts=num_attempts, max_steps=6)
-    assert "DCO is cross-entropy" not in caplog.text
-
-
-def test_what_follows_the_model_is_given_by_name():
-    with pytest.raises(
-        TypeError, match="`DCOTrainer` takes what follows `model` by name, and got 2 arguments without"
-    ):
-        DCOTrainer(make_model(), DCOConfig(**settings()), Dataset.from_list(ROWS))
-
-
-@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING"])
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
 def test_virtual_tokens_stand_before_each_row_or_the_batch_is_refused(kind):
-    config = {"PROMPT_TUNING": PromptTuningConfig, "PREFIX_TUNING": PrefixTuningConfig}[kind]
-
     def make(**overrides):
-        peft_config = config(task_type="CAUSAL_LM", num_virtual_tokens=3)
-        kwargs = {"peft_config": peft_config, "eval_dataset": Dataset.from_list(ROWS)}
-        return make_trainer(trainer_kwargs=kwargs, **overrides)
+        kwargs = {"peft_config": kind(task_type="CAUSAL_LM", num_virtual_tokens=3)}
+        return make_trainer(trainer_kwargs={**kwargs, "eval_dataset": Dataset.from_list(ROWS)}, **overrides)
 
-    message = f"A {kind} adapter puts its virtual tokens before a batch.*Set `padding_free=False` and `packing=False`"
+    message = r"A \w+_TUNING adapter puts its virtual tokens before a batch.*Set `padding_free=False` and `packing=Fal"
     for flattened in ({"padding_free": True, "max_length": None}, {"packing": True}):
         with pytest.raises(ValueError, match=message):
             make(**flattened)

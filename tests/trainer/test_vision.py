@@ -170,6 +170,18 @@ def test_accumulated_batches_are_one_batch(family):
     assert_same_run(parts, whole, rtol=1e-3, atol=1e-5)
 
 
+@FAMILIES
+def test_text_behind_the_end_of_a_turn_is_no_part_of_p(family):
+    """As a template writes a line break there, which is never sampled."""
+    trainers = []
+    for template in (TEMPLATE, TEMPLATE.replace("<eos>", "<eos>\n")):
+        given = arguments(family, CHAT)
+        given["trainer_kwargs"]["processing_class"].chat_template = template
+        trainers.append(make_trainer(**given))
+    whole, behind = (trainer.evaluate() for trainer in trainers)
+    assert whole["eval_log_p"] == pytest.approx(behind["eval_log_p"], rel=1e-5)
+
+
 def messages(row: dict) -> dict:
     return {"image": row["image"], "messages": row["prompt"] + row["completion"]}
 
@@ -189,9 +201,9 @@ def test_conversations_about_pictures_are_split():
         (
             [*PLAIN[:2], {**PLAIN[2], "completion": "7"}],
             {},
-            "1 of 3 completions of the train dataset do not end with '<eos>' .first: row 2.*Append it: dataset.map",
+            "1 of 3 .* .first: row 2. have a completion that does not end with '<eos>'.*Append it: dataset.map",
         ),
-        ([{**PLAIN[0], "completion": "  "}], {}, "1 of 1 rows of the train dataset have an empty `completion`"),
+        ([{**PLAIN[0], "completion": "  "}], {}, "1 of 1 rows of the train dataset .* have an empty `completion`"),
         ([{"images": PICTURES[:1], "text": "<image>7"}], {}, "do not tell the answer from the prompt"),
         (PLAIN, {"packing": True}, "Packing is not supported for vision datasets"),
         (PLAIN, {"padding_free": True}, "Padding-free training is yet not supported for vision datasets"),
