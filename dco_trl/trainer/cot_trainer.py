@@ -1,7 +1,7 @@
 """`CoTDCOTrainer`: DCO where the probability of the right answer is estimated from sampled rationales."""
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 
 from .checkpoints import read_state, write_state
 from .collator import INFO, ROW, BatchInfo
@@ -98,6 +98,8 @@ class CoTDCOTrainer(DCOTrainer):
     _own_state_files = (STATE_NAME,)
 
     args: CoTDCOConfig
+    _is_resumed = False
+    _trained_since: float | None = None
 
     def __init__(
         self,
@@ -115,7 +117,7 @@ class CoTDCOTrainer(DCOTrainer):
             raise TypeError(
                 f"`args` must be a `CoTDCOConfig`, got `{type(args).__name__}`: it says how rationales are sampled."
             )
-        if isinstance(train_dataset, IterableDataset) or not isinstance(train_dataset, Dataset):
+        if not isinstance(train_dataset, Dataset):
             raise TypeError(
                 f"`train_dataset` must be a `Dataset`, got `{type(train_dataset).__name__}`: success rates are "
                 "remembered by row, so rows need a number. Download a streaming one, for example with "
@@ -145,30 +147,23 @@ class CoTDCOTrainer(DCOTrainer):
             **kwargs,
         )
 
-        answers = train_dataset["answer"] if "answer" in train_dataset.column_names else None
+        answers = train_dataset["answer"][:] if "answer" in train_dataset.column_names else None
         prepared: Any = self.train_dataset
         self._rows = PreparedRows(prepared, len(train_dataset), answers, args.max_length)
         model = self.accelerator.unwrap_model(self.model)
         self._windows = WindowSampler(
             train_dataset, self._rows, model, self._tokenizer, grader, self.accelerator, args
         )
-        self._start_afresh()
-
-    def _start_afresh(self) -> None:
-        """Forget the window, not the counts: training begins."""
         self._window = Window()
-        self._windows.start_afresh()
-        self._is_resumed = False
-        self._trained_since: float | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        self._start_afresh()
+        # Forget the window, not the counts.
+        self._window, self._is_resumed, self._trained_since = Window(), False, None
+        self._windows.start_afresh()
         try:
             return super().train(*args, **kwargs)
         finally:
             self._windows.close()
-
-    # ---------------------------------------------------------------- loss
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -198,8 +193,6 @@ class CoTDCOTrainer(DCOTrainer):
     def _warn_when_idle(self, sums: torch.Tensor) -> None:
         pass  # reported when a window opens
 
-    # -------------------------------------------------------------- window
-
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one optimizer step; a new window is opened, and sampled for, when the last is used up.
 
@@ -221,8 +214,9 @@ class CoTDCOTrainer(DCOTrainer):
 
     def _open_window(self, epoch_iterator: Iterator) -> None:
         args, step = self.args, self.state.global_step
+        metrics: dict[str, float] = {}
         if self._trained_since is not None:
-            self._note(training_seconds=time.perf_counter() - self._trained_since)
+            metrics["training_seconds"] = time.perf_counter() - self._trained_since
         is_warmup = step < args.ce_warmup_steps
         num_steps = self.state.max_steps - step
         if is_warmup:
@@ -231,42 +225,31 @@ class CoTDCOTrainer(DCOTrainer):
             num_steps = min(num_steps, int(args.sampling_interval))
         upcoming = islice(epoch_iterator, num_steps * args.gradient_accumulation_steps)
         batches = [batch[INFO]["row"].tolist() for batch in upcoming]
+        self._window = Window(deque(batches))
         if batches and not is_warmup:
-            self._window, metrics = self._windows.open(batches, step)
-            self._note(**metrics)
-        else:
-            self._window = Window(deque(batches))
-        self._trained_since = time.perf_counter()
-
-    def _note(self, **metrics: float) -> None:
+            self._window, sampled = self._windows.open(batches, step)
+            metrics |= sampled
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
-
-    # ---------------------------------------------------------------- rows
+        self._trained_since = time.perf_counter()
 
     def _targets(self, row: int) -> list[tuple[dict[str, list[int]], float]]:
         """What is trained on for a row, and which share of its weight each has."""
-        rationales = self._window.rationales_of(self._rows.problem_of[row])
-        return self._rows.sampled(row, rationales) or [(self._rows.reference(row), 1.0)]
+        return self._rows.sampled(row, self._window.rationales) or [(self._rows.reference(row), 1.0)]
 
     def _collate(self, rows: list[int]) -> dict[str, Any]:
         """A micro-batch of these rows, with what is known of its sequences."""
-        examples, of_sequences = [], []
-        for row in rows:
-            weight, log_p = 1.0, 0.0
-            if self._window.estimates is not None:
-                weight, log_p = self._window.estimates[int(self._rows.problem_of[row])]
-            for example, share in self._targets(row):
-                examples.append(example)
-                of_sequences.append((weight, log_p, share))
-        batch = self.data_collator(examples)
-        weights, log_ps, shares = map(torch.tensor, zip(*of_sequences, strict=True))
+        targets = [(row, *target) for row in rows for target in self._targets(row)]
+        of_row, examples, shares = zip(*targets, strict=True)
+        estimates = self._window.estimates or defaultdict(lambda: (1.0, 0.0))
+        known = torch.tensor([estimates[self._rows.problem_of[row]] for row in of_row])
+        batch = self.data_collator(list(examples))
         info = batch.setdefault(INFO, {})
-        info["weight"] = weights
+        info["weight"] = known[:, 0]
         if self._window.estimates is not None:  # plain cross-entropy logs the rows' own log p
-            info["log_p"] = log_ps
+            info["log_p"] = known[:, 1]
         if self.args.num_targets > 1:
-            info["share"] = shares
+            info["share"] = torch.tensor(shares)
         return batch
 
     def _measure_sequences_per_row(self, batches: list[list[int]], device: torch.device) -> torch.Tensor:
@@ -285,10 +268,8 @@ class CoTDCOTrainer(DCOTrainer):
             totals = self.accelerator.reduce(totals, "sum")
         return totals[0] / totals[1]
 
-    # ---------------------------------------------------------- checkpoint
-
     def _save_own_state(self, folder: Path) -> None:
-        processes = gather_object([{"window": self._window.state_dict(), "place": self._windows.place}])
+        processes = gather_object([{"window": self._window.state_dict(), "place": self._windows.stream.place}])
         if self.args.should_save:
             write_state(folder / STATE_NAME, {**self._windows.state_dict(), "processes": processes})
 
@@ -305,8 +286,8 @@ class CoTDCOTrainer(DCOTrainer):
             )
         self._windows.load_state_dict(state)
         own = state["processes"][self.accelerator.process_index]
-        self._window, self._windows.place = Window.from_state_dict(own["window"]), tuple(own["place"])
-        self._is_resumed = True
+        self._window, self._is_resumed = Window.from_state_dict(own["window"]), True
+        self._windows.stream.place = tuple(own["place"])
 
 
 def _of_units(values: torch.Tensor, like: torch.Tensor, padding: float) -> torch.Tensor:

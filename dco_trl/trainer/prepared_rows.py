@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,62 +22,55 @@ class PreparedRows:
         max_length: Most tokens of a sequence, or None.
 
     Attributes:
-        problem_of: For each row the first one with the same prompt tokens and answer, int64, `(num_rows,)`: they share
-            their counts. Rows that TRL left out are problems of their own.
+        problem_of: For each row the first one with the same prompt tokens and answer: they share their counts. Rows
+            that TRL left out are problems of their own.
         max_prompt_tokens: Tokens of the longest prompt.
     """
 
     def __init__(self, prepared: Dataset, num_rows: int, answers: Sequence[Any] | None, max_length: int | None):
-        self._sequences = prepared.select_columns(["input_ids", "labels"])
-        self._max_length = max_length
-        self._position_of: dict[int, int] = {}
-        self.problem_of, self.max_prompt_tokens = np.arange(num_rows), 0
+        self._sequences, self._max_length = prepared.select_columns(["input_ids", "labels"]), max_length
+        self._places: dict[int, tuple[int, int]] = {}  # position among TRL's rows, and length of the prompt
         keys: dict[int, bytes] = {}
-        for position, (row, ids, labels) in enumerate(
-            zip(prepared[ROW], prepared["input_ids"], prepared["labels"], strict=True)
-        ):
-            prompt = ids[: _prompt_length(labels)]
-            self._position_of[row] = position
-            self.max_prompt_tokens = max(self.max_prompt_tokens, len(prompt))
-            # `default=str`: an answer may be a date.
-            answer = b"" if answers is None else json.dumps(answers[row], default=str).encode()
-            keys[row] = hashlib.blake2b(np.asarray(prompt).tobytes() + answer, digest_size=16).digest()
+        for batch in prepared.with_format("numpy").iter(1000):
+            for row, ids, labels in zip(batch[ROW].tolist(), batch["input_ids"], batch["labels"], strict=True):
+                prompt = ids[: np.argmax(labels != -100)]
+                self._places[row] = len(self._places), len(prompt)
+                # `default=str`: an answer may be a date.
+                answer = b"" if answers is None else json.dumps(answers[row], default=str).encode()
+                keys[row] = hashlib.blake2b(prompt.tobytes() + answer, digest_size=16).digest()
+        self.max_prompt_tokens = max((length for _, length in self._places.values()), default=0)
         first: dict[bytes, int] = {}
+        self.problem_of = list(range(num_rows))
         for row in sorted(keys):
             self.problem_of[row] = first.setdefault(keys[row], row)
 
     @property
     def rows(self) -> list[int]:
         """Numbers of the rows, in TRL's order."""
-        return list(self._position_of)
+        return list(self._places)
 
     def prompt_ids(self, row: int) -> list[int]:
         """Tokens of a row's prompt, as training has them."""
-        sequence = self._sequences[self._position_of[row]]
-        return sequence["input_ids"][: _prompt_length(sequence["labels"])]
+        position, length = self._places[row]
+        return self._sequences[position]["input_ids"][:length]
 
     def reference(self, row: int) -> dict[str, list[int]]:
         """The row as it is."""
-        return self._sequences[self._position_of[row]]
+        return self._sequences[self._places[row][0]]
 
-    def sampled(self, row: int, rationales: Sequence[Sequence[int]]) -> list[tuple[dict[str, list[int]], float]]:
+    def sampled(
+        self, row: int, rationales: Mapping[int, Sequence[Sequence[int]]]
+    ) -> list[tuple[dict[str, list[int]], float]]:
         """The row with rationales in place of its own, those that fit: each distinct one once, with its share of them.
 
-        Args:
-            row: Which row.
-            rationales: Token ids of each, end of sequence included.
-
-        Returns:
-            Sequences and shares, which add up to 1; none if no rationale fits into `max_length`.
+        `rationales` holds those of each problem that has some, as token ids with the end of sequence. Nothing is
+        returned if none fits into `max_length`.
         """
         prompt = self.prompt_ids(row)
         room = float("inf") if self._max_length is None else self._max_length - len(prompt)
-        times = Counter(tuple(rationale) for rationale in rationales if len(rationale) <= room)
+        own = rationales.get(self.problem_of[row], ())
+        times = Counter(tuple(rationale) for rationale in own if len(rationale) <= room)
         return [
             ({"input_ids": [*prompt, *ids], "labels": [*[-100] * len(prompt), *ids]}, count / times.total())
             for ids, count in times.items()
         ]
-
-
-def _prompt_length(labels: Sequence[int]) -> int:
-    return next(i for i, label in enumerate(labels) if label != -100)

@@ -52,9 +52,9 @@ class RationaleDrawer:
         row_of: The data set's row of a problem: `prompt`, `answer`, and further columns for the grader.
         prompt_ids: Token ids of a problem's prompt, as training has them.
         grader: What grades.
-        tokenizer: Training's tokenizer, for rationales whose endpoint does not tell their token ids.
+        tokenizer: Training's, for rationales whose endpoint does not tell their token ids.
         args: How many to draw, and when to stop.
-        progress: Show a bar while it lasts.
+        progress: Show a bar.
     """
 
     def __init__(
@@ -70,48 +70,36 @@ class RationaleDrawer:
         self._tokenizer, self._args, self._progress = tokenizer, args, progress
 
     def draw(self, problems: Sequence[int], counts: SuccessCounts, next_index: np.ndarray, sampler: Sampler) -> Draws:
-        """Sample and grade rationales of some prompts.
+        """Sample and grade rationales of some distinct prompts.
 
         Every prompt gets one batch of `rationale_batch` at least, so that its counts are of the model as it is.
-
-        Args:
-            problems: Ids of distinct prompts.
-            counts: Counts remembered from earlier windows; read, at a discount of `count_memory`, not changed.
-            next_index: Index of the next sample of every prompt of the data set: draws go on from there, and never
-                repeat.
-            sampler: What samples.
-
-        Returns:
-            What was drawn.
+        `counts` of earlier windows are read, at a discount of `count_memory`, and not changed; draws go on from
+        `next_index`, that of the next sample of every prompt of the data set, and never repeat.
 
         Raises:
             RuntimeError: The sampler returned another number of samples than was asked for.
             GraderError: The grader failed, or returned what a grader may not.
         """
-        args = self._args
+        args, most = self._args, self._args.num_rationales
         ids = np.asarray(problems, dtype=np.int64)
-        draws = Draws(ids, np.zeros_like(ids), np.zeros_like(ids), np.zeros_like(ids))
+        draws = Draws(ids, *np.zeros((3, len(ids)), dtype=np.int64))
         undecided = np.arange(len(ids))
-        with tqdm(
-            total=len(ids) * args.num_rationales, desc="sampling rationales", leave=False, disable=not self._progress
-        ) as bar:
+        label, hidden = "sampling rationales", not self._progress
+        with tqdm(total=len(ids) * most, desc=label, leave=False, disable=hidden) as bar:
             while undecided.size:
-                batch = min(args.rationale_batch, args.num_rationales - int(draws.num_drawn[undecided[0]]))
+                batch = min(args.rationale_batch, most - int(draws.num_drawn[undecided[0]]))
                 size = max(1, _SEQUENCES_PER_CALL // batch)
                 for positions in np.split(undecided, range(size, len(undecided), size)):
                     self._draw_batch(draws, positions, batch, next_index, sampler)
                     bar.update(batch * len(positions))
-                n, c = counts.updated(
-                    ids[undecided], args.count_memory, draws.num_graded[undecided], draws.num_correct[undecided]
-                )
+                graded, correct = draws.num_graded[undecided], draws.num_correct[undecided]
+                n, c = counts.updated(ids[undecided], args.count_memory, graded, correct)
                 deviation = np.full(len(undecided), np.nan)
                 if args.estimator == "posterior":
                     _, deviation = posterior_weight(n, c, args.num_attempts, counts.prior)
-                goes_on = needs_sampling(
-                    deviation, n, weight_tolerance=args.weight_tolerance, num_rationales=args.num_rationales
-                )
-                undecided = undecided[goes_on & (draws.num_drawn[undecided] < args.num_rationales)]
-        draws.num_settled = int((draws.num_drawn < args.num_rationales).sum())
+                goes_on = needs_sampling(deviation, n, weight_tolerance=args.weight_tolerance, num_rationales=most)
+                undecided = undecided[goes_on & (draws.num_drawn[undecided] < most)]
+        draws.num_settled = int((draws.num_drawn < most).sum())
         return draws
 
     def _draw_batch(
@@ -153,13 +141,12 @@ class RationaleDrawer:
         """Verdicts on samples, each with the position of its row."""
         if not samples:
             return []
-        owners = [rows[i] for i, _ in samples]
         completions = [
             sample.text if isinstance(rows[i]["prompt"], str) else [{"role": "assistant", "content": sample.text}]
             for i, sample in samples
         ]
-        columns = {name: [row[name] for row in owners] for name in owners[0] if name not in ("prompt", "answer")}
-        prompts, answers = ([row[name] for row in owners] for name in ("prompt", "answer"))
+        columns = {name: [rows[i][name] for i, _ in samples] for name in rows[0]}
+        prompts, answers = columns.pop("prompt"), columns.pop("answer")
         return self._grader.grade(prompts, completions, answers, columns, progress=False)
 
     def _token_ids(self, sample: Sample) -> list[int]:
@@ -171,28 +158,27 @@ class RationaleDrawer:
 
 def draw_metrics(everywhere: list[Draws]) -> dict[str, float]:
     """What is logged about the draws of a window, those of all processes together."""
-    num_prompts = sum(len(draws.problems) for draws in everywhere)
-    num_drawn = sum(int(draws.num_drawn.sum()) for draws in everywhere)
-    num_graded = sum(int(draws.num_graded.sum()) for draws in everywhere)
+
+    def total(name: str) -> int:
+        return sum(int(np.sum(getattr(draws, name))) for draws in everywhere)
+
+    num_prompts, num_drawn = sum(len(draws.problems) for draws in everywhere), total("num_drawn")
     return {
-        "prompts_settled": sum(draws.num_settled for draws in everywhere) / num_prompts,
+        "prompts_settled": total("num_settled") / num_prompts,
         "rationales": num_drawn / num_prompts,
-        "rationale_tokens": sum(draws.num_tokens for draws in everywhere),
-        "rationales_truncated": sum(draws.num_truncated for draws in everywhere) / num_drawn,
-        "rationales_unparsed": sum(draws.num_unparsed for draws in everywhere) / num_drawn,
-        "rationales_ungraded": (num_drawn - num_graded) / num_drawn,
+        "rationale_tokens": total("num_tokens"),
+        "rationales_truncated": total("num_truncated") / num_drawn,
+        "rationales_unparsed": total("num_unparsed") / num_drawn,
+        "rationales_ungraded": (num_drawn - total("num_graded")) / num_drawn,
     }
 
 
 def add_draws(everywhere: list[Draws], counts: SuccessCounts, next_index: np.ndarray, memory: float) -> None:
     """Take the draws of all processes into the counts, which forget by the factor `memory`, and into `next_index`."""
-    known: set[int] = set()
-    for draws in everywhere:
-        # Two processes that met the same prompt drew the same rationales: they count once.
-        new = np.array([problem not in known for problem in draws.problems.tolist()], dtype=bool)
-        known.update(draws.problems.tolist())
-        ids = draws.problems[new]
-        if ids.size:
-            counts.forget(memory, ids)
-            counts.add(ids, draws.num_graded[new], draws.num_correct[new])
-            next_index[ids] += draws.num_drawn[new]
+    columns = ("problems", "num_drawn", "num_graded", "num_correct")
+    problems, drawn, graded, correct = (np.concatenate([getattr(d, name) for d in everywhere]) for name in columns)
+    # Two processes that met the same prompt drew the same rationales: they count once.
+    ids, first = np.unique(problems, return_index=True)
+    counts.forget(memory, ids)
+    counts.add(ids, graded[first], correct[first])
+    next_index[ids] += drawn[first]

@@ -15,7 +15,7 @@ logger = get_logger(__name__)
 
 # DCO is cross-entropy while all weights are 1; reported once, after this many optimizer steps.
 IDLE_AFTER_STEPS = 20
-_IDLE_WEIGHT = 0.99
+IDLE_WEIGHT = 0.99
 # Below this mean weight hardly anything is trained.
 _STARVED_WEIGHT = 0.02
 # The metrics of a unit, in the order in which they are summed, after a 1 that counts it.
@@ -61,7 +61,7 @@ def warn_if_idle(count: float, weight: float, log_p: float, num_steps: int, args
             "so many attempts would find these answers already. Take a smaller `num_attempts`, the budget that you "
             "will have at test time, or harder examples."
         )
-    if not count or weight / count <= _IDLE_WEIGHT * args.num_required:
+    if not count or weight / count <= IDLE_WEIGHT * args.num_required:
         return
     # Of weights relative to their largest, m: 1 - W / m is N p / (m + 1) for small p.
     threshold = math.log(0.1 * (args.num_required + 1) / args.num_attempts)

@@ -28,10 +28,6 @@ class Window:
         """The rows of all micro-batches still to be served."""
         return [row for batch in self.batches for row in batch]
 
-    def rationales_of(self, problem: int) -> list[list[int]]:
-        """Correct rationales of a problem; none if none was drawn, or none is to be trained on."""
-        return self.rationales.get(int(problem), [])
-
     def state_dict(self) -> dict[str, Any]:
         """The window as JSON can hold it, whose keys are strings."""
         return {
@@ -50,14 +46,7 @@ class Window:
 
 
 class RowStream:
-    """This process's share of the rows in random order, again and again; knows its place.
-
-    Args:
-        rows: All rows.
-        seed: Seed of the orders.
-        process_index: Which share.
-        num_processes: How many shares.
-    """
+    """This process's share of all rows in random order, again and again; knows its place."""
 
     def __init__(self, rows: Sequence[int], seed: int, process_index: int, num_processes: int):
         self._rows, self._seed = np.asarray(rows), seed
@@ -81,40 +70,35 @@ class RowStream:
 
 
 def hard_batches(
-    batches: list[list[int]],
+    batches: Iterable[list[int]],
     stream: RowStream,
-    problem_of: Sequence[int] | np.ndarray,
-    are_hard: Callable[[list[int]], Sequence[bool] | np.ndarray],
+    problem_of: Sequence[int],
+    are_hard: Callable[[list[int]], Iterable[bool]],
 ) -> tuple[list[list[int]], int]:
     """As many rows in as many micro-batches, all of them of hard problems.
 
     They come from a stream that goes over the data as often as it takes, so that an epoch keeps its number of steps.
-
-    Args:
-        batches: The rows of each micro-batch without the filter; only their numbers count.
-        stream: Where rows come from.
-        problem_of: The problem of each row.
-        are_hard: Whether each of some problems is hard; asked once for a problem.
+    `are_hard` is asked once for a problem.
 
     Returns:
         The micro-batches, and the number of rows tried. None are hard after one pass over the data: no micro-batches.
     """
-    wanted, num_tried = sum(map(len, batches)), 0
+    sizes, num_tried = [len(batch) for batch in batches], 0
     hard: list[int] = []
     is_hard: dict[int, bool] = {}
-    while len(hard) < wanted:
-        candidates = stream.take(wanted - len(hard))
-        new = [problem for problem in distinct(problem_of[row] for row in candidates) if problem not in is_hard]
+    while len(hard) < sum(sizes):
+        candidates = stream.take(sum(sizes) - len(hard))
+        new = [problem for problem in distinct(candidates, problem_of) if problem not in is_hard]
         if new:
-            is_hard |= dict(zip(new, map(bool, are_hard(new)), strict=True))
-        hard += [row for row in candidates if is_hard[int(problem_of[row])]]
+            is_hard |= dict(zip(new, are_hard(new), strict=True))
+        hard += [row for row in candidates if is_hard[problem_of[row]]]
         num_tried += len(candidates)
         if not hard and num_tried >= stream.num_rows:
             return [], num_tried
     refilled = iter(hard)
-    return [list(islice(refilled, len(batch))) for batch in batches], num_tried
+    return [list(islice(refilled, size)) for size in sizes], num_tried
 
 
-def distinct(values: Iterable[Any]) -> list[int]:
-    """Each value once, in the order of first appearance."""
-    return list(dict.fromkeys(int(value) for value in values))
+def distinct(rows: Iterable[int], problem_of: Sequence[int]) -> list[int]:
+    """The problems of some rows, each once, in the order of first appearance."""
+    return list(dict.fromkeys(problem_of[row] for row in rows))

@@ -20,13 +20,13 @@ from .policy_sampler import PolicySampler
 from .prepared_rows import PreparedRows
 from .rationales import Draws, RationaleDrawer, add_draws, draw_metrics
 from .success_counts import SuccessCounts
+from .unit_metrics import IDLE_WEIGHT
 from .window import RowStream, Window, distinct, hard_batches
 
 logger = get_logger(__name__)
 
 # Columns that tell a grader nothing about a rationale.
-_NOT_FOR_GRADERS = ("completion", "input_ids", "labels", "num_sampled", "num_correct")
-_IDLE_WEIGHT = 0.99
+_NOT_FOR_GRADERS = {"completion", "input_ids", "labels", "num_sampled", "num_correct"}
 
 
 class WindowSampler:
@@ -44,6 +44,7 @@ class WindowSampler:
     Attributes:
         counts: What is known of each problem's success rate.
         next_index: Index of the next rationale of each problem: draws go on from there, and never repeat.
+        stream: The rows that the hard filter goes over.
     """
 
     def __init__(
@@ -57,41 +58,31 @@ class WindowSampler:
         args: CoTDCOConfig,
     ):
         self._rows, self._accelerator, self._args = rows, accelerator, args
-        self.counts = _given_counts(dataset, rows.problem_of)
-        self.next_index = np.zeros(len(dataset), dtype=np.int64)
+        self.counts, self.next_index = SuccessCounts(len(dataset)), np.zeros(len(dataset), dtype=np.int64)
+        if {"num_sampled", "num_correct"} <= set(dataset.column_names):
+            first = np.unique(rows.problem_of)  # rows of the same problem hold the same ones
+            self.counts.add(first, *(np.asarray(dataset[name])[first] for name in ("num_sampled", "num_correct")))
+            self.counts.refit()
         self._policy: PolicySampler | None = None
         self._grader: BulkGrader | None = None
         if args.sampler != "none":
             self._policy = PolicySampler(accelerator, model, tokenizer, args, rows.max_prompt_tokens)
             self._grader = BulkGrader(grader)
-            columns = dataset.remove_columns([name for name in _NOT_FOR_GRADERS if name in dataset.column_names])
+            columns = dataset.remove_columns(list(_NOT_FOR_GRADERS & set(dataset.column_names)))
+            progress = not args.disable_tqdm and accelerator.is_local_main_process
             self._drawer = RationaleDrawer(
-                columns.__getitem__,
-                rows.prompt_ids,
-                self._grader,
-                tokenizer,
-                args,
-                progress=not args.disable_tqdm and accelerator.is_local_main_process,
+                columns.__getitem__, rows.prompt_ids, self._grader, tokenizer, args, progress
             )
         self._reported_idle = False
         self.start_afresh()
 
     def start_afresh(self) -> None:
         """Go back to the first row of the filter's stream: training begins."""
-        self._stream = RowStream(
-            self._rows.rows, self._args.seed, self._accelerator.process_index, self._accelerator.num_processes
-        )
+        place = self._accelerator.process_index, self._accelerator.num_processes
+        self.stream = RowStream(self._rows.rows, self._args.seed, *place)
 
     def open(self, batches: list[list[int]], step: int) -> tuple[Window, dict[str, float]]:
-        """Sample for a window. Call it on every process.
-
-        Args:
-            batches: The rows of each micro-batch of this process; under the hard filter others take their places.
-            step: Optimizer steps done, for messages.
-
-        Returns:
-            The window, and what is logged about it.
-        """
+        """The window of these micro-batches of rows, sampled for, and what is logged. Call it on every process."""
         started = time.perf_counter()
         window = Window(deque(batches))
         metrics: dict[str, float] = {}
@@ -117,36 +108,26 @@ class WindowSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """What all processes know, as JSON can hold it."""
-        counts = {name: np.asarray(value).tolist() for name, value in self.counts.state_dict().items()}
-        return {"counts": counts, "next_index": self.next_index.tolist()}
+        return {"counts": self.counts.state_dict(), "next_index": self.next_index.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self.counts.load_state_dict(state["counts"])
         self.next_index = np.array(state["next_index"], dtype=np.int64)
 
-    @property
-    def place(self) -> tuple[int, int]:
-        """This process's place in the filter's stream of rows."""
-        return self._stream.place
-
-    @place.setter
-    def place(self, place: tuple[int, int]) -> None:
-        self._stream.place = place
-
     def _fill(self, window: Window, metrics: dict[str, float], sampler: Sampler | None, step: int) -> list[Draws]:
         """Draw for the rows of the window; under the hard filter, for rows that replace them."""
         problem_of, threshold = self._rows.problem_of, self._args.max_success_rate
         if threshold is None:
-            return self._draw(distinct(problem_of[row] for row in window.rows), window, sampler)
+            return self._draw(distinct(window.rows, problem_of), window, sampler)
         all_draws: list[Draws] = []
 
-        def are_hard(problems: list[int]) -> np.ndarray:
+        def are_hard(problems: list[int]) -> list[bool]:
             drawn = self._draw(problems, window, sampler)
             all_draws.extend(drawn)
-            return self._rates(problems, drawn) <= threshold
+            return (self._rates(problems, drawn) <= threshold).tolist()
 
-        hard, num_tried = hard_batches(list(window.batches), self._stream, problem_of, are_hard)
+        hard, num_tried = hard_batches(window.batches, self.stream, problem_of, are_hard)
         if not hard:
             raise RuntimeError(
                 f"None of the {num_tried} rows tried has a success rate of at most `max_success_rate={threshold}`: "
@@ -176,7 +157,7 @@ class WindowSampler:
 
     def _weigh(self, window: Window, metrics: dict[str, float]) -> None:
         """Note weight and log p of the window's problems."""
-        ids = np.array(distinct(self._rows.problem_of[row] for row in window.rows))
+        ids = np.array(distinct(window.rows, self._rows.problem_of))
         n, c = self.counts.num_sampled[ids], self.counts.num_correct[ids]
         # The authors' estimator has no opinion on a prompt of which nothing could be graded: it keeps weight 1.
         known = (n > 0) | (self._args.estimator == "posterior")
@@ -189,7 +170,7 @@ class WindowSampler:
         window.estimates = dict(zip(ids.tolist(), estimates, strict=True))
         metrics["success_rate"] = float(rates.mean())
         if self._args.targets == "sampled":
-            own = [self._rows.sampled(row, window.rationales_of(self._rows.problem_of[row])) for row in window.rows]
+            own = [self._rows.sampled(row, window.rationales) for row in window.rows]
             metrics["reference_targets"] = own.count([]) / len(own)
 
     def _warn(self, window: Window, metrics: dict[str, float], step: int) -> None:
@@ -200,8 +181,8 @@ class WindowSampler:
                 "end its answers yet, raise `ce_warmup_steps`."
             )
         weight = float(np.mean([weight for weight, _ in (window.estimates or {}).values()]))
-        is_meant = self._args.num_attempts == 1 or self._args.weight_floor > _IDLE_WEIGHT
-        if not self._reported_idle and not is_meant and weight > _IDLE_WEIGHT:
+        is_meant = self._args.num_attempts == 1 or self._args.weight_floor > IDLE_WEIGHT
+        if not self._reported_idle and not is_meant and weight > IDLE_WEIGHT:
             self._reported_idle = True
             logger.warning(
                 f"DCO is cross-entropy at step {step}: the mean weight is {weight:.3f}, because the mean success rate "
@@ -209,13 +190,3 @@ class WindowSampler:
                 "passes. If it does not, look at `rationales_truncated` and `rationales_unparsed`: rationales may be "
                 "wrong for their form alone."
             )
-
-
-def _given_counts(dataset: Dataset, problem_of: np.ndarray) -> SuccessCounts:
-    """The counts in the data set's columns, if it has them; rows of the same problem hold the same ones."""
-    counts = SuccessCounts(len(problem_of))
-    if {"num_sampled", "num_correct"} <= set(dataset.column_names):
-        first = np.unique(problem_of)
-        counts.add(first, *(np.asarray(dataset[name])[first] for name in ("num_sampled", "num_correct")))
-        counts.refit()
-    return counts

@@ -1,9 +1,10 @@
 """Small chain-of-thought training runs that the tests share: sums of two digits, with the sum written first."""
 
-import tempfile
 from typing import Any
 
+import training
 from datasets import Dataset
+from light_grader import last_word
 from tiny_models import make_model, make_tokenizer
 
 from dco_trl import CoTDCOConfig, CoTDCOTrainer
@@ -13,33 +14,14 @@ ROWS = [
     for a in range(1, 5)
     for b in range(1, 4)
 ]
-
-
-def last_word(completions: list[str], answer: list[str], **columns) -> list[float]:
-    """A grader: the last word is the answer."""
-    return [float(text.split(" ")[-1] == reference) for text, reference in zip(completions, answer, strict=True)]
+COUNTED = [{**row, "num_sampled": 64, "num_correct": 5 * i} for i, row in enumerate(ROWS)]
+# Of an untrained model none is right; so that some are, and some are not, train a while with weights of 1.
+TRAINED = dict(num_attempts=1, num_rationales=1)
 
 
 def settings(**overrides) -> dict[str, Any]:
-    defaults = dict(
-        output_dir=tempfile.mkdtemp(),
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-        disable_tqdm=True,
-        per_device_train_batch_size=4,
-        num_train_epochs=2,
-        logging_steps=1,
-        learning_rate=1e-2,
-        max_length=32,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        max_rationale_tokens=8,
-        num_rationales=16,
-        ce_warmup_steps=0,
-        num_attempts=16,
-    )
-    return {**defaults, **overrides}
+    own = dict(max_rationale_tokens=8, num_rationales=16, ce_warmup_steps=0, num_attempts=16)
+    return training.settings(**{"max_steps": -1, "num_train_epochs": 2, **own, **overrides})
 
 
 def make_cot_trainer(rows=None, grader=last_word, model=None, trainer_kwargs=None, **overrides) -> CoTDCOTrainer:
@@ -52,10 +34,16 @@ def make_cot_trainer(rows=None, grader=last_word, model=None, trainer_kwargs=Non
     )
 
 
-def steps_of(trainer: CoTDCOTrainer) -> list[dict[str, float]]:
+def trained(*args, **kwargs) -> CoTDCOTrainer:
+    trainer = make_cot_trainer(*args, **kwargs)
+    trainer.train()
+    return trainer
+
+
+def steps_of(trainer) -> list[dict[str, float]]:
     return [entry for entry in trainer.state.log_history if "grad_norm" in entry]
 
 
-def weights_after(trainer: CoTDCOTrainer, **train_kwargs) -> dict:
+def weights_after(trainer, **train_kwargs) -> dict:
     trainer.train(**train_kwargs)
     return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}

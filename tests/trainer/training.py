@@ -42,9 +42,7 @@ def make_trainer(trainer_class=DCOTrainer, family="llama", model=None, trainer_k
     config_class = DCOConfig if issubclass(trainer_class, DCOTrainer) else SFTConfig
     trainer_kwargs = {"train_dataset": dataset(), "processing_class": make_tokenizer(), **(trainer_kwargs or {})}
     return trainer_class(
-        make_model(family) if model is None else model,
-        args=config_class(**settings(**overrides)),
-        **trainer_kwargs,
+        make_model(family) if model is None else model, args=config_class(**settings(**overrides)), **trainer_kwargs
     )
 
 
@@ -56,13 +54,18 @@ def run(*args, **kwargs) -> tuple[list[float], list[float], dict[str, torch.Tens
     return [s["loss"] for s in steps], [s["grad_norm"] for s in steps], trainer.model.state_dict()
 
 
+def assert_same_weights(actual: dict, expected: dict, **tolerance) -> None:
+    """Bit for bit, unless a tolerance is given."""
+    assert actual.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(actual[name], weight, **(tolerance or dict(rtol=0, atol=0)), msg=name)
+
+
 def assert_same_run(actual, expected, **tolerance) -> None:
     """Bit for bit, unless a tolerance is given."""
     for ours, theirs in zip(actual[:2], expected[:2], strict=True):
         torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), **(tolerance or dict(rtol=0, atol=0)))
-    assert actual[2].keys() == expected[2].keys()
-    for name, weight in expected[2].items():
-        torch.testing.assert_close(actual[2][name], weight, **(tolerance or dict(rtol=0, atol=0)), msg=name)
+    assert_same_weights(actual[2], expected[2], **tolerance)
 
 
-__all__ = ["MANY", "ROWS", "SFTTrainer", "assert_same_run", "dataset", "make_trainer", "run", "settings"]
+__all__ = ["MANY", "ROWS", "SFTTrainer", "assert_same_run", "assert_same_weights", "dataset", "make_trainer", "run"]
