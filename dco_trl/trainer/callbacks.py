@@ -1,11 +1,12 @@
 """Callbacks for any Transformers trainer: pass@k during training."""
 
 import datetime
+import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,11 +16,9 @@ from ..checks import check_integer
 from ..grading import load_grader
 from ..problem import Problem
 from ..runs import grade_run, load_results, problems_from_rows, read_problems, sample_run
-from ..sampling import SamplingParams
+from ..sampling import Sampler, SamplingParams, TransformersSampler
 from ..statistics import pass_at_k
-
-if TYPE_CHECKING:
-    from ..sampling import Sampler
+from .sharded_weights import is_sharded
 
 # How long the other processes wait for the main one: sampling may take longer than a collective's usual half hour.
 _PATIENCE = datetime.timedelta(days=7)
@@ -83,7 +82,7 @@ class PassAtKCallback(TrainerCallback):
         self,
         dataset: Any,
         grader: str | Callable,
-        sampler: "Literal['transformers'] | Sampler",
+        sampler: Literal["transformers"] | Sampler,
         num_samples: int,
         k: int | Sequence[int],
         every: Literal["epoch"] | int = "epoch",
@@ -109,21 +108,13 @@ class PassAtKCallback(TrainerCallback):
             )
         self.problems = _problems(dataset)
         load_grader(grader)  # one that is not there is better found now than after the first epoch
-        self.grader = grader
-        self.sampler = sampler
-        self.num_samples = num_samples
-        self.k = ks
-        self.every = every
-        self.trainer = trainer
-        self.params = params or SamplingParams()
-        self.batch_size = batch_size
-        self.output_dir = output_dir
+        self.grader, self.sampler, self.num_samples, self.k = grader, sampler, num_samples, ks
+        self.every, self.trainer, self.params = every, trainer, params or SamplingParams()
+        self.batch_size, self.output_dir = batch_size, output_dir
         self._last: tuple[int, dict[str, float]] = (-1, {})
         self._group: Any = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Check that this trainer can be evaluated."""
         self._last = (-1, {})
         if self.trainer is None:
@@ -132,33 +123,25 @@ class PassAtKCallback(TrainerCallback):
                 "callbacks. Add it after the trainer is made: "
                 "`trainer.add_callback(PassAtKCallback(..., trainer=trainer))`."
             )
-        if self.sampler == "transformers" and (how := _sharding(self.trainer)):
+        if self.sampler == "transformers" and is_sharded(self.trainer.accelerator):
             raise ValueError(
-                f"sampler='transformers' samples on the main process, which does not hold the whole model under "
-                f"{how}. Pass a sampler that has a model of its own, such as ServerSampler or VLLMSampler."
+                "sampler='transformers' samples on the main process, which does not hold the whole model under FSDP "
+                "and DeepSpeed ZeRO-3. Pass a sampler that has a model of its own, such as ServerSampler or "
+                "VLLMSampler."
             )
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Evaluate every so many steps."""
         if self.every != "epoch" and state.global_step % self.every == 0:
             self._evaluate(args, state)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Evaluate every epoch."""
         if self.every == "epoch":
             self._evaluate(args, state)
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
     ) -> None:
         """Lend the values to the trainer's own evaluation at this step, for `metric_for_best_model`."""
         if metrics is not None and self._last[0] == state.global_step:
@@ -167,61 +150,47 @@ class PassAtKCallback(TrainerCallback):
     def _evaluate(self, args: TrainingArguments, state: TrainerState) -> None:
         if state.global_step == self._last[0]:
             return
-        assert self.trainer is not None
-        several = torch.distributed.is_available() and torch.distributed.is_initialized()
-        several = several and torch.distributed.get_world_size() > 1
+        trainer: Any = self.trainer
+        several = trainer.accelerator.num_processes > 1
         if several and self._group is None:
             # Made by all processes before the main one is busy; on the CPU, whatever the others speak on.
             self._group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
         values = torch.full((len(self.k),), float("nan"), dtype=torch.float64)
-        failure: BaseException | None = None
-        if state.is_world_process_zero:
-            try:
+        try:
+            if state.is_world_process_zero:
                 values = torch.from_numpy(self._pass_at_k(args, state))
-            except BaseException as error:  # the others must hear of it, or they would wait for days
-                failure = error
-        if several:
-            torch.distributed.broadcast(values, src=0, group=self._group)
-        if failure is not None:
-            raise failure
+        finally:  # the others must hear of a failure, or they would wait for days
+            if several:
+                torch.distributed.broadcast(values, src=0, group=self._group)
         if values.isnan().any():
             raise RuntimeError("PassAtKCallback failed on the main process; the reason is in its error")
         metrics = {f"eval_pass@{k}": float(value) for k, value in zip(self.k, values, strict=True)}
         self._last = (state.global_step, metrics)
         # TRL's trainers append what they gathered since the last log, of training or of evaluation, whichever mode the
         # model is in: training's must wait for training's next log.
-        model: Any = self.trainer.model
-        mode = model.training
-        model.training = False
+        mode, trainer.model.training = trainer.model.training, False
         try:
-            self.trainer.log(dict(metrics))
+            trainer.log(dict(metrics))
         finally:
-            model.training = mode
+            trainer.model.training = mode
 
     def _pass_at_k(self, args: TrainingArguments, state: TrainerState) -> np.ndarray:
         """pass@k of the model as it is now; on the main process."""
         folder = _new_folder(Path(self.output_dir or Path(args.output_dir or ".", "pass_at_k")), state.global_step)
         progress = not args.disable_tqdm
         origin = {"callback": "PassAtKCallback", "global_step": state.global_step, "epoch": state.epoch}
-        sampler = self._live_sampler(progress) if self.sampler == "transformers" else self.sampler
+        sampler: Any = self.sampler
+        if sampler == "transformers":
+            trainer: Any = self.trainer
+            tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)  # of a processor
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            sampler = TransformersSampler(model, tokenizer=tokenizer, batch_size=self.batch_size, progress=progress)
         sample_run(folder, self.problems, sampler, self.num_samples, self.params, dataset=origin, progress=progress)
         summary = grade_run(folder, self.grader, progress=progress)
         problems = load_results(folder, summary.grader).problems
         samples = np.array([[problem.num_samples] for problem in problems])
         correct = np.array([[problem.num_correct] for problem in problems])
         return pass_at_k(samples, correct, np.array(self.k)).mean(axis=0)
-
-    def _live_sampler(self, progress: bool) -> "Sampler":
-        from ..sampling import TransformersSampler
-
-        assert self.trainer is not None
-        tokenizer: Any = self.trainer.processing_class
-        return TransformersSampler(
-            self.trainer.accelerator.unwrap_model(self.trainer.model),
-            tokenizer=getattr(tokenizer, "tokenizer", tokenizer),  # of a processor
-            batch_size=self.batch_size,
-            progress=progress,
-        )
 
 
 def _problems(dataset: Any) -> list[Problem]:
@@ -230,29 +199,10 @@ def _problems(dataset: Any) -> list[Problem]:
     rows = list(dataset)
     if rows and all(isinstance(row, Problem) for row in rows):
         return rows
-    if rows and not all(isinstance(row, Mapping) for row in rows):
-        raise ValueError(
-            f"dataset must be rows with the columns `prompt` and `answer`, a file or name, or problems from "
-            f"read_problems, got {type(dataset).__name__} of {type(rows[0]).__name__}"
-        )
     return problems_from_rows(rows, name="dataset")
-
-
-def _sharding(trainer: Trainer) -> str | None:
-    """What keeps the main process from holding the whole model, if anything does."""
-    if getattr(trainer, "is_fsdp_enabled", False):
-        return "FSDP"
-    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-    if plugin is not None and plugin.zero_stage == 3:
-        return "DeepSpeed ZeRO-3"
-    return None
 
 
 def _new_folder(parent: Path, step: int) -> Path:
     """A folder for this evaluation. One of an earlier training is left alone: its samples are of other weights."""
-    folder = parent / f"step-{step:08d}"
-    number = 2
-    while folder.exists():
-        folder = parent / f"step-{step:08d}-{number}"
-        number += 1
-    return folder
+    names = (f"step-{step:08d}{f'-{number}' if number > 1 else ''}" for number in itertools.count(1))
+    return next(parent / name for name in names if not (parent / name).exists())

@@ -28,10 +28,6 @@ def writing_checkpoint(folder: Path, should_save: bool) -> Iterator[None]:
 
     `Trainer` writes `trainer_state.json` last and rotates old checkpoints away afterwards, so a folder without that
     file is one that was being written when the run was stopped.
-
-    Args:
-        folder: The checkpoint's.
-        should_save: Whether this process writes.
     """
     if should_save:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,9 +51,6 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str | None, also:
         output_dir: The run's folder.
         also: Files that must be there besides `Trainer`'s own.
 
-    Returns:
-        A complete checkpoint, or None.
-
     Raises:
         FileNotFoundError: There is none, or the given one is not complete; the message names what is missing.
     """
@@ -67,8 +60,7 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str | None, also:
         given = Path(str(asked))
         if not given.is_dir():
             raise FileNotFoundError(f"`resume_from_checkpoint`: there is no folder {given}.")
-        missing = missing_parts(given, also)
-        if missing:
+        if missing := missing_parts(given, also):
             raise FileNotFoundError(
                 f"The checkpoint {given} is not complete: it has no {', '.join(missing)}. Training would go on as "
                 "another run. Resume from another checkpoint, or start anew from its weights: pass the folder as "
@@ -76,11 +68,10 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str | None, also:
             )
         return str(given)
     folder = Path(output_dir or ".")
-    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir() and _step(path) is not None]
-    if not found:
-        raise FileNotFoundError(f"`resume_from_checkpoint` is set, but there is no checkpoint in {folder}.")
+    steps = {path: path.name.rpartition("-")[2] for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    found = [path for path, step in steps.items() if step.isdecimal() and path.is_dir()]
     skipped: list[str] = []
-    for path in sorted(found, key=lambda path: _step(path) or 0, reverse=True):
+    for path in sorted(found, key=lambda path: int(steps[path]), reverse=True):
         missing = missing_parts(path, also)
         if not missing:
             for text in skipped:
@@ -88,8 +79,8 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str | None, also:
             return str(path)
         skipped.append(f"The checkpoint {path.name} is not complete (no {', '.join(missing)})")
     raise FileNotFoundError(
-        f"`resume_from_checkpoint` is set, but no checkpoint in {folder} is complete. {'. '.join(skipped)}. Start "
-        "without `resume_from_checkpoint`."
+        f"`resume_from_checkpoint` is set, but there is no complete checkpoint in {folder}. "
+        f"{''.join(f'{text}. ' for text in skipped)}Start without `resume_from_checkpoint`."
     )
 
 
@@ -111,11 +102,7 @@ def write_state(path: Path, state: Any) -> None:
 
 
 def read_state(path: Path) -> Any:
-    """The state that `write_state` wrote.
-
-    Raises:
-        ValueError: The file was damaged or changed since.
-    """
+    """The state that `write_state` wrote; a `ValueError` if the file was damaged or changed since."""
     try:
         saved = json.loads(path.read_text())
         if hashlib.sha256(saved["state"].encode()).hexdigest() == saved["sha256"]:
@@ -126,8 +113,3 @@ def read_state(path: Path) -> Any:
         f"{path} was damaged or changed since it was written, so that training would go on as another run. Resume "
         "from another checkpoint, or start anew from its weights: pass the folder as `model`."
     )
-
-
-def _step(checkpoint: Path) -> int | None:
-    step = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-    return int(step) if step.isdecimal() else None

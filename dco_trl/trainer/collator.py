@@ -1,9 +1,9 @@
 """TRL's collator, telling besides which examples a batch holds and of how many documents each is."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -18,18 +18,11 @@ INFO = "dco"
 
 @dataclass(frozen=True)
 class BatchInfo:
-    """What a batch says of its examples besides what TRL puts there; None where it says nothing.
+    """What a batch says of its examples besides what TRL puts there; None where it says nothing."""
 
-    Args:
-        row: Number of each example's row.
-        documents: Number of documents of each example, for flattened batches.
-        weight: Weight of each sequence's row, where rationales were sampled; here and below units of padding lack.
-        log_p: Estimated log p of each sequence's row, nats.
-        share: Which share of its row each sequence is.
-    """
-
-    row: Int[Tensor, " example"] | None = None
-    documents: Int[Tensor, " example"] | None = None
+    row: Int[Tensor, " example"] | None = None  # its number
+    documents: Int[Tensor, " example"] | None = None  # how many it is, in flattened batches
+    # Where rationales were sampled: the row's weight, its estimated log p (nats), and which share of it this is.
     weight: Float[Tensor, " sequence"] | None = None
     log_p: Float[Tensor, " sequence"] | None = None
     share: Float[Tensor, " sequence"] | None = None
@@ -55,7 +48,7 @@ class DCOCollator(DataCollatorForLanguageModeling):
     splits_packs: bool = False
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        lengths = [example["seq_lengths"] if "seq_lengths" in example else [0] for example in examples]
+        lengths = [example.get("seq_lengths", [0]) for example in examples]
         splits = not self.padding_free and self.splits_packs and "seq_lengths" in examples[0]
         sequences = examples
         if splits:
@@ -70,7 +63,7 @@ class DCOCollator(DataCollatorForLanguageModeling):
 
 
 def _parts(example: dict[str, Any], lengths: list[int]) -> list[dict[str, Any]]:
-    ends = np.cumsum(lengths).tolist()
+    ends = accumulate(lengths)
     return [
         {name: example[name][end - length : end] for name in ("input_ids", "labels")}
         for end, length in zip(ends, lengths, strict=True)

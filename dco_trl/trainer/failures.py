@@ -14,12 +14,9 @@ def raise_on_all_ranks(accelerator: Accelerator, what: str) -> Iterator[None]:
     A process that raises alone leaves the others waiting for it, and with them the whole job. The block itself must
     not wait for other processes.
 
-    Args:
-        accelerator: Who the processes are.
-        what: What the block does, to follow "failed while".
-
     Raises:
-        RuntimeError: Another process failed; its first error is named. The failing process raises its own error.
+        RuntimeError: Another process failed while it did `what`; the first error is named. The failing process raises
+            its own.
     """
     own: Exception | None = None
     try:

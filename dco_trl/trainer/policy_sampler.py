@@ -1,6 +1,5 @@
 """The sampler of a training run: given the current weights before each window, asleep between them."""
 
-import dataclasses
 import inspect
 import shutil
 import uuid
@@ -14,8 +13,9 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, is_peft_model
 
-from ..checks import check_integer, check_names
-from ..sampling import Sampler, TransformersSampler, make_sampler
+from ..checks import check_names
+from ..sampling import Sampler, ServerSampler, TransformersSampler, VLLMSampler, make_sampler
+from ..sampling.vllm_sampler import check_engine_kwargs
 from .cot_config import CoTDCOConfig
 from .failures import raise_on_all_ranks
 from .sharded_weights import Replica, gather_weights, is_sharded
@@ -51,19 +51,23 @@ class PolicySampler:
         self, accelerator: Accelerator, model: Any, tokenizer: Any, args: CoTDCOConfig, max_prompt_tokens: int
     ):
         self._accelerator, self._model, self._tokenizer, self._args = accelerator, model, tokenizer, args
-        options: Any = args.sampler_kwargs or {}  # parsed, where it came as JSON
-        self._options: dict[str, Any] = dict(options)
-        self._max_prompt_tokens = max_prompt_tokens
+        kwargs: Any = args.sampler_kwargs or {}  # parsed, where it came as JSON
+        self._options: dict[str, Any] = dict(kwargs)
+        self._max_tokens = max_prompt_tokens + args.max_rationale_tokens
         self._folder: Path | None = None
         self._sampler: Any = None
         self._is_lora = is_peft_model(model)
-        self._reported_awake = False
         self._check_way_of_training()
-        _check_options(args.sampler, self._options)
+        if args.sampler == "vllm":
+            own = inspect.signature(VLLMSampler).parameters
+            check_engine_kwargs({name: value for name, value in self._options.items() if name not in own})
+        else:
+            own = {"batch_size"} if args.sampler == "transformers" else inspect.signature(ServerSampler).parameters
+            check_names(f"`sampler_kwargs` of `sampler={args.sampler!r}`", self._options, own)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if args.sampler == "vllm" and isinstance(self._options.get("max_model_len"), int):
             context = self._options["max_model_len"]
-        if context is not None and max_prompt_tokens + args.max_rationale_tokens > context:
+        if context is not None and self._max_tokens > context:
             raise ValueError(
                 f"The longest prompt has {max_prompt_tokens} tokens, which with `max_rationale_tokens="
                 f"{args.max_rationale_tokens}` are more than the {context} of the context. Lower "
@@ -74,8 +78,14 @@ class PolicySampler:
         if args.sampler == "transformers":
             sampled = model if self._replica is None else self._replica.model
             self._in_memory = TransformersSampler(sampled, tokenizer=tokenizer, progress=False, **self._options)
-        elif (self._is_lora or args.sampler == "server") and "model" not in self._options:
-            self._options["model"] = self._base_model()
+        elif self._is_lora or args.sampler == "server":
+            self._options.setdefault("model", model.config.name_or_path)
+            if not self._options["model"]:
+                raise ValueError(
+                    f"The {'base ' * self._is_lora}model has no name or folder that a sampler could load it from: it "
+                    "was made in memory. Save it and its tokenizer with `save_pretrained`, and pass the folder as "
+                    "`model`."
+                )
 
     @contextmanager
     def synchronised(self) -> Iterator[Sampler]:
@@ -102,9 +112,8 @@ class PolicySampler:
         try:
             yield self._sampler
         finally:
-            if self._args.sampler == "vllm" and not self._sampler.sleep() and not self._reported_awake:
-                self._reported_awake = True
-                logger.info("vLLM cannot sleep on this platform: its engine keeps its memory while the model trains.")
+            if self._args.sampler == "vllm":
+                self._sampler.sleep()
 
     def close(self) -> None:
         """Stop the engine, if one was started, and remove what was saved for it."""
@@ -134,14 +143,12 @@ class PolicySampler:
     def _gather(self) -> dict[str, torch.Tensor]:
         """On the main process, what is to be saved of a sharded model: an adapter's own weights, or all."""
         is_main = self._accelerator.is_main_process
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor | None:
-            return tensor.to("cpu", copy=True) if is_main else None
-
-        def is_wanted(tensor: torch.Tensor) -> bool:
-            return tensor.requires_grad or not self._is_lora
-
-        return gather_weights(self._model, self._accelerator, keep, is_wanted)
+        return gather_weights(
+            self._model,
+            self._accelerator,
+            keep=lambda tensor: tensor.to("cpu", copy=True) if is_main else None,
+            only=lambda tensor: tensor.requires_grad or not self._is_lora,
+        )
 
     def _save(self, folder: Path, state: dict[str, torch.Tensor] | None) -> None:
         self._model.save_pretrained(folder, state_dict=state)
@@ -180,56 +187,18 @@ class PolicySampler:
 
     def _start_engine(self, weights: str) -> Any:
         """vLLM in this process, with the first weights loaded."""
+        from vllm.platforms import current_platform
+
+        can_sleep = current_platform.is_sleep_mode_available()
+        if not can_sleep:
+            logger.info("vLLM cannot sleep on this platform: its engine keeps its memory while the model trains.")
         options = {
             "tokenizer": weights,
-            "max_model_len": self._max_prompt_tokens + self._args.max_rationale_tokens,
+            "max_model_len": self._max_tokens,
             "gpu_memory_utilization": _GPU_SHARE,
-            "enable_sleep_mode": _can_sleep(),
+            "enable_sleep_mode": can_sleep,
             "seed": self._args.seed,
             **self._options,
         }
         model, adapter = (options.pop("model"), weights) if self._is_lora else (weights, None)
         return make_sampler("vllm", model, adapter=adapter, progress=False, sampler_kwargs=options)
-
-    def _base_model(self) -> str:
-        """Name or folder of the model, of the one under an adapter."""
-        name = self._model.config.name_or_path
-        if not name:
-            raise ValueError(
-                f"The {'base ' * self._is_lora}model has no name or folder that a sampler could load it from: it was "
-                "made in memory. Save it and its tokenizer with `save_pretrained`, and pass the folder as `model`."
-            )
-        return name
-
-
-def _check_options(sampler: str, options: dict[str, Any]) -> None:
-    known = _known_options(sampler)
-    if known:
-        check_names(f"`sampler_kwargs` of `sampler={sampler!r}`", options, known)
-    if sampler == "transformers":
-        check_integer("batch_size", options.get("batch_size", 1), note="in `sampler_kwargs`")
-
-
-def _known_options(sampler: str) -> set[str]:
-    """Names of the options of a sampler; none where they cannot be known."""
-    if sampler == "transformers":
-        return {"batch_size"}
-    from .. import sampling
-
-    if sampler == "server":
-        return set(inspect.signature(sampling.ServerSampler).parameters) - {"adapter", "progress"}
-    try:
-        from vllm import LLM, EngineArgs
-    except ImportError:
-        return set()  # the sampler tells what to install
-    names = {*inspect.signature(LLM).parameters, *(field.name for field in dataclasses.fields(EngineArgs))}
-    names |= set(inspect.signature(sampling.VLLMSampler).parameters)
-    return names - {"model", "revision", "adapter", "adapters", "progress", "kwargs", "engine_kwargs"}
-
-
-def _can_sleep() -> bool:
-    try:
-        from vllm.platforms import current_platform
-    except ImportError:
-        return False  # the sampler tells what to install
-    return current_platform.is_sleep_mode_available()

@@ -44,8 +44,7 @@ class Segments:
         ```
 
     Relations:
-        `Segments.of_batch` chooses `Segments.rows` for padded batches, `Segments.packed` for flattened ones; `turns`
-        splits either.
+        `of_batch` chooses `rows` for padded batches, `packed` for flattened ones; `turns` splits either.
     """
 
     ids: Int[Tensor, "batch seq"]
@@ -66,23 +65,15 @@ class Segments:
     ) -> "Segments":
         """Each document of one flattened row is a unit.
 
-        Args:
-            seq_idx: Document of each labelled position, `(1, seq)`, from 0.
-            label_mask: As above, `(1, width)`. Where it is wider than `seq_idx` (prompt-learning adapters put virtual
-                tokens in front), the two are aligned on the right; what is in front has no labels.
-            num_segments: Number of documents.
+        Where `label_mask` is wider than `seq_idx`, the document of each labelled position (prompt-learning adapters
+        put virtual tokens in front), the two are aligned on the right; what is in front has no labels.
         """
         extra = label_mask.size(1) - seq_idx.size(1)
-        ids = torch.nn.functional.pad(seq_idx.long(), (extra, 0))
-        return cls(ids, label_mask, num_segments)
+        return cls(torch.nn.functional.pad(seq_idx.long(), (extra, 0)), label_mask, num_segments)
 
     @classmethod
     def of_batch(cls, batch: Mapping[str, Any], label_mask: Bool[Tensor, "batch width"]) -> "Segments":
-        """The units of a batch of TRL's collator: rows if it is padded, documents if it is flattened.
-
-        Raises:
-            ValueError: A flattened batch does not tell its documents apart.
-        """
+        """The units of a batch of TRL's collator: rows if it is padded, documents if it is flattened."""
         if "seq_idx" in batch:
             return cls.packed(batch["seq_idx"][:, 1:], label_mask, batch["cu_seq_lens_q"].numel() - 1)
         if "attention_mask" in batch:
@@ -103,9 +94,7 @@ class Segments:
     def up_to_end(self, kinds: Int[Tensor, " token"], token_ids: Int[Tensor, "batch width"]) -> "Segments":
         """Without the labels behind the end of sequence of each run: `answer_length` says which they are.
 
-        Args:
-            kinds: From `dco_trl.sampling.end_of_sequence.token_kinds`.
-            token_ids: Token of each position, aligned on the right with the labels; what is in front has none.
+        `kinds` is from `dco_trl.sampling.end_of_sequence.token_kinds`; `token_ids` are aligned on the right.
         """
         token_ids = torch.nn.functional.pad(token_ids, (self.label_mask.size(1) - token_ids.size(1), 0))
         kind = kinds[token_ids.clamp(0, len(kinds) - 1)].flatten()
@@ -124,13 +113,11 @@ class Segments:
 
     def turns(self) -> "Segments":
         """Each contiguous run of labelled positions of a sequence as a unit of its own."""
-        sequence, labelled = self.ids.flatten(), self.label_mask.flatten()
         ids, num_turns = self._runs()
-        sequence_of = torch.zeros(num_turns, dtype=torch.long, device=ids.device)
-        sequence_of = sequence_of.scatter_reduce(0, ids, torch.where(labelled, sequence, 0), "amax")
-        return Segments(
-            ids.view_as(self.ids), self.label_mask, num_turns, sequence_of=sequence_of, num_sequences=self.num_segments
-        )
+        sequence = torch.where(self.label_mask, self.ids, 0).flatten()
+        of_turn = torch.zeros(num_turns, dtype=torch.long, device=ids.device)
+        of_turn = of_turn.scatter_reduce(0, ids, sequence, "amax")
+        return Segments(ids.view_as(self.ids), self.label_mask, num_turns, of_turn, self.num_segments)
 
     def sum(self, values: Float[Tensor, "batch seq"]) -> Float[Tensor, " unit"]:
         """Sum `values` over the labelled positions of each unit, in float64 where the device has it."""

@@ -59,11 +59,8 @@ class Replica:
     the precision that training computes in.
 
     Args:
-        model: The model, unwrapped and not sharded yet by FSDP.
+        model: Unwrapped, and not sharded yet by FSDP. The attribute `model` is the copy.
         accelerator: The trainer's.
-
-    Attributes:
-        model: The copy, without weights outside of `filled`.
     """
 
     def __init__(self, model: Any, accelerator: Accelerator):
@@ -103,13 +100,10 @@ class Replica:
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """FSDP's pieces of a tensor put together; any other tensor as it is."""
+    """FSDP's pieces of a tensor put together, on its devices where they were offloaded; any other tensor as it is."""
     if not isinstance(tensor, DTensor):
         return tensor
-    pieces: Any = tensor
-    device_type = pieces.device_mesh.device_type
-    if pieces.device.type != device_type:  # offloaded
-        pieces = pieces.to(device_type)
+    pieces: Any = tensor.to(tensor.device_mesh.device_type)
     return pieces.full_tensor()
 
 

@@ -94,22 +94,16 @@ def check_loss_uses_log_probs(trainer: SFTTrainer) -> None:
     """Raise a `RuntimeError` if the loss comes from elsewhere than the `log_probs` of the model that TRL is handed."""
     device = trainer.accelerator.device
     label_mask = torch.tensor([[False, True, True]], device=device)
-    log_probs = torch.tensor([[0.0, -3.0, -5.0]], device=device)
-    outputs = SimpleNamespace(
-        loss=torch.zeros((), device=device),
-        log_probs=log_probs,
-        label_mask=label_mask,
-        entropy=torch.zeros_like(log_probs),
-        is_top1=torch.zeros_like(label_mask),
-        aux_loss=torch.zeros((), device=device),
-    )
+    log_probs, zero = torch.tensor([[0.0, -3.0, -5.0]], device=device), torch.zeros((), device=device)
+    entropy, is_top1 = torch.zeros_like(log_probs), torch.zeros_like(label_mask)
     ids = torch.zeros((1, 4), dtype=torch.long, device=device)
     metrics, num_tokens = copy.deepcopy(trainer._metrics), trainer._total_train_tokens
     asked_for = []
 
     def model(**kwargs: Any) -> SimpleNamespace:
         asked_for.append(kwargs.get("fused_lm_head"))
-        return outputs
+        known = {"loss": zero, "aux_loss": zero, "entropy": entropy, "is_top1": is_top1}
+        return SimpleNamespace(log_probs=log_probs, label_mask=label_mask, **known)
 
     try:
         inputs = {"input_ids": ids, "labels": ids, "attention_mask": ids + 1}
@@ -120,11 +114,8 @@ def check_loss_uses_log_probs(trainer: SFTTrainer) -> None:
     finally:
         trainer._metrics, trainer._total_train_tokens = metrics, num_tokens
     if found != "calls with fused_lm_head=[True], loss 4.0":
-        raise RuntimeError(
-            _refuse(
-                [
-                    "`SFTTrainer.compute_loss` no longer computes its loss from the `log_probs` of `model(..., "
-                    f"fused_lm_head=True)`, so the coverage weights would be ignored ({found})"
-                ]
-            )
+        change = (
+            "`SFTTrainer.compute_loss` no longer computes its loss from the `log_probs` of `model(..., "
+            f"fused_lm_head=True)`, so the coverage weights would be ignored ({found})"
         )
+        raise RuntimeError(_refuse([change]))
