@@ -275,7 +275,7 @@ def test_help_names_what_dco_adds_first(capsys, tmp_path, monkeypatch):
             "Name another folder.",
         ),
         (["--num_attempts", str(10**21)], "--num-attempts must be at most 2^63 - 1, about 9.2e18, got 1000000000000"),
-        (["--resume_from_checkpoint", "true"], "`resume_from_checkpoint` is set, but there is no checkpoint in"),
+        (["--resume_from_checkpoint", "true"], "is set, but there is no complete checkpoint in"),
         (["--resume_from_checkpoint", "nosuch"], "`resume_from_checkpoint`: there is no folder nosuch."),
     ],
 )

@@ -18,6 +18,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from cot import ROWS as ROWS
 from datasets import load_dataset
 from forks import CONTEXT as FORKS
 from tiny_models import make_tokenizer
@@ -28,11 +29,6 @@ from dco_trl.cli import main
 
 STEPS = 60
 COMMANDS = {"direct": "train", "cot": "train-cot"}
-ROWS = [
-    {"prompt": f"{a}+{b}=", "completion": f"{a}+{b} {a + b}", "answer": str(a + b)}
-    for a in range(1, 5)
-    for b in range(1, 4)
-]
 
 
 def options_of(kind: str, place: Path, output: Path, **overrides: Any) -> dict[str, Any]:

@@ -23,10 +23,7 @@ RUNS = {
 def launch(num_processes: int, folder: Path) -> dict[str, dict]:
     """Results of each of `RUNS`, with the same batches whatever the number of processes."""
     # 11 evaluation rows over 2 processes: the last batch is evened out with repeats, which must not count.
-    sizes = {
-        "per_device_train_batch_size": 4 // num_processes,
-        "per_device_eval_batch_size": 6 // num_processes,
-    }
+    sizes = {"per_device_train_batch_size": 4 // num_processes, "per_device_eval_batch_size": 6 // num_processes}
     settings = json.dumps([{**options, **sizes} for options in RUNS.values()])
     script, results = HERE / "distributed_run.py", folder / f"{num_processes}.pt"
     code, output = run(script, settings, results, processes=num_processes, ACCELERATE_USE_CPU="true")

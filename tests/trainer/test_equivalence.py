@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from tiny_models import FAMILIES, make_model
-from training import MANY, SFTTrainer, assert_same_run, dataset, make_trainer, run
+from training import MANY, SFTTrainer, assert_same_run, assert_same_weights, dataset, make_trainer, run
 
 from dco_trl import DCOTrainer
 
@@ -29,10 +29,7 @@ def lora() -> dict:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_attempt_is_sft_bit_for_bit(family, batches):
     settings = BATCHES[batches]
-    assert_same_run(
-        run(DCOTrainer, family, num_attempts=1, **settings),
-        run(SFTTrainer, family, **settings),
-    )
+    assert_same_run(run(DCOTrainer, family, num_attempts=1, **settings), run(SFTTrainer, family, **settings))
 
 
 @pytest.mark.slow
@@ -59,14 +56,18 @@ def test_one_attempt_is_sft_bit_for_bit_under(settings, batches, adapter):
 # ---------------------------------------------------------------- the naive formula
 
 
-def naive_loss(model, batch, num_attempts: int, reduction: str) -> torch.Tensor:
-    """-log(1 - (1-p)^N) from the full logits of a padded batch, with autograd through all of it."""
+def naive_loss(model, batch, num_attempts: int, reduction: str, num_required: int = 1) -> torch.Tensor:
+    """-log(1 - (1-p)^N), or -log P[Binomial(N, p) >= m], from the full logits, with autograd through all of it."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
     labels = batch["labels"][:, 1:]
     mask = labels != -100
     log_probs = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
     p = (log_probs * mask).sum(1).exp()
-    loss = -torch.log(1 - (1 - p) ** num_attempts)
+    tail = 1 - (1 - p) ** num_attempts
+    if num_required > 1:
+        counts = range(num_required, num_attempts + 1)
+        tail = sum(float(math.comb(num_attempts, j)) * p**j * (1 - p) ** (num_attempts - j) for j in counts)
+    loss = -torch.log(tail)
     if reduction == "token":
         return loss.sum() / mask.sum()
     if reduction == "sequence":
@@ -80,58 +81,44 @@ def gradients(loss: torch.Tensor, model) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("reduction", ["token", "sequence", "sequence_mean"])
-@pytest.mark.parametrize("num_attempts", [2, MANY])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_gradient_is_autograds_of_the_naive_formula(family, num_attempts, reduction):
+def assert_same_gradients(actual: dict, expected: dict, rtol: float, atol: float) -> None:
+    """`atol` relative to the largest."""
+    assert actual.keys() == expected.keys()
+    largest = max(gradient.abs().max() for gradient in expected.values()).item()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, rtol=rtol, atol=atol * largest, msg=name)
+
+
+REDUCTIONS = ["token", "sequence", "sequence_mean"]
+
+
+@pytest.mark.parametrize(
+    ("family", "num_attempts", "num_required", "reduction"),
+    [
+        *((family, n, 1, reduction) for family in FAMILIES for n in (2, MANY) for reduction in REDUCTIONS),
+        *(("llama", 400, m, "sequence") for m in (2, 5)),
+    ],
+)
+def test_gradient_is_autograds_of_the_naive_formula(family, num_attempts, num_required, reduction):
     model = make_model(family).double()
     if family == "mixtral":
         model.set_experts_implementation("eager")  # the grouped kernel has no float64
-    trainer = make_trainer(model=model, num_attempts=num_attempts, loss_reduction=reduction, router_aux_loss_coef=None)
+    counts = dict(num_attempts=num_attempts, num_required=num_required)
+    trainer = make_trainer(model=model, loss_reduction=reduction, router_aux_loss_coef=None, **counts)
     trainer.current_gradient_accumulation_steps = 1  # what `train` sets
-    batch = next(iter(trainer.get_train_dataloader()))
-    window = [dict(batch)]
-    num_items = trainer._get_num_items_in_batch(window, torch.device("cpu"))
-    ours = gradients(trainer.compute_loss(model, dict(batch), num_items_in_batch=num_items), model)
-    expected = naive_loss(model, batch, num_attempts, reduction)
-    if family == "mixtral":  # TRL adds the auxiliary loss, unweighted
-        from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
-
-        outputs = model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_router_logits=True
-        )
-        aux_loss = load_balancing_loss_func(outputs.router_logits, 4, 2, batch["attention_mask"])
-        expected = expected + trainer.router_aux_loss_coef * aux_loss
-    expected = gradients(expected, model)
-    assert ours.keys() == expected.keys()
-    largest = max(gradient.abs().max() for gradient in expected.values())
-    for name, gradient in expected.items():
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-6 * largest.item(), msg=name)
-
-
-@pytest.mark.parametrize("num_required", [2, 5])
-def test_gradient_of_at_least_m_of_n_is_autograds_of_the_naive_formula(num_required):
-    num_attempts = 400
-    model = make_model().double()
-    trainer = make_trainer(
-        model=model, num_attempts=num_attempts, num_required=num_required, loss_reduction="sequence"
-    )
-    trainer.current_gradient_accumulation_steps = 1
     batch = next(iter(trainer.get_train_dataloader()))
     num_items = trainer._get_num_items_in_batch([dict(batch)], torch.device("cpu"))
     ours = gradients(trainer.compute_loss(model, dict(batch), num_items_in_batch=num_items), model)
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-    labels = batch["labels"][:, 1:]
-    log_probs = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    p = (log_probs * (labels != -100)).sum(1).exp()
-    tail = sum(
-        float(math.comb(num_attempts, j)) * p**j * (1 - p) ** (num_attempts - j)
-        for j in range(num_required, num_attempts + 1)
-    )
-    expected = gradients(-torch.log(tail).mean(), model)
-    largest = max(gradient.abs().max() for gradient in expected.values())
-    for name, gradient in expected.items():
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5 * largest.item(), msg=name)
+    expected = naive_loss(model, batch, reduction=reduction, **counts)
+    if family == "mixtral":  # TRL adds the auxiliary loss, unweighted
+        from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        outputs = model(**inputs, output_router_logits=True)
+        aux_loss = load_balancing_loss_func(outputs.router_logits, 4, 2, batch["attention_mask"])
+        expected = expected + trainer.router_aux_loss_coef * aux_loss
+    slack = 1 if num_required == 1 else 10
+    assert_same_gradients(ours, gradients(expected, model), rtol=1e-5 * slack, atol=1e-6 * slack)
 
 
 def test_one_required_is_the_default_bit_for_bit():
@@ -157,7 +144,7 @@ def test_the_weights_of_that_test_are_not_all_one():
 # ---------------------------------------------------------- how sequences are batched
 
 
-@pytest.mark.parametrize("reduction", ["token", "sequence", "sequence_mean"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_packed_is_padded(reduction):
     settings = dict(num_attempts=MANY, loss_reduction=reduction, max_steps=2)
     padded = run(**settings, per_device_train_batch_size=12)
@@ -165,12 +152,11 @@ def test_packed_is_padded(reduction):
     packed = run(**settings, per_device_train_batch_size=12, packing=True, max_length=24)
     for other in (padding_free, packed):
         torch.testing.assert_close(torch.tensor(other[1]), torch.tensor(padded[1]), rtol=1e-4, atol=1e-6)
-        for name, weight in padded[2].items():
-            torch.testing.assert_close(other[2][name], weight, rtol=1e-3, atol=2e-4, msg=name)
+        assert_same_weights(other[2], padded[2], rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("batches", ["padded", "padding-free"])
-@pytest.mark.parametrize("reduction", ["token", "sequence", "sequence_mean"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_a_large_batch_is_many_small_ones(reduction, batches):
     settings = {**BATCHES[batches], "num_attempts": MANY, "loss_reduction": reduction}
     large = run(**settings, per_device_train_batch_size=4)
@@ -193,8 +179,7 @@ def test_resumed_is_never_stopped(tmp_path):
     whole.train()
     resumed = make_trainer(output_dir=str(tmp_path / "resumed"), **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
-    for name, weight in whole.model.state_dict().items():
-        torch.testing.assert_close(resumed.model.state_dict()[name], weight, rtol=0, atol=0, msg=name)
+    assert_same_weights(resumed.model.state_dict(), whole.model.state_dict())
     keys = ("loss", "grad_norm", "coverage_loss", "coverage_weight", "log_p")
     for ours, theirs in zip(resumed.state.log_history[3:6], whole.state.log_history[3:6], strict=True):
         assert {key: ours[key] for key in keys} == {key: theirs[key] for key in keys}

@@ -65,12 +65,10 @@ def test_a_second_evaluation_starts_from_nothing():
 
 
 def test_several_evaluation_sets_keep_their_names():
-    model = make_model()
-    trainer = make_trainer(
-        model=model, trainer_kwargs={"eval_dataset": {"easy": dataset(4), "hard": Dataset.from_list(ROWS[4:])}}
-    )
-    metrics = trainer.evaluate()
-    for name, rows in (("easy", ROWS[:4]), ("hard", ROWS[4:])):
+    model, sets = make_model(), {"easy": ROWS[:4], "hard": ROWS[4:]}
+    evaluation = {"eval_dataset": {name: Dataset.from_list(rows) for name, rows in sets.items()}}
+    metrics = make_trainer(model=model, trainer_kwargs=evaluation).evaluate()
+    for name, rows in sets.items():
         expected = (1 - (1 - log_probabilities(model, rows).exp()) ** 16).mean().item()
         assert metrics[f"eval_{name}_coverage@16"] == pytest.approx(expected, rel=1e-4)
 
@@ -84,10 +82,12 @@ def test_predict_reports_coverage_too():
 def test_training_metrics_are_means_over_the_sequences_since_the_last_log():
     model = make_model()
     before = log_probabilities(model, ROWS)
-    trainer = make_trainer(model=model, num_attempts=MANY, learning_rate=0.0, max_steps=3, logging_steps=3)
+    options = dict(loss_reduction="sequence", learning_rate=0.0, max_steps=3, logging_steps=3)
+    trainer = make_trainer(model=model, num_attempts=MANY, **options)
     trainer.train()  # 3 steps of 4 rows: each row once
     step = trainer.state.log_history[0]
     weights = coverage_weight(before, MANY)
+    assert step["loss"] == pytest.approx(-(weights * before).mean().item(), rel=1e-4)
     assert step["log_p"] == pytest.approx(before.mean().item(), rel=1e-4)
     assert step["coverage_weight"] == pytest.approx(weights.mean().item(), rel=1e-4)
     assert step["weight_below_0.1"] == pytest.approx((weights < 0.1).double().mean().item())
@@ -102,45 +102,22 @@ def test_a_second_log_starts_from_nothing():
     assert len(set(values)) == 3
 
 
-def test_the_sequence_loss_is_the_mean_of_weight_times_nll():
-    model = make_model()
-    log_p = log_probabilities(model, ROWS)
-    trainer = make_trainer(
-        model=model, num_attempts=MANY, loss_reduction="sequence", per_device_train_batch_size=12, max_steps=1
-    )
-    trainer.train()
-    expected = -(coverage_weight(log_p, MANY) * log_p).mean().item()
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-4)
-
-
 def test_training_metrics_survive_an_evaluation_between_two_logs():
     settings = dict(num_attempts=MANY, max_steps=4, logging_steps=4)
-    plain = make_trainer(**settings)
-    plain.train()
-    evaluated = make_trainer(
-        eval_strategy="steps", eval_steps=1, trainer_kwargs={"eval_dataset": dataset()}, **settings
-    )
-    evaluated.train()
-    (plain_step,) = [entry for entry in plain.state.log_history if "loss" in entry]
-    (evaluated_step,) = [entry for entry in evaluated.state.log_history if "loss" in entry]
+    evaluation = {"eval_strategy": "steps", "eval_steps": 1, "trainer_kwargs": {"eval_dataset": dataset()}}
+    plain, evaluated = make_trainer(**settings), make_trainer(**evaluation, **settings)
+    for trainer in (plain, evaluated):
+        trainer.train()
+    [expected], [found] = ([e for e in t.state.log_history if "loss" in e] for t in (plain, evaluated))
     for key in ("coverage_loss", "coverage_weight", "weight_below_0.1", "log_p"):
-        assert evaluated_step[key] == plain_step[key]
+        assert found[key] == expected[key]
 
 
 def test_best_model_can_be_chosen_by_coverage(tmp_path):
-    trainer = make_trainer(
-        output_dir=str(tmp_path),
-        num_attempts=MANY,
-        max_steps=6,
-        eval_strategy="steps",
-        eval_steps=2,
-        save_strategy="steps",
-        save_steps=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_coverage@256",
-        greater_is_better=True,
-        trainer_kwargs={"eval_dataset": dataset()},
-    )
+    best = dict(load_best_model_at_end=True, metric_for_best_model="eval_coverage@256", greater_is_better=True)
+    steps = dict(max_steps=6, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2)
+    evaluation = {"trainer_kwargs": {"eval_dataset": dataset()}}
+    trainer = make_trainer(output_dir=str(tmp_path), num_attempts=MANY, **steps, **best, **evaluation)
     trainer.train()
     evaluations = [entry["eval_coverage@256"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert trainer.state.best_metric == max(evaluations)

@@ -5,13 +5,11 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-import torch
-from cot import make_cot_trainer, settings
-from datasets import Dataset
+from cot import make_cot_trainer, settings, trained
 from peft import LoraConfig
 from tiny_models import make_model, make_tokenizer, save_checkpoint
 
-from dco_trl import CoTDCOConfig, CoTDCOTrainer
+from dco_trl import CoTDCOConfig
 from dco_trl.sampling import EndpointError, TransformersSampler
 from dco_trl.trainer.policy_sampler import PolicySampler
 from dco_trl.trainer.sharded_weights import Replica
@@ -32,23 +30,18 @@ def test_rationales_are_sampled_from_the_prompt_that_is_trained_on(monkeypatch):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = TEMPLATE
     tools = json.dumps([{"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}])
-    common = {
-        "prompt": [{"role": "user", "content": "1+2"}],
-        "completion": [{"role": "assistant", "content": "3"}],
-        "answer": "3",
-    }
+    prompt, completion = [{"role": "user", "content": "1+2"}], [{"role": "assistant", "content": "3"}]
+    common = {"prompt": prompt, "completion": completion, "answer": "3"}
     rows = [
-        {**common, "chat_template_kwargs": {"hint": "short"}, "tools": None},
-        {**common, "chat_template_kwargs": {"hint": "long"}, "tools": tools},
-        {**common, "chat_template_kwargs": {"hint": "short"}, "tools": None},
+        {**common, "chat_template_kwargs": {"hint": hint}, "tools": given}
+        for hint, given in (("short", None), ("long", tools), ("short", None))
     ]
-    graded = []
+    graded, requested = [], {}
 
     def grader(prompts, completions, answer, **columns):
         graded.append((prompts[0], completions[0][0]["role"], columns["tools"][0]))
         return [1.0] * len(completions)
 
-    requested = {}
     sample = TransformersSampler.sample
 
     def recorded(self, requests, params):
@@ -56,14 +49,7 @@ def test_rationales_are_sampled_from_the_prompt_that_is_trained_on(monkeypatch):
         return sample(self, requests, params)
 
     monkeypatch.setattr(TransformersSampler, "sample", recorded)
-    trainer = CoTDCOTrainer(
-        make_model(),
-        args=CoTDCOConfig(**settings(max_steps=1)),
-        train_dataset=Dataset.from_list(rows),
-        grader=grader,
-        processing_class=tokenizer,
-    )
-    trainer.train()
+    trainer = trained(rows, grader, max_steps=1, trainer_kwargs={"processing_class": tokenizer})
     # The same messages rendered otherwise are another problem; rendered alike, the same.
     assert {row: tokenizer.decode(ids) for row, ids in requested.items()} == {0: "1+2 short:", 1: "add 1+2 long:"}
     prepared = {row["dco_row"]: row for row in trainer.train_dataset}
@@ -71,10 +57,13 @@ def test_rationales_are_sampled_from_the_prompt_that_is_trained_on(monkeypatch):
         assert prepared[row]["input_ids"][: len(ids)] == ids
         assert prepared[row]["labels"][: len(ids) + 1] == [-100] * len(ids) + [prepared[row]["input_ids"][len(ids)]]
     # Graders get what the user wrote.
-    assert graded[0] == (common["prompt"], "assistant", None)
+    assert graded[0] == (prompt, "assistant", None)
 
 
 # ------------------------------------------------------------------------- options
+
+
+SERVER = {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY}}
 
 
 @pytest.mark.parametrize(
@@ -84,53 +73,38 @@ def test_rationales_are_sampled_from_the_prompt_that_is_trained_on(monkeypatch):
             {"sampler_kwargs": {"batchsize": 4}},
             "`sampler_kwargs` of `sampler='transformers'` does not know the option 'batchsize'. Did you mean 'bat",
         ),
+        ({"sampler_kwargs": {"batch_size": "4"}}, "`batch_size` must be an integer of at least 1, got '4'"),
         (
-            {"sampler_kwargs": {"batch_size": "4"}},
-            r"`batch_size` must be an integer of at least 1 \(in `sampler_kwargs`\), got '4'",
-        ),
-        ({"sampler_kwargs": {"batch_size": 0}}, r"at least 1 \(in `sampler_kwargs`\), got 0"),
-        (
-            {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY, "retries": 1}, "trainer_kwargs": LORA},
-            "`sampler_kwargs` of `sampler='server'` does not know the option 'retries'. Did you mean 'max_retries'",
+            {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY, "retries": 1}},
+            "does not know the option 'retries'. Did you mean 'max_retries'",
         ),
         (
             {"max_rationale_tokens": 254},
             "prompt has 4 tokens, which with `max_rationale_tokens=254` are more than the 256 of the context. Lower",
         ),
-        (
-            {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY}, "trainer_kwargs": LORA},
-            "base model has no name or folder.*pass the folder as `model`",
-        ),
-        (
-            {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY}},
-            "The model has no name or folder that a sampler could load it from: it was made in memory",
-        ),
+        ({**SERVER, "trainer_kwargs": LORA}, "base model has no name or folder.*pass the folder as `model`"),
+        (SERVER, "The model has no name or folder that a sampler could load it from: it was made in memory"),
     ],
 )
 def test_refused_when_the_trainer_is_made(overrides, message):
-    with pytest.raises((TypeError, ValueError), match=message):
+    with pytest.raises(ValueError, match=message):
         make_cot_trainer(**overrides)
 
 
 @pytest.mark.parametrize(
-    ("distributed_type", "sampler", "message"),
+    ("distributed_type", "options", "message"),
     [
+        ("FSDP", {}, "Rationales cannot be sampled while FSDP 1 shards the model. Use FSDP 2 .`fsdp_versi"),
+        ("MEGATRON_LM", SERVER, "Rationales cannot be sampled while Megatron-LM shards the model. .* DeepSpeed ZeRO"),
         (
-            "FSDP",
-            "transformers",
-            "Rationales cannot be sampled while FSDP 1 shards the model. Use FSDP 2 .`fsdp_versi",
+            "MULTI_GPU",
+            {"sampler": "vllm"},
+            "`sampler='vllm'` shares one process's device, and there are 2 .* Start one",
         ),
-        (
-            "MEGATRON_LM",
-            "server",
-            "Rationales cannot be sampled while Megatron-LM shards the model. .* DeepSpeed ZeRO",
-        ),
-        ("MULTI_GPU", "vllm", "`sampler='vllm'` shares one process's device, and there are 2 processes. Start one or"),
     ],
 )
-def test_ways_of_training_that_a_sampler_cannot_follow(distributed_type, sampler, message):
+def test_ways_of_training_that_a_sampler_cannot_follow(distributed_type, options, message):
     accelerator = SimpleNamespace(distributed_type=distributed_type, num_processes=2, is_fsdp2=False)
-    options = {"sampler": sampler, "sampler_kwargs": {"base_url": NOBODY} if sampler == "server" else None}
     with pytest.raises(ValueError, match=message):
         PolicySampler(accelerator, make_model(), make_tokenizer(), CoTDCOConfig(**settings(**options)), 4)
 
@@ -149,7 +123,7 @@ def test_options_that_vllm_does_not_know_are_refused(tmp_path):
     pytest.importorskip("vllm")
     model = str(save_checkpoint(tmp_path))
     make_cot_trainer(model=model, sampler="vllm", sampler_kwargs={"max_model_len": 64, "enforce_eager": True})
-    with pytest.raises(ValueError, match="of `sampler='vllm'` does not know the option 'max_len'. Did you mean 'max_"):
+    with pytest.raises(ValueError, match="vllm.LLM does not know the option 'max_len'. Did you mean 'max_"):
         make_cot_trainer(model=model, sampler="vllm", sampler_kwargs={"max_len": 64})
     with pytest.raises(ValueError, match="has 4 tokens, which with `max_rationale_tokens=8` are more than the 10"):
         make_cot_trainer(model=model, sampler="vllm", sampler_kwargs={"max_model_len": 10})
@@ -186,12 +160,6 @@ def test_what_was_saved_for_the_sampler_is_removed_and_nothing_else(tmp_path, mo
     assert {path.name for path in (tmp_path / "run").iterdir()} == before and users.read_text() == "mine"
 
 
-def test_no_folder_of_the_default_samplers_is_touched(tmp_path):
-    (tmp_path / "sampler").mkdir()
-    make_cot_trainer(output_dir=str(tmp_path), max_steps=1).train()
-    assert (tmp_path / "sampler").is_dir()
-
-
 def test_the_graders_workers_end_with_training():
     trainer = make_cot_trainer(grader="math", max_steps=1)
     before = {child.pid for child in psutil.Process().children(recursive=True)}
@@ -201,24 +169,3 @@ def test_the_graders_workers_end_with_training():
     assert verdict.score == 1.0 and workers
     trainer.train()
     assert not workers & {child.pid for child in psutil.Process().children(recursive=True)}
-
-
-# ------------------------------------------------------------------------- weights
-
-
-def test_a_training_batch_without_weights_is_an_error():
-    trainer = make_cot_trainer()
-    trainer.state.max_steps = 1
-    [batch], _ = trainer.get_batch_samples(iter([{"dco": {"row": torch.arange(4)}}]), 1, torch.device("cpu"))
-    lost = {name: value for name, value in batch.items() if name != "dco"}
-    trainer.model.train()
-    with pytest.raises(RuntimeError, match="came without `dco`, the weights of its rows, got .*must keep them"):
-        trainer.compute_loss(trainer.model, dict(lost))
-    cut = {
-        name: value[:2] if name in ("input_ids", "labels", "attention_mask") else value
-        for name, value in batch.items()
-    }
-    with pytest.raises(RuntimeError, match="batch of 2 sequences came with the weights of 4: it was cut"):
-        trainer.compute_loss(trainer.model, cut)
-    trainer.model.eval()
-    assert trainer.compute_loss(trainer.model, lost) > 0  # in evaluation p is that of the row itself

@@ -68,10 +68,7 @@ def launch(strategy: str | None, folder: Path) -> dict[str, dict]:
     for name, options in RUNS.items():
         # 11 evaluation rows over 2 processes: the last batch is evened out with repeats, which must not count.
         num_processes = 1 if strategy is None else 2
-        sizes = {
-            "per_device_train_batch_size": 4 // num_processes,
-            "per_device_eval_batch_size": 6 // num_processes,
-        }
+        sizes = {"per_device_train_batch_size": 4 // num_processes, "per_device_eval_batch_size": 6 // num_processes}
         settings[name] = {**options, **sizes} | ({"model": saved} if "model" in options else {})
     if strategy is None:  # accelerate fills an uneven last batch up with the first rows, so that all have as many
         settings["token"]["rows"] = [*RUNS["token"]["rows"], 0]

@@ -31,8 +31,7 @@ def test_a_loss_that_is_not_of_log_probs_is_refused(monkeypatch, uses, found):
 
     monkeypatch.setattr(SFTTrainer, "compute_loss", compute_loss)
     with pytest.raises(
-        RuntimeError,
-        match=f"{NAMED}`SFTTrainer.compute_loss` no longer .*log_probs.*{found}.*{WAY_OUT}",
+        RuntimeError, match=f"{NAMED}`SFTTrainer.compute_loss` no longer .*log_probs.*{found}.*{WAY_OUT}"
     ):
         make_trainer()
 
