@@ -58,6 +58,7 @@ class PolicySampler:
         self._sampler: Any = None
         self._is_lora = is_peft_model(model)
         self._check_way_of_training()
+        own: Any
         if args.sampler == "vllm":
             own = inspect.signature(VLLMSampler).parameters
             check_engine_kwargs({name: value for name, value in self._options.items() if name not in own})
