@@ -61,14 +61,14 @@ def choice_grader(
         completions: Strings, or lists of messages.
         answer: The references, one per completion; absent, the column `answerKey` or `solution`.
         choices: The options of each question, where the data set has them.
-        thought_tags: Pairs of the tags around a thought, as in `strip_thoughts`.
+        thought_tags: As in `exact_grader`.
         kwargs: Further columns.
 
     Returns:
         1.0 or 0.0 for each completion; None where the reference is no option.
 
     Raises:
-        GraderError: There is no reference column, or its length differs.
+        GraderError: As `exact_grader`.
 
     Examples:
         >>> choice_grader(["The answer is (B).", "c) red", "A dog"], answer=["B", "C", "A"])

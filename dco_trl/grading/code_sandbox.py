@@ -157,9 +157,6 @@ def run_program(
         memory_limit: Bytes of address space per process, and of memory of the program and its children together.
         unsafe: Run with the time limit alone, as the user, unconfined: for machines that hold nothing of value.
 
-    Returns:
-        How it ended.
-
     Raises:
         GraderError: This platform cannot confine programs, and `unsafe` is False.
 

@@ -70,15 +70,15 @@ def math_grader(
     return [verdicts[slot].score for slot in slots.tolist()]
 
 
-# What each needs installed.
-_BUILTIN: dict[str, tuple[Grader, tuple[str, ...]]] = {
-    "math": (math_grader, ("math_verify",)),
-    "exact": (exact_grader, ()),
-    "choice": (choice_grader, ()),
-    "json": (json_grader, ()),
-    "regex": (regex_grader, ()),
-    "code": (code_grader, ("markdown_it",)),
+_BUILTIN: dict[str, Grader] = {
+    "math": math_grader,
+    "exact": exact_grader,
+    "choice": choice_grader,
+    "json": json_grader,
+    "regex": regex_grader,
+    "code": code_grader,
 }
+_NEEDED = {"math": "math_verify", "code": "markdown_it"}
 
 
 def load_grader(name: str | Grader) -> Grader:
@@ -104,11 +104,11 @@ def load_grader(name: str | Grader) -> Grader:
     if callable(name):
         return name
     if name in _BUILTIN:
-        function, packages = _BUILTIN[name]
-        require(f"grader={name!r}", "eval", *packages)
+        if name in _NEEDED:
+            require(f"grader={name!r}", "eval", _NEEDED[name])
         if name == "code":
             check_confinement()  # before anything is sampled for it
-        return function
+        return _BUILTIN[name]
     module_name, colon, attribute = name.partition(":")
     if not (colon and module_name and attribute):
         raise GraderError(
@@ -166,7 +166,7 @@ def grader_name(grader: str | Grader) -> str:
     """
     if isinstance(grader, str):
         return grader
-    for name, (function, _) in _BUILTIN.items():
+    for name, function in _BUILTIN.items():
         if grader is function:
             return name
     qualified = getattr(grader, "__qualname__", None) or type(grader).__qualname__

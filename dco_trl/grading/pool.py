@@ -109,10 +109,10 @@ class WorkerPool:
             results.put(error)
 
     def _worker(self, i: int) -> "_Worker":
+        if not self._is_abandoned and (i not in self._workers or self._workers[i].has_ended):
+            self._workers[i] = _Worker(*self._options)
         if self._is_abandoned:
             raise InterruptedError
-        if i not in self._workers or self._workers[i].has_ended:
-            self._workers[i] = _Worker(*self._options)
         return self._workers[i]
 
 

@@ -102,6 +102,12 @@ def test_extract_answer(text, answer):
         ("analysis42assistantfinal41", "41"),
         ("a < b and [1, 2]", "a < b and [1, 2]"),
         ("thinking 42", "thinking 42"),
+        # Letters that only look like a tag's.
+        *(
+            ("<TH\u0130NK>x</think> 4", " 4"),
+            ("<th\u0131nk> 4", "<th\u0131nk> 4"),
+            ("<thought\u017f>4", "<thought\u017f>4"),
+        ),
     ],
 )
 def test_thoughts(text, rest):

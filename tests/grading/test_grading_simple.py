@@ -15,7 +15,6 @@ from dco_trl.grading import (
     math_grader,
     regex_grader,
 )
-from dco_trl.grading.thoughts import strip_thoughts
 
 RIGHT_B = (
     *("\\boxed{\\text{B}}", "$\\mathbf{B}$", "\\boxed{\\text{B}. Paris}", "`B`", "Ｂ", "（Ｂ）", "𝐁", "Ⓑ", "[B]"),
@@ -97,6 +96,14 @@ def test_choice(text, reference, score):
         ("B. red", "B", ["red", "blue"], 0.0),  # the text of the other
         ("B. blue", "B", ["red", "blue"], 1.0),
         ("B", 1, "red or blue", None),
+        ("A", "A", "5", 1.0),
+        ("The answer is B.", "B", ["O", "A", "B", "AB"], 1.0),  # the letter, though it is the text of option C
+        ("The answer is AB.", "D", ["O", "A", "B", "AB"], 1.0),
+        ("1", "1", {"label": ["1", "2"], "text": ["2", "1"]}, 1.0),
+        ("B", "blue", ["red", "blue"], 1.0),  # a reference that is an option's text
+        ("blue", "blue", ["red", "blue"], 1.0),
+        ("red", "blue", ["red", "blue"], 0.0),
+        ("B", "green", ["red", "blue"], None),
     ],
 )
 def test_choice_of_options(text, reference, choices, score):
@@ -138,6 +145,8 @@ def test_choice_reads_arcs_column():
         ("9" * 10_000, "[1]", 0.0),
         ("[1]", "[1", None),
         ("[NaN]", "[NaN]", None),
+        ("1", "[" * 100_000, None),
+        *(("true", "True", 1.0), ("false", "True", 0.0), ("1", "True", 0.0)),  # as a run folder keeps booleans
     ],
 )
 def test_json(text, reference, score):
@@ -154,6 +163,7 @@ def test_json(text, reference, score):
         ("", "x", 0.0),
         ("x", "(", None),
         ("x", "(?P<a>x)(?P<a>y)", None),
+        *(("", "", None), ("x", "", None)),
     ],
 )
 def test_regex(text, pattern, score):
@@ -209,16 +219,6 @@ def test_thought_tags_are_an_argument():
         assert [(verdict.score, verdict.answer) for verdict in verdicts] == [(1.0, "A")]
 
 
-@pytest.mark.parametrize("text", ["<TH\u0130NK>x</think> 4", "<th\u0131nk> 4", "<thought\u017f>4"])
-def test_letters_that_only_look_like_a_tag_are_none(text):
-    assert strip_thoughts(text).endswith("4")
-
-
-def test_what_cannot_be_read_is_no_reference_and_no_options():
-    assert json_grader(["1"], answer=["[" * 100_000]) == [None]
-    assert choice_grader(["A"], answer=["A"], choices=["5"]) == choice_grader(["A"], answer=["A"]) == [1.0]
-
-
 def test_exact_with_another_normalisation():
     texts, references = ["The answer is Paris.", "paris", "1,000"], ["PARIS", "Rome", "1000"]
     assert exact_grader(texts, answer=references) == [0.0, 0.0, 1.0]
@@ -226,30 +226,6 @@ def test_exact_with_another_normalisation():
     with BulkGrader(functools.partial(exact_grader, normalize=str.casefold)) as grader:
         verdicts = grader.grade(None, texts, references, progress=False)
     assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 0.0]
-
-
-@pytest.mark.parametrize(
-    ("text", "reference", "choices", "score"),
-    [
-        ("The answer is B.", "B", ["O", "A", "B", "AB"], 1.0),  # the letter, though it is the text of option C
-        ("The answer is AB.", "D", ["O", "A", "B", "AB"], 1.0),
-        ("1", "1", {"label": ["1", "2"], "text": ["2", "1"]}, 1.0),
-        ("B", "blue", ["red", "blue"], 1.0),  # a reference that is an option's text
-        ("blue", "blue", ["red", "blue"], 1.0),
-        ("red", "blue", ["red", "blue"], 0.0),
-        ("B", "green", ["red", "blue"], None),
-    ],
-)
-def test_labels_come_before_texts_and_references_may_be_either(text, reference, choices, score):
-    assert choice_grader([text], answer=[reference], choices=[choices]) == [score]
-
-
-def test_json_takes_booleans_as_a_run_folder_keeps_them():
-    assert json_grader(["true", "false", "1"], answer=["True", "True", "True"]) == [1.0, 0.0, 0.0]
-
-
-def test_an_empty_expression_is_none():
-    assert regex_grader(["", "x"], answer=["", ""]) == [None, None]
 
 
 def test_a_vote_counts_one_spelling_of_a_choice_and_of_json():
