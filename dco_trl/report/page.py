@@ -18,7 +18,7 @@ import jinja2
 from jinja2.utils import htmlsafe_json_dumps
 
 from ..runs.results import ProblemResult, RunResult
-from .summary import Group, ProblemSummary, Summary
+from .summary import Group, Summary
 from .tables import PAIRED_TITLE, TITLE, flat, never_solved_text, notes, plot_suffix, tables
 
 # The details of all problems; the rest of the page is small beside them.
@@ -131,20 +131,19 @@ def _group_data(summary: Summary, results: Sequence[RunResult], group: Group) ->
                 "id": problem.problem_id,
                 "prompt": problem.prompt[:EXCERPT],
                 "reference": problem.reference[:EXCERPT],
-                "runs": [_numbers(run[problem.problem_id]) for run in by_id],
+                "runs": [
+                    {
+                        "n": counts.num_samples,
+                        "c": counts.num_correct,
+                        "cut": counts.num_truncated,
+                        "top": -1 if counts.top_answer is None else counts.confidence,
+                        "top_correct": counts.top_correct,
+                    }
+                    for counts in (run[problem.problem_id] for run in by_id)
+                ],
             }
             for problem in results[group.runs[0]].problems
         ],
-    }
-
-
-def _numbers(problem: ProblemSummary) -> dict[str, Any]:
-    return {
-        "n": problem.num_samples,
-        "c": problem.num_correct,
-        "cut": problem.num_truncated,
-        "top": -1 if problem.top_answer is None else problem.confidence,
-        "top_correct": problem.top_correct,
     }
 
 

@@ -59,7 +59,7 @@ def scheduled_pass_at_k(
 
     Raises:
         ValueError: More attempts of an arm than it has samples of a problem, a schedule for another number of arms, or
-            measurements that `plan_attempts` refuses.
+            what `plan_attempts` refuses.
 
     Examples:
         >>> from dco_trl.statistics import plan_attempts, scheduled_pass_at_k
@@ -68,10 +68,8 @@ def scheduled_pass_at_k(
         >>> scheduled_pass_at_k(schedule, [1, 4], **counts).round(2).tolist()
         [[1.0, 1.0], [0.0, 0.64], [0.12, 0.69]]
 
-    References:
-        Chen et al., "Evaluating Large Language Models Trained on Code", arXiv 2107.03374, section 2.1, for one arm.
-
     Relations:
+        [`pass_at_k`][dco_trl.statistics.pass_at_k] is the same for one arm, with its source.
         [`mean_curve`][dco_trl.statistics.mean_curve] gives the mean over problems and its interval.
     """
     arms, ks = check_arms(log_p, num_sampled, num_correct), check_ks(k)
@@ -109,9 +107,6 @@ def cross_fit_schedule(
         given_arms: Arms to compare with, each alone, such as the last epoch of each run; counted from 0.
         max_arms: At most this many arms get attempts, chosen anew on the other half, as by `plan_attempts`.
         confidence: Confidence of the intervals, 0.5 to 0.999.
-
-    Returns:
-        The mean coverage along the schedule, and its paired differences to its rivals.
 
     Raises:
         ValueError: What `plan_attempts` refuses, too few samples for a k, or an arm that there is not.

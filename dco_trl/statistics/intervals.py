@@ -29,13 +29,12 @@ class PassAtKCurve:
     """Mean over problems for each k, with an interval for each (each on its own, not a band for all k at once).
 
     Attributes:
-        k: Numbers of samples allowed, int64, shape (K,).
-        estimate: Mean over problems, float64, shape (K,).
-        low: Lower ends, float64, shape (K,).
-        high: Upper ends, float64, shape (K,).
+        k: Numbers of samples allowed, int64, shape (K,), as of all that follow.
+        estimate: Mean over problems, float64.
+        low: Lower ends, float64.
+        high: Upper ends, float64.
         reliable: Whether the mean is at least five problems' worth away from 0 and from 1 (or all problems have the
-            same value), bool, shape (K,). Where it is not, the stated confidence does not hold: the interval tends to
-            be too short.
+            same value). Where it is not, the interval tends to be too short for the stated confidence.
         num_problems: Number of problems.
         confidence: Confidence of each interval, such as 0.95.
     """
@@ -54,14 +53,14 @@ class PairedDifference:
     """Second run minus first, on the same problems, for each k.
 
     Attributes:
-        k: Numbers of samples allowed, int64, shape (K,).
-        first: Mean pass@k of the first run, float64, shape (K,).
+        k: Numbers of samples allowed, int64, shape (K,), as of all that follow.
+        first: Mean pass@k of the first run, float64.
         second: The same of the second run.
-        difference: second - first, float64, shape (K,).
-        low: Lower ends of the interval of the difference, float64, shape (K,).
-        high: Upper ends, float64, shape (K,).
-        reliable: As of a `PassAtKCurve`, where the differences d of the problems are worth at least six of one size,
-            by (sum |d|)^2 / sum d^2, or are all equal. Elsewhere a few problems decide.
+        difference: second - first.
+        low: Lower ends of the interval of the difference.
+        high: Upper ends.
+        reliable: Whether the differences d of the problems are worth at least six of one size, by
+            (sum |d|)^2 / sum d^2, or are all equal. Elsewhere a few problems decide, and the interval is too short.
         num_problems: Number of problems.
         confidence: Confidence of each interval, such as 0.95.
     """
@@ -89,9 +88,6 @@ def pass_at_k_curve(
             `default_ks(min(num_samples))`: powers of two, and that minimum.
         confidence: Confidence of each interval, 0.5 to 0.999.
 
-    Returns:
-        The curve.
-
     Raises:
         ValueError: There is no problem, a k exceeds the samples of a problem, or the counts are impossible.
 
@@ -105,9 +101,8 @@ def pass_at_k_curve(
         Chen et al., "Evaluating Large Language Models Trained on Code", arXiv 2107.03374, section 2.1.
 
     Relations:
-        [`mean_curve`][dco_trl.statistics.mean_curve] says how the intervals are made and where they hold.
-        [`paired_difference`][dco_trl.statistics.paired_difference] compares two runs: two intervals that overlap do
-        not show that runs on the same problems are equal.
+        [`mean_curve`][dco_trl.statistics.mean_curve] says how the intervals are made and where they hold. Prefer
+        [`paired_difference`][dco_trl.statistics.paired_difference] to compare two runs.
     """
     samples, correct = check_graded_counts(num_samples, np.atleast_1d(num_correct))
     if correct.size == 0:
@@ -121,9 +116,6 @@ def default_ks(num_samples: int) -> NDArray[np.int64]:
 
     Args:
         num_samples: Samples per problem, at least 1.
-
-    Returns:
-        The k of a curve, ascending, int64.
 
     Examples:
         >>> default_ks(12).tolist()
@@ -156,9 +148,6 @@ def mean_curve(
         confidence: Confidence of each interval, 0.5 to 0.999.
         num_resamples: Bootstrap resamples.
         seed: Seed of the bootstrap. The same resamples serve every k.
-
-    Returns:
-        The curve.
 
     Raises:
         ValueError: No problem, values outside [0, 1] or NaN, or shapes that do not fit.
@@ -210,9 +199,8 @@ def paired_difference(
     Args:
         first: Problem id to (num_samples, num_correct) of the first run, the baseline.
         second: The same for the second run. The runs may have different numbers of samples.
-        k: Numbers of samples allowed, shape (K,), none above the smallest number of samples of either run. By default
-            powers of two, and that minimum.
-        confidence: Confidence of each interval, 0.5 to 0.999.
+        k: As for `pass_at_k_curve`, for the samples of either run.
+        confidence: As there.
 
     Returns:
         The difference. An interval without 0 is a difference at that confidence, for one k chosen beforehand.
@@ -232,8 +220,7 @@ def paired_difference(
         Miller, "Adding Error Bars to Evals", arXiv 2411.00640, section 4.
 
     Relations:
-        Prefer it to comparing two [`pass_at_k_curve`][dco_trl.statistics.pass_at_k_curve] intervals, which ignore
-        that the problems are the same.
+        Prefer it to comparing the intervals of two curves, which ignore that the problems are the same.
     """
     _check_same_problems(first, second)
     counts = [np.array([run[name] for name in first], dtype=np.int64) for run in (first, second)]

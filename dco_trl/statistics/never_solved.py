@@ -19,10 +19,9 @@ class NeverSolved:
         low: Lower end of the Clopper-Pearson interval for that share among all problems like these.
         high: Upper end.
         min_samples: Fewest samples that any of the unsolved problems had; 0 if there is none.
-        max_samples: Most samples that any of them had; 0 if there is none.
-        rate_bound: Upper confidence bound for the success rate of one problem unsolved in `min_samples` samples,
-            1 - alpha^(1/n), about 3/n at 95 %. NaN if there is none. A problem whose rate is at the bound would still
-            be solved in n further samples with probability `confidence`.
+        max_samples: Most samples that any of them had.
+        rate_bound: Upper confidence bound for the success rate of one problem unsolved in n = `min_samples` samples;
+            NaN if there is none. At the bound, n further samples would solve it with probability `confidence`.
         confidence: Confidence of the interval and of the bound, each.
     """
 
@@ -47,9 +46,6 @@ def never_solved(num_samples: ArrayLike, num_correct: ArrayLike, confidence: flo
         num_samples: Number n of samples of each problem, shape (P,) or a scalar.
         num_correct: Number c of correct ones, shape (P,).
         confidence: 1 - alpha, between 0 and 1.
-
-    Returns:
-        Count, share with its interval over problems, and the bound on the success rate.
 
     Raises:
         ValueError: There is no problem, or the counts are impossible.

@@ -24,8 +24,8 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: ArrayLike) -> N
       = 1 - \prod_{j=0}^{\min(c,k)-1} \Big(1 - \frac{\max(c,k)}{n-j}\Big)$$
 
     Its expectation is \(1-(1-p)^k\) for every \(k \le n\). The plug-in \(1-(1-c/n)^k\) is biased downwards. The
-    product is summed in log space; all terms have one sign, so the relative error stays near 1e-14 (the binomials of
-    n = 1e6 do not fit in a float), and at most \(\sqrt{40 n}\) terms matter.
+    product is summed in log space; all terms have one sign, so the relative error stays near 1e-14, and at most
+    \(\sqrt{40 n}\) terms matter.
 
     Args:
         num_samples: Number n of samples drawn of each problem, whole numbers >= 1.
@@ -134,9 +134,7 @@ def _check(num_samples: ArrayLike, num_correct: ArrayLike, k: ArrayLike) -> tupl
 
 
 def exact_pass_at_k(log_p: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
-    r"""pass@k of an answer whose probability is known: the coverage \(1-(1-p)^k\), from \(\log p\).
-
-    Computed in log space: neither p = e^-700 nor p = 1 - 1e-16 nor k = 1e9 loses digits.
+    r"""pass@k of an answer whose probability is known: the coverage \(1-(1-p)^k\), to full precision for every p.
 
     Args:
         log_p: Natural log-probability of the whole answer, in nats, <= 0 (`-inf` is p = 0). Values up to 1e-5 above 0
@@ -159,8 +157,7 @@ def exact_pass_at_k(log_p: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
         Chen et al., "Rethinking Fine-Tuning when Scaling Test-Time Compute", arXiv 2502.07154.
 
     Relations:
-        `pass_at_k` estimates the same from graded samples. With teacher-forced probabilities this counts the exact
-        string of the reference only, a lower bound on what a grader that accepts other forms would find.
-        `dco_trl.coverage.log_coverage` is the differentiable one, in torch and in log space.
+        Of a reference's exact string it is a lower bound on what `pass_at_k` estimates with a grader that accepts
+        other forms. `dco_trl.coverage.log_coverage` is the differentiable one, in torch and in log space.
     """
     return coverage(check_log_p(log_p), check_whole_numbers("k", k, at_least=1))

@@ -66,10 +66,7 @@ def plugin_weight(num_sampled: ArrayLike, num_correct: ArrayLike, num_attempts: 
 
 
 def posterior_weight(
-    num_sampled: ArrayLike,
-    num_correct: ArrayLike,
-    num_attempts: int,
-    prior: tuple[float, float] = JEFFREYS,
+    num_sampled: ArrayLike, num_correct: ArrayLike, num_attempts: int, prior: tuple[float, float] = JEFFREYS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     r"""Posterior mean and standard deviation of the weight, given the counts.
 
@@ -91,11 +88,10 @@ def posterior_weight(
 
     Returns:
         Mean and standard deviation, each float64 of the broadcast shape. Absolute errors below 1e-8 for the mean and
-        1e-6 for the deviation, for a and b from 0.01 to 1000, n up to 10,000, N up to 1e6. Prompts with equal counts
-        are computed once.
+        1e-6 for the deviation, for a and b from 0.01 to 1000, n up to 10,000, N up to 1e6.
 
     Raises:
-        ValueError: Impossible counts or prior, or `num_attempts` is no integer of at least 1.
+        ValueError: Impossible counts, N or prior.
 
     Examples:
         >>> from dco_trl.statistics import posterior_weight
