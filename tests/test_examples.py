@@ -1,6 +1,6 @@
 """The example scripts and recipes, run as their first lines say, on tiny data where the real one is not needed."""
 
-import importlib.util
+import importlib
 import json
 import sys
 from importlib.util import find_spec
@@ -33,20 +33,18 @@ PROMPT = "Give only the final answer to the question, without any steps.\n\nQues
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROBLEMS))
-    return tmp_path
+    write_rows("problems.jsonl", *PROBLEMS)
+
+
+def write_rows(path: str, *rows: dict) -> None:
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def main_of(script: str):
     """The `main` of an example script."""
-    spec = importlib.util.spec_from_file_location(script, EXAMPLES / "scripts" / f"{script}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(EXAMPLES / "scripts"))  # as Python does for a script
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    return module.main
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES / "scripts"))  # as Python does for a script
+        return importlib.import_module(script).main
 
 
 def run(script: str, monkeypatch, *arguments: str) -> None:
@@ -81,7 +79,7 @@ def test_math_rows(here, monkeypatch, capsys):
 def test_splits_are_disjoint_and_seeded(here, monkeypatch, capsys, script):
     rows = [{"id": str(i), "problem": f"{i}+{i}", "answer": str(2 * i)} for i in range(50)]
     Path("source").mkdir()
-    Path("source/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows("source/train.jsonl", *rows)
     sizes = {"validation": 10, "test": 5}
     first, again, other = (
         prepared(script, monkeypatch, "source", f"out-{i}", "--seed", seed, **sizes) for i, seed in enumerate("001")
@@ -91,7 +89,7 @@ def test_splits_are_disjoint_and_seeded(here, monkeypatch, capsys, script):
     assert sorted(sum(ids.values(), []), key=int) == [str(i) for i in range(50)]
     assert first == again and first["test"] != other["test"]
     # A test split is kept as it is, and what it has is in no other.
-    Path("source/test.jsonl").write_text(json.dumps(rows[7]) + "\n")
+    write_rows("source/test.jsonl", rows[7])
     kept = prepared(script, monkeypatch, "source", "kept", validation=10)
     assert [row["id"] for row in kept["test"]] == ["7"] and len(kept["train"]) + len(kept["validation"]) == 49
     assert "1 were in another split" in capsys.readouterr().out
@@ -126,7 +124,7 @@ def test_short_rows_only_and_the_first_of_those(here, monkeypatch, capsys, scrip
     ],
 )
 def test_mistakes_are_one_message(here, monkeypatch, capsys, script, arguments, message):
-    Path("wrong.jsonl").write_text(json.dumps({"query": "2+2", "answer": "4"}) + "\n")
+    write_rows("wrong.jsonl", {"query": "2+2", "answer": "4"})
     with pytest.raises(SystemExit) as exit:
         run(script, monkeypatch, *arguments, "--output_dir", "out")
     assert exit.value.code == 2
@@ -171,6 +169,11 @@ def test_smollm2_from_the_package(here, monkeypatch):
 def test_there_are_recipes():
     names = ["llama3-8b-math-lora", "llama3-8b-math-qlora-24gb", "qwen2.5-1.5b-math-qlora-24gb"]
     assert [path.stem for path in RECIPES] == [*names, "smollm2-135m-math-arms", "smollm2-135m-math-smoke"]
+    names = ["llama3-8b-gsm8k-cot-qlora-24gb", "qwen2.5-1.5b-gsm8k-cot-lora", "qwen2.5-1.5b-gsm8k-cot-qlora-24gb"]
+    assert [path.stem for path in COT_RECIPES] == [*names, "smollm2-135m-gsm8k-cot-smoke"]
+
+
+TRAIN = ["--model_name_or_path", "MODEL", "--use_cpu", "true", "--max_steps", "2", "--output_dir", "out"]
 
 
 @pytest.mark.slow
@@ -178,20 +181,15 @@ def test_there_are_recipes():
 def test_recipe_trains(here, monkeypatch, recipe):
     """Every key is known, and the recipe runs: on a tiny model and data, with its number of steps cut."""
     save_checkpoint("MODEL", initializer_range=0.2)
-    _, args, *_ = parse(["--config", str(recipe), "--use_cpu", "true"])
+    script_args, args, *_ = parse(["--config", str(recipe), "--use_cpu", "true"])
     assert args.num_attempts == 256
-    name = Path(parse(["--config", str(recipe), "--use_cpu", "true"])[0].dataset_name)
+    name = Path(script_args.dataset_name)
     Path("source").mkdir()
     for split in ("train", "validation", "test"):
         Path(f"source/{split}.jsonl").write_text(Path("problems.jsonl").read_text().replace("2+", f"{len(split)}+"))
     prepared("prepare_math", monkeypatch, "source", str(name.parent if name.suffix else name))
-
-    arguments = ["--model_name_or_path", "MODEL", "--use_cpu", "true", "--max_steps", "2", "--eval_steps", "2"]
-    arguments += WHOLE_WEIGHTS
-    with pytest.raises(SystemExit) as exit:
-        monkeypatch.setattr(sys, "argv", ["dco.py", "--config", str(recipe), *arguments, "--output_dir", "out"])
-        raise SystemExit(main_of("dco")(sys.argv[1:]))
-    assert exit.value.code == 0
+    arguments = ["--config", str(recipe), *TRAIN, "--eval_steps", "2", *WHOLE_WEIGHTS]
+    assert main_of("dco")(arguments) == 0
     assert Path("out/adapter_model.safetensors").is_file()
 
 
@@ -211,17 +209,15 @@ def test_qlora_recipes_quantise(recipe):
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
 def test_qlora_without_bitsandbytes_is_one_message(here, capsys):
     save_checkpoint("MODEL")
-    Path("rows.jsonl").write_text(json.dumps({"prompt": "2+2=", "completion": "4"}) + "\n")
-    arguments = ["--model_name_or_path", "MODEL", "--dataset_name", "rows.jsonl", "--use_cpu", "--load_in_4bit"]
-    assert dco_trl(["train", *arguments, "--bf16", "false", "--output_dir", "out"]) == 2
+    write_rows("rows.jsonl", {"prompt": "2+2=", "completion": "4"})
+    assert dco_trl(["train", *TRAIN, "--dataset_name", "rows.jsonl", "--load_in_4bit", "--bf16", "false"]) == 2
     assert "requires bitsandbytes: `pip install" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_dco_script_from_the_shell():
     code, output = run_forked(EXAMPLES / "scripts" / "dco.py", "--use_cpu", "--num_atempts", "1")
-    assert code == 2
-    assert "unknown argument: '--num_atempts'" in output
+    assert code == 2 and "unknown argument: '--num_atempts'" in output
 
 
 # ---------------------------------------------------- chains of thought, recipes
@@ -234,18 +230,13 @@ WORDS = [
 
 def test_gsm8k_rows(here, monkeypatch):
     for i, row in enumerate(WORDS):
-        Path("one.jsonl").write_text(json.dumps(row) + "\n")
+        write_rows("one.jsonl", row)
         prepared("prepare_gsm8k", monkeypatch, "one.jsonl", f"data/{i}")
     assert rows_of("data/0/train.jsonl") == [
         {"prompt": "Question: What is 2+2?\nAnswer:", "completion": " 2+2 is 4.\n#### 4", "answer": "4"}
     ]
     assert rows_of("data/1/train.jsonl")[0]["completion"] == " Add: 1001.\n#### 1,001"
     assert rows_of("data/1/train.jsonl")[0]["answer"] == "1001"
-
-
-def test_there_are_cot_recipes():
-    names = ["llama3-8b-gsm8k-cot-qlora-24gb", "qwen2.5-1.5b-gsm8k-cot-lora", "qwen2.5-1.5b-gsm8k-cot-qlora-24gb"]
-    assert [path.stem for path in COT_RECIPES] == [*names, "smollm2-135m-gsm8k-cot-smoke"]
 
 
 @pytest.mark.slow
@@ -255,11 +246,10 @@ def test_cot_recipe_trains(here, monkeypatch, recipe):
     save_checkpoint("MODEL", initializer_range=0.2)
     script_args, args, *_ = parse(["--config", str(recipe), "--use_cpu", "true"], CoTDCOConfig)
     assert (script_args.grader, args.num_attempts, args.sampler) == ("math", 64, "vllm")
-    Path("words.jsonl").write_text(json.dumps(WORDS[0]) + "\n")
+    write_rows("words.jsonl", WORDS[0])
     prepared("prepare_gsm8k", monkeypatch, "words.jsonl", str(Path(script_args.dataset_name).parent))
-    arguments = ["--model_name_or_path", "MODEL", "--use_cpu", "true", "--max_steps", "2", "--output_dir", "out"]
-    arguments += ["--sampler", "transformers", "--sampler_kwargs", '{"batch_size": 16}', "--ce_warmup_steps", "1"]
-    arguments += ["--max_rationale_tokens", "8", "--num_rationales", "8", "--max_length", "128", *WHOLE_WEIGHTS]
+    arguments = [*TRAIN, "--sampler", "transformers", "--sampler_kwargs", '{"batch_size": 16}', "--ce_warmup_steps"]
+    arguments += ["1", "--max_rationale_tokens", "8", "--num_rationales", "8", "--max_length", "128", *WHOLE_WEIGHTS]
     assert dco_trl(["train-cot", "--config", str(recipe), *arguments]) == 0
     assert Path("out/adapter_model.safetensors").is_file()
     assert not Path("out/sampler").exists()
@@ -267,11 +257,10 @@ def test_cot_recipe_trains(here, monkeypatch, recipe):
 
 def test_a_grader_that_is_not_there_is_one_message(here, monkeypatch, capsys):
     save_checkpoint("MODEL")
-    Path("words.jsonl").write_text(json.dumps(WORDS[0]) + "\n")
+    write_rows("words.jsonl", WORDS[0])
     prepared("prepare_gsm8k", monkeypatch, "words.jsonl", ".")
-    arguments = ["--model_name_or_path", "MODEL", "--dataset_name", "train.jsonl", "--eval_strategy", "no"]
-    arguments += ["--use_cpu", "true", "--bf16", "false", "--output_dir", "out", "--grader", "maths"]
-    arguments += ["--max_rationale_tokens", "8"]  # the tiny model's context is short
-    assert dco_trl(["train-cot", *arguments]) == 2
+    arguments = [*TRAIN, "--dataset_name", "train.jsonl", "--eval_strategy", "no", "--bf16", "false"]
+    # The tiny model's context is short.
+    assert dco_trl(["train-cot", *arguments, "--grader", "maths", "--max_rationale_tokens", "8"]) == 2
     error = capsys.readouterr().err
     assert "dco-trl train-cot: " in error and "grader 'maths' is not known" in error

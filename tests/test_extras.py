@@ -40,9 +40,9 @@ def names(requirements: list[str]) -> set[str]:
     return {re.split(r"[\[<>=~! ]", requirement)[0] for requirement in requirements}
 
 
-def run_without_extras(code: str, folder: Path) -> subprocess.CompletedProcess:
-    """Run code in a process where nothing of the extra `eval` can be imported."""
-    block = f"import sys; sys.modules.update(dict.fromkeys({EVAL_PACKAGES!r}))\n"
+def run_without(packages: tuple[str, ...], code: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run code in a process where these packages cannot be imported."""
+    block = f"import sys; sys.modules.update(dict.fromkeys({packages!r}))\n"
     return subprocess.run([sys.executable, "-c", block + code], cwd=folder, capture_output=True, text=True)
 
 
@@ -73,45 +73,33 @@ def test_what_is_pinned_installs_on_the_oldest_python():
     assert {what: asked[what] for what in looked_at if oldest not in SpecifierSet(asked[what])} == {}
 
 
-@pytest.mark.slow
+EVAL_COMMAND = "eval --model m --dataset d --output o --num-samples 2"
+
+
 @pytest.mark.parametrize(
-    ("code", "who"),
+    ("code", "packages", "extra", "who"),
     [
-        ("from dco_trl import CoTDCOTrainer", "dco_trl.statistics"),
-        ("import dco_trl.report", "dco_trl.report"),
-        ("from dco_trl.grading import BulkGrader; BulkGrader('math')", "grader='math'"),
+        pytest.param("from dco_trl import CoTDCOTrainer", EVAL_PACKAGES, "eval", "ImportError: dco_trl.statistics",
+                     marks=pytest.mark.slow),
+        ("import dco_trl.report", EVAL_PACKAGES, "eval", "ImportError: dco_trl.report"),
+        ("from dco_trl.grading import BulkGrader; BulkGrader('math')", EVAL_PACKAGES, "eval",
+         "ImportError: grader='math'"),
+        ("from dco_trl.sampling import RaySampler", ("ray",), "ray", "ImportError: ray_workers"),
+        (EVAL_COMMAND, EVAL_PACKAGES, "eval", "dco-trl eval: dco_trl.report"),
+        ("coverage --model m --dataset d", EVAL_PACKAGES, "eval", "dco-trl coverage: dco-trl coverage"),
+        ("demo", EVAL_PACKAGES, "eval", "dco-trl demo: dco-trl demo"),
     ],
-)
-def test_what_needs_the_extra_eval_says_so(code, who, tmp_path):
-    done = run_without_extras(code, tmp_path)
+)  # fmt: skip
+def test_what_needs_an_extra_says_so_and_how_to_install_it(code, packages, extra, who, tmp_path):
+    is_command = who.startswith("dco-trl")
+    if is_command:
+        code = f"from dco_trl.cli import main; sys.exit(main({code.split()!r}))"
+    done = run_without(packages, code, tmp_path)
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"ImportError: {who} needs more (No module named '")
-    assert last.endswith("Install it with `pip install 'dco-trl[eval]'`.")
-
-
-def test_a_cluster_needs_the_extra_ray(tmp_path):
-    code = "import sys; sys.modules['ray'] = None; from dco_trl.sampling import RaySampler"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stderr.splitlines()[-1] == (
-        "ImportError: ray_workers needs more (import of ray halted; None in sys.modules). Install it with "
-        "`pip install 'dco-trl[ray]'`."
-    )
-
-
-@pytest.mark.parametrize(
-    ("command", "who"),
-    [
-        (["eval", "--model", "m", "--dataset", "d", "--output", "o", "--num-samples", "2"], "dco_trl.report"),
-        (["coverage", "--model", "m", "--dataset", "d"], "dco-trl coverage"),
-        (["demo"], "dco-trl demo"),
-    ],
-)
-def test_commands_that_need_the_extra_eval_say_so_before_they_start(command, who, tmp_path):
-    done = run_without_extras(f"from dco_trl.cli import main; sys.exit(main({command!r}))", tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"dco-trl {command[0]}: {who} needs more (No module named '")
-    assert done.stderr.endswith("Install it with `pip install 'dco-trl[eval]'`.\n")
-    assert not list(tmp_path.iterdir())
+    assert last.startswith(f"{who} needs more (") and any(package in last for package in packages)
+    assert last.endswith(f"Install it with `pip install 'dco-trl[{extra}]'`.")
+    if is_command:  # before it starts, and in one line
+        assert done.returncode == 2 and last + "\n" == done.stderr and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -120,7 +108,7 @@ def test_training_from_the_shell_needs_no_extra(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"prompt": "2+2=", "completion": "4"}\n' * 4)
     words = "train --model_name_or_path MODEL --dataset_name train.jsonl --num_attempts 4 --max_steps 2 --use_cpu true"
     words += " --bf16 false --report_to none --eval_strategy no --output_dir out"
-    done = run_without_extras(f"from dco_trl.cli import main; sys.exit(main({words.split()!r}))", tmp_path)
+    done = run_without(EVAL_PACKAGES, f"from dco_trl.cli import main; sys.exit(main({words.split()!r}))", tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "model.safetensors").is_file()
 

@@ -13,11 +13,7 @@ import yaml
 from test_doc_code import check_arguments
 
 FOLDER = Path(__file__).parent.parent / "examples" / "scaling"
-SCRIPTS = sorted(FOLDER.glob("*.sh"))
-
-
-def name_of(path):
-    return path.stem
+FILES = sorted(path for path in FOLDER.iterdir() if path.is_file())
 
 
 def commands_in(text: str) -> list[list[str]]:
@@ -29,32 +25,24 @@ def commands_in(text: str) -> list[list[str]]:
 
 
 def test_there_are_recipes_and_they_use_the_command():
-    names = [path.name for path in sorted(FOLDER.iterdir()) if path.is_file()]
-    assert names == [
-        *("kuberay_job.yaml", "router.sh", "serve_data_parallel.sh", "serve_data_parallel_nodes.sh", "skypilot.yaml"),
-        "slurm_ray.sh",
-    ]
-    assert sum(len(commands_in(path.read_text())) for path in FOLDER.iterdir() if path.is_file()) >= 5
+    scripts = ["router.sh", "serve_data_parallel.sh", "serve_data_parallel_nodes.sh"]
+    assert [path.name for path in FILES] == ["kuberay_job.yaml", *scripts, "skypilot.yaml", "slurm_ray.sh"]
+    assert sum(len(commands_in(path.read_text())) for path in FILES) >= 5
 
 
-@pytest.mark.parametrize("path", sorted(p for p in FOLDER.iterdir() if p.is_file()), ids=name_of)
-def test_flags_of_the_recipes_exist(path):
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_flags_of_the_recipes_exist_and_scripts_are_bash(path):
     for words in commands_in(path.read_text()):
         check_arguments(words)
-
-
-@pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
-def test_scripts_are_bash(path):
-    subprocess.run(["bash", "-n", str(path)], check=True)
+    if path.suffix == ".sh":
+        subprocess.run(["bash", "-n", str(path)], check=True)
 
 
 def test_the_job_is_one_that_slurm_takes():
     if shutil.which("sbatch") is None or subprocess.run(["scontrol", "ping"], capture_output=True).returncode:
         pytest.skip("no Slurm controller")
-    done = subprocess.run(
-        ["sbatch", "--test-only", str(FOLDER / "slurm_ray.sh"), "MODEL", "DATASET", "RUN"], capture_output=True
-    )
-    assert done.returncode == 0, done.stderr
+    command = ["sbatch", "--test-only", str(FOLDER / "slurm_ray.sh"), "MODEL", "DATASET", "RUN"]
+    subprocess.run(command, check=True)
 
 
 def test_the_cloud_task_is_yaml_and_its_script_is_bash():
@@ -74,21 +62,26 @@ def test_the_job_of_kubernetes_is_a_ray_job_of_the_version_that_is_tested():
     assert f"ray=={spec['rayClusterSpec']['rayVersion']}" in (FOLDER.parents[1] / "constraints-cpu.txt").read_text()
 
 
+def options_of(text: str) -> set[str]:
+    return set(re.findall(r"--[a-z-]+", text))
+
+
+def help_of(*command: str) -> set[str]:
+    return options_of(subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout)
+
+
 def test_ray_takes_the_options_of_the_recipes():
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'dco-trl[ray]'")
-    command = [str(Path(sys.executable).with_name("ray")), "symmetric-run", "--help"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    known = help_of(str(Path(sys.executable).with_name("ray")), "symmetric-run")
     for recipe in ("slurm_ray.sh", "skypilot.yaml"):
         [options] = re.findall(r"ray symmetric-run (.*?) -- ", (FOLDER / recipe).read_text())
-        assert set(re.findall(r"--[a-z-]+", options)) <= set(re.findall(r"--[a-z-]+", told))
+        assert options_of(options) <= known
 
 
 def test_the_router_takes_the_options_of_its_recipe():
     if shutil.which("vllm-router") is None:
         pytest.skip("no vllm-router: pip install vllm-router")
-    options = set(re.findall(r"--[a-z-]+", (FOLDER / "router.sh").read_text().split("exec ")[1]))
-    told = subprocess.run(["vllm-router", "--help"], capture_output=True, text=True, check=True).stdout
-    assert options <= set(re.findall(r"--[a-z-]+", told))
+    assert options_of((FOLDER / "router.sh").read_text().split("exec ")[1]) <= help_of("vllm-router")
 
 
 @pytest.mark.slow
@@ -105,10 +98,9 @@ def test_vllm_takes_the_arguments_of_its_recipes(tmp_path):
     ]
     given = []
     for script, *arguments in calls:
-        command = ["bash", str(FOLDER / script), *arguments]
         environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        serve, *words = done.stdout.splitlines()
+        command = ["bash", str(FOLDER / script), *arguments]
+        serve, *words = subprocess.check_output(command, text=True, env=environment).splitlines()
         assert serve == "serve"
         given.append(words)
     code = (
