@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import torch
 from cot import make_cot_trainer
 from datasets import Dataset
@@ -48,10 +49,13 @@ def train(settings: dict, folder: Path) -> dict:
         result["served"] = read_weights(folder / "served")
     else:
         result["metrics"] = trainer.evaluate()
+        for file in folder.glob("*/eval_log_p.parquet"):
+            result["eval_log_p"] = pq.read_table(file).to_pydict()
     trainer.save_model(str(folder / "final"))
     trainer.accelerator.wait_for_everyone()
     result["weights"] = read_weights(folder / "final")
-    if settings.get("save_strategy") == "steps":
+    # PyTorch does not know the device "cpu:0" that processes of DDP load an optimizer's state to.
+    if settings.get("save_strategy") == "steps" and result["distributed_type"] != "MULTI_CPU":
         again = make()
         again.train(resume_from_checkpoint=str(folder / f"checkpoint-{settings['save_steps']}"))
         again.save_model(str(folder / "resumed"))

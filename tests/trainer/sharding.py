@@ -26,7 +26,7 @@ def launch_environment(name: str) -> dict[str, str]:
 
 def run(strategy: str | None, script: Path, *arguments: object) -> None:
     """One process without a strategy, two with one."""
-    environment = {} if strategy is None else launch_environment(strategy)
+    environment = {"ACCELERATE_USE_CPU": "true"} if strategy in (None, "ddp") else launch_environment(strategy)
     code, output = forks.run(script, *arguments, processes=1 if strategy is None else 2, **environment)
     assert code == 0, output[-6000:]
 
