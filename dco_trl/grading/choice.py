@@ -4,6 +4,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from .extract import completion_text, extract_answer, extract_reference, stated_answer
@@ -101,12 +102,9 @@ def choice_answer(text: str, choices: Any = None) -> str:
 def _options(choices: Any) -> tuple[list[str] | None, list[str]]:
     """Labels and texts of a question's options; no labels where nothing is known of them."""
     if isinstance(choices, str):
-        try:
+        with suppress(ValueError):
             choices = json.loads(choices)
-        except ValueError:
-            choices = None
-        if not isinstance(choices, list | dict):
-            choices = None
+        choices = choices if isinstance(choices, list | dict) else None
     if isinstance(choices, dict):
         return [str(label).upper() for label in choices["label"]], [str(text) for text in choices["text"]]
     if choices is None or not len(choices):
@@ -135,17 +133,13 @@ def _label(answer: str, labels: list[str] | None, texts: list[str]) -> str | Non
     match = _LABEL.match(plain, start.end() if start else 0) or _LABEL.match(plain)
     label = "".join(match.groups("")).upper() if match else None
     rest = plain[match.end() :] if match else ""
-    if label is not None and (labels is None or label in labels) and not re.search(r"\w", rest):
+    is_option = labels is None or label in labels
+    if label is not None and is_option and not re.search(r"\w", rest):
         return label
     of_text = {normalize_answer(text).casefold(): option for option, text in zip(labels or (), texts, strict=True)}
     if normal and normal in of_text:
         return of_text[normal]
-    if (
-        match is None
-        or label is None
-        or (labels is not None and label not in labels)
-        or _SPECIES.match(plain, match.start())
-    ):
+    if match is None or label is None or not is_option or _SPECIES.match(plain, match.start()):
         return None
     marked = {"".join(found) for found in _MARKED.findall(plain)}
     if _ANOTHER.match(rest) or len(marked | {label}) > 1 and label in marked:

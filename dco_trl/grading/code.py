@@ -202,10 +202,8 @@ def _with_cases(completion: str, row: dict[str, Any]) -> Program | None:
         if not 0 < len(cases) <= _MOST_CASES:
             return None
         if any(case.get("testtype", "stdin") != "functional" for case in cases):
-            source = extract_code(completion)
-            return Program(
-                source, _CUSTOMARY, cases=tuple((str(case["input"]), str(case["output"])) for case in cases)
-            )
+            pairs = tuple((str(case["input"]), str(case["output"])) for case in cases)
+            return Program(extract_code(completion), _CUSTOMARY, cases=pairs)
         name = _function_name(row)
         # One line per argument, each of them JSON, as the data set has them.
         calls = [([json.loads(x) for x in c["input"].split("\n") if x], json.loads(c["output"])) for c in cases]

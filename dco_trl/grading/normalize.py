@@ -64,10 +64,6 @@ def clean(answer: str) -> str:
     answer = answer.strip().strip("*`").strip()
     if answer.endswith(".") and not answer.endswith(".."):
         answer = answer[:-1].rstrip().rstrip("*`")
-    return _unwrap(answer)
-
-
-def _unwrap(answer: str) -> str:
     for opening, closing in _DELIMITERS:
         if len(answer) > len(opening) + len(closing) and answer.startswith(opening) and answer.endswith(closing):
             inner = answer[len(opening) : -len(closing)]

@@ -16,8 +16,7 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "012345678
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
-_ROOT = re.compile(r"√(?:(\w)|\(([^()√]*)\)|\{([^{}√]*)\})")
-_ROOT_OF_DIGITS = re.compile(r"√(\d+)")
+_ROOT = re.compile(r"√(?:(\d+|\w)|\(([^()√]*)\)|\{([^{}√]*)\})")
 
 _DEGREES = r"(\d+(?:\.\d+)?)\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})"
 _SINE_OF_DEGREES = re.compile(rf"(\\(?:sin|cos|tan|cot|sec|csc)(?:\^\{{?\d\}}?)?\s?(?:\\left)?[({{]?\s?){_DEGREES}")
@@ -62,10 +61,7 @@ def plain_characters(text: str) -> str:
     text = _SUPERSCRIPT.sub(lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", text)
     text = _SUBSCRIPT.sub(lambda m: f"_{{{m[0].translate(_SUBSCRIPTS)}}}", text)
     text = "".join(map(_plain_character, text))
-    if "√" in text:
-        text = _ROOT_OF_DIGITS.sub(r"\\sqrt{\1}", text)
-        text = _ROOT.sub(lambda m: f"\\sqrt{{{m[1] or m[2] or m[3]}}}", text)
-    return text
+    return _ROOT.sub(lambda m: f"\\sqrt{{{m[1] or m[2] or m[3]}}}", text)
 
 
 def _plain_character(character: str) -> str:

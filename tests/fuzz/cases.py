@@ -13,6 +13,15 @@ from tqdm import tqdm
 Property = Callable[[int], int]
 
 
+def json_values(leaves: st.SearchStrategy, keys: st.SearchStrategy) -> st.SearchStrategy:
+    """Values that JSON or Python may hold, with these besides numbers and the like."""
+    return st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | leaves,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+        max_leaves=6,
+    )
+
+
 def run_cases(check: Callable, examples: int, *strategies: st.SearchStrategy, cases_per_example: int = 1) -> int:
     """Call `check` with an input from each strategy, `examples` times, and return the number of cases.
 

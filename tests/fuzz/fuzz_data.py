@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fuzz.cases import main, run_cases
+from fuzz.cases import json_values, main, run_cases
 from hypothesis import strategies as st
 
 from dco_trl.cli._common import DatasetConfig, ModelConfig, parse
@@ -26,11 +26,7 @@ KINDS = ("jsonl", "json", "csv", "parquet")
 COLUMNS = ("prompt", "answer", "id", "level", "", "a.b", "{", "\ud83d", "pr\u00f6mpt")
 # Surrogates too: any code point that Python takes for a character.
 TEXTS = st.one_of(st.text(max_size=8), st.text(st.characters(codec=None), max_size=4), st.sampled_from(["", " ", "2"]))
-VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
-    max_leaves=6,
-)
+VALUES = json_values(TEXTS, TEXTS)
 MESSAGES = st.lists(
     st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", 3]), "content": VALUES}), max_size=3
 )
