@@ -1,7 +1,6 @@
 """From checkpoints to a schedule of attempts, as a user types it."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -137,14 +136,8 @@ def test_coverage_from_a_yaml_file_with_one_name(here, tmp_path):
         (["--model", "MODEL", "OTHER", "--adapter", "runs/ce"], "got 2 models and 1 adapters"),
         (["--model", "MODEL", "MODEL"], "--model names an entry twice"),
         (["--model", "MODEL", "--adapter", "OTHER"], "OTHER holds no adapter (no adapter_config.json)"),
-        (
-            ["--model", "MODEL", "OTHER", "--output", "exact.json"],
-            "--output must be a .parquet file for several models, adapters or temperatures, got exact.json",
-        ),
-        (
-            ["--model", "MODEL", "--temperature", "1", "2", "--run", "runs/x"],
-            "--run stands beside one model at one temperature alone",
-        ),
+        (["--model", "MODEL", "OTHER", "--output", "exact.json"], "--output must be a .parquet file for several"),
+        (["--model", "MODEL", "--temperature", "1", "2", "--run", "runs/x"], "--run stands beside one model at one"),
         (["--model", "MODEL", "--temperature", "0"], "temperature must be above 0"),
     ],
 )
@@ -249,10 +242,7 @@ def test_a_schedule_of_graded_runs(here, tmp_path, capsys):
     [
         (["absent"], "absent holds no arms"),
         ([], "there are no arms: name files of `dco-trl coverage`"),
-        (
-            ["ARMS", "--given-arms", "runs/d"],
-            "--given-arms names 'runs/d', which is none of the arms: 'runs/a', 'runs/b'",
-        ),
+        (["ARMS", "--given-arms", "runs/d"], "--given-arms names 'runs/d', which is none of the arms: 'runs/a"),
         (["ARMS", "--max-arms", "0"], "--max-arms must be an integer of at least 1, got 0"),
         (["ARMS", "--num-attempts", "0"], "--num-attempts must be an integer of at least 1, got 0"),
     ],
@@ -264,40 +254,45 @@ def test_schedule_refuses(arms_file, tmp_path, capsys, arguments, told):
     assert told in capsys.readouterr().err and not (tmp_path / "s.yaml").exists()
 
 
-def test_solve_draws_each_attempt_from_its_arm(here, tmp_path, capsys):
+@pytest.fixture
+def planned(tmp_path):
+    """A file: of six attempts, the first and the last two are of the first arm, two of the second and one of MODEL."""
     arms = [Arm("MODEL", "runs/ce", 1.0), Arm("MODEL", "runs/dco", 1.5), Arm("MODEL")]
-    schedule = AttemptOrder(*map(np.array, ([0, 1, 2, 0], [1, 2, 1, 2])), 3, *[np.array([6])] * 3)
-    write_schedule(tmp_path / "schedule.yaml", schedule, arms)
+    order = AttemptOrder(*map(np.array, ([0, 1, 2, 0], [1, 2, 1, 2])), 3, *[np.array([6])] * 3)
+    write_schedule(tmp_path / "schedule.yaml", order, arms)
+    return str(tmp_path / "schedule.yaml")
+
+
+def check_draws(run, planned, max_tokens, num_attempts):
+    """Each sample is that of its arm's own sampler, asked for it alone."""
+    store, schedule = RunStore(run), read_schedule(planned)
+    rows = [row for part in store.sample_parts() for row in store.read_samples(part).to_pylist()]
+    drawn = {(row["problem_id"], row["sample_index"]): (row["text"], row["arm"]) for row in rows}
+    assert len(drawn) == num_attempts * len(store.problems)
+    seed = Attempts((), TransformersSampler("MODEL", progress=False), SamplingParams(), schedule).sampler_params.seed
+    for index, number in enumerate([0, 1, 1, 2, 0, 0, 0, 0][:num_attempts]):
+        arm = schedule.arms[number]
+        sampler = TransformersSampler("MODEL", adapter=arm.adapter or None, progress=False)
+        params = SamplingParams(temperature=arm.temperature, max_tokens=max_tokens, seed=seed)
+        requests = [SampleRequest(p.prompt, 1, first_index=index, stream=i) for i, p in enumerate(store.problems)]
+        for problem, [sample] in zip(store.problems, sampler.sample(requests, params), strict=True):
+            assert drawn[problem.problem_id, index] == (sample.text, arm.name)
+
+
+def test_solve_draws_each_attempt_from_its_arm(here, tmp_path, capsys, planned):
     (tmp_path / "never.py").write_text("def accepts(completions, **columns):\n    return [0.0] * len(completions)\n")
-    arguments = ["--num-attempts", "7", "--max-tokens", "4", "--output", str(tmp_path / "run"), "--grader"]
-    command = ["solve", "--model", "MODEL", *TEMPLATE, *arguments]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(tmp_path))
-        patch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-        assert main([*command, "never:accepts", "--schedule", str(tmp_path / "schedule.yaml")]) == 0
+    arguments = ["--num-attempts", "7", "--max-tokens", "4", "--output", str(tmp_path / "run")]
+    grader = ["--grader", f"{tmp_path}/never.py:accepts"]
+    assert main(["solve", "--model", "MODEL", *TEMPLATE, *arguments, *grader, "--schedule", planned]) == 0
     printed = capsys.readouterr()
     assert "0 of 8 problems solved with 56 attempts" in printed.out and "written: " in printed.out
     assert "the schedule plans 6 attempts: beyond them its last arm, runs/ce, goes on" in printed.err
     assert "8 open, 56 attempts" in printed.err
-    store = RunStore(tmp_path / "run")
-    rows = [row for part in store.sample_parts() for row in store.read_samples(part).to_pylist()]
-    drawn = {(row["problem_id"], row["sample_index"]): row["text"] for row in rows}
-    loaded = TransformersSampler("MODEL", progress=False)
-    planned = read_schedule(tmp_path / "schedule.yaml")
-    seed = Attempts((), loaded, SamplingParams(), planned).sampler_params.seed
-    for index, arm in enumerate([0, 1, 1, 2, 0, 0, 0]):
-        sampler = TransformersSampler("MODEL", adapter=arms[arm].adapter or None, progress=False)
-        params = SamplingParams(temperature=arms[arm].temperature, max_tokens=4, seed=seed)
-        requests = [SampleRequest(p.prompt, 1, first_index=index, stream=i) for i, p in enumerate(store.problems)]
-        for problem, [sample] in zip(store.problems, sampler.sample(requests, params), strict=True):
-            assert drawn[problem.problem_id, index] == sample.text
+    check_draws(tmp_path / "run", planned, 4, 7)
 
 
-def test_eval_along_a_schedule_reports_it_and_goes_on(here, tmp_path, capsys):
-    arms = [Arm("MODEL", "runs/ce", 1.0), Arm("MODEL", "runs/dco", 1.5), Arm("MODEL")]
-    schedule = AttemptOrder(*map(np.array, ([0, 1, 2, 0], [1, 2, 1, 2])), 3, *[np.array([6])] * 3)
-    write_schedule(tmp_path / "schedule.yaml", schedule, arms)
-    arguments = ["--max-tokens", "3", "--output", str(tmp_path / "run"), "--schedule", str(tmp_path / "schedule.yaml")]
+def test_eval_along_a_schedule_reports_it_and_goes_on(here, tmp_path, capsys, planned):
+    arguments = ["--max-tokens", "3", "--output", str(tmp_path / "run"), "--schedule", planned]
     command = ["--model", "MODEL", *TEMPLATE, *arguments, "--num-samples"]
     assert main(["sample", *command, "3"]) == 0
     assert "24 samples drawn" in capsys.readouterr().out
@@ -305,20 +300,8 @@ def test_eval_along_a_schedule_reports_it_and_goes_on(here, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "40 samples drawn" in printed.out and "run: each arm of the schedule, alone" in printed.out
     assert "the schedule plans 6 attempts: beyond them its last arm, runs/ce, goes on" in printed.err
-    store = RunStore(tmp_path / "run")
-    rows = [row for part in store.sample_parts() for row in store.read_samples(part).to_pylist()]
-    drawn = {(row["problem_id"], row["sample_index"]): (row["text"], row["arm"]) for row in rows}
-    loaded = TransformersSampler("MODEL", progress=False)
-    planned = read_schedule(tmp_path / "schedule.yaml")
-    seed = Attempts((), loaded, SamplingParams(), planned).sampler_params.seed
-    for index, arm in enumerate([0, 1, 1, 2, 0, 0, 0, 0]):
-        sampler = TransformersSampler("MODEL", adapter=arms[arm].adapter or None, progress=False)
-        params = SamplingParams(temperature=arms[arm].temperature, max_tokens=3, seed=seed)
-        requests = [SampleRequest(p.prompt, 1, first_index=index, stream=i) for i, p in enumerate(store.problems)]
-        for problem, [sample] in zip(store.problems, sampler.sample(requests, params), strict=True):
-            assert drawn[problem.problem_id, index] == (sample.text, arms[arm].name)
-    run = ["coverage", "--model", "MODEL", *TEMPLATE, "--run", str(tmp_path / "run")]
-    assert main(run) == 2
+    check_draws(tmp_path / "run", planned, 3, 8)
+    assert main(["coverage", "--model", "MODEL", *TEMPLATE, "--run", str(tmp_path / "run")]) == 2
     assert "was sampled along a schedule of several arms, and is shown beside one model" in capsys.readouterr().err
 
 
@@ -327,19 +310,10 @@ def test_eval_along_a_schedule_reports_it_and_goes_on(here, tmp_path, capsys):
     [
         (["--num-attempts", "0"], "--num-attempts must be an integer of at least 1, got 0"),
         (["--schedule", "absent.yaml"], "absent.yaml holds no schedule"),
-        (
-            ["--schedule", "SCHEDULE", "--adapter", "runs/ce"],
-            "--adapter runs/ce cannot be combined with a schedule: its arms have their own. Leave one of them out.",
-        ),
-        (
-            ["--schedule", "SCHEDULE", "--temperature", "1.5"],
-            "temperature=1.5 cannot be combined with a schedule, whose arms have their own. Leave it out.",
-        ),
+        (["--schedule", "SCHEDULE", "--adapter", "runs/ce"], "--adapter runs/ce cannot be combined with a schedule"),
+        (["--schedule", "SCHEDULE", "--temperature", "1.5"], "temperature=1.5 cannot be combined with a schedule"),
         (["--schedule", "SCHEDULE", "--model", "OTHER"], "Load that model, or plan a schedule for this one."),
-        (
-            ["--answer-column", "absent", "--grader", "json:loads"],
-            "--answer-column names 'absent', which is no column",
-        ),
+        (["--answer-column", "absent", "--grader", "json:loads"], "--answer-column names 'absent', which is no"),
     ],
 )
 def test_solve_refuses(here, tmp_path, capsys, arguments, told):

@@ -142,15 +142,7 @@ def environment():
 if __name__ == "__main__":
     run, num_problems, num_samples, chunk = sys.argv[1], *map(int, sys.argv[2:5])
     sampler = KnownSampler(seconds=float(sys.argv[5]), length=int(sys.argv[6]))
-    sample_run(
-        run,
-        make_problems(num_problems),
-        sampler,
-        num_samples,
-        SamplingParams(),
-        chunk_size=chunk or None,
-        progress=False,
-    )
+    sample_run(run, make_problems(num_problems), sampler, num_samples, chunk_size=chunk or None, progress=False)
     for grader in sys.argv[7:]:
         peak_sampling = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         grade_run(run, grader, num_workers=1, progress=False)

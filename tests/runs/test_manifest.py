@@ -52,13 +52,6 @@ def test_the_whole_identity_is_compared(tmp_path, before, after, told):
     assert draw(tmp_path / "run", samples=3, **before).num_drawn == 2
 
 
-def test_the_number_of_samples_never_shrinks(tmp_path):
-    for samples, recorded in ((2, 2), (5, 5), (3, 5)):
-        draw(tmp_path / "run", samples=samples)
-        assert manifest(tmp_path / "run")["num_samples"] == recorded
-    assert [session["num_samples"] for session in manifest(tmp_path / "run")["sessions"]] == [2, 5, 3]
-
-
 def test_versions_may_differ_and_are_recorded(tmp_path):
     draw(tmp_path / "run", engine_version="1")
     draw(tmp_path / "run", engine_version="2")

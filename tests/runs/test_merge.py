@@ -12,16 +12,8 @@ from dco_trl.sampling import SamplingParams
 
 
 def draw(folder, first, count, grader="exact", params=None, problems=5):
-    sample_run(
-        folder,
-        make_problems(problems),
-        KnownSampler(),
-        count,
-        params or SamplingParams(),
-        first_sample=first,
-        chunk_size=40,
-        progress=False,
-    )
+    sizes = {"first_sample": first, "chunk_size": 40}
+    sample_run(folder, make_problems(problems), KnownSampler(), count, params, progress=False, **sizes)
     if grader:
         grade_run(folder, grader, progress=False)
     return folder
@@ -51,15 +43,9 @@ def test_ranges_drawn_apart_are_one_run(tmp_path, capsys, monkeypatch):
 def test_what_is_not_one_run_is_refused_before_anything_is_copied(tmp_path, capsys):
     first = draw(tmp_path / "first", 0, 50)
     for other, told in (
-        (
-            draw(tmp_path / "hot", 50, 50, params=SamplingParams(temperature=2.0)),
-            "sampling.temperature: the run",
-        ),
+        (draw(tmp_path / "hot", 50, 50, params=SamplingParams(temperature=2.0)), "sampling.temperature: the run"),
         (draw(tmp_path / "more", 50, 50, problems=6), "num_problems: the run has 5, now 6"),
-        (
-            draw(tmp_path / "same", 49, 50),
-            r"sample 49 of problem 'p0' is in .*same.* Each run needs a range",
-        ),
+        (draw(tmp_path / "same", 49, 50), r"sample 49 of problem 'p0' is in .*same.* Each run needs a range"),
         (first, "sample 0 of problem 'p0' is in .*first.*--first-sample"),
     ):
         with pytest.raises(StoreError, match=told):

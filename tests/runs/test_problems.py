@@ -223,10 +223,7 @@ def answered(answer):
     ("rows", "told"),
     [
         ([], "d is empty: there is nothing to sample"),
-        (
-            [{"problem": "p", "answer": "a"}],
-            "`prompt_column` names 'prompt', which is no column of d; its columns",
-        ),
+        ([{"problem": "p", "answer": "a"}], "`prompt_column` names 'prompt', which is no column of d; its columns"),
         ([{"prompt": "p", "completion": "a"}], "`answer_column` names 'answer', which is no column of d to grade"),
         ([ROWS[0], {"prompt": "p"}], "column 'answer' is absent, None or empty in 1 of 2 rows (row numbers 1)"),
         ([ROWS[0], *answered(None)], "'answer' is absent, None or empty in 1 of 2 rows"),
@@ -261,18 +258,14 @@ def test_what_is_wrong_with_a_data_set_is_said(rows, told):
 @pytest.mark.parametrize(
     ("template", "told"),
     [
-        (
-            "{level!x}",
-            "cannot format the columns of d: row 0, {'prompt': '1 + 1 =', 'answer': '2', 'level': 1}: Unknown",
-        ),
-        (
-            "{prompt:d}",
-            "cannot format the columns of d: row 0, {'prompt': '1 + 1 =', 'answer': '2', 'level': 1}: Unknown",
-        ),
-        ("{level:99999999999999999999}", "cannot format the columns of d: row 0, {'prompt': '1 + 1 =',"),
-        (
-            "{prompt:{depth}}",
-            "cannot format the columns of d: row 0, {'prompt': '1 + 1 =', 'answer': '2', 'level': 1}: 'depth'",
+        *(
+            (template, f"{template!r} cannot format the columns of d: row 0, {ROWS[0]}: {why}")
+            for template, why in (
+                ("{level!x}", "Unknown conversion"),
+                ("{prompt:d}", "Unknown format code"),
+                ("{level:99999999999999999999}", "Too many decimal digits"),
+                ("{prompt:{depth}}", "'depth'"),
+            )
         ),
         ("{prompt.upper}", "names ['prompt.upper'], but the columns of d are ['prompt', 'answer', 'level']. Double"),
         ("Q: {question}", "names ['question'], but the columns of d are"),
@@ -305,11 +298,7 @@ def test_a_number_of_problems_that_is_none(number):
         ("a.jsonl", '{"prompt": "p"}\n"p"\n', "row 1 is not an object with columns but 'p'"),
         ("a.jsonl", "[" * 100_000, "line 1: nested too deeply to be read. Write the inner values as text"),
         ("a.jsonl", '{"prompt": "p", "answer": ' + "9" * 5000 + "}", "line 1: not JSON: Exceeds the limit"),
-        (
-            "a.jsonl",
-            '{"prompt": "p", "prompt": "q"}',
-            "line 1: 'prompt' is there twice in ['prompt', 'prompt']. Re",
-        ),
+        ("a.jsonl", '{"prompt": "p", "prompt": "q"}', "line 1: 'prompt' is there twice in ['prompt', 'prompt']. Re"),
         ("a.json", '[{"answer": {"a": [{"b": 1, "c": 2, "b": 2}]}}]', "'b' is there twice in ['b', 'c', 'b']"),
         ("a.jsonl", '{"prompt": "p", "answer": Infinity}', "row 0, column 'answer': inf is not an answer"),
         ("a.jsonl", '{"prompt": "p", "answer": 1e999}', "row 0, column 'answer': inf is not an answer"),
@@ -318,21 +307,9 @@ def test_a_number_of_problems_that_is_none(number):
         ("a.json", "[", "not JSON: Expecting value"),
         ("a.json", "[" * 100_000, "nested too deeply"),
         ("a.parquet", "something else", "cannot be read as Parquet: Parquet magic bytes not found"),
-        (
-            "a.csv",
-            "prompt,answer,prompt\np,a,q\n",
-            "line 1: 'prompt' is there twice in ['prompt', 'answer', 'pr",
-        ),
-        (
-            "a.csv",
-            "prompt,answer\np,a\nq\n",
-            "line 3: 1 values for the 2 columns ['prompt', 'answer'], so there is",
-        ),
-        (
-            "a.csv",
-            "prompt,answer\np,a,b\n",
-            "['prompt', 'answer'], so there is no name for the last",
-        ),
+        ("a.csv", "prompt,answer,prompt\np,a,q\n", "line 1: 'prompt' is there twice in ['prompt', 'answer', 'pr"),
+        ("a.csv", "prompt,answer\np,a\nq\n", "line 3: 1 values for the 2 columns ['prompt', 'answer'], so there is"),
+        ("a.csv", "prompt,answer\np,a,b\n", "['prompt', 'answer'], so there is no name for the last"),
         ("a.csv", 'prompt,answer\n"p,a\nq,b\n', "line 3: not CSV: unexpected end of data. Close every quotation mark"),
         ("a.csv", 'prompt,answer\n"p"q,a\n', "line 2: not CSV: ',' expected after"),
         ("a.txt", "no", "cannot read a file of type '.txt'; use one of .jsonl, .json, .parquet, .csv"),

@@ -15,16 +15,7 @@ from known_sampler import KnownSampler, make_problems, read, sampler_params
 from dco_trl import __version__
 from dco_trl.grading import GraderError
 from dco_trl.grading.verdict import GRADERS_VERSION
-from dco_trl.runs import (
-    Problem,
-    RunStore,
-    StoreError,
-    drawing,
-    evaluate,
-    grade_run,
-    load_results,
-    sample_run,
-)
+from dco_trl.runs import Problem, RunStore, StoreError, drawing, evaluate, grade_run, load_results, sample_run
 from dco_trl.runs.grade import grader_source
 from dco_trl.runs.results import EXAMPLES
 from dco_trl.sampling import Sample, SamplingParams
@@ -64,6 +55,8 @@ def test_results_are_the_counts_of_what_was_drawn(sampled, grader):
     summary = grade_run(sampled, grader, progress=False)
     result = load_results(sampled)
     assert (result.name, result.grader, result.manifest["model"]) == ("run", grader, "known")
+    header = json.loads((sampled / f"grades/{grader}/grader.json").read_text())
+    assert header == {"grader": grader, "source": grader_source(grader)}
     expected = drawn()
     assert summary.num_correct == sum(answers.count("0") for answers in expected)
     assert summary.num_samples == summary.num_new == 280 and sum(summary.statuses.values()) == 280
@@ -137,9 +130,7 @@ def test_grading_goes_on_where_it_was_stopped(sampled):
 
 def test_a_grader_with_arguments_bound_is_as_its_module(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
-    text = (
-        "from functools import partial\nfrom dco_trl.grading import exact_grader\nnames = partial(exact_grader, {})\n"
-    )
+    text = "from functools import partial\nfrom dco_trl.grading import exact_grader\nnames = partial(exact_grader, {})"
     sources = []
     for change in ("normalize=str.casefold", "normalize=str.strip"):
         (tmp_path / "bound_grader.py").write_text(text.format(change))
@@ -176,9 +167,7 @@ def test_a_changed_grader_does_not_mix_with_its_former_self(sampled, tmp_path, m
     assert grade_run(sampled, "my_graders:f", progress=False).num_correct == 280
     assert grade_run(sampled, "my_graders:f", progress=False).num_new == 0
     module.write_text("def f(completions, **kwargs):\n    return [0.0] * len(completions)\n")
-    with pytest.raises(
-        StoreError, match="holds verdicts of grader 'my_graders:f' with source 'sha256 .*--regrade`, or move"
-    ):
+    with pytest.raises(StoreError, match="holds verdicts of grader 'my_graders:f' with source 'sha256 .*--regrade`"):
         grade_run(sampled, "my_graders:f", progress=False)
     assert sum(p.num_correct for p in load_results(sampled).problems) == 280
 
@@ -214,9 +203,7 @@ def test_what_cannot_be_read_is_said(tmp_path, sampled):
             grade_run(tmp_path / "empty", "exact")
         store.write_samples([("p1", 0, "0", 1, "stop")])
     grade_run(tmp_path / "empty", "exact", progress=False)
-    with pytest.raises(
-        StoreError, match=r"2 of 3 problems have no samples yet \(p0, p2\); leaving them out would bias"
-    ):
+    with pytest.raises(StoreError, match=r"2 of 3 problems have no samples yet \(p0, p2\); leaving them out would"):
         load_results(tmp_path / "empty")
 
 
@@ -234,9 +221,7 @@ def test_old_verdicts_never_judge_new_samples(sampled):
 
     sample_run(sampled, make_problems(7), Right(), 40, PARAMS, progress=False)
     again = RunStore(sampled).sample_parts()[-1]
-    assert [(row["problem_id"], row["sample_index"]) for row in read(again)] == [
-        (row["problem_id"], row["sample_index"]) for row in lost
-    ]
+    assert [row["sample_index"] for row in read(again)] == [row["sample_index"] for row in lost]
     assert again.name.startswith("part-000004-") and last.name.startswith("part-000004-")
     with pytest.raises(StoreError, match=f"{len(lost)} samples are not graded by 'exact' yet"):
         load_results(sampled)
@@ -290,9 +275,7 @@ def test_a_damaged_header_of_grades_is_named(sampled, header, told):
 def test_verdicts_without_a_header_are_not_taken_for_those_of_today(sampled):
     grade_run(sampled, "exact", progress=False)
     (sampled / "grades/exact/grader.json").unlink()
-    with pytest.raises(
-        StoreError, match="exact has verdicts and no grader.json that tells whose: restore it, or move"
-    ):
+    with pytest.raises(StoreError, match="exact has verdicts and no grader.json that tells whose: restore it, or"):
         grade_run(sampled, "exact", progress=False)
     with pytest.raises(StoreError, match="was not graded yet"):
         load_results(sampled)
@@ -347,12 +330,6 @@ def test_progress_is_shown_before_the_first_chunk_is_done(tmp_path, capsys):
     sample_run(tmp_path / "run", make_problems(2), again, 12)
     grade_run(tmp_path / "run", "exact")
     assert capsys.readouterr() == ("", "")
-
-
-def test_the_header_of_grades_says_what_they_depend_on(sampled):
-    grade_run(sampled, "math", progress=False)
-    header = json.loads((sampled / "grades/math/grader.json").read_text())
-    assert header["grader"] == "math" and "math-verify" in header["source"]
 
 
 def test_a_prompt_with_a_tool_call_is_shown_with_it(tmp_path):

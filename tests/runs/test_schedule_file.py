@@ -86,13 +86,9 @@ def test_a_missing_key_is_named(tmp_path, key):
         read_schedule(file)
 
 
-@pytest.mark.parametrize("text", ["- a list", "key: [", "", "\udcff"])
+@pytest.mark.parametrize("text", ["- a list", "key: [", "", "\udcff", None])
 def test_a_file_of_another_kind_is_refused(tmp_path, text):
-    (tmp_path / "schedule.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    if text is not None:  # else it is not there
+        (tmp_path / "schedule.yaml").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(StoreError, match="(?s)holds no schedule: .*`dco-trl schedule` writes one"):
-        read_schedule(tmp_path / "schedule.yaml")
-
-
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(StoreError, match="schedule.yaml holds no schedule: .*No such file"):
         read_schedule(tmp_path / "schedule.yaml")
