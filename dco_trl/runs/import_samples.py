@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
@@ -15,22 +15,11 @@ from ..sampling.protocol import SamplingParams
 from .drawing import MAX_SEQUENCES
 from .files import sha256
 from .rows import checked_row, read_rows
-from .store import GRADE_SCHEMA, RunStore
+from .store import GRADE_SCHEMA, KEY, RunStore
 
 # The name under which verdicts that came along are kept.
 GRADER = "imported"
 _INSPECT_TYPES = (".eval", "")
-
-
-class _Sample(NamedTuple):
-    where: str
-    problem_id: str | None
-    text: Any
-    correct: bool | None
-    answer: str | None
-    num_tokens: int | None
-    was_cut: bool
-    reference: str | None = None
 
 
 def import_samples(
@@ -61,9 +50,6 @@ def import_samples(
         model: Name of the model, by which a schedule knows it; None: the folder's name.
         temperature: At which it was sampled; likewise.
 
-    Returns:
-        The number of samples.
-
     Raises:
         DataError: A row lacks a column, or is of a problem that is not there, or of another reference answer.
         StoreError: The folder holds something else.
@@ -83,14 +69,16 @@ def import_samples(
     by_id = {problem.problem_id: problem for problem in problems}
     count: Counter[str] = Counter()
     rows, verdicts = [], dict[tuple[str, int], tuple[float, str]]()
-    for sample in (sample for path in paths for sample in _read(Path(path), problems)):
-        problem_id = _checked(sample, by_id)
+    for where, sample in (found for path in paths for found in _read(Path(path), problems)):
+        problem_id = _checked(sample, where, by_id)
         key = (problem_id, count[problem_id])
         count[problem_id] += 1
-        rows.append((*key, sample.text, sample.num_tokens, "length" if sample.was_cut else "stop"))
-        if sample.correct is not None:
-            answer = extract_answer(sample.text) if sample.answer is None else sample.answer
-            verdicts[key] = (float(sample.correct), str(answer))
+        was_cut = sample.get("finish_reason") == "length"
+        rows.append((*key, sample["text"], sample.get("num_tokens"), "length" if was_cut else "stop"))
+        if sample.get("correct") is not None:
+            answer = sample.get("answer")
+            answer = extract_answer(sample["text"]) if answer is None else answer
+            verdicts[key] = (float(sample["correct"]), str(answer))
     if not rows:
         raise DataError("there are no samples to import: name files with rows")
     manifest = {
@@ -101,16 +89,14 @@ def import_samples(
     }
     with RunStore.writing(output, manifest, problems) as store:
         there = store.present()
-        new = [row for row in rows if row[1] not in there.get(row[0], ())]
+        new = [row for row in rows if row[1] not in there[row[0]]]
         for start in range(0, len(new), MAX_SEQUENCES):
             store.write_samples(new[start : start + MAX_SEQUENCES])
         if verdicts:
             with store.grading(GRADER, None):
                 graded = store.grade_parts(GRADER)
-                for part in store.sample_parts():
-                    if part.stem not in graded:
-                        keys = store.read_samples(part, ["problem_id", "sample_index"])
-                        store.write_grades(GRADER, part, _grades(keys, verdicts))
+                for part in (part for part in store.sample_parts() if part.stem not in graded):
+                    store.write_grades(GRADER, part, _grades(store.read_samples(part, KEY), verdicts))
     return len(rows)
 
 
@@ -121,54 +107,53 @@ def _grades(keys: pa.Table, verdicts: Mapping[tuple[str, int], tuple[float, str]
     return pa.table([*keys.columns, scores, answers, statuses], schema=GRADE_SCHEMA)
 
 
-def _checked(sample: _Sample, by_id: Mapping[str, Problem]) -> str:
+def _checked(sample: Mapping[str, Any], where: str, by_id: Mapping[str, Problem]) -> str:
     """The problem's id, if the sample can be of it."""
-    problem_id = str(sample.problem_id)
+    problem_id, text, correct = str(sample["problem_id"]), sample["text"], sample.get("correct")
     if problem_id not in by_id:
         known = ", ".join(map(repr, list(by_id)[:3]))
         raise DataError(
-            f"{sample.where} is of problem {problem_id!r}, and the data set has {known} and so on. Give the data set "
-            "that was sampled, and its --id-column."
+            f"{where} is of problem {problem_id!r}, and the data set has {known} and so on. Give the data set that "
+            "was sampled, and its --id-column."
         )
-    if not isinstance(sample.text, str):
-        raise DataError(f"{sample.where} has no text, but {sample.text!r}: leave out what was not sampled.")
-    if not isinstance(sample.correct, bool | int | float | None):
-        raise DataError(f"{sample.where} has the verdict {sample.correct!r}: write true or false, or leave it out.")
-    reference = by_id[problem_id].answer
-    if sample.reference is not None and reference and sample.reference != reference:
+    if not isinstance(text, str):
+        raise DataError(f"{where} has no text, but {text!r}: leave out what was not sampled.")
+    if not isinstance(correct, bool | int | float | None):
+        raise DataError(f"{where} has the verdict {correct!r}: write true or false, or leave it out.")
+    asked, expected = sample.get("expected_answer"), by_id[problem_id].answer
+    if asked is not None and expected and str(asked) != expected:
         raise DataError(
-            f"{sample.where} has the reference answer {sample.reference!r}, and problem {problem_id!r} has "
-            f"{reference!r}: is it of another data set, or in another order?"
+            f"{where} has the reference answer {str(asked)!r}, and problem {problem_id!r} has {expected!r}: is it of "
+            "another data set, or in another order?"
         )
     return problem_id
 
 
-def _read(path: Path, problems: Sequence[Problem]) -> Iterator[_Sample]:
+def _read(path: Path, problems: Sequence[Problem]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Where each sample stands, and its row with the names of plain ones; `expected_answer` if there is one."""
     if path.suffix in _INSPECT_TYPES:
-        yield from _inspect_samples(_inspect_rows(path), str(path))
+        yield from ((str(path), _of_inspect(row)) for row in _inspect_rows(path))
         return
     for number, row in enumerate(read_rows(path)):
         where = f"{path}: row {number}"
         row = checked_row(row, where)
         if "generation" in row:
             position = problems[number].problem_id if number < len(problems) else None
-            expected = row.get("expected_answer")
-            yield _Sample(
+            yield (
                 where,
-                row.get("problem_id", row.get("id", position)),
-                row["generation"],
-                row.get("symbolic_correct"),
-                row.get("predicted_answer"),
-                row.get("num_generated_tokens"),
-                row.get("finish_reason") == "length",
-                None if expected is None else str(expected),
+                {
+                    **{name: row.get(name) for name in ("finish_reason", "expected_answer")},
+                    "problem_id": row.get("problem_id", row.get("id", position)),
+                    "text": row["generation"],
+                    "correct": row.get("symbolic_correct"),
+                    "answer": row.get("predicted_answer"),
+                    "num_tokens": row.get("num_generated_tokens"),
+                },
             )
         elif "problem_id" in row and "text" in row:
-            correct, answer, num_tokens = (row.get(name) for name in ("correct", "answer", "num_tokens"))
-            was_cut = row.get("finish_reason") == "length"
-            yield _Sample(where, row["problem_id"], row["text"], correct, answer, num_tokens, was_cut)
+            yield where, {name: value for name, value in row.items() if name != "expected_answer"}
         elif "epoch" in row and "completion" in row:
-            yield from _inspect_samples([row], where)
+            yield where, _of_inspect(row)
         else:
             raise DataError(
                 f"{where} has the columns {sorted(row)}. Samples have `problem_id` and `text`, or `generation` as "
@@ -190,9 +175,9 @@ def _inspect_rows(path: Path) -> list[dict[str, Any]]:
     return samples_df(str(path), [*SampleSummary, *output], quiet=True).to_dict("records")
 
 
-def _inspect_samples(rows: Sequence[Mapping[str, Any]], where: str) -> Iterator[_Sample]:
+def _of_inspect(row: Mapping[str, Any]) -> dict[str, Any]:
     """What `samples_df` has, `score_NAME` being "C" for correct or a number."""
-    for row in rows:
-        score = next((value for name, value in row.items() if name.startswith("score_")), None)
-        correct = None if score is None or score != score else score == "C" or score == 1
-        yield _Sample(where, row["id"], row["completion"], correct, None, None, row.get("stop_reason") == "max_tokens")
+    score = next((value for name, value in row.items() if name.startswith("score_")), None)
+    correct = None if score is None or score != score else score == "C" or score == 1
+    reason = "length" if row.get("stop_reason") == "max_tokens" else "stop"
+    return {"problem_id": row["id"], "text": row["completion"], "correct": correct, "finish_reason": reason}

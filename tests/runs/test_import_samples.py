@@ -94,6 +94,8 @@ def test_what_is_known_of_a_sample_comes_along(problems):
         part.unlink()
     import_samples(["plain.jsonl"], problems, "run")
     assert load_results("run").problems == (a, b)
+    with pytest.raises(StoreError, match="samples_sha256: the run has"):
+        import_samples([SAMPLES / "output-rs0.jsonl"], problems, "run")
     import_samples([SAMPLES / "output-rs0.jsonl"], problems, "nemo")
     assert rows("nemo") == [("a", 0, "So \\boxed{2}.", 13, "stop"), ("b", 0, "I think \\boxed{5}", 17, "length")]
 
@@ -103,19 +105,13 @@ def test_what_is_known_of_a_sample_comes_along(problems):
     [
         (
             {"problem": "a", "completion": "x"},
-            r"row 0 has the columns \['completion', 'problem'\]. Samples have `problem_id` and `text`, or `gen",
+            r"columns \['completion', 'problem'\]. Samples have `problem_id`",
         ),
-        (
-            {"problem_id": "c", "text": "x"},
-            "row 0 is of problem 'c', and the data set has 'a', 'b' and so on. Give",
-        ),
+        ({"problem_id": "c", "text": "x"}, "row 0 is of problem 'c', and the data set has 'a', 'b' and so on. Give"),
         ({"problem_id": "a", "text": None}, "row 0 has no text, but None: leave out what was not sampled"),
         ({"problem_id": "a", "text": "x", "correct": "yes"}, "row 0 has the verdict 'yes': write true or false"),
         (5, "row 0 is not an object with columns but 5"),
-        (
-            {"generation": "x", "expected_answer": "4"},
-            "has the reference answer '4', and problem 'a' has '2': is it",
-        ),
+        ({"generation": "x", "expected_answer": "4"}, "has the reference answer '4', and problem 'a' has '2': is it"),
     ],
 )
 def test_what_cannot_be_samples_of_these_problems_is_named(problems, row, told):
@@ -125,9 +121,3 @@ def test_what_cannot_be_samples_of_these_problems_is_named(problems, row, told):
     with pytest.raises(DataError, match="there are no samples to import: name files"):
         import_samples([], problems, "run")
     assert not Path("run").exists()
-
-
-def test_a_folder_of_another_run_is_left_alone(problems):
-    import_samples(["plain.jsonl"], problems, "run")
-    with pytest.raises(StoreError, match="samples_sha256: the run has"):
-        import_samples([SAMPLES / "output-rs0.jsonl"], problems, "run")
