@@ -78,21 +78,10 @@ def execute(
 def parse(
     command: str, argv: list[str], *configs: Any, run: str | None = None, runs: str | None = None, description: str
 ) -> tuple[Any, ...]:
-    """Parse a command line, and a YAML file with `--config`, into config dataclasses.
+    """Parse a command line, and a YAML file with `--config`, into config dataclasses: `field_name` is `--field-name`.
 
-    Args:
-        command: The command's name.
-        argv: Its arguments.
-        configs: Dataclasses; their fields become `--field-name`.
-        run: Help for one positional argument RUN; None for a command without one.
-        runs: Help for any number of them; a YAML file may have them as `runs`.
-        description: Shown by `--help`.
-
-    Returns:
-        An instance of each dataclass, then, with `run` or `runs`, the positional argument or the list of them.
-
-    Raises:
-        SystemExit: With status 2, after one message, where the arguments are wrong.
+    With `run`, its help, an argument RUN follows them, and with `runs` a list, which a YAML file may have as `runs`.
+    Where the arguments are wrong, that is one message and `SystemExit` with status 2.
     """
     parser = TrlParser(list(configs), prog=f"dco-trl {command}", description=description, allow_abbrev=False)
     if run:
@@ -216,30 +205,23 @@ _ANSWER_COLUMNS: dict[str, tuple[str | None, ...]] = {
 
 def load_problems(config: DatasetConfig, grader: str = "exact") -> list:
     """The problems that a command line names, with the references that a grader takes."""
-    rows = load_rows(config)
-    return make_problems(config, rows, answer_column(config, rows, *_ANSWER_COLUMNS.get(grader, ("answer", None))))
+    return load_rows(config, *_ANSWER_COLUMNS.get(grader, ("answer", None)))[1]
 
 
-def load_rows(config: DatasetConfig) -> list[dict]:
-    """The rows that a command line names, with all of their columns."""
+def load_rows(config: DatasetConfig, *columns: str | None) -> tuple[list[dict], list, str | None]:
+    """The rows that a command line names, their problems, and the column with the references.
+
+    That is the one that was named, or the first of `columns` that any row has.
+    """
+    from ..runs import problems_from_rows
     from ..runs.rows import read_rows
 
-    source = read_rows(config.dataset, split=config.split, config=config.dataset_config)
-    # Not the whole of a large data set for a few rows; a number below 1 is refused by `make_problems`.
-    return list(source if config.num_problems is None else islice(source, max(config.num_problems, 0)))  # type: ignore[arg-type]
-
-
-def answer_column(config: DatasetConfig, rows: list[dict], *names: str | None) -> str | None:
-    """The column with the references: the one that was named, or the first of some that any row has."""
+    source: Any = read_rows(config.dataset, split=config.split, config=config.dataset_config)
+    # Not the whole of a large data set for a few rows; a number below 1 is refused below.
+    rows = list(source if config.num_problems is None else islice(source, max(config.num_problems, 0)))
     present = {None, *(name for row in rows if isinstance(row, dict) for name in row)}
-    return config.answer_column or next((name for name in names if name in present), names[0])
-
-
-def make_problems(config: DatasetConfig, rows: list[dict], column: str | None) -> list:
-    """As many problems in the same order, with the references from a column."""
-    from ..runs import problems_from_rows
-
-    return problems_from_rows(
+    column = config.answer_column or next((name for name in columns if name in present), columns[0])
+    problems = problems_from_rows(
         rows,
         num_problems=config.num_problems,
         prompt_column=config.prompt_column,
@@ -249,6 +231,7 @@ def make_problems(config: DatasetConfig, rows: list[dict], column: str | None) -
         chat=config.chat,
         name=config.dataset,
     )
+    return rows, problems, column
 
 
 def unescape(text: str) -> str:

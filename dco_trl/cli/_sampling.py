@@ -62,12 +62,10 @@ def sample(
 ) -> Any:
     """Draw samples of `problems`, those of `data` unless given, into a run folder; give `sample_run`'s summary."""
     # What can be wrong without the model is found out before minutes are spent on loading it.
-    from ..checks import check_integer
     from ..runs import sample_run
     from ..runs.sample import check_run_size
 
-    check_run_size(sampling.num_samples, sampling.chunk_size)
-    check_integer("first_sample", first_sample, at_least=0)
+    check_run_size(sampling.num_samples, sampling.chunk_size, first_sample)
     params = sampling_params(sampling)
     schedule = load_schedule(model, sampling, params)
     problems = load_problems(data) if problems is None else problems

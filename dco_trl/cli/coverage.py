@@ -9,18 +9,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..extras import require
-from ._common import (
-    DatasetConfig,
-    ModelConfig,
-    answer_column,
-    execute,
-    load_rows,
-    make_problems,
-    naming,
-    option,
-    print_whole,
-    unescape,
-)
+from ._common import DatasetConfig, ModelConfig, execute, load_rows, naming, option, print_whole, unescape
 
 NOTE = (
     "Exact coverage counts the reference's exact string only, in its usual tokens and followed by the end of "
@@ -88,9 +77,7 @@ def coverage(data: DatasetConfig, model: ArmsConfig, config: CoverageConfig) -> 
         raise UserError(f"holds a number of attempts below 1: {config.k}", "k")
     ks = sorted(set(config.k))
     _check_arms(model, config)
-    rows = load_rows(data)
-    column = answer_column(data, rows, "completion", "answer")
-    problems = make_problems(data, rows, column)
+    _, problems, column = load_rows(data, "completion", "answer")
     sampled = _sampled(config, problems, ks) if config.run else None
     path = Path(config.output or "")
     measured: list[tuple[Any, Any, dict]] = []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ._common import DatasetConfig, ModelConfig, answer_column, execute, load_rows, make_problems, option
+from ._common import DatasetConfig, ModelConfig, execute, load_rows, option
 from ._grading import GradingConfig, grade
 from ._sampling import SamplingConfig, sample
 
@@ -48,8 +48,7 @@ def estimate(data: TrainingDatasetConfig, model: ModelConfig, sampling: Estimate
     # What can be wrong without the model is found out before hours are spent on sampling.
     output = Path(sampling.output)
     _check_output(output, data.dataset)
-    rows = load_rows(data)
-    problems = make_problems(data, rows, answer_column(data, rows, "answer"))
+    rows, problems, _ = load_rows(data, "answer")
     # The trainer has one count for rows with the same prompt, so one of them is sampled.
     distinct: dict[str, Any] = {}
     for problem in problems:

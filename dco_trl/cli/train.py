@@ -105,11 +105,7 @@ def _command(config_class: type[DCOConfig]) -> str:
 def parse(
     argv: list[str], config_class: type[DCOConfig] = DCOConfig
 ) -> tuple[DCOScriptArguments, DCOConfig, ModelConfig, DatasetMixtureConfig]:
-    """Parse flags and `--config FILE`; unknown flags and unknown keys are errors.
-
-    Raises:
-        ValueError: An unknown key or flag, a value out of its range, or no model or no data.
-    """
+    """Parse flags and `--config FILE`; unknown flags and keys, and neither model nor data, are a `ValueError`."""
     parser = make_parser(config_class)
     argv = with_config_file(argv, parser)
     try:
@@ -145,12 +141,7 @@ def _check_model_and_data(model_args: Any, script_args: Any, mixture: Any) -> No
 def load_data(
     script_args: DCOScriptArguments, training_args: DCOConfig, mixture: DatasetMixtureConfig
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
-    """The training set, and the evaluation set if there is to be any evaluation.
-
-    Raises:
-        ValueError: A split is not there.
-        DataError: A file or folder is not there, or is not as it must be.
-    """
+    """The training set, and the evaluation set if there is to be any evaluation."""
     if mixture.datasets:
         if script_args.dataset_name:
             warnings.warn("`datasets` and `dataset_name` are both given: `dataset_name` is ignored.", stacklevel=2)
@@ -198,12 +189,7 @@ def make_trainer(
     model_args: ModelConfig,
     mixture: DatasetMixtureConfig,
 ) -> DCOTrainer:
-    """The trainer that the arguments describe, as `trl sft` makes its own.
-
-    Raises:
-        ValueError: The arguments do not go together.
-        OSError: A model, file or checkpoint is not there.
-    """
+    """The trainer that the arguments describe, as `trl sft` makes its own."""
     assert model_args.model_name_or_path is not None  # or `parse` had refused it
     training_args.resume_from_checkpoint = checkpoint_to_resume(
         training_args.resume_from_checkpoint,

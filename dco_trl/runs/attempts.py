@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from ..problem import Problem
 from ..sampling.fingerprint import describe
 from ..sampling.protocol import Sample, SampleRequest, SamplingParams
 from .arm import Arm
+from .manifest import run_manifest
 
 if TYPE_CHECKING:
     from ..sampling.protocol import Sampler
@@ -29,11 +30,7 @@ Row = tuple[Any, ...]
 class Attempts:
     """Draws attempts.
 
-    Args:
-        problems: What is attempted.
-        sampler: Any sampler. With a schedule it has the arms' model and no adapter of its own.
-        params: How to sample. With a schedule `temperature` stays 1.
-        schedule: Which arm each attempt samples, or the file that says so; None: the sampler's own.
+    The arguments are those of `sample_run`.
 
     Attributes:
         identity: What the sampler says of itself.
@@ -57,6 +54,7 @@ class Attempts:
         self.identity = own = sampler.identity()
         self.streams = hasattr(sampler, "stream")
         self.arms: tuple[Arm, ...] = (Arm(own.get("model", ""), own.get("adapter", ""), params.temperature),)
+        # The arm of each block, and the attempts up to its end; the last one goes on without end.
         self.order, self.planned = np.zeros(1, np.int64), np.zeros(1, np.int64)
         self.blocks: list[list[int]] | None = None
         if schedule is not None:
@@ -68,12 +66,13 @@ class Attempts:
         what = [int(params.seed), *map(asdict, self.arms), *map(own.get, ("model_fingerprint", "adapter_fingerprint"))]
         self.sampler_params = replace(params, seed=_seed_of(what))
 
-    def manifest(self) -> dict[str, Any]:
-        """What a run's manifest says of the schedule: arms, with hashes of their adapters, and blocks."""
-        if self.blocks is None:
-            return {}
-        arms = [{**asdict(arm), **describe("adapter", arm.adapter)} for arm in self.arms]
-        return {"schedule": {"arms": arms, "blocks": self.blocks}}
+    def manifest(self, num_samples: int, dataset: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What a run's manifest says; of a schedule, its arms, with hashes of their adapters, and its blocks."""
+        manifest = run_manifest(self.identity, self.params, num_samples, dataset)
+        if self.blocks is not None:
+            arms = [{**asdict(arm), **describe("adapter", arm.adapter)} for arm in self.arms]
+            manifest["schedule"] = {"arms": arms, "blocks": self.blocks}
+        return manifest
 
     def note(self, num_attempts: int) -> str | None:
         """What to tell of so many attempts per problem; None: nothing."""

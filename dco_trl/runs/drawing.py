@@ -43,15 +43,8 @@ def plan(wanted: Iterable[NDArray], present: Iterable[NDArray]) -> list[Gap]:
 class Drawing:
     """Draws gaps and writes parts, chunk by chunk; a sampler that gives results as they come is asked for all at once.
 
-    Args:
-        store: Where the parts go, held for writing.
-        attempts: What draws.
-        chunk_size: Sequences of a part; None: as many as take five minutes, and 16,384 at most.
-
     Attributes:
-        num_drawn: Samples drawn so far.
-        num_tokens: Their tokens.
-        num_truncated: Those cut off at the token limit.
+        num_drawn: Samples drawn so far; `num_tokens` are their tokens, `num_truncated` those cut off at the limit.
         seconds: Time spent in the sampler.
     """
 

@@ -18,6 +18,7 @@ from ..problem import Problem
 from ..sampling.protocol import SamplingParams
 from .files import StoreError, parquet, sha256, write_atomically
 from .problems import fingerprint
+from .rows import short
 
 FORMAT = 3
 PROBLEM_SCHEMA = pa.schema(
@@ -45,23 +46,15 @@ _TYPES: dict[str, Any] = {
     "created": str | None,
     "sessions": list,
 }
-# Characters of a value in a message.
-_LONGEST = 200
 
 
 def run_manifest(
     identity: Mapping[str, Any], params: SamplingParams, num_samples: int, dataset: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What a run is draws of. Versions are recorded; everything else must be the same for the run to go on.
+    """What a run is draws of, without passwords in addresses, in what JSON can hold.
 
-    Args:
-        identity: What the sampler says of itself; entries whose names end in `version` are versions.
-        params: How to sample.
-        num_samples: Samples wanted per problem; may be raised later.
-        dataset: Where the problems come from; recorded only, because their fingerprint says what they are.
-
-    Returns:
-        A mapping that JSON can hold, without passwords in addresses.
+    Entries of the sampler's identity whose names end in `version` are versions. They, the number of samples and where
+    the problems come from are recorded; everything else must be the same for the run to go on.
 
     Raises:
         ValueError: The sampler describes itself by a name that the manifest uses itself.
@@ -145,8 +138,9 @@ def refuse_changes(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any])
     before, after = (
         _flat({key: value for key, value in manifest.items() if key not in _FREE}) for manifest in (old, new)
     )
+    nothing = "(nothing)"
     changes = [
-        f"  {key}: the run has {_shown(before.get(key, '(nothing)'))}, now {_shown(after.get(key, '(nothing)'))}"
+        f"  {key}: the run has {short(before.get(key, nothing), 200)}, now {short(after.get(key, nothing), 200)}"
         for key in sorted(before | after)
         if before.get(key) != after.get(key)
     ]
@@ -210,11 +204,6 @@ def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             value = {str(position): item for position, item in enumerate(value)}
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _without_passwords(value: Any) -> Any:

@@ -14,7 +14,6 @@ from ..problem import Problem
 from ..sampling.protocol import SamplingParams
 from .attempts import Attempts
 from .drawing import Drawing, plan
-from .manifest import run_manifest
 from .store import RunStore
 
 if TYPE_CHECKING:
@@ -106,12 +105,9 @@ def sample_run(
     Relations:
         [`evaluate`][dco_trl.runs.evaluate] samples, grades and reads the results.
     """
-    num_samples, chunk_size = check_run_size(num_samples, chunk_size)
-    first_sample = check_integer("first_sample", first_sample, at_least=0)
-    params = params or SamplingParams()
-    attempts = Attempts(problems, sampler, params, schedule)
-    manifest = {**run_manifest(attempts.identity, params, num_samples, dataset), **attempts.manifest()}
-    with RunStore.writing(run_dir, manifest, problems) as store:
+    num_samples, chunk_size, first_sample = check_run_size(num_samples, chunk_size, first_sample)
+    attempts = Attempts(problems, sampler, params or SamplingParams(), schedule)
+    with RunStore.writing(run_dir, attempts.manifest(num_samples, dataset), problems) as store:
         present = store.present()
         before = sum(map(len, present.values()))
         wanted = np.arange(first_sample, first_sample + num_samples)
@@ -133,10 +129,10 @@ def sample_run(
     )
 
 
-def check_run_size(num_samples: int, chunk_size: int | None) -> tuple[int, int | None]:
-    """The two counts as integers; those that make no run are refused."""
-    num_samples = check_integer("num_samples", num_samples)
-    return num_samples, None if chunk_size is None else check_integer("chunk_size", chunk_size)
+def check_run_size(num_samples: int, chunk_size: int | None, first_sample: int = 0) -> tuple[int, int | None, int]:
+    """The counts as integers; those that make no run are refused."""
+    chunk_size = None if chunk_size is None else check_integer("chunk_size", chunk_size)
+    return check_integer("num_samples", num_samples), chunk_size, check_integer("first_sample", first_sample, 0)
 
 
 def _duration(seconds: float) -> str:

@@ -22,7 +22,6 @@ from .attempts import Attempts
 from .drawing import Drawing, plan
 from .files import write_atomically
 from .grade import PartGrader, check_grader, grader_source, is_correct
-from .manifest import run_manifest
 from .sample import check_run_size
 from .store import KEY, RunStore, rows_by_problem, sample_table
 
@@ -120,15 +119,12 @@ def solve(
 
     Args:
         problems: What to solve. `answer` may be "" where the verifier needs no reference.
-        sampler: Any sampler; it is not closed. With a schedule it has the arms' model and no adapter of its own.
+        sampler: As for [`sample_run`][dco_trl.runs.sample_run], and so `schedule`, `params` and `dataset`.
         verifier: Any grader, as for [`grade_run`][dco_trl.runs.grade_run]: "math", "exact", "code", an import path, or
             a function. Only what it scores above 0.5 is accepted.
         run_dir: The folder for samples, verdicts and answers.
-        num_attempts: Budget per problem. Beyond what a schedule has planned, its last block goes on.
-        schedule: Which arm to sample for each attempt, or the file that says so; None samples the sampler's own.
-        params: How to sample. With a schedule `temperature` stays 1: its arms have their own.
+        num_attempts: Budget per problem.
         chunk_size: Sequences per chunk.
-        dataset: Where the problems come from, for the record.
         grading: Further arguments of `BulkGrader`, such as `{"timeout": 5.0}`.
         progress: Show problems solved, open ones and attempts spent, on standard error.
 
@@ -156,14 +152,12 @@ def solve(
     from ..grading import BulkGrader
     from ..grading.graders import grader_name
 
-    num_attempts, chunk_size = check_run_size(check_integer("num_attempts", num_attempts), chunk_size)
-    params = params or SamplingParams()
+    num_attempts, chunk_size, _ = check_run_size(check_integer("num_attempts", num_attempts), chunk_size)
     name, source = grader_name(verifier), grader_source(verifier)
     _check_references(problems, name)
     check_grader(verifier, problems)
-    attempts = Attempts(problems, sampler, params, schedule)
-    manifest = {**run_manifest(attempts.identity, params, num_attempts, dataset), **attempts.manifest()}
-    manifest["solve"] = {"verifier": name}
+    attempts = Attempts(problems, sampler, params or SamplingParams(), schedule)
+    manifest = {**attempts.manifest(num_attempts, dataset), "solve": {"verifier": name}}
     if progress and (note := attempts.note(num_attempts)):
         print(note, file=sys.stderr)
     with (

@@ -1,18 +1,10 @@
 """One folder per run: a manifest, the problems, and samples in Parquet parts that appear whole or not at all.
 
-    manifest.json                             what the samples are draws of, and with which software
-    problems.parquet                          problem_id, prompt, conversational, answer, columns
-    samples/part-000000-HASH.parquet          problem_id, sample_index, text, num_tokens, finish_reason, and with a
-                                              schedule arm, the name of what was sampled
-    grades/GRADER/grader.json                 the grader, and what its verdicts depend on
-    grades/GRADER/part-000000-SAMPLES-HASH.parquet
-                                              problem_id, sample_index, score, answer, status
-
-The key of a sample is (problem_id, sample_index). A file is written under a temporary name, forced to disk and
-renamed, so a process killed at any moment leaves only whole parts; what is missing is found again from the parts' key
-columns. The last HASH in a name is that of the file's footer, and the pages have checksums, so any damage to what is
-read is noticed. Verdicts have the rows of one part of samples; SAMPLES is the HASH of that part, so they never judge
-others. `docs/evaluating.md` describes the columns.
+`docs/evaluating.md` lists the files and their columns. The key of a sample is (problem_id, sample_index). A file is
+written under a temporary name, forced to disk and renamed, so a process killed at any moment leaves only whole parts;
+what is missing is found again from the parts' key columns. The last hash in a part's name is that of the file's
+footer, and the pages have checksums, so any damage to what is read is noticed. Verdicts have the rows of one part of
+samples, whose hash stands before their own: they never judge others.
 """
 
 import json
@@ -108,14 +100,11 @@ class RunStore:
             yield store
 
     def write_samples(self, rows: Sequence[tuple[Any, ...]]) -> Path:
-        """Add one part of samples; when this returns, it is on disk.
+        """Add one part of samples; when this returns its file, it is on disk.
 
         Args:
             rows: (problem_id, sample_index, text, num_tokens, finish_reason) each, and the arm in a run along a
                 schedule.
-
-        Returns:
-            The part's file.
 
         Raises:
             StoreError: The disk is full or cannot be written, or this store is open for reading only. Earlier parts
@@ -162,19 +151,7 @@ class RunStore:
             yield
 
     def write_grades(self, grader: str, samples: Path, table: pa.Table) -> Path:
-        """Add the grades of one part of samples, whole.
-
-        Args:
-            grader: The grader's name.
-            samples: The part of samples.
-            table: As `GRADE_SCHEMA`, row by row the samples' part.
-
-        Returns:
-            The grades' file.
-
-        Raises:
-            StoreError: The disk is full or cannot be written, or the folder of these verdicts is not held.
-        """
+        """Add a grader's verdicts on one part of samples, row by row as in that part; see `write_samples`."""
         folder = self.grades_dir(grader)
         self._require_lock(folder)
         return write_part(folder, samples.stem, table.cast(GRADE_SCHEMA))
