@@ -47,8 +47,9 @@ class CoTDCOConfig(DCOConfig):
         sampler_kwargs: Options of the sampler's constructor, as a dictionary or JSON: `batch_size` for
             "transformers"; `gpu_memory_utilization`, `max_model_len`, … for "vllm"; `base_url`, and `model` if it is
             served under another name, for "server".
-        coverage_at: As in `DCOConfig`, but none unless given: the reference rationale's own string has next to no
-            probability. Use [`PassAtKCallback`][dco_trl.trainer.PassAtKCallback].
+        coverage_at: The k's for which evaluation logs `eval_coverage@k`; none unless given, because the reference
+            rationale's own string has next to no probability. Use
+            [`PassAtKCallback`][dco_trl.trainer.PassAtKCallback].
         max_rationale_tokens: Longest rationale, end of sequence included. A longer one is cut off and counts as wrong.
 
     Raises:

@@ -41,14 +41,9 @@ class CoTDCOTrainer(DCOTrainer):
     alone once its weight is known to `weight_tolerance`, or after `num_rationales`. Counts are remembered, at a
     discount, until the prompt comes up again.
 
-    Logged once per window: `success_rate` (mean estimate of p over the window's prompts), `prompts_settled` (share
-    that stopped early), `rationales` (drawn per prompt), `rationale_tokens`, `rationales_truncated` (share cut off at
-    `max_rationale_tokens`, wrong whatever they contain), `rationales_unparsed` (share without an answer that the
-    grader could read), `rationales_ungraded` (share that the grader could not judge; they do not count), `rows_kept`
-    (share that `max_success_rate` let through), `reference_targets` (share of rows trained on the reference for want
-    of a correct rationale, with `targets="sampled"`), `sampling_seconds` and, of the window before,
-    `training_seconds`. Then `DCOTrainer`'s, over the sequences trained on: `coverage_weight`, and `coverage_loss` and
-    `log_p` at the estimated p.
+    Logged once per window: `success_rate`, the mean estimate of p over its prompts, and what became of its rationales
+    (the guide on chains of thought has a table). Then `DCOTrainer`'s, over the sequences trained on:
+    `coverage_weight`, and `coverage_loss` and `log_p` at the estimated p.
 
     Args:
         model: Model identifier, folder, `PreTrainedModel` or `PeftModel`, as in `SFTTrainer`.

@@ -18,18 +18,18 @@ def why_not_an_answer(dataset: Dataset | IterableDataset, args: DCOConfig, name:
     """
     columns = list(dataset.column_names or next(iter(dataset)))
     if "input_ids" in columns:
-        separated = "labels" in columns or "assistant_masks" in columns
-        separated = separated or ("completion_mask" in columns and args.completion_only_loss is not False)
+        marks = ["labels", "assistant_masks", *(["completion_mask"] if args.completion_only_loss is not False else [])]
+        is_separated = any(mark in columns for mark in marks)
     elif {"prompt", "completion"} <= set(columns):
         if args.completion_only_loss is False:
             return (
                 "`completion_only_loss=False` puts the prompt's tokens into the loss, so p would be the probability "
                 "of prompt and completion together. Leave `completion_only_loss` unset."
             )
-        separated = True
+        is_separated = True
     else:
-        separated = bool(args.assistant_only_loss)
-    if separated:
+        is_separated = bool(args.assistant_only_loss)
+    if is_separated:
         return None
     if "completions" in columns:
         return (

@@ -178,7 +178,6 @@ class DCOTrainer(SFTTrainer):
         self._train_sums: torch.Tensor | None = None
         self._eval_sums: torch.Tensor | None = None
         self._eval_rows: list[torch.Tensor] = []
-        self.add_callback(self._eval_log_p)
         self._idle_sums: torch.Tensor | None = torch.zeros(3, dtype=torch.float64)
 
     # ---------------------------------------------------------------- data
@@ -366,6 +365,8 @@ class DCOTrainer(SFTTrainer):
         with writing_checkpoint(folder, self.args.should_save):
             self._save_own_state(folder)
             super()._save_checkpoint(model, trial)
+        if self.is_world_process_zero():
+            self._eval_log_p.write(folder, self.state.global_step)
 
     def _save_own_state(self, folder: Path) -> None:
         """Write what a subclass needs to resume, on every process; nothing here."""

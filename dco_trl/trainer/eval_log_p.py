@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..problem import EVAL_LOG_P_NAME, EVAL_ROWS_KEY
 from .collator import ROW
@@ -20,15 +19,13 @@ from .collator import ROW
 _CONTENT = ("prompt", "completion", "messages", "text", "input_ids", "tools", "chat_template_kwargs")
 
 
-class EvalLogP(TrainerCallback):
+class EvalLogP:
     """Writes `eval_log_p.parquet` into each checkpoint of a step that was evaluated.
 
     Columns: `arm` (the checkpoint), `dataset` (name of the evaluation set; empty if there is one), `row` (row of that
     set as it was given, int64) and `log_p` (nats, float64), sorted by row. Packed evaluation has no rows, and no file.
-
-    Attributes:
-        fingerprints: `rows_fingerprint` of each evaluation set as it was given, by its name: rows are known by their
-            numbers, and those of another set are other problems.
+    The `rows_fingerprint` of each set, by its name, goes along: rows are known by their numbers, and those of another
+    set are other problems.
     """
 
     def __init__(self) -> None:
@@ -42,21 +39,20 @@ class EvalLogP(TrainerCallback):
             self._step, self._of_dataset = step, {}
         self._of_dataset[dataset] = rows_and_log_p
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def write(self, checkpoint: Path, step: int) -> None:
         """Write, if this very step was evaluated."""
-        folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
-        if not (state.is_world_process_zero and self._step == state.global_step and folder.is_dir()):
+        if self._step != step or not self._of_dataset:
             return
         tables = []
         for dataset, found in self._of_dataset.items():
             row, log_p = found[found[:, 0].argsort()].T.numpy()
-            names = {"arm": [folder.name] * len(row), "dataset": [dataset] * len(row)}
+            names = {"arm": [checkpoint.name] * len(row), "dataset": [dataset] * len(row)}
             tables.append(pa.table({**names, "row": row.astype(np.int64), "log_p": log_p}))
         known = {name: self.fingerprints[name] for name in self._of_dataset if name in self.fingerprints}
         table = pa.concat_tables(tables).replace_schema_metadata({EVAL_ROWS_KEY: json.dumps(known)})
-        unfinished = folder / f".{EVAL_LOG_P_NAME}.tmp"
+        unfinished = checkpoint / f".{EVAL_LOG_P_NAME}.tmp"
         pq.write_table(table, unfinished)
-        unfinished.replace(folder / EVAL_LOG_P_NAME)
+        unfinished.replace(checkpoint / EVAL_LOG_P_NAME)
 
 
 def numbered(dataset: Any, name: str, log: EvalLogP) -> Any:

@@ -35,12 +35,7 @@ class PolicySampler:
     ones too), a whole model by reloading its weights in place. A server gets them from the main process alone, and
     the other processes sample what it loaded.
 
-    Args:
-        accelerator: The trainer's.
-        model: The model in training, unwrapped.
-        tokenizer: Training's, for the samplers to decode completions with.
-        args: What samples, and its options.
-        max_prompt_tokens: Longest prompt, which with `max_rationale_tokens` makes vLLM's `max_model_len`.
+    `model` is unwrapped; with `max_rationale_tokens`, `max_prompt_tokens` makes vLLM's `max_model_len`.
 
     Raises:
         ValueError: The sampler and the way of training do not go together, an option is unknown, or the longest prompt

@@ -30,14 +30,8 @@ def gather_weights(
 ) -> dict[str, torch.Tensor]:
     """The state of a sharded model, with one parameter whole at a time. Call it on every process.
 
-    Args:
-        model: Unwrapped.
-        accelerator: The trainer's.
-        keep: What to keep of a whole tensor; None drops it.
-        only: Which tensors of the state are wanted: the same on every process.
-
-    Returns:
-        What was kept, by the names of an unsharded model. Tied weights are the same tensor.
+    Of the tensors that are wanted, `only` (the same on every process), it has what `keep` makes of each, unless that
+    is None, by the names of an unsharded model. Tied weights are the same tensor.
     """
     kept: dict[str, torch.Tensor] = {}
     by_id: dict[int, torch.Tensor | None] = {}
@@ -57,10 +51,7 @@ class Replica:
 
     A process can sample from it without the others. While it is whole, each process holds all weights once more, in
     the precision that training computes in.
-
-    Args:
-        model: Unwrapped, and not sharded yet by FSDP. The attribute `model` is the copy.
-        accelerator: The trainer's.
+    The `model` that is given is unwrapped, and not sharded yet by FSDP; the attribute is the copy.
     """
 
     def __init__(self, model: Any, accelerator: Accelerator):

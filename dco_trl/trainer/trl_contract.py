@@ -30,17 +30,7 @@ _METHODS = {
     "_set_signature_columns_if_needed": (),
 }
 # Of a trainer, once it is made.
-_ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
-    "_metrics": dict,
-    "_total_train_tokens": int,
-    "_signature_columns": (list, type(None)),
-    "_skip_prepare_dataset": bool,
-    "_tokenizer": object,
-    "padding_free": bool,
-    "_name": str,
-    "_paper": dict,
-    "_tag_names": list,
-}
+_ATTRIBUTES = "_metrics _total_train_tokens _signature_columns _skip_prepare_dataset _tokenizer padding_free".split()
 
 
 def _refuse(changes: list[str]) -> str:
@@ -78,14 +68,7 @@ def check_methods() -> None:
 
 def check_attributes(trainer: SFTTrainer) -> None:
     """Raise a `RuntimeError` unless a trainer that was made has the attributes that are read or set here."""
-    changes = []
-    for name, kind in _ATTRIBUTES.items():
-        if not hasattr(trainer, name):
-            changes.append(f"`SFTTrainer` no longer has `{name}`")
-        elif not isinstance(getattr(trainer, name), kind):
-            changes.append(f"`SFTTrainer.{name}` is of type `{type(getattr(trainer, name)).__name__}`")
-    if not changes and not {"train", "eval"} <= trainer._metrics.keys():
-        changes.append(f"`SFTTrainer._metrics` has the keys {sorted(trainer._metrics)}, not 'train' and 'eval'")
+    changes = [f"`SFTTrainer` no longer has `{name}`" for name in _ATTRIBUTES if not hasattr(trainer, name)]
     if changes:
         raise RuntimeError(_refuse(changes))
 

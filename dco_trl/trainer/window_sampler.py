@@ -32,14 +32,7 @@ _NOT_FOR_GRADERS = {"completion", "input_ids", "labels", "num_sampled", "num_cor
 class WindowSampler:
     """Samples for the rows of each window and weighs them by what is known of their problems.
 
-    Args:
-        dataset: The user's rows.
-        rows: The same, as training has them.
-        model: The model in training, unwrapped.
-        tokenizer: Training's.
-        grader: What grades; not used with `sampler="none"`.
-        accelerator: The trainer's.
-        args: How to sample.
+    `dataset` holds the user's rows, `rows` the same as training has them; `model` is unwrapped.
 
     Attributes:
         counts: What is known of each problem's success rate.

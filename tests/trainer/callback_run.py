@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import training
 from datasets import Dataset
 from tiny_models import make_model, make_tokenizer
 from trl import SFTConfig, SFTTrainer
@@ -37,18 +38,8 @@ class HalfRight:
 
 def sft(folder, callback=None, **settings):
     train = Dataset.from_list([{"prompt": r["prompt"], "completion": r["answer"]} for r in ROWS * 4])
-    defaults = dict(
-        output_dir=str(folder),
-        report_to=[],
-        use_cpu=True,
-        num_train_epochs=2,
-        per_device_train_batch_size=4,
-        logging_steps=1,
-        save_strategy="no",
-        learning_rate=1e-2,
-        disable_tqdm=True,
-    )
-    args = SFTConfig(**{**defaults, **settings})
+    options = dict(output_dir=str(folder), num_train_epochs=2, max_steps=-1, max_length=1024)
+    args = SFTConfig(**training.settings(**{**options, **settings}))
     model = make_model(attention_dropout=0.1)
     trainer = SFTTrainer(
         model=model, args=args, train_dataset=train, eval_dataset=train, processing_class=make_tokenizer()
