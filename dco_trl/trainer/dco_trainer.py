@@ -176,8 +176,7 @@ class DCOTrainer(SFTTrainer):
 
         self._num_sequences_in_batch: torch.Tensor | int | None = None
         self._train_sums: torch.Tensor | None = None
-        self._eval_sums: torch.Tensor | None = None
-        self._eval_rows: list[torch.Tensor] = []
+        self._eval_tables: list[torch.Tensor] = []
         self._idle_sums: torch.Tensor | None = torch.zeros(3, dtype=torch.float64)
 
     # ---------------------------------------------------------------- data
@@ -303,17 +302,10 @@ class DCOTrainer(SFTTrainer):
             self._train_sums = sums if self._train_sums is None else self._train_sums + sums
             return
         # Evaluation on several processes repeats examples to even out the last batch; `gather_for_metrics` drops the
-        # repeats, by example.
+        # repeats, by example. The last column is the example's row.
         by_example = sum_by_example(segments.by_sequence(table), info.documents)
-        if info.row is not None:
-            by_example = torch.cat([by_example, info.row[:, None].to(by_example)], dim=1)
-        gathered = self.accelerator.gather_for_metrics(by_example)
-        if info.row is not None:
-            gathered, numbers = gathered[:, :-1], gathered[:, -1]
-            # Rows without an answer have count 0. They are left out at the end: here that would wait for the device.
-            self._eval_rows.append(torch.stack([numbers, gathered[:, 4], gathered[:, 0]], dim=1))
-        sums = gathered.sum(0)
-        self._eval_sums = sums if self._eval_sums is None else self._eval_sums + sums
+        row = torch.full_like(by_example[:, 0], -1) if info.row is None else info.row.to(by_example)
+        self._eval_tables.append(self.accelerator.gather_for_metrics(torch.cat([by_example, row[:, None]], dim=1)))
 
     def evaluation_loop(
         self,
@@ -323,17 +315,17 @@ class DCOTrainer(SFTTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        self._eval_sums, self._eval_rows = None, []
+        self._eval_tables = []
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if self._eval_sums is not None:
-            means = means_of(self._eval_sums, self.state.global_step, may_be_nan=self._is_sft)
-            names = [*METRICS, *self.args.coverage_metrics]
-            for name, value in zip(names, means, strict=True):
+        if self._eval_tables:
+            table = torch.cat(self._eval_tables).cpu()
+            means = means_of(table[:, :-1].sum(0), self.state.global_step, may_be_nan=self._is_sft)
+            for name, value in zip([*METRICS, *self.args.coverage_metrics], means, strict=True):
                 output.metrics[f"{metric_key_prefix}_{name}"] = value
-        if self._eval_rows and metric_key_prefix.startswith("eval"):
-            name = metric_key_prefix.removeprefix("eval").removeprefix("_")
-            found = torch.cat(self._eval_rows).cpu()
-            self._eval_log_p.keep(self.state.global_step, name, found[found[:, 2] > 0, :2])
+            table = table[(table[:, -1] >= 0) & (table[:, 0] > 0)]  # rows of which an answer is left
+            if len(table) and metric_key_prefix.startswith("eval"):
+                name = metric_key_prefix.removeprefix("eval").removeprefix("_")
+                self._eval_log_p.keep(self.state.global_step, name, table[:, [-1, 1 + METRICS.index("log_p")]])
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

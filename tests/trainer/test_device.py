@@ -112,9 +112,7 @@ def test_nor_does_a_batch_of_evaluation(batches, reduction, bare_trl, device_is_
         batch = on_meta(trainer.get_eval_dataloader(), trainer)
         assert ("row" in batch.get("dco", {})) == (batches != "packed")
         trainer.compute_loss(StubModel(), batch)
-    assert trainer._eval_sums.device == META
-    assert len(trainer._eval_rows) == (0 if batches == "packed" else 2)
-    assert all(rows.device == META for rows in trainer._eval_rows)
+    assert [table.device for table in trainer._eval_tables] == [META, META]
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
