@@ -146,7 +146,8 @@ def warn_about_turns(rows: Dataset, several: Flags, args: DCOConfig, name: str) 
     if args.unit != "sequence" or args.num_attempts == 1 or "seq_lengths" in rows.column_names:  # packed already
         return
     if "completion" in rows.column_names and not args.assistant_only_loss:  # messages one after the other
-        several = count_assistant_turns(rows, "completion")[0] > 1
+        turns = count_assistant_turns(rows, "completion")[0] > 1
+        several = turns if turns.any() else several
     if several.any():
         logger.warning(
             f"{counted(several, name)} have several answers, usually turns of a conversation. Each such row has one "
