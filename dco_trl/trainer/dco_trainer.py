@@ -317,7 +317,7 @@ class DCOTrainer(SFTTrainer):
     ) -> EvalLoopOutput:
         self._eval_tables = []
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if self._eval_tables:
+        if self._eval_tables and output.metrics is not None:
             table = torch.cat(self._eval_tables).cpu()
             means = means_of(table[:, :-1].sum(0), self.state.global_step, may_be_nan=self._is_sft)
             for name, value in zip([*METRICS, *self.args.coverage_metrics], means, strict=True):
