@@ -225,8 +225,6 @@ def _log_tail(log_p: Tensor, num_attempts: int, num_required: int) -> tuple[Tens
         log_hit = torch.where(following == math.inf, 0.0, log_hit)
         tails.append(torch.where(log_miss < log_hit, _log1mexp(log_miss), log_hit))
         weights.append(num_required * torch.exp(-following))
-    if not tails:
-        return log_p, log_p
     return torch.cat(tails).view_as(log_p), torch.cat(weights).view_as(log_p)
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import shutil
 from pathlib import Path
 
 # Before torch is imported: two test processes share two cores, and tiny tensors gain nothing from threads.
@@ -92,6 +93,19 @@ def vllm_server(vllm_environment, checkpoint, tmp_path_factory):
     log_path = tmp_path_factory.mktemp("vllm-server") / "log.txt"
     with serve(checkpoint, log_path, *options, VLLM_SERVER_DEV_MODE="1") as base_url:
         yield base_url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The Chromium of this machine; skips where there is none."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install playwright)")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -88,16 +88,9 @@ def world(tmp_path, monkeypatch):
     for name in MODELS:
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).symlink_to(checkpoint.resolve(), target_is_directory=True)
-    text = "".join(json.dumps(row) + "\n" for row in ROWS)
-    for name in (
-        "problems.jsonl",
-        "data/test.jsonl",
-        "data/validation.jsonl",
-        "data/gsm8k/train.jsonl",
-        "data/gsm8k/test.jsonl",
-    ):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_text(text)
+    Path("data/gsm8k").mkdir(parents=True)
+    for name in ("problems", "data/test", "data/validation", "data/gsm8k/train", "data/gsm8k/test"):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return tmp_path
 
 
@@ -127,9 +120,8 @@ def run_dco_trl(words: list[str]) -> None:
         folders = [word for word in words[1 : words.index("--output") if "--output" in words else 2] if word[0] != "-"]
         for folder in folders:  # runs that a document takes for granted
             if not Path(folder, "manifest.json").exists():
-                run_dco_trl(
-                    f"sample --model MODEL --dataset data/test.jsonl --num-samples 2 --output {folder}".split()
-                )
+                sample = "sample --model MODEL --dataset data/test.jsonl --num-samples 2 --output"
+                run_dco_trl([*sample.split(), folder])
             if words[0] == "report" and not Path(folder, "grades").exists():
                 assert dco_trl(["grade", folder, "--grader", "math"]) == 0
     assert dco_trl(words) == 0, words
@@ -165,10 +157,8 @@ def test_the_blocks_of_the_readme_run_one_after_the_other(tmp_path, monkeypatch)
                 run_dco_trl(words[1:])
             elif words[0] == "python":  # a character is a token here, and no package holds the tiny model
                 words += ["--model", "HuggingFaceTB/SmolLM2-135M"] if "prepare_smollm2" in words[1] else []
-                words = [
-                    "480" if before == "--max_tokens" else word
-                    for before, word in zip(["", *words[:-1]], words, strict=True)
-                ]
+                if "--max_tokens" in words:
+                    words[words.index("--max_tokens") + 1] = "480"
                 run_script(words[1:])
             else:
                 check_arguments(words)
@@ -176,10 +166,10 @@ def test_the_blocks_of_the_readme_run_one_after_the_other(tmp_path, monkeypatch)
 
 
 def run_script(words: list[str]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
         patch.setattr(sys, "argv", words)
         patch.syspath_prepend(str((ROOT / words[0]).parent))
-        runpy.run_path(words[0], run_name="__main__")
+        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
 
 
 @pytest.mark.slow
@@ -216,9 +206,8 @@ def check_arguments(words: list[str]) -> None:
         assert all((ROOT / word).is_file() for word in words if word.endswith(".yaml")), words
         words = ["dco-trl", *words[words.index("dco_trl") + 1 :]]
     if words[0] == "pip":
-        assert words[1] == "install" and re.fullmatch(
-            rf"bitsandbytes|gguf|--no-deps|(\.|dco-trl)(\[({EXTRAS}|,)+\])?", words[2]
-        ), words
+        package = rf"bitsandbytes|gguf|--no-deps|(\.|dco-trl)(\[({EXTRAS}|,)+\])?"
+        assert words[1] == "install" and re.fullmatch(package, words[2]), words
     elif words[0] == "make":
         subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
     elif words[0] == "dco-trl" and words[1] in ("train", "train-cot"):
@@ -241,13 +230,7 @@ def check_arguments(words: list[str]) -> None:
 def help_of(program: str, command: str) -> str:
     """What `--help` prints; a script is run in this process, which has imported most of what it needs."""
     with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit) as exit:
-        if program == "dco-trl":
-            dco_trl([command, "--help"])
-        else:
-            with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
-                patch.setattr(sys, "argv", [command, "--help"])
-                patch.syspath_prepend(str((ROOT / command).parent))
-                runpy.run_path(str(ROOT / command), run_name="__main__")
+        dco_trl([command, "--help"]) if program == "dco-trl" else run_script([command, "--help"])
     assert not exit.value.code
     return printed.getvalue()
 

@@ -31,8 +31,8 @@ def plot_schedule(
     )
     for label, values, colour, line in curves:
         left.plot(ks, values, color=colour, linestyle=line, linewidth=1.8, label=label)
-    for index, (arm, rival) in enumerate(zip(given_arms, expected.given_arms, strict=True)):
-        left.plot(ks, rival.first, color=PALETTE[index % len(PALETTE)], linewidth=0.9, label=plain_text(names[arm]))
+    for arm, rival in zip(given_arms, expected.given_arms, strict=True):
+        left.plot(ks, rival.first, color=PALETTE[arm % len(PALETTE)], linewidth=0.9, label=plain_text(names[arm]))
     coverage_axes(left, int(ks.max()), "coverage of held-out problems")
     left.legend(frameon=False, loc="best")
 
@@ -40,10 +40,10 @@ def plot_schedule(
     shares = schedule.counts(attempts) / attempts[:, None]
     sampled = np.flatnonzero(shares.any(axis=0))
     layers = right.stackplot(attempts, *shares[:, sampled].T, labels=[plain_text(names[arm]) for arm in sampled])
-    for index, layer in enumerate(layers):
-        layer.set_facecolor(PALETTE[index % len(PALETTE)])
+    for arm, layer in zip(sampled, layers, strict=True):
+        layer.set_facecolor(PALETTE[arm % len(PALETTE)])
         layer.set_edgecolor("white")
-        layer.set_hatch(("", "///", "...", "xx")[index // len(PALETTE) % 4])
+        layer.set_hatch(("", "///", "...", "xx")[arm // len(PALETTE) % 4])
     coverage_axes(right, schedule.num_attempts, "share of the first k attempts")
     right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
     return figure

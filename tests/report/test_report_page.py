@@ -1,7 +1,6 @@
 """The page in a real browser: nothing fetched, nothing run that a model wrote, and the table works."""
 
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -41,30 +40,13 @@ def synthetic_run(name, seed):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install playwright)")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
 def report(tmp_path_factory):
     results = [synthetic_run("ce", 0), synthetic_run("dco <i>", 1)]
     return write_report(results, tmp_path_factory.mktemp("report"), k=(1, 64, 4096))
 
 
-@pytest.fixture(scope="module")
-def report_html(report):
-    return report.html
-
-
 @pytest.fixture
-def opened(browser, report_html):
+def opened(browser, report):
     """The open page; at the end, nothing went wrong in it and nothing was asked of a network."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     tab = context.new_page()
@@ -72,10 +54,10 @@ def opened(browser, report_html):
     tab.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.on("request", lambda request: requests.append(request.url))
-    tab.goto(report_html.as_uri())
+    tab.goto(report.html.as_uri())
     yield tab
     assert errors == []
-    assert [url for url in requests if not url.startswith(("data:", "blob:"))] == [report_html.as_uri()]
+    assert [url for url in requests if not url.startswith(("data:", "blob:"))] == [report.html.as_uri()]
     assert tab.evaluate("window.hacked") is None
     context.close()
 
@@ -84,8 +66,8 @@ def first_ids(tab, count=5):
     return tab.locator("button.open b").all_inner_texts()[:count]
 
 
-def test_it_is_light_and_renders_on_demand(opened, report_html):
-    assert report_html.stat().st_size < 13e6
+def test_it_is_light_and_renders_on_demand(opened, report):
+    assert report.html.stat().st_size < 13e6
     # What makes it open quickly, whatever the machine: a screenful of the table, and no details.
     assert opened.locator("button.open").count() == 100
     assert opened.locator("tr.detail:not([hidden]), tr.detail pre").count() == 0

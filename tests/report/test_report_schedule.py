@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from rich.console import Console
 from test_report import problem, run
 
@@ -135,7 +136,8 @@ def test_the_picture_of_a_schedule_shows_it_in_its_own_colour_and_every_given_ar
     expected = cross_fit_schedule([1, 4, 16], log_p=log_p, given_arms=[2])
     left, right = plot_schedule(plan_attempts(16, log_p=log_p), ["a", "b", "_c"], expected, [2]).axes
     lines = {line.get_label(): line for line in left.lines}
-    assert lines["schedule"].get_color() == SCHEDULE and lines["\u200b_c"].get_color() == PALETTE[0]
+    assert lines["schedule"].get_color() == SCHEDULE and lines["\u200b_c"].get_color() == PALETTE[2]
     np.testing.assert_array_equal(lines["schedule"].get_ydata(), expected.curve.estimate)
     np.testing.assert_array_equal(lines["\u200b_c"].get_ydata(), expected.given_arms[0].first)
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["a", "b", "\u200b_c"]
+    assert to_hex(right.collections[2].get_facecolor()[0]).upper() == PALETTE[2]  # one colour an arm

@@ -44,10 +44,6 @@ def arms_of(data):
     return check_arms(data.get("log_p"), data.get("num_sampled"), data.get("num_correct"))
 
 
-def splits_of(k, num_arms):
-    return [np.array(split) for split in product(range(k + 1), repeat=num_arms) if sum(split) == k]
-
-
 # planning
 
 
@@ -58,7 +54,8 @@ def test_against_every_split_of_whole_attempts(kind):
         data = measurements(np.random.default_rng(seed), kind)
         arms, schedule = arms_of(data), plan_attempts(8, **data)
         for j, k in enumerate(schedule.k):
-            best = max(arms.planned_coverage(split).mean() for split in splits_of(int(k), 3))
+            splits = (np.array(split) for split in product(range(k + 1), repeat=3) if sum(split) == k)
+            best = max(arms.planned_coverage(split).mean() for split in splits)
             assert schedule.coverage[j] == pytest.approx(arms.planned_coverage(schedule.counts(k)).mean(), rel=1e-12)
             assert schedule.coverage[j] <= best + 1e-12 <= schedule.optimum[j] + 1e-6
             assert schedule.coverage[j] >= (1 - 1 / np.e) * best  # what greedy choice guarantees
@@ -70,11 +67,11 @@ def test_against_every_split_of_whole_attempts(kind):
 def test_the_first_attempts_are_the_greedy_choice():
     """By the definition, one attempt at a time, in the naive formula."""
     p = rates(np.random.default_rng(1), 5, 40)
-    split = np.zeros(5, dtype=int)
+    split, counts = np.zeros(5, dtype=int), plan_attempts(32, log_p=np.log(p)).counts(np.arange(33))
     for k in range(1, 33):
         gains = [(1 - np.prod((1 - p) ** (split + one)[:, None], axis=0)).mean() for one in np.eye(5, dtype=int)]
         split[np.argmax(gains)] += 1
-        assert plan_attempts(32, log_p=np.log(p)).counts(k).tolist() == split.tolist()
+        assert counts[k].tolist() == split.tolist()
 
 
 def test_blocks_grow_and_lose_little():
@@ -119,15 +116,13 @@ def test_coverage_is_concave_and_the_order_nested(data):
 
 def test_many_counts_give_the_schedule_of_exact_p():
     rng = np.random.default_rng(4)
-    p = rates(rng, 4, 100)
-    exact = plan_attempts(256, log_p=np.log(np.maximum(p, 1e-300)))
+    p = np.maximum(rates(rng, 4, 100), 1e-300)
+    exact = plan_attempts(256, log_p=np.log(p))
 
     def shortfall(num_samples):
         n = np.full(p.shape, num_samples)
         schedule = plan_attempts(256, num_sampled=n, num_correct=rng.binomial(n, p))
-        best, got = (
-            scheduled_pass_at_k(s, s.k, log_p=np.log(np.maximum(p, 1e-300))).mean(axis=0) for s in (exact, schedule)
-        )
+        best, got = (scheduled_pass_at_k(s, s.k, log_p=np.log(p)).mean(axis=0) for s in (exact, schedule))
         return np.abs(best - got).max(), np.abs(schedule.coverage - got).max()
 
     few, many = shortfall(4), shortfall(10**6)
