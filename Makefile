@@ -56,8 +56,8 @@ check: .venv/.dev  ## lint, format, types, documentation
 docs: .venv/.dev  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
-notebooks: .venv/.dev  ## execute the example notebooks whole
-	DCO_TRL_TEST_LENGTH=long $(PYTEST) -m "" tests/test_notebooks.py
+notebooks: .venv/.dev  ## execute the example notebooks whole, and keep their outputs: 20 minutes
+	$(BIN)/python .ci/notebooks.py
 
 research: .venv/.dev  ## measure anew what docs/results states of the tiny models: many hours, resumable
 	$(BIN)/python -m research.baselines.run --work_dir runs/baselines --output runs/baselines.json --figure runs/baselines.png

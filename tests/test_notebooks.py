@@ -1,21 +1,40 @@
-"""Every notebook runs from top to bottom in a fresh kernel, and is committed as such a run left it."""
+"""Every notebook runs from top to bottom in a fresh kernel, and is committed as such a run of today's code left it."""
 
+import contextlib
+import importlib.util
+import io
 import json
 import re
+import shlex
+import shutil
+import threading
 import tomllib
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import yaml
+from IPython.core.interactiveshell import InteractiveShell
 from lengths import NOTEBOOK_SIZE
 from nbclient import NotebookClient
+from packaging.requirements import Requirement
 from tiny_models import save_checkpoint
+from traitlets.config import Config
 
-FOLDER = Path(__file__).resolve().parent.parent / "examples" / "notebooks"
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "examples" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-ALL_N = "N_PRIME = [16, 256, 4096]"
+# Cells with this tag print the same whatever the notebook's size is.
+SAME = "same-at-every-size"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ADDRESS = PROJECT.get("urls", {}).get("Repository", "")
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+spec = importlib.util.spec_from_file_location("notebooks", ROOT / ".ci" / "notebooks.py")
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
 
 
 def code_cells(notebook) -> list:
@@ -30,9 +49,41 @@ def count_pictures(notebook) -> int:
     return sum("image/png" in output.get("data", {}) for output in outputs(notebook))
 
 
-def replace(notebook, old: str, new: str) -> None:
-    for cell in code_cells(notebook):
-        cell.source = cell.source.replace(old, new)
+def texts(cell) -> str:
+    """What a cell prints, and the Markdown that it shows."""
+    parts = [output.get("text") or output.get("data", {}).get("text/markdown", "") for output in cell.outputs]
+    return "".join(parts)
+
+
+def printed_by_same_cells(notebook) -> list[str]:
+    return [texts(cell) for cell in code_cells(notebook) if SAME in cell.metadata.get("tags", [])]
+
+
+def cell_with(name: str, text: str):
+    [found] = [c for c in code_cells(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)) if text in c.source]
+    return found
+
+
+@contextlib.contextmanager
+def repository_served():
+    """The address of this repository, as a host of repositories serves the files of its branch `main`."""
+
+    class Branch(SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(ROOT))
+
+        def do_GET(self):
+            assert self.path.startswith("/owner/dco_trl/main/"), self.path
+            self.path = self.path.removeprefix("/owner/dco_trl/main")
+            super().do_GET()
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Branch) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/owner/dco_trl"
+        server.shutdown()
 
 
 def test_there_are_notebooks():
@@ -52,56 +103,56 @@ def test_runs_from_top_to_bottom_outside_the_clone(path, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("DCO_TRL_NOTEBOOK_SIZE", str(NOTEBOOK_SIZE))
     committed, notebook = (nbformat.read(path, as_version=4) for _ in range(2))
-    if NOTEBOOK_SIZE < 1:
-        replace(notebook, ALL_N, "N_PRIME = [256]")
-    execute(notebook, tmp_path)
+    with repository_served() as address:
+        first = code_cells(notebook)[0]
+        first.source = tool.ADDRESS.sub(f'REPOSITORY = "{address}"', first.source)
+        execute(notebook, tmp_path)
     assert count_pictures(notebook) == count_pictures(committed)
-
-
-# In this process: a start takes longer than two steps.
-SMALL = """
-from dco_trl.cli import main
-
-def dco_trl(*arguments):
-    assert main([*map(str, arguments)]) == 0
-
-SCALES[SCALE]["train"] |= {
-    "model_name_or_path": "MODEL", "dtype": "float32", "bf16": False, "use_cpu": True, "num_train_epochs": 1,
-    "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "lora_r": 2,
-}
-SCALES[SCALE]["sample"] |= {"sampler": "transformers", "num-samples": 4, "max-tokens": 4}
-"""
+    assert printed_by_same_cells(notebook) == printed_by_same_cells(committed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", ["small", "paper"])
-def test_table1_starts_at_every_scale_and_goes_on(scale, tmp_path):
-    """As it is, but for the model, the data and two steps in place of four epochs; once more, as after a stop."""
+@pytest.mark.filterwarnings("ignore:Specifying null_placement:FutureWarning")  # datasets, as it calls pyarrow 25
+def test_table1_trains_the_real_models_way_and_goes_on(tmp_path, monkeypatch):
+    """As it is, but for the model, the data, the processor and the epochs: one, and after a stop another."""
+    monkeypatch.chdir(tmp_path)
     save_checkpoint(tmp_path / "MODEL", max_position_embeddings=128)
-    data = tmp_path / f"table1-{scale}"
-    data.mkdir()
-    rows = "".join(f'{{"prompt": "{a}+1=", "completion": " {a + 1}", "answer": "{a + 1}"}}\n' for a in range(4))
+    (tmp_path / "DATA").mkdir()
+    rows = [{"problem": f"{'what is ' * (4 - a)}{a}+1?", "answer": str(a + 1)} for a in range(4)]
     for split in ("train", "test"):
-        (data / f"{split}.jsonl").write_text(rows)
-    notebook = nbformat.read(FOLDER / "table1.ipynb", as_version=4)
-    replace(notebook, 'SCALE = "tiny"', f'SCALE = "{scale}"')
-    replace(notebook, ALL_N, "N_PRIME = [256]")
-    use = next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith("runs = tiny() if"))
-    notebook.cells.insert(use + 1, notebook.cells[use].copy())
-    notebook.cells.insert(use, nbformat.v4.new_code_cell(SMALL))
-    execute(notebook, tmp_path)
-    assert count_pictures(notebook) == 2
-    state = json.loads((data / "N-256" / "checkpoint-2" / "trainer_state.json").read_text())
-    assert state["global_step"] == 2
+        lines = [json.dumps(row) for row in [*rows, {"problem": "without an answer", "answer": ""}]]
+        (tmp_path / "DATA" / f"{split}.jsonl").write_text("\n".join(lines))
+    names = {"K": [1, 16], "Path": Path, "np": np}
+    exec(cell_with("table1", "RUN_SMALL = False").source, names)
+    names |= {"MODEL": "MODEL", "DATA": "DATA", "NUM_TRAIN": 2, "NUM_VALIDATION": 1, "NUM_TEST": 2}
+    on_cpu = {"fp16": False, "use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False}
+    for num_epochs in (1, 2):
+        names["SETTINGS"] |= on_cpu | {"num_train_epochs": num_epochs}
+        assert names["small"](256).shape == (num_epochs, 2)
+    assert [folder.name for folder in Path("table1-small/N-256").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert [row["prompt"] for row in names["shortest"]("test", 2)] == [
+        "what is 3+1?\nAnswer:",
+        "what is what is 2+1?\nAnswer:",
+    ]
 
 
-def test_the_scales_of_table1_are_the_recipes():
-    settings = next(cell for cell in code_cells(nbformat.read(FOLDER / "table1.ipynb", 4)) if "COMMON" in cell.source)
-    names = {"K": [1, 16, 256, 4096], "SCALE": "paper"}
-    exec(settings.source, names)
-    recipe = yaml.safe_load((FOLDER.parent / "recipes" / "llama3-8b-math-lora.yaml").read_text())
-    paper = names["SCALES"]["paper"]["train"]
-    assert {key: recipe[key] for key in paper} == paper
+def test_table1_opens_with_the_stored_table_from_the_network_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown: list = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    cell = cell_with("table1", "def stored")
+    with repository_served() as address, contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(cell.source, {"REPOSITORY": address, "K": [1, 16, 256, 4096]})
+    assert shown[0].data + printed.getvalue() == texts(cell)
+    rows = [re.sub(" +", " ", line.replace("*", "")) for line in shown[0].data.splitlines()[2:]]
+    readme = (ROOT / "README.md").read_text()
+    assert len(rows) == 6 and all(row in readme for row in rows if not row.startswith("| 5"))
+
+
+def test_answers_skips_programs_where_the_kernel_cannot_confine_them(monkeypatch, capsys):
+    monkeypatch.setattr("dco_trl.grading.code_sandbox.unconfinable", lambda: "this kernel offers no Landlock")
+    exec(cell_with("answers", "import code_grader").source, {})
+    assert capsys.readouterr().out == "Skipped: this kernel offers no Landlock.\n"
 
 
 def test_what_cot_says_of_its_recipe_is_there():
@@ -111,20 +162,75 @@ def test_what_cot_says_of_its_recipe_is_there():
     assert len(said) > 10 and {key: recipe[key] for key in said} == said
 
 
+def test_the_guide_has_the_figures_of_choose_n():
+    printed = texts(cell_with("choose_n", "paired_difference(before, after"))
+    figures = re.search(r"pass@256 .* %\s+([+-][\d.]+)\s+\[([+-][\d.]+), ([+-][\d.]+)\]", printed).groups()
+    mean, low, high = (f"{float(figure):+.0f}" for figure in figures)
+    guide = " ".join((ROOT / "docs/choosing-n.md").read_text().split())
+    assert f"finds {mean} points at pass@256, [{low}, {high}]." in guide
+
+
 @each_notebook
-def test_installs_what_is_missing_and_sets_its_size(path):
+def test_sets_its_size(path):
     first, *rest = code_cells(nbformat.read(path, as_version=4))
     assert 'SIZE = float(os.environ.get("DCO_TRL_NOTEBOOK_SIZE", 1))' in first.source
     assert any("scaled(" in cell.source for cell in rest)
-    assert 'find_spec("dco_trl") is None' in first.source and '%pip install --quiet "dco-trl[eval]"' in first.source
 
 
 @each_notebook
-def test_has_a_badge_once_the_repository_has_an_address(path):
-    project = tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text())["project"]
-    address = project.get("urls", {}).get("Repository", "").removeprefix("https://github.com/")
-    badge = f"https://colab.research.google.com/github/{address}/blob/main/examples/notebooks/{path.name}"
-    assert (badge in nbformat.read(path, as_version=4).cells[0].source) == bool(address), badge
+def test_installs_from_the_repository_what_is_missing(path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "dco_trl" else find(name))
+    shell, asked = InteractiveShell(config=Config(HistoryManager={"enabled": False})), []
+    shell.register_magic_function(asked.append, magic_name="pip")
+    source = code_cells(nbformat.read(path, as_version=4))[0].source
+    address = "https://github.com/somebody/dco_trl"
+    shell.run_cell(tool.ADDRESS.sub(f'REPOSITORY = "{address}"', source)).raise_error()
+    [_, requirement] = [word for word in shlex.split(asked[0]) if not word.startswith("-")]  # pip install …
+    found = Requirement(requirement)
+    assert (found.name, found.extras, found.url) == (PROJECT["name"], {"eval"}, f"git+{address}")
+    if not ADDRESS:
+        with pytest.raises(ValueError, match="set REPOSITORY to the address that you have this notebook from"):
+            shell.run_cell(source, silent=True).raise_error()
+    shell.atexit_operations()
+
+
+@each_notebook
+def test_links_lead_to_files(path):
+    text = "".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+    links = re.findall(rf"\]\((?:\.\./\.\./|{re.escape(ADDRESS or 'no address')}/blob/main/)([^)#]*)", text)
+    assert all((ROOT / link).exists() for link in links), links
+    # In Colab nothing lies beside a notebook.
+    assert not ADDRESS or "](../" not in text
+
+
+@each_notebook
+def test_has_the_address_once_the_repository_has_one(path):
+    first, code = (nbformat.read(path, as_version=4).cells[i].source for i in (0, 1))
+    assert tool.ADDRESS.findall(code) == [ADDRESS or "https://github.com/OWNER/dco_trl"]
+    assert ("colab-badge" in first) == bool(ADDRESS)
+
+
+def test_the_address_makes_links_absolute_and_no_outputs_old(tmp_path):
+    for path in NOTEBOOKS:
+        copy = Path(shutil.copy(path, tmp_path))
+        for _ in range(2):
+            tool.set_repository(copy, "https://github.com/somebody/dco_trl/")
+        notebook = nbformat.read(copy, as_version=4)
+        badge = f"colab.research.google.com/github/somebody/dco_trl/blob/main/examples/notebooks/{path.name})"
+        assert notebook.cells[0].source.count(badge) == 1
+        assert 'REPOSITORY = "https://github.com/somebody/dco_trl"\n' in notebook.cells[1].source
+        text = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        assert "](../" not in text
+        assert notebook.metadata["code_hash"] == tool.code_hash(notebook)
+
+
+@each_notebook
+def test_outputs_are_not_older_than_the_code(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.metadata.get("code_hash") == tool.code_hash(notebook), f"execute it: .ci/notebooks.py {path.stem}"
+    code_cells(notebook)[-1].source += "\nprint()"
+    assert notebook.metadata["code_hash"] != tool.code_hash(notebook)
 
 
 @each_notebook
