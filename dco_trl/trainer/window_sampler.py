@@ -110,17 +110,26 @@ class WindowSampler:
 
     def _fill(self, window: Window, metrics: dict[str, float], sampler: Sampler | None, step: int) -> list[Draws]:
         """Draw for the rows of the window; under the hard filter, for rows that replace them."""
-        problem_of, threshold = self._rows.problem_of, self._args.max_success_rate
-        if threshold is None:
-            return self._draw(distinct(window.rows, problem_of), window, sampler)
+        problem_of, args, threshold = self._rows.problem_of, self._args, self._args.max_success_rate
         all_draws: list[Draws] = []
 
-        def are_hard(problems: list[int]) -> list[bool]:
-            drawn = self._draw(problems, window, sampler)
-            all_draws.extend(drawn)
-            return (self._rates(problems, drawn) <= threshold).tolist()
+        def draw(problems: list[int]) -> np.ndarray:
+            """Their success rates, from what this process has just drawn, if it does, and what is remembered."""
+            n, c = self.counts.num_sampled[problems], self.counts.num_correct[problems]
+            if sampler is not None:
+                draws = self._drawer.draw(problems, self.counts, self.next_index, sampler)
+                all_draws.append(draws)
+                if args.targets == "sampled":
+                    window.rationales |= draws.rationales
+                n, c = self.counts.updated(problems, args.count_memory, draws.num_graded, draws.num_correct)
+            if args.estimator == "plugin":
+                return np.divide(c, n, out=np.zeros(len(n)), where=n > 0)
+            return self.counts.rate(n, c)
 
-        hard, num_tried = hard_batches(window.batches, self.stream, problem_of, are_hard)
+        if threshold is None:
+            draw(distinct(window.rows, problem_of))
+            return all_draws
+        hard, num_tried = hard_batches(window.batches, self.stream, problem_of, lambda some: draw(some) <= threshold)
         if not hard:
             raise RuntimeError(
                 f"None of the {num_tried} rows tried has a success rate of at most `max_success_rate={threshold}`: "
@@ -129,24 +138,6 @@ class WindowSampler:
         window.batches = deque(hard)
         metrics["rows_kept"] = len(window.rows) / num_tried
         return all_draws
-
-    def _draw(self, problems: list[int], window: Window, sampler: Sampler | None) -> list[Draws]:
-        """Rationales of these problems, on this process: one `Draws`, or none without a sampler."""
-        if sampler is None:
-            return []
-        draws = self._drawer.draw(problems, self.counts, self.next_index, sampler)
-        if self._args.targets == "sampled":
-            window.rationales |= draws.rationales
-        return [draws]
-
-    def _rates(self, problems: list[int], drawn: list[Draws]) -> np.ndarray:
-        """Success rates for the hard filter, from what this process has just drawn and what is remembered."""
-        n, c = self.counts.num_sampled[problems], self.counts.num_correct[problems]
-        for draws in drawn:
-            n, c = self.counts.updated(problems, self._args.count_memory, draws.num_graded, draws.num_correct)
-        if self._args.estimator == "plugin":
-            return np.divide(c, n, out=np.zeros(len(n)), where=n > 0)
-        return self.counts.rate(n, c)
 
     def _weigh(self, window: Window, metrics: dict[str, float]) -> None:
         """Note weight and log p of the window's problems."""
