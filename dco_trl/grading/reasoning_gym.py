@@ -1,13 +1,20 @@
 """The verifiers of reasoning-gym as a grader: `--grader dco_trl.grading.reasoning_gym:score`."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 from .extract import completion_text, extract_answer
 from .thoughts import strip_thoughts
 from .verdict import GraderError
+
+try:  # here, where a worker starts, and not within the time of its first verdict
+    from reasoning_gym import get_score_answer_fn
+except ImportError as error:
+    raise GraderError(f"this grader needs reasoning-gym ({error}): pip install reasoning-gym") from error
+
+_verifier = lru_cache(get_score_answer_fn)
 
 
 def score(completions: Sequence, answer: Sequence, metadata: Sequence, **kwargs: Any) -> list[float | None]:
@@ -25,9 +32,6 @@ def score(completions: Sequence, answer: Sequence, metadata: Sequence, **kwargs:
     Returns:
         1.0 where the verifier gives full marks, else 0.0. Its partial credit is not passed on: a text that merely
         contains the right answer gets up to 0.99 from it, and above 0.5 is correct everywhere here.
-
-    Raises:
-        GraderError: reasoning-gym is not installed.
 
     Examples:
         >>> score(["so the answer is 4"], answer=["4"], metadata=[{"source_dataset": "chain_sum"}])
@@ -48,12 +52,3 @@ def _tagged(text: str) -> str | None:
     close = text.rfind("</answer>")
     opening = text.rfind("<answer>", 0, close) if close >= 0 else -1
     return text[opening + 8 : close].strip() if opening >= 0 else None
-
-
-@lru_cache
-def _verifier(task: str) -> Callable[[str, dict], float]:
-    try:
-        from reasoning_gym import get_score_answer_fn
-    except ImportError as error:
-        raise GraderError(f"this grader needs reasoning-gym ({error}): pip install reasoning-gym") from error
-    return get_score_answer_fn(task)

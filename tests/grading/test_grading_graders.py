@@ -19,7 +19,6 @@ from dco_trl.grading import (
     load_grader,
     math_grader,
 )
-from dco_trl.grading import reasoning_gym as gym_grader
 
 
 def message(text):
@@ -113,14 +112,15 @@ def test_reasoning_gym(task):
 
 def test_reasoning_gym_reads_metadata_as_json():
     pytest.importorskip("reasoning_gym")
-    assert gym_grader.score(["4"], answer=["4"], metadata=['{"source_dataset": "chain_sum"}']) == [1.0]
+    score = load_grader("dco_trl.grading.reasoning_gym:score")
+    assert score(["4"], answer=["4"], metadata=['{"source_dataset": "chain_sum"}']) == [1.0]
 
 
 def test_without_reasoning_gym_the_command_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    gym_grader._verifier.cache_clear()
+    monkeypatch.delitem(sys.modules, "dco_trl.grading.reasoning_gym", raising=False)
     with pytest.raises(GraderError, match=r"this grader needs reasoning-gym \(.*\): pip install reasoning-gym"):
-        gym_grader.score(["4"], answer=["4"], metadata=[{"source_dataset": "chain_sum"}])
+        load_grader("dco_trl.grading.reasoning_gym:score")
 
 
 def test_what_a_function_is_given():
