@@ -84,16 +84,13 @@ def write_arms(
 
 
 def read_arms(paths: Sequence[str | os.PathLike[str]], grader: str | None = None) -> MeasuredArms:
-    """Read measured arms from files and folders of several kinds.
+    """Read measured arms from files and folders of several kinds, on the problems that all of them were measured on.
 
     Args:
         paths: Each a Parquet file of `dco-trl coverage`; a graded run; a checkpoint with `eval_log_p.parquet`, or that
             file itself; or a training run's folder, which stands for all of its checkpoints that have one. Rows of an
             evaluation set are problems named by their numbers, as `read_problems` names rows without an `id`.
         grader: Which grader's verdicts to read from runs; None takes the only one there is.
-
-    Returns:
-        The arms, on the problems that all of them were measured on.
 
     Raises:
         StoreError: A path holds none of these, an arm is there twice or has a NaN, checkpoints were evaluated on

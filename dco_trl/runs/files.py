@@ -141,10 +141,7 @@ def list_parts(folder: Path) -> list[Path]:
 def read_part(path: Path, schema: pa.Schema, remedy: str) -> pa.Table:
     """Read the columns of a schema from a part, and nothing else of it; what is read is what was written.
 
-    Args:
-        path: The file.
-        schema: The columns to read, with their types.
-        remedy: What running the same command again does about damage, for the message.
+    `remedy` is what running the same command again does about damage, for the message.
 
     Raises:
         StoreError: The file is damaged; the message names it and says what to do.

@@ -15,14 +15,13 @@ _ITS_OWN = ("format", "dataset_fingerprint", "problems_sha256", "num_problems", 
 
 
 def merge_runs(run_dirs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> int:
-    """Copy the samples and verdicts of several runs into one. Killed at any moment, the same call goes on.
+    """Copy the samples and verdicts of several runs into one, and give its number of samples.
+
+    Killed at any moment, the same call goes on.
 
     Args:
         run_dirs: The runs' folders; they stay as they are.
         output: The folder of the whole, made if there is none. A run in it gets what it lacks of the others.
-
-    Returns:
-        The number of samples that the whole has now.
 
     Raises:
         StoreError: The runs are draws of different things, a sample is there twice, or verdicts of one grader are of

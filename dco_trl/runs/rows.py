@@ -26,12 +26,6 @@ _COUNTS = ("num_sampled", "num_correct")
 def read_rows(source: str | Path, *, split: str = "test", config: str | None = None) -> Iterable[Mapping[str, Any]]:
     """Read rows as they are, their values unchecked, from what `read_problems` reads problems from.
 
-    Args:
-        source: A `.jsonl`, `.json` (a list of objects), `.parquet` or `.csv` file, with or without a byte-order mark;
-            otherwise a folder or a name that `datasets` can load.
-        split: The split to take, where the source has several.
-        config: The configuration of a data set on the Hub.
-
     Raises:
         DataError: The source cannot be read; the message names the file and the line.
     """

@@ -128,10 +128,7 @@ def follow(
 ) -> FollowedSchedule:
     """Read a schedule if it is a file, and refuse one that cannot be followed; what was followed before is as it was.
 
-    Args:
-        schedule: The schedule, or its file.
-        sampler: What the sampler's `identity` says, or as much of it as is known before it is loaded.
-        params: How to sample.
+    `sampler` is what the sampler's `identity` says, or as much of it as is known before it is loaded.
 
     Raises:
         ValueError: A temperature or an adapter beside the arms' own.

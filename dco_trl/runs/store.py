@@ -79,9 +79,6 @@ class RunStore:
                 nested mappings; the keys `versions`, `num_samples` and `dataset` are recorded but may differ.
             problems: The problems. A run in the folder must have the same ids, prompts and answers.
 
-        Yields:
-            The store.
-
         Raises:
             StoreError: Another process uses the folder; it holds something else; or a run that differs, in which case
                 the message lists each key with both values.
