@@ -225,6 +225,27 @@ def test_skipping_what_is_learnt():
     claims("skip-learnt", f"ends at {mean} % with N = 256", f"end at {demo} % (paired {paired})")
 
 
+def test_mazes():
+    results, schedules = read("baselines/results/mazes.json"), read("schedules/results/mazes.json")
+    for rival, rows in results["differences"]["DCO"].items():
+        if rival.endswith(("tuned", "last epoch")):
+            claims("mazes", f"| {rival} | {' | '.join(points(rows[k]) for k in ('1', '16', '256', '4096'))} |")
+    at = schedules["k"].index(256)
+    gain = points(schedules["families"]["cross-entropy"]["gain"][at])
+    added = points(schedules["families"]["cross-entropy"]["ours_ahead"][at])
+    claims("schedule", f"| 256 | {gain} | {added} |")
+    assert all(found["high"] > 0 for found in schedules["ours_less_any_arm"])
+    found = when_it_pays.baselines("mazes", "", "baselines/results/mazes.json")
+    claims(
+        "mazes",
+        f"*given up* is {found['given up']:.2f}".replace("0.", "."),
+        f"the gain is {found['gain']:+.1f} points",
+    )
+    for row in read("baselines/results/mazes-solved.json")["rows"]:
+        cells = [per_cent(row[name]) for name in ("solved", "exact", "error")]
+        claims("mazes", f"| {row['k']} | {' | '.join(cells)} |")
+
+
 @pytest.mark.parametrize("page", RESULTS, ids=lambda page: page.stem)
 def test_every_results_page_says_how_it_was_made_and_what_it_does_not_show(page):
     raw, text = page.read_text(), text_of(f"results/{page.stem}")
