@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import inspect
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -88,17 +87,6 @@ def test_docstring_has_every_argument_and_an_example(package, name):
         assert re.search(r"^Examples:$", document, re.M), f"{package}.{name}: no example"
 
 
-@pytest.mark.slow
-def test_documentation_builds_without_a_warning(tmp_path):
-    pytest.importorskip("mkdocs", reason="MkDocs is not installed: pip install -e '.[dev]'")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "INFO" not in line)
-    page = (tmp_path / "reference" / "index.html").read_text()
-    assert 'class="gp">&gt;&gt;&gt;' in page  # examples are shown as code
-    assert not re.search(r"<p>(&gt;){3}|<blockquote>\s*<blockquote>", page)  # and not as quotations of quotations
-
-
 @pytest.mark.parametrize("module", EXAMPLES)
 def test_examples_of_docstrings_run(module, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -112,7 +100,8 @@ def site(tmp_path_factory):
     pytest.importorskip("mkdocs", reason="MkDocs is not installed: pip install -e '.[dev]'")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
     class Quiet(SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -128,30 +117,31 @@ def site(tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_the_reference_shows_examples_as_code(site):
+    page = (site[0] / "reference" / "index.html").read_text()
+    assert 'class="gp">&gt;&gt;&gt;' in page
+    assert not re.search(r"<p>(&gt;){3}|<blockquote>\s*<blockquote>", page)  # and not as quotations of quotations
+
+
+@pytest.mark.slow
 @pytest.mark.browser
-def test_pages_need_no_network_show_formulas_and_cut_no_table(site):
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install playwright)")
+def test_pages_need_no_network_show_formulas_and_cut_no_table(site, browser):
     folder, address = site
     wide = """() => [...document.querySelectorAll(".md-typeset__scrollwrap")]
         .filter(frame => frame.scrollWidth > frame.clientWidth + 1).map(frame => frame.innerText.slice(0, 60))"""
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1400, "height": 900})
-        requests = []
-        tab.on("request", lambda request: requests.append(request.url))
-        for page in sorted(folder.rglob("index.html")):
-            tab.goto(address + str(page.relative_to(folder)))
-            assert tab.evaluate(wide) == [], page.parent.name
-        assert [url for url in requests if not url.startswith(address)] == []
+    tab = browser.new_page(viewport={"width": 1400, "height": 900})
+    requests = []
+    tab.on("request", lambda request: requests.append(request.url))
+    for page in sorted(folder.rglob("index.html")):
+        tab.goto(address + str(page.relative_to(folder)))
+        assert tab.evaluate(wide) == [], page.parent.name
+    assert [url for url in requests if not url.startswith(address)] == []
 
-        tab.goto(address + "method/")
-        box = tab.locator("math mfrac").first.bounding_box()
-        assert box["width"] > 50 and box["height"] > 20  # a fraction stands as one: numerator over denominator
-        assert "\\frac" not in tab.locator("article").inner_text()
-        browser.close()
+    tab.goto(address + "method/")
+    box = tab.locator("math mfrac").first.bounding_box()
+    assert box["width"] > 50 and box["height"] > 20  # a fraction stands as one: numerator over denominator
+    assert "\\frac" not in tab.locator("article").inner_text()
+    tab.close()
 
 
 def hook(name: str):
