@@ -34,7 +34,10 @@ def evaluate(
         problems: What to sample.
         sampler: Any sampler; it is not closed.
         grader: As for [`grade_run`][dco_trl.runs.grade_run].
-        num_samples, params, schedule, chunk_size: As for [`sample_run`][dco_trl.runs.sample_run].
+        num_samples: As for [`sample_run`][dco_trl.runs.sample_run], like the next three.
+        params: As there.
+        schedule: As there.
+        chunk_size: As there.
         progress: Show progress on standard error.
 
     Raises:

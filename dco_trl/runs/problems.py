@@ -96,8 +96,12 @@ def problems_from_rows(
 
     Args:
         rows: Mappings from a column's name to its value.
-        num_problems, prompt_column, answer_column, id_column, prompt_template, chat: As for
-            [`read_problems`][dco_trl.runs.read_problems].
+        num_problems: As for [`read_problems`][dco_trl.runs.read_problems], like the next five.
+        prompt_column: As there.
+        answer_column: As there.
+        id_column: As there.
+        prompt_template: As there.
+        chat: As there.
         name: What error messages call the data set.
 
     Raises:
