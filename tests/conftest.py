@@ -1,9 +1,11 @@
 """Shared by all tests: quiet, offline, single-threaded, spread over the cores, and honest about what was skipped."""
 
+import atexit
 import importlib.util
 import logging
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 # Before torch is imported: two test processes share two cores, and tiny tensors gain nothing from threads.
@@ -13,6 +15,15 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+
+# What tests leave in folders for temporary files goes with the process. Pytest's own folder is too long for a socket.
+tempfile.tempdir, owner = tempfile.mkdtemp(prefix="dco-"), os.getpid()
+
+
+@atexit.register
+def remove_temporary_files():
+    if os.getpid() == owner:
+        shutil.rmtree(tempfile.tempdir, ignore_errors=True)
 
 
 def pytest_xdist_auto_num_workers():
