@@ -117,7 +117,7 @@ class DCOTrainer(SFTTrainer):
     def __init__(
         self,
         model: Any,
-        *,
+        *by_position: Any,
         args: DCOConfig | None = None,
         data_collator: Callable | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
@@ -125,6 +125,11 @@ class DCOTrainer(SFTTrainer):
         processing_class: Any = None,
         **kwargs: Any,
     ):
+        if by_position:
+            raise TypeError(
+                f"`{type(self).__name__}` takes what follows `model` by name, and got {len(by_position)} arguments "
+                "without: write args=…, train_dataset=…, eval_dataset=…, processing_class=…"
+            )
         check_methods()
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)

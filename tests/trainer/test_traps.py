@@ -82,7 +82,7 @@ def test_refused_argument(argument, message):
 def test_arguments_of_another_kind():
     with pytest.raises(TypeError, match="`args` must be a `DCOConfig`, got `SFTConfig`.*takes the same arguments"):
         DCOTrainer(make_model(), args=SFTConfig(**settings()), train_dataset=Dataset.from_list(ROWS))
-    with pytest.raises(TypeError, match="takes 2 positional arguments"):
+    with pytest.raises(TypeError, match="takes what follows `model` by name, and got 2 arguments without"):
         DCOTrainer(make_model(), DCOConfig(**settings()), Dataset.from_list(ROWS))
 
 
