@@ -16,7 +16,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
-# What tests leave in folders for temporary files goes with the process. Pytest's own folder is too long for a socket.
+# What tests leave in folders for temporary files goes with the process; pytest keeps its own, as after any failure.
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
 tempfile.tempdir, owner = tempfile.mkdtemp(prefix="dco-"), os.getpid()
 
 
