@@ -246,6 +246,15 @@ def test_mazes():
         claims("mazes", f"| {row['k']} | {' | '.join(cells)} |")
 
 
+def test_countdown():
+    for name, row in read("countdown/results/countdown.json")["rows"].items():
+        means = [per_cent(at["mean"]) for at in row["pass_mean"]]
+        seeds = ", ".join(per_cent(of_seed[-1]) for of_seed in row["pass"])
+        claims(
+            "countdown", f"| {name} | {' | '.join(means)} | {seeds} | {per_cent(row['reference_mean'][-1]['mean'])} |"
+        )
+
+
 @pytest.mark.parametrize("page", RESULTS, ids=lambda page: page.stem)
 def test_every_results_page_says_how_it_was_made_and_what_it_does_not_show(page):
     raw, text = page.read_text(), text_of(f"results/{page.stem}")
