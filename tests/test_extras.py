@@ -103,6 +103,13 @@ def test_what_needs_an_extra_says_so_and_how_to_install_it(code, packages, extra
 
 
 @pytest.mark.slow
+def test_rationales_are_sampled_in_memory_without_the_packages_of_other_samplers(tmp_path):
+    code = "import dco_trl.trainer.policy_sampler"
+    done = run_without(("anyio", "httpx2", "ray", "vllm"), code, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 def test_training_from_the_shell_needs_no_extra(tmp_path):
     save_checkpoint(tmp_path / "MODEL")
     (tmp_path / "train.jsonl").write_text('{"prompt": "2+2=", "completion": "4"}\n' * 4)

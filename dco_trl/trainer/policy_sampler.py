@@ -14,7 +14,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, is_peft_model
 
 from ..checks import check_names
-from ..sampling import Sampler, ServerSampler, TransformersSampler, VLLMSampler, make_sampler
+from ..sampling import Sampler, TransformersSampler, VLLMSampler, make_sampler
 from ..sampling.vllm_sampler import check_engine_kwargs
 from .cot_config import CoTDCOConfig
 from .failures import raise_on_all_ranks
@@ -24,6 +24,8 @@ logger = get_logger(__name__)
 
 # Of the device's memory, when training has the rest; TRL's own default for vLLM on the trainer's device.
 _GPU_SHARE = 0.3
+# Which model is sampled, and whether progress is shown: no options.
+_DECIDED = {"model", "revision", "adapter", "adapters", "progress"}
 
 
 class PolicySampler:
@@ -53,13 +55,7 @@ class PolicySampler:
         self._sampler: Any = None
         self._is_lora = is_peft_model(model)
         self._check_way_of_training()
-        own: Any
-        if args.sampler == "vllm":
-            own = inspect.signature(VLLMSampler).parameters
-            check_engine_kwargs({name: value for name, value in self._options.items() if name not in own})
-        else:
-            own = {"batch_size"} if args.sampler == "transformers" else inspect.signature(ServerSampler).parameters
-            check_names(f"`sampler_kwargs` of `sampler={args.sampler!r}`", self._options, own)
+        self._check_options()
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if args.sampler == "vllm" and isinstance(self._options.get("max_model_len"), int):
             context = self._options["max_model_len"]
@@ -135,6 +131,21 @@ class PolicySampler:
                 f"`sampler='vllm'` shares one process's device, and there are {accelerator.num_processes} processes. "
                 "Start one or more vLLM servers and use `sampler='server'`."
             )
+
+    def _check_options(self) -> None:
+        sampler, own = self._args.sampler, {"batch_size"}
+        # A server may have the model under another name.
+        decided = _DECIDED - {"model"} if sampler == "server" else _DECIDED
+        if taken := [name for name in self._options if name in decided]:
+            raise ValueError(f"`sampler_kwargs` sets {', '.join(taken)}, which training decides. Leave it out.")
+        if sampler == "vllm":
+            own = set(inspect.signature(VLLMSampler).parameters)
+            return check_engine_kwargs({name: value for name, value in self._options.items() if name not in own})
+        if sampler == "server":
+            from ..sampling import ServerSampler  # its packages are an extra's
+
+            own = set(inspect.signature(ServerSampler).parameters) - decided
+        check_names(f"`sampler_kwargs` of `sampler={sampler!r}`", self._options, own)
 
     def _gather(self) -> dict[str, torch.Tensor]:
         """On the main process, what is to be saved of a sharded model: an adapter's own weights, or all."""

@@ -79,6 +79,14 @@ SERVER = {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY}}
             "does not know the option 'retries'. Did you mean 'max_retries'",
         ),
         (
+            {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY, "adapter": "a", "progress": True}},
+            "`sampler_kwargs` sets adapter, progress, which training decides. Leave it out.",
+        ),
+        (
+            {"sampler": "vllm", "sampler_kwargs": {"model": "another", "max_model_len": 64}},
+            "`sampler_kwargs` sets model, which training decides",
+        ),
+        (
             {"max_rationale_tokens": 254},
             "prompt has 4 tokens, which with `max_rationale_tokens=254` are more than the 256 of the context. Lower",
         ),
