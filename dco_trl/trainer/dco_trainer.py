@@ -36,7 +36,7 @@ from .trl_contract import (
     get_config_model_id,
 )
 from .unit_metrics import IDLE_AFTER_STEPS, METRICS, means_of, metrics_of_units, warn_if_idle
-from .vision import check_images, has_images, number_pictures
+from .vision import check_images, has_images, number_pictures, split_pictures
 
 
 class DCOTrainer(SFTTrainer):
@@ -151,7 +151,10 @@ class DCOTrainer(SFTTrainer):
             check_sequences_stay_whole(args, kwargs.get("formatting_func"))
             args = drop_unsupported_assistant_mask(train_dataset, args, model, processing_class)
             train_dataset = split_conversations(train_dataset, args, "train")
-            evaluation = {name: split_conversations(dataset, args, name) for name, dataset in evaluation.items()}
+            evaluation = {
+                name: split_pictures(dataset, args, name, "" if dataset is eval_dataset else name, self._eval_log_p)
+                for name, dataset in evaluation.items()
+            }
             eval_dataset = evaluation if isinstance(eval_dataset, Mapping) else evaluation["eval"]
 
         super().__init__(

@@ -8,6 +8,7 @@ from datasets import Dataset, IterableDataset
 
 from .collator import INFO, ROW
 from .columns import counted, has_other_end
+from .conversations import split_conversations
 from .data_checks import check_texts
 from .dco_config import DCOConfig
 from .eval_log_p import EvalLogP, numbered
@@ -37,6 +38,15 @@ def check_images(dataset: Dataset | IterableDataset, args: DCOConfig, processor:
                 "TRL appends no end of sequence, and p would be that of a beginning. Append it: dataset.map(lambda "
                 f"row: {{'completion': row['completion'] + {end!r}}}); or use messages, whose template does."
             )
+
+
+def split_pictures(dataset: Any, args: DCOConfig, name: str, key: str, log: EvalLogP) -> Any:
+    """Conversations about pictures as `prompt` and `completion`, numbered before; any other data set as it is.
+
+    `key` is the evaluation set's in `log`, `name` the one in messages. A set is known by its rows as they were given:
+    text is numbered, and then split, where it is prepared.
+    """
+    return split_conversations(numbered(dataset, key, log), args, name) if has_images(dataset) else dataset
 
 
 def number_pictures(trainer: Any, log: EvalLogP) -> None:

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from test_metrics import log_probabilities
-from test_one_attempt import TEXT
+from test_one_attempt import TEMPLATE, TEXT, conversation, template
 from training import MANY, ROWS, make_trainer
 from transformers import AutoModelForCausalLM
 
@@ -54,6 +54,16 @@ def test_the_file_tells_which_rows_of_which_set_were_evaluated(tmp_path):
     numbers, found = read("c", several)
     assert found["y"] == first[""] != found["of_one"]
     assert numbers == [*(("of_one", i) for i in range(3)), *(("y", i) for i in range(4))]
+
+
+def test_conversations_are_known_as_they_were_given():
+    """With several attempts they are split into prompt and completion, and with one they are not."""
+    rows = Dataset.from_list([conversation(row) for row in ROWS[:3]])
+    kwargs = {"train_dataset": rows, "eval_dataset": rows, **template(TEMPLATE)}
+    trainers = [make_trainer(num_attempts=n, trainer_kwargs=kwargs, max_length=64) for n in (1, MANY)]
+    assert ["messages" in trainer.train_dataset.column_names for trainer in trainers] == [True, False]
+    one, many = (trainer._eval_log_p.fingerprints for trainer in trainers)
+    assert one == many and list(one) == [""]
 
 
 @pytest.mark.parametrize(

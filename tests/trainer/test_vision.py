@@ -187,11 +187,12 @@ def messages(row: dict) -> dict:
 
 
 def test_conversations_about_pictures_are_split():
-    given = arguments("llava", CHAT, max_steps=1)
-    for name in ("train_dataset", "eval_dataset"):
-        given["trainer_kwargs"][name] = Dataset.from_list([messages(row) for row in CHAT])
-    split, whole = make_trainer(**given), make_trainer(**arguments("llava", CHAT, max_steps=1))
+    rows = [messages(row) for row in CHAT]
+    split, whole = (make_trainer(**arguments("llava", given, max_steps=1)) for given in (rows, CHAT))
     assert split.evaluate()["eval_log_p"] == whole.evaluate()["eval_log_p"]
+    # The evaluation set is known as it was given, and as the baseline knows it.
+    baseline = make_trainer(**arguments("llava", rows, max_steps=1, num_attempts=1))
+    assert split._eval_log_p.fingerprints == baseline._eval_log_p.fingerprints != {}
 
 
 @pytest.mark.parametrize(
