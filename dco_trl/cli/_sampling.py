@@ -122,8 +122,9 @@ def load_sampler(
     if model.dtype is not None:
         if sampling.sampler == "server":
             raise UserError(
-                f"dtype={model.dtype!r} cannot be chosen with --sampler server: its model is loaded already. Leave it "
-                "out, and start the endpoint with that dtype."
+                f"{model.dtype!r} cannot be chosen with --sampler server: its model is loaded already. Leave it out, "
+                "and start the endpoint with that dtype.",
+                "dtype",
             )
         sampler_kwargs["dtype"] = model.dtype
     if sampling.sampler == "transformers":

@@ -59,12 +59,14 @@ class Endpoint:
         try:
             address = httpx2.URL(base_url.rstrip("/"))
         except httpx2.InvalidURL as error:
-            raise UserError(f"base_url is not an address ({error}). Write it as http://127.0.0.1:8000/v1.") from error
+            how = f"is not an address ({error}). Write it as http://127.0.0.1:8000/v1."
+            raise UserError(how, "base_url") from error
         self.url = str(address.copy_with(userinfo=b"", query=None, fragment=None))
         if address.scheme not in ("http", "https") or not address.host or address.query or address.fragment:
             raise UserError(
-                f"base_url={self.url!r} must be an http:// or https:// address without a query, such as "
-                "http://127.0.0.1:8000/v1."
+                "must be an http:// or https:// address without a query, such as http://127.0.0.1:8000/v1, got "
+                f"{self.url!r}.",
+                "base_url",
             )
         self.max_retries, self.timeout = max_retries, timeout
         self._address = str(address)

@@ -191,15 +191,17 @@ def _completion(problem: Problem, template: str) -> str | list[dict[str, Any]]:
         completion = template.format(**columns)
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise DataError(
-            f"completion_template {template!r} cannot be filled in for problem {problem.problem_id!r}: {error!r}; "
-            f"it may name {sorted(columns)}. Double braces that are part of the text."
+            f"{template!r} cannot be filled in for problem {problem.problem_id!r}: {error!r}; it may name "
+            f"{sorted(columns)}. Double braces that are part of the text.",
+            "completion_template",
         ) from error
     other = problem.columns.get("answer", problem.answer)
     if other != problem.answer and template != "{answer}" and "{answer" in template:
         raise DataError(
-            f"completion_template {template!r} is ambiguous: of problem {problem.problem_id!r} the reference is "
-            f"{problem.answer!r}, and a column `answer` has {other!r}. Leave the template out to take the "
-            "reference as it is, or make that column the reference (answer_column)."
+            f"must name the column that the template {template!r} means: of problem {problem.problem_id!r} the "
+            f"reference is {problem.answer!r}, and a column `answer` has {other!r}. Name that one, or leave the "
+            "template out to take the reference as it is.",
+            "answer_column",
         )
     return completion
 

@@ -61,19 +61,22 @@ def make_sampler(
     kwargs |= given
     if name != "server" and "base_url" in kwargs:
         raise UserError(
-            f"base_url={kwargs['base_url']!r} has no meaning for sampler={name!r}, which loads the model itself. "
-            "Leave it out, or use sampler='server'."
+            f"{kwargs['base_url']!r} has no meaning for the sampler {name!r}, which loads the model itself. Leave it "
+            "out, or use 'server'.",
+            "base_url",
         )
     sampler_class = getattr(importlib.import_module(__package__), _CLASSES[name])
     if name == "server":
         if "base_url" not in kwargs:
             raise UserError(
-                "sampler='server' needs base_url, the address of the endpoint, for example http://127.0.0.1:8000/v1."
+                "is missing: the sampler 'server' needs the address of the endpoint, such as http://127.0.0.1:8000/v1.",
+                "base_url",
             )
         if "revision" in kwargs:
             raise UserError(
-                f"revision={kwargs['revision']!r} cannot be chosen with sampler='server': the endpoint has loaded its "
-                "model already. Start the endpoint with that revision and leave revision out."
+                f"{kwargs['revision']!r} cannot be chosen with the sampler 'server': the endpoint has loaded its "
+                "model already. Start the endpoint with that revision, and leave it out here.",
+                "revision",
             )
         check_names(sampler_class.__name__, kwargs, set(inspect.signature(sampler_class).parameters) - {"model"})
     return sampler_class(model, progress=progress, **kwargs)

@@ -195,7 +195,7 @@ def test_an_answer_that_is_also_another_column_is_refused():
     model, tokenizer = make_model(), make_tokenizer()
     row = Problem("0", "1+1=", " 2", {"answer": "2"})
     with pytest.raises(
-        DataError, match=r"' {answer}' is ambiguous.*'0' the reference is ' 2', and .* has '2'.*answer_column"
+        DataError, match="`answer_column` must .* ' {answer}' means: .*'0' the reference is ' 2', and .* has '2'. Name"
     ):
         measure(model, tokenizer, row, completion_template=" {answer}")
     as_it_is = measure(model, tokenizer, row)
@@ -204,7 +204,7 @@ def test_an_answer_that_is_also_another_column_is_refused():
 
 @pytest.mark.parametrize("template", ["{oops}", "{answer!x}", "{answer.oops}", "{0}", "{answer", "{answer:d}"])
 def test_bad_templates_are_one_error(template):
-    told = r"completion_template '.*' cannot be filled in for problem '0'.*it may name \['answer', 'unit'\]. Doub"
+    told = r"`completion_template` '.*' cannot be filled in for problem '0'.*it may name \['answer', 'unit'\]. Doub"
     with pytest.raises(DataError, match=told):
         measure(make_model(), make_tokenizer(), problem("a", "b", unit="m"), completion_template=template)
 

@@ -232,10 +232,10 @@ ADDRESS = "http://127.0.0.1:9/v1"
     "name, options, message",
     [
         ("vlm", {}, "sampler='vlm' is not known. Choose one of: transformers, vllm, server."),
-        ("server", {}, "sampler='server' needs base_url"),
-        ("server", {"base_url": ADDRESS, "revision": "r"}, "revision='r' cannot be .* its model already. Start the"),
-        ("vllm", {"base_url": ADDRESS}, f"base_url='{ADDRESS}' has no meaning for sampler='vllm'"),
-        ("transformers", {"base_url": ADDRESS}, "has no meaning for sampler='transformers'"),
+        ("server", {}, "`base_url` is missing: the sampler 'server' needs"),
+        ("server", {"base_url": ADDRESS, "revision": "r"}, "`revision` 'r' cannot be .* its model already. Start the"),
+        ("vllm", {"base_url": ADDRESS}, f"`base_url` '{ADDRESS}' has no meaning for the sampler 'vllm'"),
+        ("transformers", {"base_url": ADDRESS}, "has no meaning for the sampler 'transformers'"),
         (
             "server",
             {"sampler_kwargs": {"base_url": ADDRESS, "max_retries": 0}},

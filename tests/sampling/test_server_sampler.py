@@ -164,9 +164,15 @@ class TestRequests:
         "options, message",
         [
             ({"base_url": "127.0.0.1:8000/v1"}, "must be an http:// or https:// address"),
-            ({"base_url": "ftp://host/v1"}, "base_url='ftp://host/v1' must be an http"),
-            ({"base_url": "http://host/v1?key=SECRET"}, "base_url='http://host/v1' must be .* without a query"),
-            ({"base_url": "http://host:port/v1"}, "base_url is not an address .*Write it as http://127.0.0.1:8000/v1"),
+            ({"base_url": "ftp://host/v1"}, "`base_url` must be an http.*, got 'ftp://host/v1'"),
+            (
+                {"base_url": "http://host/v1?key=SECRET"},
+                "`base_url` must be .* without a query.*, got 'http://host/v1'",
+            ),
+            (
+                {"base_url": "http://host:port/v1"},
+                "`base_url` is not an address .*Write it as http://127.0.0.1:8000/v1",
+            ),
             ({"concurrency": 0}, "`concurrency` must be an integer of at least 1, got 0"),
             ({"samples_per_request": "many"}, "`samples_per_request` must be .* got 'many'"),
             ({"max_retries": -1}, "max_retries=-1 must be at least 0"),
