@@ -68,7 +68,8 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str | None, also:
             )
         return str(given)
     folder = Path(output_dir or ".")
-    steps = {path: path.name.rpartition("-")[2] for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    name = f"{PREFIX_CHECKPOINT_DIR}-"
+    steps = {path: path.name.removeprefix(name) for path in folder.glob(f"{name}*")}
     found = [path for path, step in steps.items() if step.isdecimal() and path.is_dir()]
     skipped: list[str] = []
     for path in sorted(found, key=lambda path: int(steps[path]), reverse=True):

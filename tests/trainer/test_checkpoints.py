@@ -147,7 +147,7 @@ def test_where_there_is_nothing_to_resume(tmp_path):
 
 
 def test_the_latest_step_is_the_last_checkpoint(finished, tmp_path):
-    for step in (2, 10):
+    for step in (2, 10, "kept-500"):  # the last is the user's own copy
         shutil.copytree(finished / "checkpoint-2", tmp_path / f"checkpoint-{step}")
     assert checkpoint_to_resume("true", str(tmp_path)) == str(tmp_path / "checkpoint-10")
 
