@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from ..report.styles import (
+    SCHEDULE,
     attempts_axis,
     facing_histogram,
     method_style,
@@ -58,7 +59,7 @@ def _against_k(panel: Axes, results: dict[str, Any]) -> None:
     schedules = [seed["schedule"]["coverage"] for seed in results["summary"] if "schedule" in seed]
     others = [
         (best, method_style(run_name(1))["color"], ":", f"cross-entropy at its best epoch\nfor pass@{COMPARED_AT}"),
-        (schedules, "0.15", "--", "one schedule\nover all epochs"),
+        (schedules, SCHEDULE, "--", "one schedule\nover all epochs"),
     ]
     handles = [
         panel.plot(k, np.mean(curves, axis=0), color=colour, linestyle=style, linewidth=1.8, label=label)[0]

@@ -11,12 +11,12 @@ from dco_trl.report.styles import PALETTE, method_style, percent_axis, plain_axe
 from research.chain_of_thought.report import DECIDED, DECIDED_SECOND
 from research.common.pictures import WIDTH
 
-_N_64 = method_style("DCO, N = 64")["color"]
+# All DCO here has N = 64: the plain form has its colour and marker, the variants have their own.
 _STYLES: dict[str, dict[str, Any]] = {
     "cross-entropy": method_style("cross-entropy"),
     "weight 1, 4 own": {"color": PALETTE[2], "marker": "X"},
     "DCO, reference": {"color": "#A6611A", "marker": "s"},
-    "DCO, 4 own": {"color": _N_64, "marker": "P"},
+    "DCO, 4 own": method_style("DCO, N = 64"),
     "DCO, 4 own, floor": {"color": PALETTE[3], "marker": "v"},
 }
 

@@ -7,11 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from dco_trl.report.styles import PALETTE, attempts_axis, method_style, percent_axis, plain_axes
+from dco_trl.report.styles import PALETTE, SCHEDULE, attempts_axis, method_style, percent_axis, plain_axes
 from research.common.pictures import WIDTH
 
-# The best of several arms, whichever it is, and a schedule over them: no one method's colour.
-ANY_COLOUR, OURS_COLOUR, FOUR_COLOUR = "0.5", "0.1", PALETTE[5]
+# The best of several arms, whichever it is, has no method's colour; four runs of cross-entropy have a lighter blue.
+ANY_COLOUR, FOUR_COLOUR = "0.5", PALETTE[5]
 
 
 def plot_schedules(results: dict[str, Any], ours: str, plain: str) -> dict[str, Figure]:
@@ -41,7 +41,7 @@ def plot_schedules(results: dict[str, Any], ours: str, plain: str) -> dict[str, 
 def _coverage(axes: Axes, results: dict[str, Any], ours: str, plain: str) -> None:
     families, rival, ce = results["families"], best_rival(results, ours), method_style("cross-entropy")
     curves = {
-        f"schedule, {ours}": (families[ours]["schedule"], {"color": OURS_COLOUR, "marker": "D"}),
+        f"schedule, {ours}": (families[ours]["schedule"], {"color": SCHEDULE, "marker": "D"}),
         f"schedule, {rival}": (families[rival]["schedule"], {"color": FOUR_COLOUR, "marker": "v"}),
         f"schedule, {plain}": (families[plain]["schedule"], ce),
         "best single arm of all, for each k": (results["any_arm"], {"color": ANY_COLOUR, "linestyle": "--"}),
@@ -57,17 +57,17 @@ def _coverage(axes: Axes, results: dict[str, Any], ours: str, plain: str) -> Non
 def _lead(axes: Axes, results: dict[str, Any], ours: str, plain: str) -> None:
     families, rival = results["families"], best_rival(results, ours)
     leads = {
-        "over the best single arm of all": (results["ours_less_any_arm"], ANY_COLOUR, "o"),
-        f"over the schedule, {rival}": (families[rival]["ours_ahead"], FOUR_COLOUR, "v"),
-        f"over the schedule, {plain}": (families[plain]["ours_ahead"], method_style("cross-entropy")["color"], "s"),
+        "over the best single arm of all": (results["ours_less_any_arm"], {"color": ANY_COLOUR, "marker": "s"}),
+        f"over the schedule, {rival}": (families[rival]["ours_ahead"], {"color": FOUR_COLOUR, "marker": "v"}),
+        f"over the schedule, {plain}": (families[plain]["ours_ahead"], method_style("cross-entropy")),
     }
-    for i, (label, (values, colour, marker)) in enumerate(leads.items()):
+    for i, (label, (values, style)) in enumerate(leads.items()):
         mean, low, high = (
             100 * np.array([np.nan if v[e] is None else v[e] for v in values]) for e in ("mean", "low", "high")
         )
         error = None if np.isnan(low).any() else [mean - low, high - mean]
         shifted = np.array(results["k"]) * 2.0 ** (0.16 * (i - 1))
-        axes.errorbar(shifted, mean, yerr=error, color=colour, marker=marker, capsize=3, linewidth=1.6, label=label)
+        axes.errorbar(shifted, mean, yerr=error, **style, capsize=3, linewidth=1.6, label=label)
     axes.axhline(0, color="0.3", linewidth=1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
     _finish(axes, results, f"Lead in points of the schedule\nof {ours}", every=2)
