@@ -20,7 +20,12 @@ def plot_schedule(
         expected: What such a schedule gives on problems that it was not planned on.
         given_arms: The arms that `expected` compares with, each alone; counted from 0.
     """
-    figure = Figure(figsize=(10.5, 4.3), layout="constrained")
+    attempts = default_ks(schedule.num_attempts)
+    shares = schedule.counts(attempts) / attempts[:, None]
+    sampled = np.flatnonzero(shares.any(axis=0))
+    # A page on GitHub would make what is wider smaller, letters too. The legends lie below, one line for each entry.
+    lines = max(3 + len(given_arms), len(sampled))
+    figure = Figure(figsize=(8.8, 3.8 + 0.22 * lines), layout="constrained")
     left, right = figure.subplots(1, 2)
     ks = expected.curve.k
     left.fill_between(ks, expected.curve.low, expected.curve.high, color=SCHEDULE, alpha=0.15, linewidth=0)
@@ -34,16 +39,13 @@ def plot_schedule(
     for arm, rival in zip(given_arms, expected.given_arms, strict=True):
         left.plot(ks, rival.first, color=PALETTE[arm % len(PALETTE)], linewidth=0.9, label=plain_text(names[arm]))
     coverage_axes(left, int(ks.max()), "coverage of held-out problems")
-    left.legend(frameon=False, loc="best")
 
-    attempts = default_ks(schedule.num_attempts)
-    shares = schedule.counts(attempts) / attempts[:, None]
-    sampled = np.flatnonzero(shares.any(axis=0))
     layers = right.stackplot(attempts, *shares[:, sampled].T, labels=[plain_text(names[arm]) for arm in sampled])
     for arm, layer in zip(sampled, layers, strict=True):
         layer.set_facecolor(PALETTE[arm % len(PALETTE)])
         layer.set_edgecolor("white")
         layer.set_hatch(("", "///", "...", "xx")[arm // len(PALETTE) % 4])
     coverage_axes(right, schedule.num_attempts, "share of the first k attempts")
-    right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
+    for axes in (left, right):
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.14), borderaxespad=0)
     return figure
