@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.text import Text
 from rich.console import Console
 from test_report import problem, run
 
@@ -141,3 +142,21 @@ def test_the_picture_of_a_schedule_shows_it_in_its_own_colour_and_every_given_ar
     np.testing.assert_array_equal(lines["\u200b_c"].get_ydata(), expected.given_arms[0].first)
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["a", "b", "\u200b_c"]
     assert to_hex(right.collections[2].get_facecolor()[0]).upper() == PALETTE[2]  # one colour an arm
+
+
+@pytest.mark.parametrize("num_arms", [2, 20])
+def test_the_picture_of_a_schedule_is_readable_at_the_width_of_a_page(num_arms):
+    log_p = np.log(np.random.default_rng(0).beta(0.3, 1, size=(num_arms, 40)))
+    names = [f"runs/cross-entropy/checkpoint-{i}" for i in range(num_arms)]
+    figure = plot_schedule(
+        plan_attempts(256, log_p=log_p), names, cross_fit_schedule([1, 256], log_p=log_p, given_arms=[0]), [0]
+    )
+    figure.draw_without_rendering()
+    assert figure.get_figwidth() <= 8.8
+    assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 9
+    for axes in figure.axes:
+        legend, panel = axes.get_legend(), axes.get_window_extent()
+        assert not legend.get_window_extent().overlaps(panel) and panel.height > 0.5 * panel.width
+        for text in legend.get_texts():
+            ends = text.get_window_extent().get_points()
+            assert (ends >= 0).all() and (ends <= figure.bbox.p1).all()
