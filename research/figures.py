@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo, chains = read("baselines/results/demo.json"), "chain_of_thought/results"
     save({"": plot_demo(demo)}, folder / "demo.png")
     save({"": panel.plot(demo)}, folder / "pass256.png")
-    for name, results in (("baselines", "multiplication"), ("smollm2-math", "smollm2-math")):
+    for name, results in (("baselines", "multiplication"), ("smollm2-math", "smollm2-math"), ("mazes", "mazes")):
         save({"": plot_frontier(read(f"baselines/results/{results}.json"))}, folder / f"{name}.png")
     save(plot_schedules(read("schedules/results/multiplication.json"), OURS, PLAIN), folder / "schedule.png")
     save(chain_of_thought.plot(read(f"{chains}/first-round.json")), folder / "cot.png")

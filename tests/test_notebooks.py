@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom in a fresh kernel, and is committed as such a run of today's code left it."""
 
+import atexit
 import contextlib
 import importlib.util
 import io
@@ -7,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 import threading
 import tomllib
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -181,7 +183,10 @@ def test_sets_its_size(path):
 def test_installs_from_the_repository_what_is_missing(path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "dco_trl" else find(name))
+    # A shell takes the place of the main module, and ends with the process.
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     shell, asked = InteractiveShell(config=Config(HistoryManager={"enabled": False})), []
+    atexit.unregister(shell.atexit_operations)
     shell.register_magic_function(asked.append, magic_name="pip")
     source = code_cells(nbformat.read(path, as_version=4))[0].source
     address = "https://github.com/somebody/dco_trl"

@@ -1,5 +1,7 @@
 """Chains of thought with SmolLM2: the commands that the script gives, and what it makes of their counts."""
 
+from functools import wraps
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,7 @@ def test_training_differs_in_what_is_compared_alone(method, tmp_path):
 
 def test_held_out_problems_are_sampled_with_a_seed_for_each_epoch_and_run(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(eval_cli, "evaluate", lambda *configs: seen.append(configs))
+    monkeypatch.setattr(eval_cli, "evaluate", wraps(eval_cli.evaluate)(lambda *configs: seen.append(configs)))
     for seed, epoch in ((0, 3), (0, 6), (1, 3)):
         assert eval_cli.main(script.eval_command(tmp_path / "t.jsonl", epoch, seed, tmp_path, script.Sizes())[1:]) == 0
     assert len({sampling.seed for _, _, sampling, *_ in seen}) == 3
