@@ -160,7 +160,7 @@ class ServerSampler:
         return name
 
     def _unload(self, adapter: str) -> None:
-        name = self._names.pop(adapter)
+        name = self._names.pop(adapter, adapter)  # none, after an unloading that failed
         if name != adapter:
             self._endpoint.post(f"unload adapter={adapter!r}", "/unload_lora_adapter", {"lora_name": name})
 

@@ -160,6 +160,15 @@ class TestRequests:
         with pytest.raises(EndpointError, match="Start the server with --enable-lora and VLLM_ALLOW_RUNTIME_LORA"):
             vllm_like.sampler(adapter=str(adapters[0]))
 
+    def test_another_adapter_is_loaded_after_one_that_the_server_kept(self, vllm_like, adapters):
+        vllm_like.answers = {"/v1/load_lora_adapter": (200, {}), "/v1/unload_lora_adapter": (500, {"error": "busy"})}
+        sampler = vllm_like.sampler(adapter=str(adapters[0]))
+        with pytest.raises(EndpointError, match="could not unload adapter=.*'busy'"):
+            sampler.load_adapter(str(adapters[1]))
+        sampler.load_adapter(str(adapters[1]))
+        loaded = [body["lora_path"] for body in vllm_like.bodies if body["path"] == "/v1/load_lora_adapter"]
+        assert loaded == [str(adapter) for adapter in adapters] and sampler.adapter_name.startswith("dco-")
+
     @pytest.mark.parametrize(
         "options, message",
         [
