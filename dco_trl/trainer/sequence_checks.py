@@ -132,7 +132,7 @@ def naming_the_row(dataset: Any, tokenizer: Any, name: str) -> Iterator[None]:
 def rendered(renderer: Renderer, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
     """Tokens of a row's prompt alone, and with its completion; of a conversation, none and all."""
     kwargs = Problem("", "", "", row).template_kwargs
-    if "messages" in row:
+    if "prompt" not in row:
         return [], renderer.rendered(row["messages"], kwargs)
     prompt, whole = row["prompt"], row["prompt"] + row["completion"]
     if isinstance(prompt, str):

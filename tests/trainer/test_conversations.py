@@ -78,3 +78,10 @@ def test_several_turns_in_one_row_are_reported_once(caplog, how):
     assert (
         caplog.text.count("2 of 3 rows of the train dataset (first: row 1) have several answers, usually turns") == 1
     )
+
+
+def test_a_prompt_is_compared_with_its_row_where_that_keeps_the_conversation():
+    """As what a sampler is given, which the template renders otherwise than training does."""
+    rows = [{**row, "prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in ONE_TURN]
+    with pytest.raises(ValueError, match="renders the prompt of row 0 of the train dataset alone, .* otherwise than"):
+        evaluated(rows, TEMPLATE + "{% if add_generation_prompt %}b:{% endif %}")
