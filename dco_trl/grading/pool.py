@@ -109,11 +109,16 @@ class WorkerPool:
             results.put(error)
 
     def _worker(self, i: int) -> "_Worker":
-        if not self._is_abandoned and (i not in self._workers or self._workers[i].has_ended):
-            self._workers[i] = _Worker(*self._options)
         if self._is_abandoned:
             raise InterruptedError
-        return self._workers[i]
+        worker = self._workers.get(i)
+        if worker is None or worker.has_ended:
+            worker = self._workers[i] = _Worker(*self._options)
+            if self._is_abandoned:  # since: `run` may not have seen it
+                worker.close()
+                raise InterruptedError
+        worker.wait_until_ready()
+        return worker
 
 
 class Pipes:
@@ -170,7 +175,12 @@ class _Worker:
         self._timeout = timeout
         self._owner = os.getpid()
         self._served = 0
-        self.has_ended = False
+        self._is_ready = self.has_ended = False
+
+    def wait_until_ready(self) -> None:
+        """Return once it has imported what it needs; it may be killed meanwhile."""
+        if self._is_ready:
+            return
         try:
             message = self._message(time.monotonic() + _START_SECONDS, "ready")
         except (EOFError, TimeoutError, GraderError) as end:
@@ -183,6 +193,7 @@ class _Worker:
             late = f"did not start within {_START_SECONDS:g} seconds. Use fewer num_workers, or close other programs"
             reason = late if isinstance(end, TimeoutError) else "could not start"
             raise GraderError(f"a grading worker {reason}:\n{printed}") from None
+        self._is_ready = True
         if not message["memory_limited"]:
             warnings.warn(
                 "memory_limit: this system does not limit a process's address space. Watch it yourself", stacklevel=2
@@ -212,8 +223,9 @@ class _Worker:
     def _message(self, deadline: float, kind: str) -> dict[str, Any]:
         """The next message of this kind and number: a user's function may write to descriptors not its own."""
         while True:
+            line = self._pipes.line(deadline)
             try:
-                message = json.loads(self._pipes.line(deadline))
+                message = json.loads(line)
             except ValueError:
                 continue
             match message:

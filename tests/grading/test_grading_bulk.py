@@ -202,6 +202,25 @@ def test_a_worker_that_is_too_slow_to_start_is_named(monkeypatch):
     grader.close()
 
 
+@pytest.mark.slow
+def test_an_error_does_not_wait_for_workers_that_start(tmp_path):
+    grader = tmp_path / "grader.py"
+    grader.write_text(
+        "import time\n"
+        "try:\n"
+        f"    open({str(tmp_path / 'first')!r}, 'x')\n"
+        "except FileExistsError:\n"
+        "    raise RuntimeError('the second') from None\n"
+        "time.sleep(60)\n"
+        "def score(completions, **kwargs):\n"
+        "    return [1.0]\n"
+    )
+    pool = WorkerPool(2, 10.0, 1 << 30, f"{grader}:score")
+    with pytest.raises(GraderError, match="the second"):
+        list(pool.run([(None, [text], ["a"], {}) for text in "ab"]))
+    assert [worker.has_ended for worker in pool._workers.values()] == [True, True]
+
+
 def test_a_system_without_a_limit_on_memory_is_warned_of(monkeypatch, tmp_path):
     worker = tmp_path / "worker"  # says what one says where the system has no such limit, and ends
     worker.write_text("""#!/bin/sh\necho '{"ready": true, "memory_limited": false}'\n""")
