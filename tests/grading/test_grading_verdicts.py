@@ -84,6 +84,7 @@ def test_rules(reference, answer, score):
         ("3½", "3\\frac{1}{2}"),
         ("10⁻³", "10^{-3}"),
         ("√(x+1)", "\\sqrt{x+1}"),
+        ("√(2+√3)", "\\sqrt{2+\\sqrt{3}}"),
         ("\\sin 2x^\\circ", "\\sin 2x^\\circ"),
         ("\\sin^2 30^\\circ", "\\sin^2 (\\frac{30\\pi}{180})"),
         ("12.3\\overline{45}", "\\frac{12222}{990}"),
