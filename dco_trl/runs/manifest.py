@@ -81,7 +81,7 @@ def start_session(folder: Path, manifest: Mapping[str, Any], problems: Sequence[
     """Write the manifest and the problems of a new run, or one more session into the manifest of one that goes on.
 
     Raises:
-        StoreError: The run there is draws of something else; the message lists each key with both values.
+        StoreError: The run there is damaged, or draws of something else; the message lists each key with both values.
     """
     path, now = folder / "manifest.json", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     asked = {"format": FORMAT, **manifest, "dataset_fingerprint": fingerprint(problems), "num_problems": len(problems)}
@@ -90,6 +90,7 @@ def start_session(folder: Path, manifest: Mapping[str, Any], problems: Sequence[
     found: dict[str, Any] = {"created": now}
     if path.exists():
         found = read_manifest(path)
+        read_problem_table(folder / "problems.parquet", found)  # of a damaged run nothing is written
         refuse_changes(folder, found, asked)
         asked["num_samples"] = max(found.get("num_samples") or 0, asked.get("num_samples") or 0)
     else:

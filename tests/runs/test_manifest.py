@@ -176,3 +176,6 @@ def test_changed_or_missing_problems_are_noticed(tmp_path):
     problems.unlink()
     with pytest.raises(StoreError, match="problems.parquet is damaged or missing .*No such file.*; restore it"):
         RunStore(tmp_path / "run")
+    with pytest.raises(StoreError, match="problems.parquet is damaged or missing .*No such file.*; restore it"):
+        draw(tmp_path / "run", samples=3)
+    assert manifest.read_text() == whole and not problems.exists()
