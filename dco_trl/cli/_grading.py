@@ -15,7 +15,10 @@ class GradingConfig:
     grader: str = option(
         "math, exact, choice, json, regex, code, package.module:function or file.py:function.", default="math"
     )
-    num_workers: int | None = option("Worker processes. Unless given, one per CPU.", default=None)
+    num_workers: int | None = option(
+        "Worker processes. Unless given, one per CPU, divided by the processes that a launcher started here.",
+        default=None,
+    )
     timeout: float = option("Seconds a verdict may take.", default=10.0)
     grader_in_process: bool = option(
         "Run package.module:function in this process, in batches, without --timeout and a memory limit: for a grader "

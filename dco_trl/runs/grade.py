@@ -69,7 +69,7 @@ def grade_run(
         run_dir: The run's folder.
         grader: "math", "exact", an import path "package.module:function", or a function with the signature of TRL's
             reward functions.
-        num_workers: Worker processes; None: one per CPU.
+        num_workers: Worker processes; None: one per CPU, divided by the processes of `LOCAL_WORLD_SIZE`.
         timeout: Seconds a verdict may take.
         memory_limit: Bytes of address space of a worker.
         cache_dir: Folder for verdicts to remember, shared between runs; None remembers none.
