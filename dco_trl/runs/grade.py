@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from tqdm.auto import tqdm
 
+from ..checks import check_integer
 from ..problem import Problem
 from .files import StoreError
 from .store import GRADE_SCHEMA, KEY, RunStore, replace_surrogates
@@ -83,6 +84,7 @@ def grade_run(
     Raises:
         StoreError: There is no run or it has no samples; the folder is in use; the grader's code has changed.
         GraderError: The grader cannot be loaded, or fails.
+        UserError: `ray_workers` is no integer of at least 1.
 
     Examples:
         ```python
@@ -100,8 +102,9 @@ def grade_run(
     if not parts:
         raise StoreError(f"{store.path} has no samples to grade; `dco-trl sample` draws them")
     check_grader(grader, store.problems)
-    num_processes = num_workers if ray_workers is None else num_workers or 1
-    limits = {"num_workers": num_processes, "timeout": timeout, "memory_limit": memory_limit, "cache_dir": cache_dir}
+    if ray_workers is not None:
+        ray_workers, num_workers = check_integer("ray_workers", ray_workers), num_workers or 1
+    limits = {"num_workers": num_workers, "timeout": timeout, "memory_limit": memory_limit, "cache_dir": cache_dir}
     make = partial(_part_grader, store.problems, grader, {**limits, "in_process": in_process})
 
     def texts(part: Path) -> pa.Table:
@@ -111,14 +114,14 @@ def grade_run(
         graded = store.grade_parts(name)
         ungraded = [part for part in parts if part.stem not in graded]
         verdicts: Iterable[tuple[Path, pa.Table]]
-        if ray_workers is None:
+        if ray_workers is None or not ungraded:
             grade = make()
             stack.enter_context(grade.bulk)
             verdicts = ((part, grade(texts(part), progress)) for part in ungraded)
         else:
             from ..sampling.ray_pool import RayPool
 
-            pool = RayPool(make, ray_workers, num_cpus=num_processes or 1, address=ray_address)
+            pool = RayPool(make, ray_workers, num_cpus=num_workers or 1, address=ray_address)
             stack.callback(pool.close)
             verdicts = pool.each("__call__", ungraded, texts)
         summary = GradingSummary(name, 0, 0, dict.fromkeys(STATUSES, 0), 0)

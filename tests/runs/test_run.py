@@ -128,6 +128,17 @@ def test_grading_goes_on_where_it_was_stopped(sampled):
     assert {p.name: pq.read_table(p, partitioning=None) for p in (sampled / "grades/exact").glob("part-*")} == whole
 
 
+def test_no_cluster_is_asked_where_nothing_is_to_be_graded(sampled, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dco_trl.sampling.ray_pool", None)
+    with pytest.raises(ValueError, match="`ray_workers` must be an integer of at least 1, got 0"):
+        grade_run(sampled, "exact", ray_workers=0, progress=False)
+    with pytest.raises(ImportError):
+        grade_run(sampled, "exact", ray_workers=2, progress=False)
+    first = grade_run(sampled, "exact", progress=False)
+    again = grade_run(sampled, "exact", ray_workers=2, progress=False)
+    assert (again.num_new, again.num_correct) == (0, first.num_correct)
+
+
 def test_a_grader_with_arguments_bound_is_as_its_module(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     text = "from functools import partial\nfrom dco_trl.grading import exact_grader\nnames = partial(exact_grader, {})"
