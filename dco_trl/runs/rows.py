@@ -83,10 +83,10 @@ def read_dataset(path: Path) -> "Dataset":
         columns = {column: [row.get(column) for row in rows] for column in names}
         if path.suffix.lower() == ".csv":
             columns |= {column: _integers(columns[column], column, name) for column in _COUNTS if column in columns}
-        table = pa.table({column: _array(values, column, name) for column, values in columns.items()})
+        table = {column: _array(values, column, name) for column, values in columns.items()}
     try:
-        return Dataset(table)
-    except (ValueError, TypeError) as error:  # a name of a column with a NUL, or features of another table
+        return Dataset(pa.table(table))
+    except (ValueError, TypeError) as error:  # a column's name with a NUL or half a character, or another's features
         raise DataError(f"{name} makes no data set: {error}. Write the file again.") from error
 
 
