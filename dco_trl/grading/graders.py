@@ -120,6 +120,8 @@ def load_grader(name: str | Grader) -> Grader:
     try:
         is_file = module_name.endswith(".py")
         module = _module_of(module_name) if is_file else importlib.import_module(module_name)
+    except GraderError:  # it says what it lacks
+        raise
     except Exception as error:
         raise GraderError(
             f"grader {name!r}: importing {module_name!r} failed: {type(error).__name__}: {error}. Check the name, and "

@@ -119,7 +119,7 @@ def test_reasoning_gym_reads_metadata_as_json():
 def test_without_reasoning_gym_the_command_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     monkeypatch.delitem(sys.modules, "dco_trl.grading.reasoning_gym", raising=False)
-    with pytest.raises(GraderError, match=r"this grader needs reasoning-gym \(.*\): pip install reasoning-gym"):
+    with pytest.raises(GraderError, match=r"^this grader needs reasoning-gym \(.*\): pip install reasoning-gym$"):
         load_grader("dco_trl.grading.reasoning_gym:score")
 
 
