@@ -150,7 +150,7 @@ def json_grader(
     for completion, reference in zip(completions, references, strict=True):
         right = None
         with suppress(*_NO_JSON):
-            text = reference if isinstance(reference, str) else json.dumps(reference)
+            text = reference if isinstance(reference, str) else json.dumps(reference, default=_plain)
             # A run folder keeps a column of booleans as Python writes them.
             right = _one_spelling(_DECODER.decode({"True": "true", "False": "false"}.get(text, text)))
         given = _last_json(strip_thoughts(completion_text(completion), thought_tags))
@@ -177,6 +177,12 @@ _NO_JSON = (ValueError, TypeError, RecursionError)
 _OPENING = re.compile(r"[\[{]")
 # Characters that are read in search of values in prose, per character of it.
 _MOST_READINGS = 8
+
+
+def _plain(value: Any) -> Any:
+    if not hasattr(value, "tolist"):  # NumPy's values have it
+        raise TypeError(value)
+    return value.tolist()
 
 
 def _one_spelling(value: Any) -> str:

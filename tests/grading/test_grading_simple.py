@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import pytest
 from grading_helpers import needs_confinement
 
@@ -147,6 +148,7 @@ def test_choice_reads_arcs_column():
         ("[NaN]", "[NaN]", None),
         ("1", "[" * 100_000, None),
         *(("true", "True", 1.0), ("false", "True", 0.0), ("1", "True", 0.0)),  # as a run folder keeps booleans
+        *(("3", np.int64(3), 1.0), ("[1.0]", np.array([1]), 1.0), ("{}", {"a": object()}, None)),
     ],
 )
 def test_json(text, reference, score):
