@@ -191,13 +191,12 @@ class BulkGrader:
         verdicts: list[Verdict] = []
         new = new_rows()
         while batch := list(islice(new, _ROWS_PER_BATCH)):
-            verdicts += self._grade_batch(batch, names)
+            verdicts += self._grade_batch(batch, names, prompts is not None)
         return verdicts, slots
 
-    def _grade_batch(self, rows: list[tuple], names: list[str]) -> list[Verdict]:
+    def _grade_batch(self, rows: list[tuple], names: list[str], has_prompts: bool) -> list[Verdict]:
         def arguments(rows: Sequence[tuple]) -> tuple[list | None, list, list, dict[str, list]]:
             prompts, completions, answers, *columns = map(list, zip(*rows, strict=True))
-            has_prompts = prompts[0] is not None
             return prompts if has_prompts else None, completions, answers, dict(zip(names, columns, strict=True))
 
         self.stats.add(computed=len(rows))

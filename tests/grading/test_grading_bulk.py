@@ -269,6 +269,12 @@ def test_a_users_function_sees_each_row_once():
         assert calls[1:] == [1024, 1024, 952]
 
 
+def test_a_row_without_a_prompt_takes_it_from_no_other():
+    with BulkGrader(lambda completions, prompts: [float(prompt == "q") for prompt in prompts]) as grader:
+        verdicts = grader.grade([None, "q"], ["a", "b"], ["1", "1"], progress=False)
+    assert [verdict.score for verdict in verdicts] == [0.0, 1.0]
+
+
 def test_exact_compares_the_whole_of_a_long_answer():
     long = "x + " * 5000 + "1"
     completions = [f"\\boxed{{{text}}}" for text in (long.replace(" ", ""), long, long + "0")]
