@@ -268,7 +268,16 @@ def _reference(value: Any, where: str) -> str:
     if isinstance(value, float | np.floating) and math.isinf(value):
         raise DataError(f"{where}: {value} is not an answer that can be compared. Write it as text.")
     if value and are_messages(value):  # a conversational completion, as in TRL's prompt-completion format
-        value = message_text(value[-1])
+        message = value[-1]
+        try:
+            value = message_text(message)
+        except (AttributeError, TypeError):
+            value = ""
+        if not value.strip():
+            raise DataError(
+                f"{where}: the answer's message needs text as its content, or tool calls, got {short(message)}. "
+                "Fill it, or remove the row."
+            )
     if isinstance(value, list | dict):
         try:
             value = json.dumps(value, ensure_ascii=False, allow_nan=False)

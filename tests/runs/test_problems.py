@@ -246,6 +246,12 @@ def answered(answer):
         (answered(np.float32("-inf")), "d: row 0, column 'answer': -inf is not an answer"),
         (answered([float("inf")]), "column 'answer': [inf] cannot be written as text: Out of range"),
         (answered([{1, 2}]), "column 'answer': [{1, 2}] cannot be written as text: Object of type set"),
+        (answered([{"role": "assistant", "content": 1}]), "column 'answer': the answer's message needs text as its"),
+        (
+            answered([{"role": "assistant", "content": None}]),
+            "message needs text as its content, or tool calls, got {",
+        ),
+        (answered([{"role": "assistant", "tool_calls": ["f"]}]), "message needs text as its content, or tool calls"),
         ([{**ROWS[0], "x": nested(101)}], "d: row 0, column 'x': nested deeper than 100 levels. Write it as text"),
     ],
 )
