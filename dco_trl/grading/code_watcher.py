@@ -355,10 +355,12 @@ def _remove_stale() -> None:
     """Remove folders of watchers that are no more: those of living ones are locked, or were made just now."""
     oldest = time.time() - 60
     for name in os.listdir(tempfile.gettempdir()):
+        if not name.startswith(PREFIX):  # of which nothing is asked: it may be a mount that does not answer
+            continue
         path = os.path.join(tempfile.gettempdir(), name)
         with suppress(OSError):
             found = os.stat(path)
-            if name.startswith(PREFIX) and found.st_uid == os.getuid() and found.st_mtime < oldest:
+            if found.st_uid == os.getuid() and found.st_mtime < oldest:
                 lock = os.open(path, os.O_RDONLY)
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
