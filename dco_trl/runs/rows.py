@@ -196,6 +196,7 @@ def _read_parquet(path: Path, name: str) -> "pa.Table":
     try:
         # Not read_table, which makes a column of a folder named `a=b`.
         table = pq.ParquetFile(path).read()
+        table.validate(full=True)  # text that is not UTF-8 is read without a word
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise DataError(f"{name} cannot be read as Parquet: {error}. Write the file again.") from error
     _refuse_repeated(table.column_names, name)

@@ -343,6 +343,13 @@ def test_text_that_is_not_utf_8_is_named_with_its_line(tmp_path, kind, data):
         read_problems(path)
 
 
+def test_text_of_a_parquet_file_that_is_not_utf8(tmp_path):
+    text = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\x80"]).buffers())
+    pq.write_table(pa.table({"prompt": text, "answer": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="a.parquet' cannot be read as Parquet: .*Invalid UTF8.* Write the file again"):
+        read_problems(tmp_path / "a.parquet")
+
+
 def test_columns_of_one_name_in_a_parquet_file(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table([["p"], ["a"], ["q"]], names=["prompt", "answer", "prompt"]), path)
