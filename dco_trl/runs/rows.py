@@ -86,7 +86,7 @@ def read_dataset(path: Path) -> "Dataset":
         table = {column: _array(values, column, name) for column, values in columns.items()}
     try:
         return Dataset(pa.table(table))
-    except (ValueError, TypeError) as error:  # a column's name with a NUL or half a character, or another's features
+    except (ValueError, TypeError, KeyError) as error:  # names with a NUL or half a character, or other features
         raise DataError(f"{name} makes no data set: {error}. Write the file again.") from error
 
 

@@ -371,7 +371,7 @@ def test_the_fingerprint_is_of_ids_prompts_and_answers():
     assert len({fingerprint(problems) for problems in [PROBLEMS, *others]}) == 7
 
 
-@pytest.mark.parametrize("column", [r"a\u0000", r"\ud83d"])
+@pytest.mark.parametrize("column", [r"a\u0000", r"\u0000", r"\ud83d"])
 def test_a_file_that_makes_no_data_set_is_named(column, tmp_path):
     (tmp_path / "rows.jsonl").write_text(f'{{"{column}": "x"}}\n')
     with pytest.raises(DataError, match=r"(?s)rows.jsonl' makes no data set: .* Write the file again"):
