@@ -223,6 +223,7 @@ def test_gradients_of_at_least_m_of_n(num_attempts, num_required):
 
 @settings(deadline=None)
 @given(st.integers(2, 60), st.data())
+@pytest.mark.slow
 def test_at_least_m_of_n_falls_in_m_and_its_weight_in_p(num_attempts, data):
     log_p = float64(*data.draw(st.lists(st.floats(-30, 0), min_size=2, max_size=5))).sort().values
     tails = torch.stack([log_coverage(log_p, num_attempts, num_required=m) for m in range(1, num_attempts + 1)])

@@ -100,6 +100,7 @@ def test_greedy_answers_are_those_by_hand(model, problems):
     assert [i for i, right in enumerate(got["correct"]) if right] == list(references)
 
 
+@pytest.mark.slow
 def test_sampling_agrees_with_the_exact_coverage_within_its_error(model, problems):
     # Answers likely enough to be seen: the likeliest digit, then the end of sequence.
     digits = [[dataclasses.replace(p, answer=digit) for p in problems] for digit in "0123456789"]
@@ -303,6 +304,7 @@ def test_picture_and_table_of_other_lists_and_of_one_epoch():
     assert "DCO, N = 5 " in text and text.splitlines()[2].split()[:4] == ["1", "1.0", "20.5", "40.0*"]
 
 
+@pytest.mark.slow
 def test_results_are_saved_as_json_and_pictures(tmp_path):
     results = make_results()
     paths = save_results(results, tmp_path / "deep" / "folder")

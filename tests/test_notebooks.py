@@ -180,6 +180,7 @@ def test_sets_its_size(path):
 
 
 @each_notebook
+@pytest.mark.slow
 def test_installs_from_the_repository_what_is_missing(path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "dco_trl" else find(name))

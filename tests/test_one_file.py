@@ -88,6 +88,7 @@ def test_loss_and_gradient_are_the_trainers(script, trained, n, tmp_path):
     assert script.measure(model, ids, is_answer) == pytest.approx(100 * exact.pass_at_k(script.KS), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_command_prints_its_table(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["x", "--epochs", "2", "--num_train", "64"])
     script.main()

@@ -56,6 +56,7 @@ def test_how_far_a_package_gets(monkeypatch):
     assert reached["n"] == 0 and "KeyError" in reached["ended_by"]
 
 
+@pytest.mark.slow
 def test_an_environment_without_the_peers_is_named(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["peers.py", "--peers", sys.executable])
     monkeypatch.setattr(peers, "quiet", lambda: None)  # it would silence the tests that follow

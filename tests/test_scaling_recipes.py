@@ -70,6 +70,7 @@ def help_of(*command: str) -> set[str]:
     return options_of(subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 def test_ray_takes_the_options_of_the_recipes():
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'dco-trl[ray]'")
     known = help_of(str(Path(sys.executable).with_name("ray")), "symmetric-run")

@@ -123,6 +123,7 @@ def test_counts_beside_every_column(here, tmp_path, capsys):
     assert "left out" not in out and "replaced" not in out
 
 
+@pytest.mark.slow
 def test_training_on_the_file(here, tmp_path, capsys):
     output = tmp_path / "counted.jsonl"
     assert estimate(output=output) == 0
@@ -158,6 +159,7 @@ def test_training_on_the_file(here, tmp_path, capsys):
     assert logged["grad_norm"] > 0
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(here, tmp_path, monkeypatch, capsys):
     whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
     chunks = ("--chunk-size", "30")
@@ -256,6 +258,7 @@ def test_chat_makes_both_conversational(here, tmp_path):
     assert row["completion"] == [{"role": "assistant", "content": ROWS[0]["completion"]}]
 
 
+@pytest.mark.slow
 def test_an_adapter_is_sampled_and_named(here, tmp_path, capsys):
     adapted = get_peft_model(make_model(), LoraConfig(init_lora_weights=False, target_modules="all-linear"))
     adapted.save_pretrained(tmp_path / "ADAPTER")

@@ -222,6 +222,7 @@ def test_wrong_arguments(capsys, argv, told):
         ('env: {a: "\\0"}', "has 'a': '\\x00', which cannot be an environment variable"),
     ],
 )
+@pytest.mark.slow
 def test_what_a_yaml_file_can_get_wrong(here, tmp_path, capsys, line, told):
     config = tmp_path / "c.yaml"
     text = f"model: MODEL\ndataset: problems.jsonl\nnum_samples: 1\noutput: {tmp_path}/run\n{line}\n"
@@ -282,6 +283,7 @@ def test_a_grader_that_does_not_fit_is_found_before_the_first_sample(here, tmp_p
     assert told in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_verifier_in_a_file_solves_and_grades_anew_when_it_has_changed(here, tmp_path, capsys):
     (tmp_path / "helper.py").write_text("SHORT = 99\n")
     file = tmp_path / "verifier.py"

@@ -23,6 +23,7 @@ def make_run(folder, right=2, graders=("exact",)):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_two_runs(tmp_path, capsys):
     runs = [make_run(tmp_path / "ce", 1), make_run(tmp_path / "dco", 3)]
     assert main(["report", *runs, "--output", str(tmp_path / "report"), "--k", "1", "4"]) == 0
@@ -34,6 +35,7 @@ def test_two_runs(tmp_path, capsys):
     assert (tmp_path / "report" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_folders_of_one_name_are_told_apart_by_path(tmp_path, capsys):
     runs = [make_run(tmp_path / "one" / "ce"), make_run(tmp_path / "two" / "ce")]
     assert main(["report", *runs, "--output", str(tmp_path / "report")]) == 0

@@ -221,6 +221,7 @@ def test_few_arms_and_what_they_lose(arms_file, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_schedule_of_graded_runs(here, tmp_path, capsys):
     for seed, adapter in enumerate(("ce", "dco")):
         run = f"{tmp_path}/{adapter}"
@@ -279,6 +280,7 @@ def check_draws(run, planned, max_tokens, num_attempts):
             assert drawn[problem.problem_id, index] == (sample.text, arm.name)
 
 
+@pytest.mark.slow
 def test_solve_draws_each_attempt_from_its_arm(here, tmp_path, capsys, planned):
     (tmp_path / "never.py").write_text("def accepts(completions, **columns):\n    return [0.0] * len(completions)\n")
     arguments = ["--num-attempts", "7", "--max-tokens", "4", "--output", str(tmp_path / "run")]
@@ -291,6 +293,7 @@ def test_solve_draws_each_attempt_from_its_arm(here, tmp_path, capsys, planned):
     check_draws(tmp_path / "run", planned, 4, 7)
 
 
+@pytest.mark.slow
 def test_eval_along_a_schedule_reports_it_and_goes_on(here, tmp_path, capsys, planned):
     arguments = ["--max-tokens", "3", "--output", str(tmp_path / "run"), "--schedule", planned]
     command = ["--model", "MODEL", *TEMPLATE, *arguments, "--num-samples"]
@@ -325,6 +328,7 @@ def test_solve_refuses(here, tmp_path, capsys, arguments, told):
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_references_are_read_where_data_sets_have_them(here, tmp_path, capsys):
     rows = {
         "choice": {"prompt": "1+1=", "answerKey": "A", "choices": {"label": ["A", "B"], "text": ["2", "3"]}},

@@ -76,6 +76,7 @@ def log_of(output_dir, step: int) -> list[dict]:
 EVALUATE = ["--eval_strategy", "steps", "--eval_steps", "4", "--save_strategy", "steps", "--save_steps", "2"]
 
 
+@pytest.mark.slow
 def test_a_run_with_lora_writes_an_adapter_that_peft_loads(here, tmp_path):
     lora = ["--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj"]
     evaluation = ["--eval-dataset-name", "data/test.jsonl", "--eval_on_start", "true", "--coverage_at", "1", "64"]
@@ -93,6 +94,7 @@ def test_a_run_with_lora_writes_an_adapter_that_peft_loads(here, tmp_path):
     assert [row["step"] for row in log if "coverage_weight" in row] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_resuming_is_never_having_stopped(here, tmp_path):
     arguments = ["--output_dir", str(tmp_path), "--save_strategy", "steps", "--save_steps", "2"]
     assert train(*arguments) == 0
@@ -148,6 +150,7 @@ def test_mixture_of_local_files(here, tmp_path):
     assert any("eval_coverage@1" in row for row in log_of(tmp_path, 1))
 
 
+@pytest.mark.slow
 def test_one_attempt_is_trl_sft(here, tmp_path):
     """The command's final weights are those of TRL's own script on the same file."""
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
@@ -262,6 +265,7 @@ def test_mistakes_on_the_command_line(here, tmp_path, capsys, arguments, message
     assert "Traceback" not in error and error.count("dco-trl train: ") == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(here, tmp_path, capsys, monkeypatch):
     def interrupt(self, args, state, control, **kwargs):
         if state.global_step == 3:

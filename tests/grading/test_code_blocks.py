@@ -69,6 +69,7 @@ def test_further_choices(text, codes):
         *("[a]: b\n", "<a\n", "***\n", "# ", "\x00", "\r"),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_time_is_linear(unit):
     """Twice the text takes about twice the time; where it were quadratic, eight times as long would take 64 times."""
 

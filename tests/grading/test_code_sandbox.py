@@ -316,6 +316,7 @@ def test_a_platform_that_cannot_confine_is_refused_unless_told_otherwise(patched
     unconfinable.cache_clear()
 
 
+@pytest.mark.slow
 def test_unconfined_where_told():
     assert code_grader(["x = 1", "x = 0"], test_list=[["assert x"]] * 2, unsafe=True) == [1.0, 0.0]
     assert run_program("while True: pass", timeout=0.5, unsafe=True).status == "timeout"

@@ -80,6 +80,7 @@ WRONG_SCRIPTS = [
 ]
 
 
+@pytest.mark.slow
 def test_right_scripts():
     assert dict(zip(RIGHT_SCRIPTS, script(RIGHT_SCRIPTS), strict=True)) == dict.fromkeys(RIGHT_SCRIPTS, 1.0)
 
@@ -107,6 +108,7 @@ def f():
 """
 
 
+@pytest.mark.slow
 def test_a_program_does_not_find_what_is_expected_of_it():
     for expected, scores in (("secret-4711", [0.0, 1.0]), ("nothing", [1.0, 0.0])):
         case = [{"input": "", "output": expected}]
@@ -165,6 +167,7 @@ WRONG_FUNCTIONS = [
 ]
 
 
+@pytest.mark.slow
 def test_functions():
     assert function(RIGHT_FUNCTIONS, "3\n4", "[3, 4]") == [1.0] * len(RIGHT_FUNCTIONS)
     assert function(WRONG_FUNCTIONS, "3\n4", "[3, 4]") == [0.0] * len(WRONG_FUNCTIONS)

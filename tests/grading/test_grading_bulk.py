@@ -86,6 +86,7 @@ def test_arguments_are_checked(bulk):
         BulkGrader("math", memory_limit=1024)
 
 
+@pytest.mark.slow
 def test_a_hanging_pair_costs_its_worker_and_nothing_else():
     answers = [TOWER] + [f"\\frac{{{i}}}{{7}}" for i in range(40)] + [TOWER + "+ 1"]
     with BulkGrader("math", num_workers=1, timeout=1.0) as grader:
@@ -143,6 +144,7 @@ def test_workers_are_renewed(monkeypatch):
     assert done == 100 and len(pids) == 3
 
 
+@pytest.mark.slow
 def test_an_abandoned_run_leaves_no_answers_behind():
     pool = WorkerPool(1, timeout=10.0, memory_limit=1 << 30)
     next(iter(run := pool.run([("1", f"{i}.5") for i in range(100)])))
@@ -284,6 +286,7 @@ def test_exact_compares_the_whole_of_a_long_answer():
     assert len({v.answer for v in verdicts}) == 3  # cut, and still told apart by a vote
 
 
+@pytest.mark.slow
 def test_a_bar_on_standard_error(capsys):
     with BulkGrader("math", num_workers=1) as grader:
         grader.grade(None, ["0.5", "0.25", "1"], ["\\frac13", "\\frac14", "1"])

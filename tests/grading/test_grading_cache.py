@@ -20,6 +20,7 @@ def grade(folder, pairs=PAIRS, **options):
     return verdicts, grader.stats
 
 
+@pytest.mark.slow
 def test_second_time_from_disk(tmp_path):
     first, stats = grade(tmp_path / "new" / "folder")
     assert (stats.computed, stats.from_cache) == (6, 0)
@@ -64,6 +65,7 @@ def test_limits_are_tried_again_only_if_raised(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["text", "torn", "layout", "status", "score", "answer"])
+@pytest.mark.slow
 def test_a_damaged_file_is_set_aside(tmp_path, damage):
     path = tmp_path / "verdicts.sqlite"
     if damage == "text":
@@ -105,6 +107,7 @@ def test_a_folder_that_cannot_be_used(tmp_path):
     assert [v.score for v in verdicts] == [0, 0, 0, 1, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_locked_file_is_done_without(tmp_path, monkeypatch):
     grade(tmp_path)
     real = sqlite3.connect
@@ -159,6 +162,7 @@ def test_threads_share_a_cache(tmp_path):
     cache.close()
 
 
+@pytest.mark.slow
 def test_an_interrupted_grading_keeps_what_it_has(tmp_path, monkeypatch):
     with BulkGrader("math", num_workers=1, cache_dir=tmp_path) as grader:
         real = grader._pool.run

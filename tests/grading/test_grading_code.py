@@ -25,6 +25,7 @@ def grade(rows, completions, **options):
 # ------------------------------------------------------------------ verdicts
 
 
+@pytest.mark.slow
 def test_a_completion_may_be_the_rest_of_the_prompt_or_a_program():
     prompt = 'import math\n\ndef helper(x):\n    return x\n\ndef area(r):\n    """Area of a circle."""\n'
     row = {"prompt": prompt, "test": "def check(f):\n    assert abs(f(1) - 3.14159) < 1e-4", "entry_point": "area"}
@@ -71,6 +72,7 @@ def test_rows_whose_tests_cannot_be_used_have_no_verdict(cases):
     assert code_grader(["print(1)"], public_test_cases=[cases], starter_code=["def f(x):"]) == [None]
 
 
+@pytest.mark.slow
 def test_outcomes_name_what_happened():
     assert run_program("assert 1 + 1 == 2") == Outcome("passed")
     assert run_program("x = 3", tests="assert 1 + 1 == x", timeout=20) == Outcome("failed", "AssertionError: ")

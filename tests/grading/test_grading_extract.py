@@ -154,6 +154,7 @@ def test_any_text_gives_a_string(text):
         *("answer is not x but ", "correct option is ", "Final Answer\n", "#### Step\n", "<think>", "</think>"),
     ],
 )
+@pytest.mark.slow
 def test_hostile_repetition_costs_linear_time(unit):
     short, long = (cpu_seconds(extract_answer, unit * n + "\n" + " " * n) for n in (5_000, 40_000))
     # Eight times the length: linear gives 8, quadratic 64. The constant covers the clock's resolution.

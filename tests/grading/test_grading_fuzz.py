@@ -6,5 +6,6 @@ from lengths import EXAMPLES
 
 
 @pytest.mark.parametrize("fuzz", PROPERTIES, ids=lambda fuzz: fuzz.__name__)
+@pytest.mark.slow
 def test_graders_survive_anything(fuzz):
     fuzz(4 * EXAMPLES // CASES_PER_EXAMPLE)

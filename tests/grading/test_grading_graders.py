@@ -79,6 +79,7 @@ def test_grader_name():
     assert grader_name(message) == f"{__name__}:message"
 
 
+@pytest.mark.slow
 def test_trl_accuracy_reward():
     grader = load_grader("trl.rewards:accuracy_reward")
     completions = ["\\boxed{\\frac{1}{2}}", message("\\boxed{3}"), "no formula"]
@@ -181,6 +182,7 @@ def test_coroutines_share_one_event_loop():
     assert len(verdicts) == 1030 and len(loops) == 11 and len(set(loops)) == 1
 
 
+@pytest.mark.slow
 def test_threads_get_their_own_verdicts():
     """Eight threads in one pool, each with problems of its own."""
 

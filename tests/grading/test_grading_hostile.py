@@ -110,6 +110,7 @@ def test_hand_made_strings(tmp_path):
     assert not canary.exists()
 
 
+@pytest.mark.slow
 def test_hostile_references():
     references = ["9^{9^{9^{9}}}", "\\boxed{" * 100, "\x00", "\ud800", "1" * 20_000, "{" * 500]
     with BulkGrader("math", num_workers=1, timeout=TIMEOUT) as grader:
@@ -216,6 +217,7 @@ except PermissionError:
 
 
 @pytest.mark.parametrize("fence", ["kernel", "both"])
+@pytest.mark.slow
 def test_a_confined_process_reads_its_code_and_nothing_else(tmp_path, fence):
     """Each fence refuses by itself: the first case has the kernel's only, and no audit hook."""
     (tmp_path / "secret.txt").write_text("secret")

@@ -195,6 +195,7 @@ def test_by_name_in_workers(name, text, reference):
     assert [verdict.score for verdict in verdicts] == [1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_an_expression_without_end_is_stopped():
     with BulkGrader("regex", num_workers=1, timeout=1.0) as grader:
         verdicts = grader.grade(None, ["a" * 40 + "b", "a"], ["(a|a)*c"] * 2, progress=False)
@@ -230,6 +231,7 @@ def test_exact_with_another_normalisation():
     assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_a_vote_counts_one_spelling_of_a_choice_and_of_json():
     options = [["red", "blue"]] * 5
     completions = ["The answer is (B).", "b", "blue", "The answer is A", "no idea"]

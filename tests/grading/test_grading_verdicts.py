@@ -17,6 +17,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_table():
     with BulkGrader("math", num_workers=1) as grader:
         verdicts = grader.grade(None, [row[3] for row in ROWS], [row[2] for row in ROWS], progress=False)

@@ -109,6 +109,7 @@ def test_runs_on_the_same_problems_are_compared_whatever_their_order():
     assert comparison.pass_at_k[0].difference == pytest.approx((25 - 28) / 80)
 
 
+@pytest.mark.slow
 def test_bold_differences_are_those_whose_interval_leaves_out_zero(tmp_path):
     results = [run(counts=(8,) * 30), run("up", (12,) * 30), run("down", (1,) * 30), run("same", (7, 9) * 15)]
     report = write_report(results, tmp_path, k=(1,))
@@ -117,6 +118,7 @@ def test_bold_differences_are_those_whose_interval_leaves_out_zero(tmp_path):
     assert report.html.read_text().count('class="number clear"') == 2
 
 
+@pytest.mark.slow
 def test_unequal_problems_are_reported_apart_and_unequal_graders_warned_of(tmp_path):
     other = run("other", (1, 2), grader="exact")
     summary = write_report([run(), run("dco"), other], tmp_path, k=(1, 4)).summary
@@ -174,6 +176,7 @@ def test_errors(results, k, message):
         summarise(results, k)
 
 
+@pytest.mark.slow
 def test_files(tmp_path):
     folder = tmp_path / "new" / "folder"
     report = write_report([run(), run("dco|<b>", (1, 2, 3, 4, 5))], folder, k=(1, 4))
@@ -298,6 +301,7 @@ def small_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_earlier_report_whole(tmp_path, request):
     write_report([run()], tmp_path, k=(1,))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -307,6 +311,7 @@ def test_a_full_disk_leaves_the_earlier_report_whole(tmp_path, request):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_file_in_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "report").write_text("")
     with pytest.raises(OSError, match="report cannot be written into .*report: it is a file.* Name another folder"):

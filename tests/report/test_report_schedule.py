@@ -105,6 +105,7 @@ def test_a_schedule_is_compared_with_a_run_of_one_arm_pair_by_pair():
     assert comparison.pass_at_k[0].difference == 0 and comparison.pass_at_k[0].low == pytest.approx(0, abs=0.25)
 
 
+@pytest.mark.slow
 def test_arms_stand_in_the_tables_the_picture_and_the_files_as_text(tmp_path):
     results = [scheduled_run(CORRECT), run("one", [sum(c) for c in CORRECT], num_samples=8)]
     report = write_report(results, tmp_path, k=(1, 4))
@@ -127,6 +128,7 @@ def test_arms_stand_in_the_tables_the_picture_and_the_files_as_text(tmp_path):
     assert "an arm of the schedule, alone" in [text.get_text() for text in axes.get_legend().get_texts()]
 
 
+@pytest.mark.slow
 def test_a_run_of_one_arm_says_nothing_of_schedules(tmp_path):
     report = write_report([run()], tmp_path, k=(1, 4))
     assert "schedule" not in report.html.read_text().split("<script")[0] + report.markdown.read_text()

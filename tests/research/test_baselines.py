@@ -244,6 +244,7 @@ def test_math_says_what_is_missing(math_folder):
         math_of(math_folder, 1, 1, "wrong").make_problems(seed=0)
 
 
+@pytest.mark.slow
 def test_math_trains_and_measures(math_folder, monkeypatch):
     monkeypatch.setattr(training, "be_quiet", lambda: None)  # it would silence the tests that follow
     record, log_p = training.train(math_of(math_folder, 10, 4), "cross-entropy", {}, seed=0, num_epochs=2)

@@ -160,6 +160,7 @@ def few_problems(monkeypatch):
     monkeypatch.setattr(run, "run_missing", run_here)
 
 
+@pytest.mark.slow
 def test_held_out_rates_shift_the_log_odds_of_those_trained_on(tmp_path, few_problems):
     [setting] = training.METHODS["DCO, 4 own, held-out rates"]
     settings = dict(epochs=[2], num_samples=2, pretraining_steps=2, device="cpu", rivals=False)

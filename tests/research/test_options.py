@@ -35,6 +35,7 @@ def run_main(module, monkeypatch, tmp_path) -> dict:
     return json.loads(output.read_text())
 
 
+@pytest.mark.slow
 def test_num_required(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(num_required, "PAIRS", [(1, 1), (16, 1), (16, 8)])
     monkeypatch.setattr(num_required, "NUM_SAMPLES", 64)

@@ -50,6 +50,7 @@ def test_the_examples_whose_loss_fell_most_are_left_out(make):
     assert tail.fallen_most() == {(2,), (3,)}
 
 
+@pytest.mark.slow
 def test_each_epoch_leaves_out_its_share_and_still_sees_every_example(make):
     tail = make("TailSFT", {"dropped": 0.25}, epochs=3)
     tail.train()

@@ -26,6 +26,7 @@ def test_distances_are_those_of_trying_everything():
     assert found[7] == 0 and found[35] == 1 and found[175] == 2
 
 
+@pytest.mark.slow
 def test_solutions_are_shortest_and_steps_alone_have_labels():
     train, *others = tree.make_puzzles(0)
     assert len(train) == 4 * tree.NUM_TRAIN
@@ -69,6 +70,7 @@ def test_nodes_are_shared_out_for_the_most_puzzles():
     assert tree.best_split(solved_at, 1) in ([0, 1, 0], [0, 0, 1])
 
 
+@pytest.mark.slow
 def test_command(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tree, "NUM_TRAIN", 16)
     monkeypatch.setattr(tree, "NUM_TEST", 2)

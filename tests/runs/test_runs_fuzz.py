@@ -6,5 +6,6 @@ from lengths import EXAMPLES
 
 
 @pytest.mark.parametrize("fuzz", (*fuzz_data.PROPERTIES, *fuzz_store.PROPERTIES), ids=lambda fuzz: fuzz.__name__)
+@pytest.mark.slow
 def test_only_documented_errors_and_never_a_wrong_number(fuzz):
     fuzz(EXAMPLES)

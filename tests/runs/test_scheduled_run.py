@@ -53,6 +53,7 @@ def test_each_sample_is_of_its_arm_and_the_store_says_which(tmp_path, schedule):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 100])
+@pytest.mark.slow
 def test_stopped_and_extended_it_goes_on_with_the_same_draws(tmp_path, schedule, chunk_size):
     class Stops(ArmSampler):
         def sample(self, requests, params):

@@ -34,6 +34,7 @@ def grown(request, checkpoint, tmp_path_factory):
     return folder, model.eval()
 
 
+@pytest.mark.slow
 def test_a_vocabulary_that_grew_is_sampled_and_measured(grown, checkpoint, adapters):
     folder, model = grown
     params, stop = SamplingParams(max_tokens=3), len(VOCABULARY)

@@ -134,6 +134,7 @@ def trained():
     return model.eval(), tokenizer
 
 
+@pytest.mark.slow
 def test_sampled_pass_at_k_lies_around_exact_coverage(trained, tmp_path):
     model, tokenizer = trained
     problems = [problem("7*7=", "4", "a"), problem("7*7= ", "9", "b"), problem(" 7*7=", "449", "c")]

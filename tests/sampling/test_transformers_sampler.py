@@ -33,6 +33,7 @@ def in_memory(model, **options):
 
 
 class TestDraws:
+    @pytest.mark.slow
     def test_chunks_and_batches_do_not_change_a_sample(self, sampler, checkpoint):
         params = dict(max_tokens=40, temperature=1.7, stream=3)
         whole = draw(sampler, 768, **params)
@@ -140,6 +141,7 @@ class TestAgainstGenerate:
                 expected = self.greedy(model, sampler.tokenizer(prompt)["input_ids"], 12)
                 assert ids_of(samples) == [expected] * 3
 
+    @pytest.mark.slow
     def test_prompt_tuning_keeps_its_virtual_tokens(self):
         from peft import PromptTuningConfig, get_peft_model
 
@@ -182,6 +184,7 @@ class TestModelInMemory:
             [parameter.requires_grad for parameter in model.parameters()],
         )
 
+    @pytest.mark.slow
     def test_everything_is_as_before_and_the_distribution_is_that_of_the_weights_now(self, model):
         before = self.state_of(model)
         sampler = in_memory(model, batch_size=2500)

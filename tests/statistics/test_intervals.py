@@ -161,6 +161,7 @@ def covers(found, truth):
 
 @pytest.mark.parametrize(("a", "b", "k"), [(0.3, 1.0, [1, 8, 64]), (0.2, 3.0, [1, 8, 64]), (1.0, 1.0, [1, 8])])
 @pytest.mark.parametrize("num_problems", [100, 300])
+@pytest.mark.slow
 def test_coverage_of_the_95_percent_interval(a, b, num_problems, k):
     rng = np.random.default_rng(11)
     counts = rng.binomial(64, rng.beta(a, b, size=(num_problems, NUM_TRIALS)))

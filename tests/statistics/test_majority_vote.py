@@ -36,6 +36,7 @@ def test_equals_enumeration_of_all_subsets(answers, num_abstained):
 
 
 @pytest.mark.parametrize("num_answers", [30, 300])
+@pytest.mark.slow
 def test_agrees_with_subsampling_of_4096_samples(num_answers):
     rng = np.random.default_rng(7)
     counts = rng.multinomial(4096, rng.dirichlet(np.full(num_answers, 0.3)))

@@ -28,6 +28,7 @@ def training_log(trainer):
     return [{k: v for k, v in entry.items() if "runtime" not in k and "per_second" not in k} for entry in entries]
 
 
+@pytest.mark.slow
 def test_it_logs_what_the_run_folders_hold_and_training_does_not_notice(tmp_path):
     callback = PassAtKCallback(ROWS, "exact", "transformers", num_samples=6, k=[1, 4], params=PARAMS)
     trainer = sft(tmp_path / "with", callback, logging_steps=2)
@@ -53,6 +54,7 @@ def test_it_logs_what_the_run_folders_hold_and_training_does_not_notice(tmp_path
     assert all(set(e) == {"eval_pass@1", "eval_pass@4", "epoch", "step"} for e in entries)
 
 
+@pytest.mark.slow
 def test_a_model_that_learns_gets_better(tmp_path):
     callback = PassAtKCallback(ROWS, "exact", "transformers", num_samples=8, k=8, every=1, params=PARAMS)
     trainer = sft(tmp_path, callback, max_steps=20)
@@ -61,6 +63,7 @@ def test_a_model_that_learns_gets_better(tmp_path):
     assert list(values) == list(range(1, 21)) and values[1] < 0.5 and values[20] > 0.9
 
 
+@pytest.mark.slow
 def test_a_sampler_object_is_used_as_it_is_every_so_many_steps(tmp_path):
     sampler = HalfRight()
     callback = PassAtKCallback(Dataset.from_list(ROWS), "math", sampler, num_samples=4, k=[1, 2], every=2)
@@ -71,6 +74,7 @@ def test_a_sampler_object_is_used_as_it_is_every_so_many_steps(tmp_path):
     assert logged(trainer, "eval_pass@2") == {2: pytest.approx(5 / 6), 4: pytest.approx(5 / 6)}
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_can_be_chosen_by_it(tmp_path):
     callback = PassAtKCallback(ROWS, "exact", HalfRight(), num_samples=4, k=2)
     best = dict(load_best_model_at_end=True, metric_for_best_model="eval_pass@2")
@@ -80,6 +84,7 @@ def test_the_best_checkpoint_can_be_chosen_by_it(tmp_path):
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-3")
 
 
+@pytest.mark.slow
 def test_an_earlier_trainings_samples_are_left_alone(tmp_path):
     for _ in range(2):
         trainer = sft(tmp_path, PassAtKCallback(ROWS, "exact", HalfRight(), num_samples=2, k=1), num_train_epochs=1)

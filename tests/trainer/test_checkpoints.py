@@ -118,6 +118,7 @@ def test_a_checkpoint_written_anew_is_incomplete_until_its_end(kind, finished, s
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.slow
 def test_an_incomplete_checkpoint_is_refused_and_names_what_it_lacks(kind, finished, tmp_path, missing):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (tmp_path / "checkpoint-2" / missing).unlink()
@@ -174,6 +175,7 @@ def resume(state_file: Path) -> None:
     make_cot_trainer(**options).train(resume_from_checkpoint=str(state_file.parent))
 
 
+@pytest.mark.slow
 def test_a_cot_checkpoint_without_its_state_is_refused(state_file):
     state_file.unlink()
     with pytest.raises(FileNotFoundError, match="is not complete: it has no cot_state.json"):

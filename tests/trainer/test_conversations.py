@@ -20,6 +20,7 @@ def evaluated(rows, chat_template, **overrides):
 
 
 @pytest.mark.parametrize("assistant_only_loss", [False, True])
+@pytest.mark.slow
 def test_single_turns_are_split_where_the_answer_cannot_be_marked(caplog, assistant_only_loss):
     with caplog.at_level(logging.WARNING):
         trainer = evaluated(ONE_TURN, TEMPLATE, assistant_only_loss=assistant_only_loss)

@@ -25,6 +25,7 @@ from dco_trl.trainer.window_sampler import WindowSampler
 
 
 @pytest.mark.parametrize("batches", [{}, {"padding_free": True, "max_length": None}])
+@pytest.mark.slow
 def test_one_attempt_is_sft_bit_for_bit(batches):
     common = settings(gradient_accumulation_steps=2, **batches)
     ours = weights_after(make_cot_trainer(num_attempts=1, gradient_accumulation_steps=2, **batches))
@@ -37,6 +38,7 @@ def test_one_attempt_is_sft_bit_for_bit(batches):
 
 @pytest.mark.parametrize("estimator", ["posterior", "plugin"])
 @pytest.mark.parametrize("floor", [0.0, 0.3, 1.0])
+@pytest.mark.slow
 def test_weights_are_those_of_the_counts_in_the_data_set(floor, estimator):
     rows = [{**row, "num_sampled": 64, "num_correct": i} for i, row in enumerate(ROWS)]
     options = dict(sampler="none", estimator=estimator, weight_floor=floor)
@@ -54,6 +56,7 @@ def test_weights_are_those_of_the_counts_in_the_data_set(floor, estimator):
     assert step["log_p"] == pytest.approx(np.log(rates).mean(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_floor_of_one_is_training_on_own_rationales_with_weight_one():
     """The very update of N = 1, whose weights are 1; what is drawn stays that of N."""
     kwargs = dict(targets="sampled", weight_tolerance=0.0, max_steps=2)
@@ -61,12 +64,14 @@ def test_a_floor_of_one_is_training_on_own_rationales_with_weight_one():
     assert_same_weights(weights_after(floored), weights_after(one))
 
 
+@pytest.mark.slow
 def test_rows_of_the_same_prompt_share_their_counts():
     twice = [ROWS[0], {**ROWS[0], "completion": "other 2"}, ROWS[1]]
     trainer = trained(twice, num_rationales=8, per_device_train_batch_size=3, max_steps=1)
     assert trainer._windows.next_index.tolist() == [8, 0, 8]
 
 
+@pytest.mark.slow
 def test_counts_in_the_data_set_are_the_first_memory_of_a_sampler():
     kwargs = dict(num_rationales=8, max_steps=1, per_device_train_batch_size=len(ROWS))
     known = [{**row, "num_sampled": 1000, "num_correct": 900} for row in ROWS]
@@ -103,6 +108,7 @@ def all_draws(monkeypatch) -> list[Draws]:
         ({"max_steps": 2}, [8]),  # an epoch is not sampled beyond the last step
     ],
 )
+@pytest.mark.slow
 def test_sampling_fires_once_a_window(all_draws, options, windows):
     trainer = trained(**options, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     assert [len(draws.problems) for draws in all_draws] == windows
@@ -112,6 +118,7 @@ def test_sampling_fires_once_a_window(all_draws, options, windows):
     assert len([step for step in steps if "rationales" in step]) == len(windows)
 
 
+@pytest.mark.slow
 def test_draws_never_repeat(monkeypatch):
     trainer = make_cot_trainer(num_train_epochs=3, num_rationales=16, weight_tolerance=0.0)
     requested: list[tuple[int, int]] = []
@@ -127,11 +134,13 @@ def test_draws_never_repeat(monkeypatch):
 
 
 @pytest.mark.parametrize(("tolerance", "drawn", "settled"), [(0.0, 24, 0), (1.0, 8, 1)])
+@pytest.mark.slow
 def test_a_prompt_leaves_when_its_weight_is_known(tolerance, drawn, settled):
     step = steps_of(trained(weight_tolerance=tolerance, num_rationales=24, max_steps=3))[0]
     assert (step["rationales"], step["prompts_settled"]) == (drawn, settled)
 
 
+@pytest.mark.slow
 def test_metrics_of_a_window(monkeypatch):
     # Every number from the samples themselves, over windows of three steps, each logged at its first.
     model = trained(num_train_epochs=8, **TRAINED).model
@@ -225,6 +234,7 @@ def test_the_hard_filter_keeps_rows_at_most_so_easy_and_fills_the_batch(estimato
     assert [time > 0 for time in times] == hard and max(times) - min(filter(None, times)) <= 1
 
 
+@pytest.mark.slow
 def test_the_hard_filter_trains_on_hard_rows_alone_and_as_many_steps_as_without(monkeypatch):
     served = []
     collate = CoTDCOTrainer._collate
@@ -237,6 +247,7 @@ def test_the_hard_filter_trains_on_hard_rows_alone_and_as_many_steps_as_without(
     assert all(0 < share < 1 for share in kept) and 0.25 < 6 / sum(1 / share for share in kept) < 0.45
 
 
+@pytest.mark.slow
 def test_nothing_hard_left_is_an_error():
     easy = [{**row, "num_sampled": 1000, "num_correct": 999} for row in ROWS]
     told = "None of the 12 rows tried.*`max_success_rate=0.5`.*Raise it, leave it out"
@@ -285,6 +296,7 @@ def test_resumed_is_never_stopped(tmp_path, options):
     assert_same_weights(weights, straight)
 
 
+@pytest.mark.slow
 def test_evaluation_is_that_of_the_reference_rationale():
     evaluation = {"eval_dataset": Dataset.from_list(ROWS)}
     metrics = trained(trainer_kwargs=evaluation, max_steps=1).evaluate()
@@ -296,6 +308,7 @@ def test_evaluation_is_that_of_the_reference_rationale():
 
 
 @pytest.mark.parametrize("estimator", ["posterior", "plugin"])
+@pytest.mark.slow
 def test_rationales_that_cannot_be_judged_do_not_count(estimator):
     # Cut-off rationales are wrong without being judged; here there are none.
     sampling = dict(estimator=estimator, max_rationale_tokens=200, max_steps=1)
@@ -305,6 +318,7 @@ def test_rationales_that_cannot_be_judged_do_not_count(estimator):
         assert step["coverage_weight"] > 0.9  # no opinion: cross-entropy
 
 
+@pytest.mark.slow
 def test_all_rationales_cut_off_is_said(caplog):
     model = trained(num_train_epochs=10, **TRAINED).model  # so that it does not end a completion at its first token
     with caplog.at_level(logging.WARNING):
@@ -315,6 +329,7 @@ def test_all_rationales_cut_off_is_said(caplog):
 
 
 @pytest.mark.parametrize(("floor", "times"), [(0.0, 1), (1.0, 0)])
+@pytest.mark.slow
 def test_an_idle_method_is_said_unless_it_is_meant(caplog, floor, times):
     with caplog.at_level(logging.WARNING):
         trained(grader=lambda completions, **_: [0.0] * len(completions), num_rationales=64, weight_floor=floor)

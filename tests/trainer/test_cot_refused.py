@@ -94,11 +94,13 @@ def test_refused_arguments():
     ],
     ids=["raises", "NaN", "wrong length"],
 )
+@pytest.mark.slow
 def test_a_grader_that_fails_stops_training(grader, message):
     with pytest.raises(GraderError, match=message):
         trained(grader=grader, max_steps=1)
 
 
+@pytest.mark.slow
 def test_missing_samples_are_an_error(monkeypatch):
     monkeypatch.setattr(TransformersSampler, "sample", lambda self, requests, params: [[] for _ in requests])
     with pytest.raises(RuntimeError, match="returned 0 rationales for 4 prompts and not the 8 for each.*resumed"):

@@ -89,6 +89,7 @@ def test_the_expected_gradient_over_all_rationales(targets, num_targets):
     assert float((along.mean(0)[0] - 1.2 * wanted[0]).abs()) > 5 * float(error[0]) + 2e-3 * float(expected.norm())
 
 
+@pytest.mark.slow
 def test_sampled_targets_are_the_models_own_correct_rationales():
     training = dict(num_train_epochs=20, num_attempts=2, learning_rate=1e-2)
     trainer = trained(targets="sampled", num_rationales=16, **training)

@@ -121,6 +121,7 @@ def test_gradient_is_autograds_of_the_naive_formula(family, num_attempts, num_re
     assert_same_gradients(ours, gradients(expected, model), rtol=1e-5 * slack, atol=1e-6 * slack)
 
 
+@pytest.mark.slow
 def test_one_required_is_the_default_bit_for_bit():
     assert_same_run(run(num_attempts=MANY, num_required=1), run(num_attempts=MANY))
 
@@ -134,6 +135,7 @@ def test_evaluation_reports_at_least_m_of_k():
     assert 0 < metrics["eval_at_least_2@16"] < metrics["eval_coverage@16"]
 
 
+@pytest.mark.slow
 def test_the_weights_of_that_test_are_not_all_one():
     trainer = make_trainer(num_attempts=MANY)
     trainer.train()
@@ -145,6 +147,7 @@ def test_the_weights_of_that_test_are_not_all_one():
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.slow
 def test_packed_is_padded(reduction):
     settings = dict(num_attempts=MANY, loss_reduction=reduction, max_steps=2)
     padded = run(**settings, per_device_train_batch_size=12)
@@ -157,6 +160,7 @@ def test_packed_is_padded(reduction):
 
 @pytest.mark.parametrize("batches", ["padded", "padding-free"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.slow
 def test_a_large_batch_is_many_small_ones(reduction, batches):
     settings = {**BATCHES[batches], "num_attempts": MANY, "loss_reduction": reduction}
     large = run(**settings, per_device_train_batch_size=4)
