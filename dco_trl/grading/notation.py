@@ -40,14 +40,14 @@ _INTERVAL = re.compile(r"(?:\\left)?[\[(].+,.+(?:\\right)?[\])]", re.DOTALL)
 
 _FUNCTIONS = "sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|arcsin|arccos|arctan|log|ln|exp|sqrt"
 _CONSTANTS = "pi|theta|alpha|beta|gamma|lambda|phi|omega|infinity|inf|oo"
+_NAME = rf"(?<![A-Za-z\\])(?:{_FUNCTIONS}|{_CONSTANTS})(?![A-Za-z])"
 # Numbers, single letters and known names, and what joins them: any other word makes a text prose, which is left alone.
 _PLAIN = re.compile(
-    rf"(?:(?<![A-Za-z\\])(?:{_FUNCTIONS}|{_CONSTANTS})(?![A-Za-z])|(?<![A-Za-z\\])(?:[A-Za-z]|and|or)(?![A-Za-z])|[0-9.]"
+    rf"(?:{_NAME}|(?<![A-Za-z\\])(?:[A-Za-z]|and|or)(?![A-Za-z])|[0-9.]"
     r"|[-+*/^()\[\]{},;:=<>!|_\s])+"
 )
 # What of it needs putting into LaTeX.
-_SIGNS = re.compile(rf"\*|\^\(|(?<![A-Za-z])(?:{_FUNCTIONS}|{_CONSTANTS})(?![A-Za-z])|[<>!]=")
-_NAME = re.compile(rf"(?<![A-Za-z\\])({_FUNCTIONS}|{_CONSTANTS})(?![A-Za-z])")
+_SIGNS = re.compile(rf"\*|\^\(|{_NAME}|[<>!]=")
 _OPENS_GROUP = re.compile(r"(\\sqrt|\\exp|\^)\s?\(")
 _BARE_ROOT = re.compile(r"\\sqrt\s?([0-9]+|[A-Za-z](?![A-Za-z]))")
 _BARE_POWER = re.compile(r"\^\s?(-?\d+(?:\.\d+)?)")
@@ -166,7 +166,7 @@ def as_latex(answer: str) -> str:
     if len(answer) > _MAX_CHARS or "\\" in answer or not _SIGNS.search(answer) or not _PLAIN.fullmatch(answer):
         return answer
     text = answer.replace("**", "^")
-    text = _NAME.sub(lambda m: r"\infty " if m[1] in ("infinity", "inf", "oo") else f"\\{m[1]} ", text)
+    text = re.sub(_NAME, lambda m: r"\infty " if m[0] in ("infinity", "inf", "oo") else f"\\{m[0]} ", text)
     text = _groups(re.sub(r"(\\[a-z]+) (?=[^A-Za-z0-9]|$)", r"\1", text))
     text = _BARE_ROOT.sub(r"\\sqrt{\1}", text)
     text = _BARE_POWER.sub(r"^{\1}", text)
