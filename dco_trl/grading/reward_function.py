@@ -147,7 +147,9 @@ def _check_scores(name: str, result: Any, expected: int) -> list[float | None]:
 
 def _check_score(name: str, i: int, score: Any) -> float:
     try:
-        value = float("no number" if isinstance(score, str) else score)
+        if isinstance(score, str):  # which `float` might read
+            raise TypeError
+        value = float(score)
     except (TypeError, ValueError):
         raise GraderError(
             f"grader {name!r} must return numbers or None: score {i} is {type(score).__name__} {str(score)[:80]!r}"
