@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import UserError
 from .cache import VerdictCache
 from .choice import choice_answer, choice_grader
-from .code import LIMITS, code_grader, run_programs
+from .code import code_grader, run_programs
 from .code_blocks import extract_code
 from .deduplicate import distinct_pairs, math_verdicts, progress_bar, values
 from .extract import completion_text, extract_answer
@@ -202,7 +202,6 @@ class BulkGrader:
         self.stats.add(computed=len(rows))
         if self._base is code_grader:
             prompts, completions, _, columns = arguments(rows)
-            columns = {name: values for name, values in columns.items() if name not in LIMITS}
             verdicts = run_programs(completions, prompts, columns, **self._bound)
         elif self._pool is not None:
             judged = dict(self._pool.run([arguments([row]) for row in rows]))

@@ -18,8 +18,6 @@ _FORMATS = (
     "`test` and `entry_point` (HumanEval), `test_list` (MBPP), or `public_test_cases` (LiveCodeBench), whose cases "
     "have `input`, `output` and `testtype`"
 )
-# What bounds a program: arguments of `code_grader`, which no column of a data set may set.
-LIMITS = ("timeout", "memory_limit", "num_workers", "unsafe")
 # Numbers of tests that a row may bring; more are a mistake of the data set.
 _MOST_CASES = 10_000
 # What LiveCodeBench's own harness puts in front of each program.
@@ -111,7 +109,8 @@ def run_programs(
 ) -> list[Verdict]:
     """The verdict on each completion: `code_grader` with the reasons. A program that ran out of time is wrong."""
     check_confinement(unsafe)
-    for name, value in zip(LIMITS, (timeout, memory_limit, num_workers or 0, unsafe), strict=True):
+    limits = {"timeout": timeout, "memory_limit": memory_limit, "num_workers": num_workers or 0, "unsafe": unsafe}
+    for name, value in limits.items():
         if not isinstance(value, int | float):  # a column of the data set, handed over by a trainer
             raise GraderError(
                 f"grader 'code': {name} must be one value for all programs, got {type(value).__name__}. If the data "
