@@ -47,6 +47,20 @@ def checked_prompt(prompt: Any, chat: bool, where: str) -> Prompt:
     return messages
 
 
+def checked_answer(message: Mapping[str, Any], where: str) -> str:
+    """The text of a message that answers: content or tool calls."""
+    try:
+        text = message_text(message)
+    except (AttributeError, TypeError):  # content that is no text, or calls that are no objects
+        text = ""
+    if not text.strip():
+        raise DataError(
+            f"{where}: the answer's message needs text as its content, or tool calls, got {short(message)}. Fill it, "
+            "or remove the row."
+        )
+    return text
+
+
 def are_messages(value: Any) -> bool:
     """Whether this is a list of chat messages, each with content or tool calls."""
     return isinstance(value, list) and all(

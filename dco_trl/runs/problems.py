@@ -15,7 +15,7 @@ import numpy as np
 
 from ..checks import check_integer
 from ..problem import DataError, Problem
-from .messages import are_messages, checked_prompt, checked_text, is_plain, message_text, split_messages
+from .messages import are_messages, checked_answer, checked_prompt, checked_text, is_plain, split_messages
 from .rows import checked_row, read_rows, short
 
 logger = logging.getLogger(__name__)
@@ -268,16 +268,7 @@ def _reference(value: Any, where: str) -> str:
     if isinstance(value, float | np.floating) and math.isinf(value):
         raise DataError(f"{where}: {value} is not an answer that can be compared. Write it as text.")
     if value and are_messages(value):  # a conversational completion, as in TRL's prompt-completion format
-        message = value[-1]
-        try:
-            value = message_text(message)
-        except (AttributeError, TypeError):
-            value = ""
-        if not value.strip():
-            raise DataError(
-                f"{where}: the answer's message needs text as its content, or tool calls, got {short(message)}. "
-                "Fill it, or remove the row."
-            )
+        value = checked_answer(value[-1], where)
     if isinstance(value, list | dict):
         try:
             value = json.dumps(value, ensure_ascii=False, allow_nan=False)
