@@ -140,7 +140,7 @@ function detailBody(group, groupIndex, p) {
     const section = element("section", { style: { "--fill": `var(${runColour(r)})` } },
       isolated("h4", {}, group.runs[r]),
       element("p", { class: "note" }, `${count(counts.c)} of ${count(counts.n)} samples right, ` +
-        `${count(run.num_distinct)} distinct answers, ${count(counts.cut)} samples stopped at the length limit.`));
+        `${count(counts.distinct)} distinct answers, ${count(counts.cut)} samples stopped at the length limit.`));
     const rows = run.answers.map(([answer, cut, times, correct, status]) => element("tr", {},
       answer ? isolated("td", { class: "answer" }, answer + (cut ? ` … (${count(cut)} characters more)` : ""))
         : element("td", { class: "empty" }, "no answer found"),

@@ -136,6 +136,7 @@ def _group_data(summary: Summary, results: Sequence[RunResult], group: Group) ->
                         "n": counts.num_samples,
                         "c": counts.num_correct,
                         "cut": counts.num_truncated,
+                        "distinct": counts.num_distinct,
                         "top": -1 if counts.top_answer is None else counts.confidence,
                         "top_correct": counts.top_correct,
                     }
@@ -175,7 +176,6 @@ def _detail(problems: list[ProblemResult], caps: Caps) -> dict[str, Any]:
         "reference": _cut(problems[0].reference, caps.prompt_length),
         "runs": [
             {
-                "num_distinct": len({answer.answer for answer in problem.answers}),
                 "answers": [
                     [*_cut(answer.answer, caps.answer_length), answer.count, answer.correct, answer.status]
                     for answer in problem.answers[: caps.answers]

@@ -142,7 +142,7 @@ def test_search_and_more(opened):
     assert opened.locator("button.open").count() == 200
 
 
-def test_a_problem_opens_by_keyboard_with_counts_and_verdicts(opened):
+def test_a_problem_opens_by_keyboard_with_counts_and_verdicts(opened, report):
     opened.get_by_label("Search").fill("p123")
     button = opened.locator("button.open")
     assert opened.locator("tr.detail pre").count() == 0
@@ -151,6 +151,8 @@ def test_a_problem_opens_by_keyboard_with_counts_and_verdicts(opened):
     assert button.get_attribute("aria-expanded") == "true"
     detail = opened.locator("tr.detail")
     assert "How much is 123 + 0?" in detail.inner_text() and "✓ right" in detail.inner_text()
+    num_distinct = report.summary.runs[0].problems[123].num_distinct
+    assert f", {num_distinct} distinct answers, 0 samples stopped" in detail.inner_text()
     counts = detail.locator("section").first.locator("tbody td:nth-child(2)").all_inner_texts()
     left_out = detail.locator("section").first.get_by_text("Not shown:").all_inner_texts()
     counts += [re.search(r"answers, ([\d,]+) samples", text)[1] for text in left_out]
