@@ -65,9 +65,9 @@ def _log_fail(n: NDArray, few: NDArray, many: NDArray) -> NDArray:
     # Longest sums first: the entries that still need term j are then a prefix.
     order = np.argsort(-num_terms, kind="stable")
     n, many, num_terms = n[order].astype(np.float64), many[order].astype(np.float64), num_terms[order]
-    total = np.zeros(n.size)
+    negative, total = -num_terms, np.zeros(n.size)
     for j in range(num_terms.max(initial=0)):
-        active = np.searchsorted(-num_terms, -j)
+        active = np.searchsorted(negative, -j)
         total[:active] += np.log1p(-many[:active] / (n[:active] - j))
     result = np.empty_like(total)
     result[order] = total
