@@ -38,6 +38,12 @@ def checked_prompt(prompt: Any, chat: bool, where: str) -> Prompt:
         content = "" if message.get("content") is None and message.get("tool_calls") else message.get("content")
         if not isinstance(message["role"], str) or not isinstance(content, str):
             raise DataError(f"{where}: the role and the content of a message must be text, got {short(prompt)}")
+        calls = message.get("tool_calls") or []
+        if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+            raise DataError(
+                f"{where}: the tool calls of a message must be a list of objects, got {short(calls)}. Correct them, "
+                "or remove the row."
+            )
     if messages[-1]["role"] == "assistant":
         raise DataError(
             f"{where}: the prompt ends with the assistant's message, so there is nothing left to answer. Put it into "

@@ -234,6 +234,11 @@ def answered(answer):
         (chat(role="user"), "row 0, column 'prompt': the prompt must be text or a list of messages"),
         (chat(role="user", content=1), "content of a message must be text"),
         (chat(role="user", content=None), "content of a message must be text"),
+        (
+            chat(role="user", content="q", tool_calls=["f"]),
+            "the tool calls of a message must be a list of objects, got [",
+        ),
+        (chat(role="user", tool_calls=3), "tool calls of a message must be a list of objects, got 3. Correct them"),
         (chat(role="assistant", content="2"), "the prompt ends with the assistant's message"),
         (["text"], "row 0 is not an object with columns but 'text'"),
         ([{3: "p"}], "d: row 0: the name of a column must be text, got 3"),
