@@ -34,7 +34,7 @@ def run_in_processes(
     """
     context = multiprocessing.get_context("spawn")  # not a fork: forked threads of torch can hang
     ticks = context.Value("i", 0)
-    before = dict(os.environ)
+    before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(ticks,))
     try:
@@ -50,9 +50,11 @@ def run_in_processes(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        for name in environment:
-            os.environ.pop(name)
-            os.environ.update({name: before[name]} if name in before else {})
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def tick() -> None:
