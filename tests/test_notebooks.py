@@ -9,9 +9,8 @@ import re
 import shlex
 import shutil
 import sys
-import threading
 import tomllib
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import nbformat
@@ -20,6 +19,7 @@ import pytest
 import yaml
 from IPython.core.interactiveshell import InteractiveShell
 from lengths import NOTEBOOK_SIZE
+from local_server import served
 from nbclient import NotebookClient
 from packaging.requirements import Requirement
 from tiny_models import save_checkpoint
@@ -79,13 +79,8 @@ def repository_served():
             self.path = self.path.removeprefix("/owner/dco_trl/main")
             super().do_GET()
 
-        def log_message(self, *args):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Branch) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/owner/dco_trl"
-        server.shutdown()
+    with served(Branch) as address:
+        yield f"{address}/owner/dco_trl"
 
 
 def test_there_are_notebooks():

@@ -3,11 +3,11 @@
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from local_server import served
 
 SCRIPT = Path(__file__).parents[1] / ".ci" / "torch_index.py"
 pytestmark = pytest.mark.skipif(
@@ -30,13 +30,8 @@ def index():
             self.send_response(200 if self.path == "/cpu/torch/" else 404)
             self.end_headers()
 
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with served(Handler) as address:
+        yield address
 
 
 def test_an_index_that_answers_is_asked(index):
