@@ -46,21 +46,27 @@ class FastSampler:
             results[owner].append(Sample(text, tuple(ids), len(ids), "stop" if ended else "length"))
         return results
 
+    def draw(
+        self, prompts: Sequence[Any], num_samples: int, max_tokens: int, seed: int, temperature: float
+    ) -> torch.Tensor:
+        """Tokens of `num_samples` completions of each prompt, prompt after prompt, padded by 0 after their end.
+
+        The uniform numbers are of one generator, on the CPU, and each prompt has the same ones in each call.
+        """
+        ids = torch.tensor([self._ids(prompt) for prompt in prompts]).repeat_interleave(num_samples, 0)
+        generator = torch.Generator().manual_seed(seed)
+        uniforms = torch.rand(len(ids), max_tokens, generator=generator, dtype=torch.float64)
+        return self._sample(ids, uniforms, temperature)
+
     def count_correct(
         self, problems: list[dict], num_samples: int, max_tokens: int, seed: int, temperature: float = 1.0
     ) -> np.ndarray:
-        """Right answers among `num_samples` of each problem: those that end in "=", the answer, and the end.
-
-        The uniform numbers are of one generator, on the CPU, and each problem has the same ones in each call.
-        """
-        prompts = torch.tensor([self._ids(row["prompt"]) for row in problems])
-        owners = torch.arange(len(problems)).repeat_interleave(num_samples)
+        """Right answers among `num_samples` of each problem: those that end in "=", the answer, and the end."""
         tails = [self._ids("=" + row["answer"]) + [self.end_id] for row in problems]
         width = max(map(len, tails))
-        patterns = torch.tensor([[-1] * (width - len(tail)) + tail for tail in tails])[owners]
-        generator = torch.Generator().manual_seed(seed)
-        uniforms = torch.rand(len(owners), max_tokens, generator=generator, dtype=torch.float64)
-        tokens = self._sample(prompts[owners], uniforms, temperature)
+        patterns = torch.tensor([[-1] * (width - len(tail)) + tail for tail in tails])
+        patterns = patterns.repeat_interleave(num_samples, 0)
+        tokens = self.draw([row["prompt"] for row in problems], num_samples, max_tokens, seed, temperature)
         ended = tokens == self.end_id
         last = torch.where(ended.any(1), ended.int().argmax(1), -1)
         at = last[:, None] - torch.arange(width).flip(0)

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import reasoning_gym
-import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import TrainerCallback
@@ -40,7 +39,7 @@ NUM_TRAIN, NUM_HELD_OUT = 800, 150  # of validation, and of test
 NUM_EPOCHS, EVERY = 40, 8
 BUDGET = 64
 TEMPERATURES = (1.0, 1.5)
-METHODS = {"cross-entropy": 1, "DCO": BUDGET}
+METHODS: dict[str, dict[str, Any]] = {"cross-entropy": {}, "DCO": {"num_attempts": BUDGET}}
 GAME = {"min_numbers": 4, "max_numbers": 4, "min_value": 1, "max_value": 20, "min_target": 1, "max_target": 99}
 
 
@@ -97,16 +96,15 @@ class Recorder(TrainerCallback):
 
     def sample(self, model: Any, temperature: float) -> list[int]:
         """Right ones among the samples of each problem, which are drawn from the same uniform numbers each time."""
-        prompts = torch.tensor([self.tokenizer.convert_tokens_to_ids(list(row["prompt"])) for row in self.rows])
-        owners = torch.arange(len(self.rows)).repeat_interleave(self.num_samples)
-        generator = torch.Generator().manual_seed(0)
-        uniforms = torch.rand(len(owners), MAX_TOKENS, generator=generator, dtype=torch.float64)
-        drawn = FastSampler(model, self.tokenizer)._sample(prompts[owners], uniforms, temperature).tolist()
-        right, end = [0] * len(self.rows), self.tokenizer.eos_token_id
-        for owner, ids in zip(owners.tolist(), drawn, strict=True):
+        prompts = [row["prompt"] for row in self.rows]
+        sampler = FastSampler(model, self.tokenizer)
+        drawn = sampler.draw(prompts, self.num_samples, MAX_TOKENS, seed=0, temperature=temperature).tolist()
+        right, end = [0] * len(prompts), self.tokenizer.eos_token_id
+        for i, ids in enumerate(drawn):
             if end in ids:
-                text = "".join(VOCABULARY[i] for i in ids[: ids.index(end)])
-                right[owner] += is_right(self.rows[owner]["prompt"], text)
+                text = "".join(VOCABULARY[token] for token in ids[: ids.index(end)])
+                owner = i // self.num_samples
+                right[owner] += is_right(prompts[owner], text)
         return right
 
 
@@ -130,9 +128,8 @@ def train(
     recorder = Recorder(tokenizer, rows[: 2 * num_held_out], every, num_samples)
     with TemporaryDirectory(prefix="countdown-") as folder:
         arguments = training_arguments(folder, num_train, num_epochs, seed) | Mazes.settings
-        name, setting = ("DCO", {"num_attempts": METHODS[method]}) if method == "DCO" else (method, {})
         data = Dataset.from_list(rows[2 * num_held_out :])
-        make_trainer(name, setting, model, arguments, data, tokenizer, [recorder]).train()
+        make_trainer(method, METHODS[method], model, arguments, data, tokenizer, [recorder]).train()
     return {"epochs": recorder.epochs, "right": recorder.right, "log_p": recorder.log_p}
 
 
