@@ -38,8 +38,9 @@ class TailTrainer(SFTTrainer):
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
         losses = cross_entropy(outputs.logits[:, :-1].transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
         mask = labels != IGNORED
+        attended = inputs["attention_mask"].bool()
         # An example is known by its tokens: prompts differ.
-        examples = [tuple(row[kept].tolist()) for row, kept in _unpadded(inputs)]
+        examples = [tuple(row[kept].tolist()) for row, kept in zip(inputs["input_ids"], attended, strict=True)]
         for example, loss in zip(examples, (losses.detach().sum(1) / mask.sum(1)).tolist(), strict=True):
             self.first_loss.setdefault(example, loss)
             self.last_loss[example] = loss
@@ -52,8 +53,3 @@ class TailTrainer(SFTTrainer):
         """The share of the examples seen so far that is left out next."""
         fell = {example: first - self.last_loss[example] for example, first in self.first_loss.items()}
         return set(sorted(fell, key=fell.__getitem__, reverse=True)[: int(self.dropped * len(fell))])
-
-
-def _unpadded(inputs: dict[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    attended = inputs["attention_mask"].bool()
-    return list(zip(inputs["input_ids"], attended, strict=True))
