@@ -25,18 +25,23 @@ def code_hash(notebook: Any) -> str:
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()[:16]
 
 
-def execute(path: Path) -> None:
-    """Run a notebook from top to bottom in a fresh kernel, and write it with its outputs and the hash of its code."""
+def run(notebook: Any, folder: Path) -> None:
+    """Run from top to bottom in a fresh kernel; a cell that raises makes this raise, with cell and traceback."""
     from nbclient import NotebookClient
 
-    notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    resources = {"metadata": {"path": path.parent}}
+    resources = {"metadata": {"path": folder}}
     NotebookClient(
         notebook, timeout=None, kernel_name="python3", resources=resources, record_timing=False, coalesce_streams=True
     ).execute()
+
+
+def execute(path: Path) -> None:
+    """Run a notebook where it lies, and write it with its outputs and the hash of its code."""
+    notebook = nbformat.read(path, as_version=4)
+    run(notebook, path.parent)
     notebook.metadata["code_hash"] = code_hash(notebook)
     nbformat.write(notebook, path)
 

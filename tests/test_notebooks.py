@@ -20,7 +20,6 @@ import yaml
 from IPython.core.interactiveshell import InteractiveShell
 from lengths import NOTEBOOK_SIZE
 from local_server import served
-from nbclient import NotebookClient
 from packaging.requirements import Requirement
 from tiny_models import save_checkpoint
 from traitlets.config import Config
@@ -87,13 +86,6 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-def execute(notebook, folder: Path) -> None:
-    """Run in a fresh kernel; a cell that raises makes this raise, with the cell and its traceback in the message."""
-    for cell in code_cells(notebook):
-        cell.outputs, cell.execution_count = [], None
-    NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
-
-
 @pytest.mark.slow
 @each_notebook
 def test_runs_from_top_to_bottom_outside_the_clone(path, tmp_path, monkeypatch):
@@ -103,7 +95,7 @@ def test_runs_from_top_to_bottom_outside_the_clone(path, tmp_path, monkeypatch):
     with repository_served() as address:
         first = code_cells(notebook)[0]
         first.source = tool.ADDRESS.sub(f'REPOSITORY = "{address}"', first.source)
-        execute(notebook, tmp_path)
+        tool.run(notebook, tmp_path)
     assert count_pictures(notebook) == count_pictures(committed)
     assert printed_by_same_cells(notebook) == printed_by_same_cells(committed)
 
