@@ -42,7 +42,8 @@ class StopStrings(StoppingCriteria):
     def __init__(
         self, codec: Codec, ends: Ends, prompts: Sequence[list[int]], prompt_width: int, device: torch.device
     ):
-        self.codec, self.ends, self.prompts, self.prompt_width = codec, ends, prompts, prompt_width
+        self.codec, self.ends, self.prompt_width = codec, ends, prompt_width
+        self.prompts = [ids[-CONTEXT:] for ids in prompts]
         self.end_ids = torch.tensor(ends.ids, device=device)
         # A token that is not special holds at least one byte of text: a match that ends in the last token begins
         # within this many of them.
@@ -51,16 +52,19 @@ class StopStrings(StoppingCriteria):
         self.done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        length = input_ids.shape[1] - self.prompt_width
         self.done |= torch.isin(input_ids[:, -1], self.end_ids)
         open_rows = (~self.done).nonzero().flatten().tolist()
         contexts, tails = [], []
         for row, ids in zip(open_rows, input_ids[open_rows, self.prompt_width :].tolist(), strict=True):
-            text_at = [at for at, token in enumerate(ids) if token not in self.codec.special_ids]
-            start = text_at[-self.tail] if len(text_at) > self.tail else 0
-            contexts.append((*self.prompts[row][-CONTEXT:], *ids[max(start - CONTEXT, 0) : start]))
+            start, missing = length, self.tail
+            while start and missing:
+                start -= 1
+                missing -= ids[start] not in self.codec.special_ids
+            contexts.append((*self.prompts[row], *ids[max(start - CONTEXT, 0) : start]))
             tails.append(ids[start:])
         for row, text in zip(open_rows, self.codec.texts(contexts, tails), strict=True):
             if cut_at_stop(text, self.ends.strings)[1]:
-                self.lengths[row] = input_ids.shape[1] - self.prompt_width
+                self.lengths[row] = length
                 self.done[row] = True
         return self.lengths > 0
