@@ -5,11 +5,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from callback_run import PARAMS, ROWS, HalfRight, sft
 from datasets import Dataset
 from forks import run
 from tiny_models import make_model, make_tokenizer
+from training import assert_same_weights
 from trl import GRPOConfig, GRPOTrainer
 
 from dco_trl.grading import GraderError
@@ -36,8 +36,7 @@ def test_it_logs_what_the_run_folders_hold_and_training_does_not_notice(tmp_path
     plain = sft(tmp_path / "without", logging_steps=2)
     plain.train()
     assert training_log(trainer) == training_log(plain)  # losses, gradient norms, entropies, token counts
-    for name, weight in plain.model.state_dict().items():
-        torch.testing.assert_close(trainer.model.state_dict()[name], weight, rtol=0, atol=0)
+    assert_same_weights(trainer.model.state_dict(), plain.model.state_dict())
 
     folders = sorted((tmp_path / "with/pass_at_k").iterdir())
     assert [folder.name for folder in folders] == ["step-00000003", "step-00000006"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from sharding import CONFIGS, HERE, launch_environment, run
 from tiny_models import save_checkpoint
+from training import assert_same_weights
 
 # All but the first train a checkpoint: once DeepSpeed runs, ZeRO-3 initialises a model in memory otherwise.
 SAVED, EPOCH = {"model": "saved"}, {"num_train_epochs": 1, "max_steps": -1}
@@ -52,6 +53,7 @@ RUNS = {
     # Rounding is another under each strategy: not compared with one process.
     "CoT, bfloat16": {**SAVED, "cot": True, "sampling_interval": 2, "max_steps": 4, "bf16": True},
 }
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 STRATEGIES = {"ddp": "MULTI_CPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
 
 
@@ -83,12 +85,6 @@ def sharded(request, tmp_path_factory):
     return results
 
 
-def assert_close(actual: dict, expected: dict) -> None:
-    assert actual.keys() == expected.keys()
-    for name, weight in expected.items():
-        torch.testing.assert_close(actual[name], weight, rtol=1e-5, atol=1e-5, msg=name)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RUNS if "bfloat16" not in name])
 def test_two_processes_are_one(one, sharded, name):
@@ -105,13 +101,13 @@ def test_two_processes_are_one(one, sharded, name):
         assert ours["eval_log_p"]["log_p"] == pytest.approx(theirs["eval_log_p"]["log_p"], rel=1e-5)
     for counts, expected in zip(ours.get("counts", ()), theirs.get("counts", ()), strict=True):
         np.testing.assert_array_equal(counts, expected)
-    assert_close(ours["weights"], theirs["weights"])
+    assert_same_weights(ours["weights"], theirs["weights"], **CLOSE)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["CoT", "CoT, LoRA", "CoT, bfloat16"])
 def test_a_server_is_given_the_whole_weights(sharded, name):
-    assert_close(sharded[name]["served"], sharded[name]["weights"])
+    assert_same_weights(sharded[name]["served"], sharded[name]["weights"], **CLOSE)
 
 
 @pytest.mark.slow
@@ -119,7 +115,7 @@ def test_a_server_is_given_the_whole_weights(sharded, name):
 def test_a_sharded_run_can_be_resumed(sharded, name):
     if "resumed" not in sharded[name]:
         pytest.skip("DDP on a CPU cannot load the optimizer's state")
-    assert_close(sharded[name]["resumed"], sharded[name]["weights"])
+    assert_same_weights(sharded[name]["resumed"], sharded[name]["weights"], **CLOSE)
 
 
 @pytest.mark.slow

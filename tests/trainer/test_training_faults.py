@@ -14,6 +14,7 @@ from forks import Forked
 from lengths import KILLS
 from safetensors.torch import load_file
 from tiny_models import save_checkpoint
+from training import assert_same_weights
 
 from dco_trl.trainer.checkpoints import checkpoint_to_resume
 from dco_trl.trainer.cot_config import STATE_NAME
@@ -110,9 +111,7 @@ def has_ended(process):
 
 def assert_ends_as(straight, run):
     assert run.wait() == 0, run.output[-3000:]
-    weights = load_file(run.folder / "model.safetensors")
-    assert weights.keys() == straight.keys()
-    assert all(weights[name].equal(weight) for name, weight in straight.items())
+    assert_same_weights(load_file(run.folder / "model.safetensors"), straight)
     assert [path.name for path in run.folder.glob("checkpoint-*")] == [f"checkpoint-{STEPS}"]
     assert not list(run.folder.glob(".dco-sampler-*"))
 
@@ -169,7 +168,5 @@ def test_an_endpoint_that_dies_and_comes_back(place, tmp_path):
     resumed = Run("cot", place, tmp_path / "left", resume=True, **training)
     assert resumed.wait() == 0, resumed.output[-3000:]
     endpoint.kill()
-    weights, expected = (load_file(run.folder / "adapter_model.safetensors") for run in (resumed, whole))
-    assert weights.keys() == expected.keys()
-    assert all(weights[name].equal(weight) for name, weight in expected.items())
+    assert_same_weights(*(load_file(run.folder / "adapter_model.safetensors") for run in (resumed, whole)))
     assert not list(left.folder.glob(".dco-sampler-*"))
