@@ -113,8 +113,8 @@ def test_a_server_is_given_the_whole_weights(sharded, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sequence_mean", "turns", "CoT"])
 def test_a_sharded_run_can_be_resumed(sharded, name):
-    if "resumed" not in sharded[name]:
-        pytest.skip("DDP on a CPU cannot load the optimizer's state")
+    if sharded[name]["distributed_type"] == "MULTI_CPU":
+        pytest.skip("PyTorch cannot load an optimizer's state to 'cpu:0', the device of DDP on a CPU")
     assert_same_weights(sharded[name]["resumed"], sharded[name]["weights"], **CLOSE)
 
 
