@@ -36,6 +36,7 @@ class Attempts:
         identity: What the sampler says of itself.
         streams: Whether it gives results as they come, and not all of a call at its end.
         arms: What is sampled.
+        adapters: The adapter of each arm, with the hash of its folder where it is one.
         sampler_params: What the sampler is given: `params`, its seed joined with the arms.
 
     Raises:
@@ -63,14 +64,20 @@ class Attempts:
             order, self.arms = follow(schedule, own, params)
             self.blocks = order.to_dict()["blocks"]
             self.order, self.planned = order.arm, np.cumsum(order.attempts)
-        what = [int(params.seed), *map(asdict, self.arms), *map(own.get, ("model_fingerprint", "adapter_fingerprint"))]
-        self.sampler_params = replace(params, seed=_seed_of(what))
+            self.adapters = [describe("adapter", arm.adapter) for arm in self.arms]
+        else:
+            self.adapters = [own]
+        # Where the content of a folder is known, its path does not count: a model that was moved draws what it drew.
+        models = [own.get("model_fingerprint") or arm.model_fingerprint or arm.model for arm in self.arms]
+        adapters = [each.get("adapter_fingerprint") or each.get("adapter", "") for each in self.adapters]
+        temperatures = [float(arm.temperature) for arm in self.arms]
+        self.sampler_params = replace(params, seed=_seed_of([int(params.seed), models, adapters, temperatures]))
 
     def manifest(self, num_samples: int, dataset: Mapping[str, Any] | None) -> dict[str, Any]:
         """What a run's manifest says; of a schedule, its arms, with hashes of their adapters, and its blocks."""
         manifest = run_manifest(self.identity, self.params, num_samples, dataset)
         if self.blocks is not None:
-            arms = [{**asdict(arm), **describe("adapter", arm.adapter)} for arm in self.arms]
+            arms = [{**asdict(arm), **adapter} for arm, adapter in zip(self.arms, self.adapters, strict=True)]
             manifest["schedule"] = {"arms": arms, "blocks": self.blocks}
         return manifest
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ _WHOLE = 64 * 2**20  # bytes: smaller files are read in full
 _PROBES = 64
 _PROBE_SIZE = 64 * 2**10
 _SUFFIXES = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt"}
+_OF_TRAINING = {"training_args.bin", "trainer_state.json"}  # they name folders, and no sample depends on them
 
 
 def folder_fingerprint(folder: str | Path) -> str:
@@ -17,6 +19,7 @@ def folder_fingerprint(folder: str | Path) -> str:
 
     Files under 64 MiB are hashed in full, larger ones by their size and 64 evenly spaced probes of 64 KiB: training
     moves every weight, so two checkpoints differ at the probes, and an 8B model takes milliseconds and not minutes.
+    A folder that is moved keeps its hash, and so does an adapter whose base model is moved.
 
     Args:
         folder: A local folder.
@@ -31,18 +34,30 @@ def folder_fingerprint(folder: str | Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(Path(folder).resolve().iterdir()):
-        if path.suffix not in _SUFFIXES or not path.is_file():
+        if path.suffix not in _SUFFIXES or path.name in _OF_TRAINING or not path.is_file():
             continue
         size = path.stat().st_size
+        if size <= _WHOLE:
+            content = _content(path)
+            digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
+            continue
         digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as file:
-            if size <= _WHOLE:
-                digest.update(file.read())
-                continue
             for probe in range(_PROBES):
                 file.seek((size - _PROBE_SIZE) * probe // (_PROBES - 1))
                 digest.update(file.read(_PROBE_SIZE))
     return digest.hexdigest()[:16]
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes; an adapter's configuration without the folder of its base, which has a hash of its own."""
+    content = path.read_bytes()
+    if path.name == "adapter_config.json":
+        with suppress(ValueError, AttributeError):  # whoever loads a damaged file tells of it
+            config = json.loads(content)
+            config.pop("base_model_name_or_path", None)
+            content = json.dumps(config, sort_keys=True).encode()
+    return content
 
 
 def describe(name: str, path: str | None) -> dict[str, str]:

@@ -8,10 +8,12 @@ import pytest
 from known_sampler import ArmSampler, make_problems, make_schedule, rows, sampler_params
 
 from dco_trl.runs import RunStore, StoreError, evaluate, load_results, sample_run
+from dco_trl.runs.arm import Arm
 from dco_trl.runs.arms import read_arms
 from dco_trl.runs.schedule_file import ArmSchedule, follow, write_schedule
 from dco_trl.sampling import SamplingParams
-from dco_trl.statistics import AttemptOrder
+from dco_trl.sampling.fingerprint import describe
+from dco_trl.statistics import AttemptOrder, plan_attempts
 
 PROBLEMS = make_problems(9)
 
@@ -139,6 +141,37 @@ def test_what_cannot_follow_a_schedule_is_refused_before_a_folder_is_made(tmp_pa
     with pytest.raises(StoreError, match="the adapter of arm '.*odd' is gone: .* has no adapter_config.json"):
         run(tmp_path / "run", 4, schedule)
     assert not (tmp_path / "run").exists()
+
+
+def test_models_and_adapters_that_moved_draw_what_they_drew(tmp_path):
+    class FolderSampler(ArmSampler):
+        def __init__(self, folder, adapter=""):
+            super().__init__(name=str(folder))
+            self.adapter = adapter
+
+        def identity(self):
+            return {**super().identity(), **describe("model", self.name), **describe("adapter", self.adapter)}
+
+    def seed_in(place, weights="a", schedule=None, adapter=""):
+        folder = tmp_path / place
+        folder.mkdir()
+        (folder / "model.safetensors").write_text(weights)
+        sampler = FolderSampler(folder, str(make_adapter(folder)) if adapter else "")
+        return sampler_params(sampler, SamplingParams(), schedule and schedule(folder)).seed
+
+    def make_adapter(folder):
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "%s"}' % folder)
+        return folder / "adapter"
+
+    def along(folder):
+        arms = (Arm(str(folder)), Arm(str(folder), str(make_adapter(folder))))
+        return ArmSchedule(plan_attempts(4, log_p=np.log([[0.5, 0.1], [0.1, 0.5]])), arms)
+
+    assert seed_in("one") == seed_in("two") != seed_in("other", weights="b")
+    adapted = seed_in("three", adapter="yes")
+    assert adapted == seed_in("four", adapter="yes") != seed_in("five")
+    assert seed_in("six", schedule=along) == seed_in("seven", schedule=along) not in (adapted, seed_in("eight"))
 
 
 def test_a_schedule_is_checked_once(tmp_path, schedule):

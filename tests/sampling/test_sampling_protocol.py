@@ -200,10 +200,18 @@ class TestFingerprint:
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
             (tmp_path / name / "model.safetensors").write_bytes(b"\0" * 1000)
-            (tmp_path / name / "notes.md").write_text(name)
+            for written_elsewhere in ("notes.md", "training_args.bin", "trainer_state.json"):
+                (tmp_path / name / written_elsewhere).write_text(name)
+            config = {"r": 8, "base_model_name_or_path": name}
+            (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
         one, two = (folder_fingerprint(tmp_path / name) for name in ("one", "two"))
         assert one == two
         (tmp_path / "two" / "model.safetensors").write_bytes(b"\0" * 999 + b"\1")
+        assert folder_fingerprint(tmp_path / "two") != one
+        (tmp_path / "two" / "model.safetensors").write_bytes(b"\0" * 1000)
+        (tmp_path / "two" / "adapter_config.json").write_text('{"r": 16}')
+        assert folder_fingerprint(tmp_path / "two") != one
+        (tmp_path / "two" / "adapter_config.json").write_text("{damaged")
         assert folder_fingerprint(tmp_path / "two") != one
 
     def test_large_files_are_probed_from_end_to_end(self, tmp_path, monkeypatch):

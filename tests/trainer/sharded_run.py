@@ -49,8 +49,10 @@ def train(settings: dict, folder: Path) -> dict:
         result["served"] = read_weights(folder / "served")
     else:
         result["metrics"] = trainer.evaluate()
-        for file in folder.glob("*/eval_log_p.parquet"):
-            result["eval_log_p"] = pq.read_table(file).to_pydict()
+        if trainer.accelerator.is_main_process:  # as where a checkpoint is saved after this evaluation
+            trainer._eval_log_p.write(folder, trainer.state.global_step)
+            files = sorted(folder.glob("**/eval_log_p.parquet"))
+            result["eval_log_p"] = [pq.read_table(file).to_pydict() for file in files]
     trainer.save_model(str(folder / "final"))
     trainer.accelerator.wait_for_everyone()
     result["weights"] = read_weights(folder / "final")
