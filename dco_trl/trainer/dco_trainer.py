@@ -315,6 +315,13 @@ class DCOTrainer(SFTTrainer):
         row = torch.full_like(by_example[:, 0], -1) if info.row is None else info.row.to(by_example)
         self._eval_tables.append(self.accelerator.gather_for_metrics(torch.cat([by_example, row[:, None]], dim=1)))
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        own = dict(self._eval_log_p.fingerprints)
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._eval_log_p.fingerprints = own  # a set that is given here is this evaluation's alone
+
     def evaluation_loop(
         self,
         dataloader: DataLoader,

@@ -31,24 +31,24 @@ class EvalLogP:
     def __init__(self) -> None:
         self.fingerprints: dict[str, str] = {}
         self._step = -1
-        self._of_dataset: dict[str, torch.Tensor] = {}
+        self._of_dataset: dict[str, tuple[torch.Tensor, str | None]] = {}
 
     def keep(self, step: int, dataset: str, rows_and_log_p: torch.Tensor) -> None:
         """Take what an evaluation found, `(rows, 2)`, until the checkpoint of this step is saved."""
         if step != self._step:
             self._step, self._of_dataset = step, {}
-        self._of_dataset[dataset] = rows_and_log_p
+        self._of_dataset[dataset] = rows_and_log_p, self.fingerprints.get(dataset)
 
     def write(self, checkpoint: Path, step: int) -> None:
         """Write, if this very step was evaluated."""
         if self._step != step or not self._of_dataset:
             return
-        tables = []
-        for dataset, found in self._of_dataset.items():
+        tables, known = [], {}
+        for dataset, (found, fingerprint) in self._of_dataset.items():
             row, log_p = found[found[:, 0].argsort()].T.numpy()
             names = {"arm": [checkpoint.name] * len(row), "dataset": [dataset] * len(row)}
             tables.append(pa.table({**names, "row": row.astype(np.int64), "log_p": log_p}))
-        known = {name: self.fingerprints[name] for name in self._of_dataset if name in self.fingerprints}
+            known |= {} if fingerprint is None else {dataset: fingerprint}
         table = pa.concat_tables(tables).replace_schema_metadata({EVAL_ROWS_KEY: json.dumps(known)})
         unfinished = checkpoint / f".{EVAL_LOG_P_NAME}.tmp"
         pq.write_table(table, unfinished)

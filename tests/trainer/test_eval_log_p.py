@@ -10,6 +10,8 @@ from test_one_attempt import TEMPLATE, TEXT, conversation, template
 from training import MANY, ROWS, make_trainer
 from transformers import AutoModelForCausalLM
 
+from dco_trl.trainer.eval_log_p import rows_fingerprint
+
 # The third row is all prompt within `max_length`, and dropped.
 LONG = [*ROWS[:2], {"prompt": "1" * 40 + "=", "completion": "2"}, *ROWS[2:7]]
 
@@ -54,6 +56,21 @@ def test_the_file_tells_which_rows_of_which_set_were_evaluated(tmp_path):
     numbers, found = read("c", several)
     assert found["y"] == first[""] != found["of_one"]
     assert numbers == [*(("of_one", i) for i in range(3)), *(("y", i) for i in range(4))]
+
+
+def test_a_set_given_to_evaluate_is_that_evaluations_alone(tmp_path):
+    own, other = Dataset.from_list(ROWS[:4]), Dataset.from_list(ROWS[2:5])
+    trainer = make_trainer(trainer_kwargs={"eval_dataset": own}, output_dir=str(tmp_path))
+
+    def evaluated(*arguments):
+        trainer.evaluate(*arguments)
+        trainer._eval_log_p.write(tmp_path, trainer.state.global_step)
+        table = pq.read_table(tmp_path / "eval_log_p.parquet")
+        return len(table), json.loads(table.schema.metadata[b"dco_eval_rows"])
+
+    assert evaluated() == (4, {"": rows_fingerprint(own)})
+    assert evaluated(other) == (3, {"": rows_fingerprint(other)})
+    assert evaluated() == (4, {"": rows_fingerprint(own)})
 
 
 def test_conversations_are_known_as_they_were_given():
