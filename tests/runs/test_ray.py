@@ -11,8 +11,10 @@ import time
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from known_sampler import environment, make_problems, rows
-from tiny_models import save_adapter, save_checkpoint
+from tiny_models import make_model, make_tokenizer, save_adapter, save_checkpoint
+from trl import SFTConfig, SFTTrainer
 
 from dco_trl import sampling
 from dco_trl.cli import main
@@ -22,6 +24,7 @@ from dco_trl.runs.arm import Arm
 from dco_trl.runs.schedule_file import write_schedule
 from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler
 from dco_trl.statistics import AttemptOrder
+from dco_trl.trainer import PassAtKCallback
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
@@ -167,6 +170,27 @@ def test_solving_along_a_schedule_draws_from_its_adapters(cluster, checkpoint, t
     assert main([*command, "alone"]) == 0 and main([*command, "run", "--ray-workers", "2"]) == 0
     assert rows("run") == rows("alone") and len({row["arm"] for row in rows("run")}) >= 2
     assert (tmp_path / "run/answers.jsonl").read_text() == (tmp_path / "alone/answers.jsonl").read_text()
+
+
+def test_a_callback_measures_pass_at_k_on_the_cluster(cluster, checkpoint, tmp_path):
+    def measured(name, sampler):
+        options = {"params": PARAMS, "output_dir": tmp_path / name}
+        callback = PassAtKCallback(PROBLEMS, "known_sampler:is_even", sampler, 40, [1, 40], **options)
+        data = Dataset.from_list([{"prompt": p.prompt, "completion": p.answer} for p in PROBLEMS])
+        settings = {"use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no", "max_steps": 1}
+        args = SFTConfig(output_dir=str(tmp_path / "training"), **settings)
+        trainer = SFTTrainer(make_model(), args=args, train_dataset=data, processing_class=make_tokenizer())
+        callback.trainer = trainer
+        trainer.add_callback(callback)
+        trainer.train()
+        sampler.close()
+        logged = [entry for entry in trainer.state.log_history if "eval_pass@40" in entry]
+        return rows(next((tmp_path / name).iterdir())), [(e["eval_pass@1"], e["eval_pass@40"]) for e in logged]
+
+    alone = measured("alone", TransformersSampler(checkpoint, progress=False, **OPTIONS))
+    options = {"num_workers": 1, "block_size": 16, **OPTIONS}
+    assert measured("cluster", sampling.RaySampler("transformers", checkpoint, **options)) == alone
+    assert len(alone[0]) == 240 and len(alone[1]) == 1 and alone[1][0][1] > 0
 
 
 class Late:

@@ -161,7 +161,7 @@ def test_models_and_adapters_that_moved_draw_what_they_drew(tmp_path):
 
     def make_adapter(folder):
         (folder / "adapter").mkdir()
-        (folder / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "%s"}' % folder)
+        (folder / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
         return folder / "adapter"
 
     def along(folder):
