@@ -116,7 +116,7 @@ def test_short_rows_only_and_the_first_of_those(here, monkeypatch, capsys, scrip
     ("arguments", "message"),
     [
         (["--dataset", "nosuch.jsonl"], "data set 'nosuch.jsonl': there is no such file"),
-        (["--dataset", "no/such"], "data set 'no/such' is neither a file here nor could the datasets library load it"),
+        (["--dataset", "no/such"], "data set 'no/such' is not a file here, and the datasets library could not"),
         (["--dataset", "wrong.jsonl"], "the columns ['query', 'answer'], and none is named 'problem' or 'question'"),
         (["--dataset", "problems.jsonl", "--max_tokens", "9"], "--max_tokens needs --tokenizer"),
         (["--dataset", "problems.jsonl", "--num_rows", "0"], "--num_rows must be at least 1, got 0"),

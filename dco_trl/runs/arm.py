@@ -9,9 +9,9 @@ class Arm:
 
     Args:
         model: Folder or hub name of the model.
-        adapter: Folder of an adapter upon it; "" for the model alone.
+        adapter: Folder of an adapter for it; "" for the model alone.
         temperature: Divides the logits.
-        model_fingerprint: Hash of the model's files; "" where it is no local folder.
+        model_fingerprint: Hash of the model's files; "" if it is not a local folder.
 
     Examples:
         >>> Arm("MODEL", "runs/dco/checkpoint-64", 1.25).name
@@ -24,12 +24,12 @@ class Arm:
     model_fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        # A folder is the same with a slash at its end, as the shell completes it.
+        # The shell completes a folder with a slash at its end.
         for field in ("model", "adapter"):
             if isinstance(path := getattr(self, field), str):
                 object.__setattr__(self, field, path.rstrip("/") or path)
 
     @property
     def name(self) -> str:
-        """The adapter, or the model, and a temperature other than 1."""
+        """The adapter, or else the model, and the temperature unless it is 1."""
         return (self.adapter or self.model) + (f", T={self.temperature:g}" if self.temperature != 1 else "")

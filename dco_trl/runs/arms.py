@@ -1,9 +1,9 @@
 """Measured arms: what a model with an adapter and a temperature does on each problem, in one Parquet file.
 
-    arm, model, model_fingerprint, adapter, temperature    which arm: a readable name, and what it is
+    arm, model, model_fingerprint, adapter, temperature    the arm: a readable name, and what it consists of
     problem_id, log_p                                      natural log-probability of the reference answer
 
-The same is read from `eval_log_p.parquet` of checkpoints, and as counts from graded runs.
+Arms are also read from the `eval_log_p.parquet` of checkpoints, and as counts from graded runs.
 """
 
 import json
@@ -44,11 +44,11 @@ class MeasuredArms:
     Attributes:
         arms: The arms.
         problem_ids: The problems that every arm was measured on.
-        log_p: Natural log-probability of the reference answer, NaN where there are counts in its place, float64, shape
+        log_p: Natural log-probability of the reference answer, NaN where counts replace it, float64, shape
             (arms, problems).
         num_sampled: Samples drawn, 0 where log p is known, int64, same shape.
-        num_correct: Correct ones among them, int64, same shape.
-        num_left_out: Problems that some arms were measured on and others not.
+        num_correct: Correct samples, int64, same shape.
+        num_left_out: Problems that only some of the arms were measured on.
     """
 
     arms: tuple[Arm, ...]
@@ -59,14 +59,14 @@ class MeasuredArms:
     num_left_out: int
 
 
-# Of one arm, for each problem: log p, samples, correct ones.
+# For each problem of one arm: log p, samples, correct samples.
 _Measured = dict[str, tuple[float, int, int]]
 
 
 def write_arms(
     path: str | os.PathLike[str], arms: Sequence[Arm], problem_ids: Sequence[str], log_p: ArrayLike
 ) -> None:
-    """Write what `dco-trl coverage` found into one file, whole or not at all.
+    """Write the arms that `dco-trl coverage` measured into one file, whole or not at all.
 
     Args:
         path: The file.
@@ -84,7 +84,7 @@ def write_arms(
 
 
 def read_arms(paths: Sequence[str | os.PathLike[str]], grader: str | None = None) -> MeasuredArms:
-    """Read measured arms from files and folders of several kinds, on the problems that all of them were measured on.
+    """Read measured arms from files and folders of several kinds, on the problems that all arms were measured on.
 
     Args:
         paths: Each a Parquet file of `dco-trl coverage`; a graded run; a checkpoint with `eval_log_p.parquet`, or that
@@ -93,7 +93,7 @@ def read_arms(paths: Sequence[str | os.PathLike[str]], grader: str | None = None
         grader: Which grader's verdicts to read from runs; None takes the only one there is.
 
     Raises:
-        StoreError: A path holds none of these, an arm is there twice or has a NaN, checkpoints were evaluated on
+        StoreError: A path holds none of these, an arm appears twice or has a NaN, checkpoints were evaluated on
             different rows, or no problem was measured by all arms.
 
     Examples:
@@ -115,7 +115,7 @@ def read_arms(paths: Sequence[str | os.PathLike[str]], grader: str | None = None
             if arm.name in (other.name for other in found):
                 raise StoreError(f"{path}: arm {arm.name!r} was read before. Name each arm's file once.")
             found[arm] = measured
-            # Absent is absent: where an arm has no samples of a problem, NaN is what its model gave.
+            # A run has only problems with samples, so a NaN without samples is what the model gave.
             exact = {problem_id: log_p for problem_id, (log_p, n, _) in measured.items() if not n}
             refuse_nan(arm.name, list(exact), np.array(list(exact.values())))
     if not found:
@@ -135,7 +135,7 @@ def read_arms(paths: Sequence[str | os.PathLike[str]], grader: str | None = None
 
 
 def refuse_nan(arm: str, problem_ids: Sequence[str], log_p: NDArray) -> None:
-    """Raise a `StoreError` for an arm, by its name, whose model gave NaN."""
+    """Raise a `StoreError` that names the arm if its model gave NaN."""
     if (nan := np.flatnonzero(np.isnan(log_p))).size:
         raise StoreError(
             f"log p of arm {arm!r} is NaN for {nan.size:,} of {log_p.size:,} problems (first "
@@ -157,8 +157,8 @@ def _read(path: Path, grader: str | None) -> Mapping[Arm, _Measured]:
     if path.is_file():
         return _read_file(path)
     raise StoreError(
-        f"{path} holds no arms: it is no file of `dco-trl coverage`, no graded run, and no checkpoint with "
-        f"{EVAL_LOG_P_NAME}, which DCOTrainer writes where it evaluates and saves at the same step."
+        f"{path} holds no arms: it is neither a file of `dco-trl coverage` nor a graded run nor a checkpoint with "
+        f"{EVAL_LOG_P_NAME}, which DCOTrainer writes when it evaluates and saves at the same step."
     )
 
 
@@ -174,22 +174,22 @@ def _evaluations(path: Path) -> list[Path]:
 
 
 def _check_same_rows(evaluations: Sequence[Path]) -> None:
-    """Raise a `StoreError` if the same numbers are other rows: of another evaluation set, or in another order."""
+    """Raise a `StoreError` if one row number names different rows: another evaluation set, or another order."""
     known: dict[str, tuple[str, Path]] = {}
     for path in evaluations:
         try:
             metadata = pq.read_schema(path).metadata or {}
         except (OSError, pa.ArrowException):
-            continue  # told where it is read
+            continue  # reading it reports the error
         for name, fingerprint in json.loads(metadata.get(EVAL_ROWS_KEY.encode(), b"{}")).items():
             first, where = known.setdefault(name, (fingerprint, path))
             if first != fingerprint:
                 raise StoreError(
                     f"{where.parent} and {path.parent} were evaluated on different rows"
                     + (f" of {name!r}" if name else "")
-                    + ", or on the same in another order, and rows are known by their numbers: arms would be compared "
-                    "on different problems. Train with one evaluation set, or measure the checkpoints on one with "
-                    "`dco-trl coverage`."
+                    + ", or on the same rows in another order. Rows are known by their numbers, so the arms would be "
+                    "compared on different problems. Train with one evaluation set, or measure the checkpoints on one "
+                    "with `dco-trl coverage`."
                 )
 
 
@@ -232,11 +232,11 @@ def _read_run(path: Path, grader: str | None) -> dict[Arm, _Measured]:
         arm: {problem_id: (float("nan"), *each[j]) for problem_id, each in counts.items() if each[j][0]}
         for j, arm in enumerate(arms)
     }
-    return {arm: measured for arm, measured in found.items() if measured}  # an arm not reached yet was not measured
+    return {arm: measured for arm, measured in found.items() if measured}  # the run may not have reached every arm yet
 
 
 def _rows(path: Path, schema: pa.Schema) -> Iterator[tuple[Any, ...]]:
-    """The rows of a Parquet file that has at least these columns, without empty cells."""
+    """These columns of a Parquet file, row by row; a missing column and an empty cell are errors."""
     try:
         table = pq.read_table(path, partitioning=None)
         if missing := [name for name in schema.names if name not in table.column_names]:

@@ -1,4 +1,4 @@
-"""Attempts of problems, each on the arm that a schedule gives it, or all on the one that a sampler has."""
+"""Attempts at problems, each with the arm that a schedule assigns, or all with the sampler's own."""
 
 import hashlib
 import json
@@ -23,25 +23,23 @@ if TYPE_CHECKING:
 
 # (position of the problem, first index, number of samples)
 Gap = tuple[int, int, int]
-# Of each sample: its problem, its index, its text, its number of tokens, why it ended; with a schedule also its arm.
+# A sample's problem, index, text, number of tokens and finish reason; with a schedule also its arm.
 Row = tuple[Any, ...]
 
 
 class Attempts:
-    """Draws attempts.
-
-    The arguments are those of `sample_run`.
+    """Draws attempts; the arguments are those of `sample_run`.
 
     Attributes:
-        identity: What the sampler says of itself.
-        streams: Whether it gives results as they come, and not all of a call at its end.
+        identity: The sampler's identity.
+        streams: Whether the sampler gives results as they come.
         arms: What is sampled.
-        adapters: The adapter of each arm, with the hash of its folder where it is one.
-        sampler_params: What the sampler is given: `params`, its seed joined with the arms.
+        adapters: The adapter of each arm, with its hash if it is a folder.
+        sampler_params: `params` with a seed that also depends on the arms, for the sampler.
 
     Raises:
-        ValueError: A temperature or an adapter that a schedule leaves no room for.
-        StoreError: The schedule cannot be read, is for another model, or one of its adapters is gone.
+        ValueError: A temperature or an adapter is given beside a schedule.
+        StoreError: The schedule cannot be read, is for another model, or lacks one of its adapters.
     """
 
     def __init__(
@@ -55,7 +53,7 @@ class Attempts:
         self.identity = own = sampler.identity()
         self.streams = hasattr(sampler, "stream")
         self.arms: tuple[Arm, ...] = (Arm(own.get("model", ""), own.get("adapter", ""), params.temperature),)
-        # The arm of each block, and the attempts up to its end; the last one goes on without end.
+        # The arm of each block, and the attempts up to its end; the last block has no end.
         self.order, self.planned = np.zeros(1, np.int64), np.zeros(1, np.int64)
         self.blocks: list[list[int]] | None = None
         if schedule is not None:
@@ -67,14 +65,14 @@ class Attempts:
             self.adapters = [describe("adapter", arm.adapter) for arm in self.arms]
         else:
             self.adapters = [own]
-        # Where the content of a folder is known, its path does not count: a model that was moved draws what it drew.
+        # A known content counts in place of the path: a model that was moved draws the same samples.
         models = [own.get("model_fingerprint") or arm.model_fingerprint or arm.model for arm in self.arms]
         adapters = [each.get("adapter_fingerprint") or each.get("adapter", "") for each in self.adapters]
         temperatures = [float(arm.temperature) for arm in self.arms]
         self.sampler_params = replace(params, seed=_seed_of([int(params.seed), models, adapters, temperatures]))
 
     def manifest(self, num_samples: int, dataset: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What a run's manifest says; of a schedule, its arms, with hashes of their adapters, and its blocks."""
+        """The run's manifest, with the blocks of a schedule and its arms with hashes of their adapters."""
         manifest = run_manifest(self.identity, self.params, num_samples, dataset)
         if self.blocks is not None:
             arms = [{**asdict(arm), **adapter} for arm, adapter in zip(self.arms, self.adapters, strict=True)]
@@ -82,7 +80,7 @@ class Attempts:
         return manifest
 
     def note(self, num_attempts: int) -> str | None:
-        """What to tell of so many attempts per problem; None: nothing."""
+        """What to tell the user about this number of attempts per problem, if anything."""
         if self.blocks is None or num_attempts <= self.planned[-1]:
             return None
         return (
@@ -98,7 +96,7 @@ class Attempts:
         """Draw some attempts.
 
         Yields:
-            A row of the store for each attempt: all in order at once, or as they come from a sampler that streams.
+            A row of the store for each attempt: all at once and in order, or as a streaming sampler gives them.
         """
         requests = [request for gap in gaps for request in self._requests(*gap)]
         if self.streams:
@@ -123,7 +121,7 @@ class Attempts:
         ]
 
     def _requests(self, position: int, first: int, count: int) -> Iterator[SampleRequest]:
-        """One request, or as many as there are changes of the arm and one more."""
+        """One request for each stretch of attempts with the same arm."""
         problem = self.problems[position]
         arms = self.arm_of(np.arange(first, first + count))
         starts = [0, *(np.flatnonzero(np.diff(arms)) + 1).tolist()]
@@ -138,5 +136,5 @@ class Attempts:
 
 
 def _seed_of(what: Any) -> int:
-    """63 bits of a hash: two arms that are sampled with one seed draw independently, as planning over them assumes."""
+    """63 bits of a hash, so that arms sampled with one seed draw independently, as planning assumes."""
     return int.from_bytes(hashlib.sha256(json.dumps(what).encode()).digest()[:8], "big") >> 1

@@ -1,4 +1,4 @@
-"""Draw what a run lacks, part by part: each is on disk before it is told of. Sampling and solving share this."""
+"""Draw what a run lacks, part by part, for sampling and solving; a part is on disk before it is yielded."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from .attempts import Attempts, Gap, Row
 from .store import RunStore
 
-# A part holds at most this many sequences, and fewer if they may be long: all of them are in memory at a time, where
-# a token takes about 40 bytes.
+# A part holds at most this many sequences, and fewer if they may be long: a part is in memory as a whole, at about 40
+# bytes a token.
 MAX_SEQUENCES = 16_384
 _MAX_TOKENS = 2**25
-# Without a chunk size, the first chunk is small, and the next ones take up to five minutes: what a kill loses.
+# Without a chunk size, the first chunk is small and the next ones take up to five minutes, which is what a kill loses.
 _FIRST_CHUNK = 2_048
 _SECONDS = 300.0
 
 
 def plan(wanted: Iterable[NDArray], present: Iterable[NDArray]) -> list[Gap]:
-    """What is still to be drawn: the indices wanted of each problem that are not present, as ranges.
+    """The indices that are wanted of each problem and not present, as ranges.
 
     Examples:
         ```python
@@ -41,10 +41,10 @@ def plan(wanted: Iterable[NDArray], present: Iterable[NDArray]) -> list[Gap]:
 
 
 class Drawing:
-    """Draws gaps and writes parts, chunk by chunk; a sampler that gives results as they come is asked for all at once.
+    """Draws gaps and writes parts, chunk by chunk. A streaming sampler is asked for everything at once.
 
     Attributes:
-        num_drawn: Samples drawn so far; `num_tokens` are their tokens, `num_truncated` those cut off at the limit.
+        num_drawn: Samples drawn so far; `num_tokens` counts their tokens, `num_truncated` those cut off at the limit.
         seconds: Time spent in the sampler.
     """
 
@@ -54,7 +54,7 @@ class Drawing:
         self.seconds = 0.0
 
     def __call__(self, gaps: list[Gap]) -> Iterator[tuple[Path, list[Row]]]:
-        """Draw the gaps, and yield each part, once it is on disk, with its rows."""
+        """Draw the gaps, and yield each part with its rows once it is on disk."""
         left = gaps[::-1]
         while left:
             chunk, room = [], sum(count for *_, count in left) if self.attempts.streams else self._size()
@@ -86,13 +86,13 @@ class Drawing:
         return self.store.write_samples(rows), rows
 
     def _size(self) -> int:
-        # Of results that come one by one, `_parts` sees to the five minutes.
+        # For results that come one by one, `_parts` keeps to the five minutes.
         drawn, seconds = (MAX_SEQUENCES, 0.0) if self.attempts.streams else (self.num_drawn, self.seconds)
         return self.chunk_size or next_chunk_size(self.attempts.params.max_tokens, drawn, seconds)
 
 
 def next_chunk_size(max_tokens: int, drawn: int, seconds: float) -> int:
-    """Sequences of the next chunk, after so many were drawn in so many seconds."""
+    """The number of sequences in the next chunk, after `drawn` sequences took `seconds`."""
     largest = min(MAX_SEQUENCES, max(1, _MAX_TOKENS // max_tokens))
     if not drawn:
         return min(_FIRST_CHUNK, largest)

@@ -27,7 +27,7 @@ def evaluate(
     chunk_size: int | None = None,
     progress: bool = True,
 ) -> RunResult:
-    """Sample, grade, and read the results.
+    """Sample a run, grade it and read its results.
 
     Args:
         run_dir: The run's folder.
@@ -41,7 +41,7 @@ def evaluate(
         progress: Show progress on standard error.
 
     Raises:
-        ValueError: As for the steps.
+        ValueError: As for `sample_run`, `grade_run` and `load_results`.
 
     Examples:
         ```python

@@ -1,11 +1,11 @@
-"""Files that are there whole and unchanged or not at all, in folders that one process at a time writes to."""
+"""Files that are either whole and unchanged or absent, in folders that one process at a time writes to."""
 
 import errno
 import hashlib
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import UserError
 
-# part-000003-<hash>.parquet; for verdicts, the hash of the samples stands before their own.
+# part-000003-<hash>.parquet. A part of verdicts has the hash of its samples before its own.
 PART_NAME = re.compile(r"part-\d{6,}(?:-[0-9a-f]{16})+\.parquet")
 
 
@@ -27,13 +27,13 @@ class StoreError(UserError):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[FileLock]:
-    """Make a folder and hold it alone. The lock ends with this process, however it ends, also if a child lives on.
+    """Make a folder and lock it. The lock ends with this process, however it ends, even if a child process lives on.
 
     Yields:
-        The lock; in a process that was forked meanwhile it is not held.
+        The lock. A process that is forked meanwhile does not hold it.
 
     Raises:
-        StoreError: Somebody, named in the message, holds the folder; it cannot be made, or knows no locks.
+        StoreError: Another process, named in the message, holds the folder; or it cannot be made or locked.
     """
     path = folder / ".lock"
     lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
@@ -43,9 +43,7 @@ def locked(folder: Path) -> Iterator[FileLock]:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     except Timeout as error:
         holder = path.read_text(errors="replace").strip() or "another process"
-        raise StoreError(
-            f"{folder} is in use by {holder}. Wait until it has ended, or name another folder."
-        ) from error
+        raise StoreError(f"{folder} is in use by {holder}. Wait until it has ended or name another folder.") from error
     except OSError as error:
         raise StoreError(
             f"the folder {folder} cannot be made or locked: {error.strerror}. Check its permissions, or name a folder "
@@ -59,20 +57,18 @@ def locked(folder: Path) -> Iterator[FileLock]:
 
 
 def refresh_listing(folder: Path) -> None:
-    """See what other machines wrote, and remove what a killed process left half-written.
-
-    A client of NFS may list a folder from its memory until it changes the folder.
-    """
+    """Make other machines' files visible, and remove what a killed process left half-written."""
+    # An NFS client may list a folder from its cache until it changes the folder itself.
     (folder / ".tmp-probe").touch()
     for unfinished in folder.glob(".tmp-*"):
         unfinished.unlink()
 
 
 def write_atomically(path: Path, data: bytes | pa.Buffer) -> None:
-    """Write a file, in a folder made if there is none, so that it is there whole and on disk, or not at all.
+    """Write a file so that it is whole and on disk, or unchanged; make its folder if there is none.
 
     Raises:
-        StoreError: It cannot be written, for instance because the disk is full; nothing else has changed.
+        StoreError: It cannot be written, for instance because the disk is full. Nothing else has changed.
     """
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
@@ -105,7 +101,7 @@ def sha256(data: bytes | pa.Buffer) -> str:
 
 
 def parquet(table: pa.Table) -> bytes:
-    """The content of a Parquet file whose pages have checksums, and whose footer has the hash of all pages."""
+    """The content of a Parquet file whose pages have checksums and whose footer holds the hash of all pages."""
     sink = BytesIO()
     with pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True) as writer:
         writer.write_table(table)
@@ -114,7 +110,7 @@ def parquet(table: pa.Table) -> bytes:
 
 
 def write_part(folder: Path, stem: str, table: pa.Table) -> Path:
-    """Write `stem-<hash of the footer>.parquet`: any change of it is noticed by whoever reads some of its columns."""
+    """Write `stem-<hash of the footer>.parquet`: reading any of its columns detects a change to them."""
     data = parquet(table)
     path = folder / f"{stem}-{_footer_hash(BytesIO(data))}.parquet"
     write_atomically(path, data)
@@ -125,30 +121,32 @@ def list_parts(folder: Path) -> list[Path]:
     """The parts in a folder, oldest first.
 
     Raises:
-        StoreError: A Parquet file has a name that this package gives to none.
+        StoreError: A Parquet file has a name that this package does not give.
     """
-    # A part that another process is about to write is none yet.
+    # Another process may be writing a part under a temporary name.
     parts = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith(".tmp-"))
     for path in parts:
         if not PART_NAME.fullmatch(path.name):
             raise StoreError(
-                f"{path} is no file of this run: its name should be part-NUMBER-HASH.parquet. Was it copied in or "
-                "renamed by hand? Move it out of the folder, or give it its own name back."
+                f"{path} is not a file of this run: its name should be part-NUMBER-HASH.parquet. Was it copied in or "
+                "renamed by hand? Move it out of the folder, or restore its name."
             )
     return parts
 
 
-def read_part(path: Path, schema: pa.Schema, remedy: str) -> pa.Table:
-    """Read the columns of a schema from a part, and nothing else of it; what is read is what was written.
+def read_part(path: Path, schema: pa.Schema, columns: Sequence[str] | None, what_follows: str) -> pa.Table:
+    """Read a part, or some of its columns and no more of the file, and check that it is what was written.
 
-    `remedy` is what running the same command again does about damage, for the message.
+    `what_follows` says for the error message what running the same command again does about damage.
 
     Raises:
         StoreError: The file is damaged; the message names it and says what to do.
     """
+    if columns is not None:
+        schema = pa.schema([schema.field(name) for name in columns])
     try:
         with open(path, "rb") as file:
-            # Before it is parsed: Arrow ends the process upon some damaged footers.
+            # Check before parsing: Arrow ends the process at some damaged footers.
             if not path.stem.endswith(found := _footer_hash(file)):
                 raise OSError(f"its footer has the hash {found}, which is not the one in its name")
             table = pq.ParquetFile(file, page_checksum_verification=True).read(columns=schema.names)
@@ -158,13 +156,13 @@ def read_part(path: Path, schema: pa.Schema, remedy: str) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         raise StoreError(
             f"{path} is damaged and was left as it is ({error}). The other parts are not affected. Move this file "
-            f"out of the folder and run the same command again: {remedy} anew."
+            f"out of the folder and run the same command again: {what_follows} anew."
         ) from error
     return table
 
 
 def _footer_hash(file: BinaryIO) -> str:
-    """Of a Parquet file's footer; its last 8 bytes are the footer's length, and the letters PAR1."""
+    """The hash of a Parquet file's footer, whose last 8 bytes are its length and the letters PAR1."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - 8, 0))
     file.seek(max(size - 8 - int.from_bytes(file.read(4), "little"), 0))

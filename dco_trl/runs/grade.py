@@ -1,4 +1,4 @@
-"""Grade a run's samples, part by part; a part that was graded before is left alone."""
+"""Grade a run's samples, part by part; parts that were graded before are left alone."""
 
 import hashlib
 import inspect
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GradingSummary:
-    """What a call of [`grade_run`][dco_trl.runs.grade_run] found, over the whole run.
+    """The verdicts on a whole run, as [`grade_run`][dco_trl.runs.grade_run] returns them.
 
     Args:
         grader: The grader's name.
         num_samples: Samples with a verdict.
-        num_correct: Those accepted.
+        num_correct: Accepted samples.
         statuses: Samples by status: "graded", "unparsed", "timeout", "error".
         num_new: Samples that this call graded; the others were graded before.
     """
@@ -72,13 +72,13 @@ def grade_run(
             reward functions.
         num_workers: Worker processes; None: one per CPU, divided by the processes of `LOCAL_WORLD_SIZE`.
         timeout: Seconds a verdict may take.
-        memory_limit: Bytes of address space of a worker.
-        cache_dir: Folder for verdicts to remember, shared between runs; None remembers none.
+        memory_limit: Bytes of address space per worker.
+        cache_dir: Folder that keeps verdicts for all runs; None keeps none.
         in_process: Run an import path in this process, without limits, because it holds a model.
         regrade: Delete this grader's verdicts first, for a function that has changed.
-        ray_workers: Grade on a Ray cluster, with so many parts at a time; each of them has `num_workers` processes, 1
-            unless given. None: on this machine.
-        ray_address: The cluster's address; None: the one that runs on this machine, else a new one here.
+        ray_workers: Grade this many parts at a time on a Ray cluster, each with `num_workers` processes, 1 by default.
+            None: on this machine.
+        ray_address: The cluster's address; None: the cluster of this machine, or a new one here.
         progress: Show progress on standard error.
 
     Raises:
@@ -90,7 +90,7 @@ def grade_run(
         ```python
         >>> from dco_trl.runs import grade_run
         >>> grade_run("runs/ce", "math")  # doctest: +SKIP
-        >>> grade_run("runs/ce", "my_graders:loose")  # again, without sampling anew  # doctest: +SKIP
+        >>> grade_run("runs/ce", "my_graders:loose")  # another grader, the same samples  # doctest: +SKIP
 
         ```
     """
@@ -137,10 +137,10 @@ def grade_run(
 
 
 def check_grader(grader: str | Callable, problems: Sequence[Problem]) -> None:
-    """Find out before the first sample, and not after the last, that a grader does not fit the problems' columns.
+    """Check before sampling that a grader fits the problems' columns.
 
     Raises:
-        GraderError: It cannot be loaded or called, or finds no column that it needs.
+        GraderError: The grader cannot be loaded or called, or lacks a column that it needs.
     """
     from ..grading import load_grader
     from ..grading.graders import grader_name
@@ -159,7 +159,7 @@ def check_grader(grader: str | Callable, problems: Sequence[Problem]) -> None:
 
 
 def _part_grader(problems: list[Problem], grader: str | Callable, limits: Mapping[str, Any]) -> "PartGrader":
-    """What grades here, or in a worker of a cluster, where it ends with its process."""
+    """A grader of parts, for this process or for a worker of a cluster, where it ends with the process."""
     from ..grading import BulkGrader
 
     return PartGrader(problems, BulkGrader(grader, **limits))
@@ -174,7 +174,7 @@ def _added(summary: GradingSummary, grades: pa.Table, num_new: int = 0) -> Gradi
 
 
 def is_correct(score: float | None) -> bool:
-    """Whether a score accepts a sample; what could not be judged is not accepted."""
+    """Whether a score accepts a sample; a sample that could not be judged is not accepted."""
     return score is not None and score > 0.5
 
 
@@ -215,7 +215,7 @@ class PartGrader:
 def grader_source(grader: str | Callable) -> str | None:
     """What a grader's verdicts depend on besides the samples: versions, or a hash of its module's code.
 
-    None where its code is not in a file, as in a notebook.
+    None if its code is not in a file, as in a notebook.
     """
     from ..grading import load_grader, math_grader
     from ..grading.math_verdict import identity
@@ -230,7 +230,7 @@ def grader_source(grader: str | Callable) -> str | None:
     try:
         try:
             file = inspect.getsourcefile(inspect.unwrap(function))
-        except TypeError:  # an object with arguments bound, such as a `functools.partial`, is what its module makes it
+        except TypeError:  # an object such as a `functools.partial`: hash the module that makes it
             file = getattr(sys.modules.get(str(grader).partition(":")[0]), "__file__", None)
         code = f"sha256 {hashlib.sha256(Path(file or '').read_bytes()).hexdigest()[:16]}"
         return f"{code}, {builtin}" if builtin else code

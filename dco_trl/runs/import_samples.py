@@ -1,4 +1,4 @@
-"""A run of samples that another program drew: plain rows, NeMo-Skills' outputs, or inspect_ai's logs."""
+"""Make a run of samples that another program drew: plain rows, NeMo-Skills' outputs, or inspect_ai's logs."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from .files import sha256
 from .rows import checked_row, read_rows
 from .store import GRADE_SCHEMA, KEY, RunStore
 
-# The name under which verdicts that came along are kept.
+# The grader's name for verdicts that the files hold.
 GRADER = "imported"
 _INSPECT_TYPES = (".eval", "")
 
@@ -32,26 +32,26 @@ def import_samples(
 ) -> int:
     """Make a run of samples from elsewhere, for `grade_run`, `load_results` and schedules.
 
-    Files are told apart by their columns. A row has
+    The columns of a file tell its kind:
 
-    * `problem_id` and `text`, in JSON Lines or Parquet, and as far as they are known `correct` (bool), `answer`,
-      `num_tokens` and `finish_reason` ("length": cut off);
-    * or `generation`, as in `output-rs0.jsonl` of NeMo-Skills, with `symbolic_correct`, `predicted_answer` and
-      `num_generated_tokens` if it was judged. A row without `id` or `problem_id` is of the problem of its number;
-    * `.eval` files and folders are logs of inspect_ai, which has to be installed.
+    * `problem_id` and `text`, in JSON Lines or Parquet, optionally with `correct` (bool), `answer`, `num_tokens` and
+      `finish_reason` ("length": cut off);
+    * `generation`, as in `output-rs0.jsonl` of NeMo-Skills, with `symbolic_correct`, `predicted_answer` and
+      `num_generated_tokens` if it was judged. A row without `id` or `problem_id` belongs to the problem of its number;
+    * `.eval` files and folders are logs of inspect_ai, which must be installed.
 
-    Samples are numbered in the order of the files and their rows. Verdicts that came along are those of a grader
+    Samples are numbered in the order of the files and their rows. Verdicts in the files become those of a grader
     "imported".
 
     Args:
         paths: The files.
         problems: What was sampled.
         output: The run's folder.
-        model: Name of the model, by which a schedule knows it; None: the folder's name.
-        temperature: At which it was sampled; likewise.
+        model: Name of the model, for schedules; None: the folder's name.
+        temperature: Temperature of the samples, for schedules.
 
     Raises:
-        DataError: A row lacks a column, or is of a problem that is not there, or of another reference answer.
+        DataError: A row lacks a column, or its problem is missing or has another reference answer.
         StoreError: The folder holds something else.
         ImportError: inspect_ai is not installed.
 
@@ -108,29 +108,29 @@ def _grades(keys: pa.Table, verdicts: Mapping[tuple[str, int], tuple[float, str]
 
 
 def _checked(sample: Mapping[str, Any], where: str, by_id: Mapping[str, Problem]) -> str:
-    """The problem's id, if the sample can be of it."""
+    """The id of the sample's problem, after checks of the sample."""
     problem_id, text, correct = str(sample["problem_id"]), sample["text"], sample.get("correct")
     if problem_id not in by_id:
         known = ", ".join(map(repr, list(by_id)[:3]))
         raise DataError(
-            f"{where} is of problem {problem_id!r}, and the data set has {known} and so on. Give the data set that "
+            f"{where} is of problem {problem_id!r}, but the data set has {known} and so on. Give the data set that "
             "was sampled, and its --id-column."
         )
     if not isinstance(text, str):
-        raise DataError(f"{where} has no text, but {text!r}: leave out what was not sampled.")
+        raise DataError(f"{where} has no text but {text!r}: leave out rows that were not sampled.")
     if not isinstance(correct, bool | int | float | None):
         raise DataError(f"{where} has the verdict {correct!r}: write true or false, or leave it out.")
     asked, expected = sample.get("expected_answer"), by_id[problem_id].answer
     if asked is not None and expected and str(asked) != expected:
         raise DataError(
-            f"{where} has the reference answer {str(asked)!r}, and problem {problem_id!r} has {expected!r}: is it of "
-            "another data set, or in another order?"
+            f"{where} has the reference answer {str(asked)!r}, but problem {problem_id!r} has {expected!r}: is it "
+            "from another data set, or in another order?"
         )
     return problem_id
 
 
 def _read(path: Path, problems: Sequence[Problem]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Where each sample stands, and its row with the names of plain ones; `expected_answer` if there is one."""
+    """The place of each sample, and its row under the names of plain rows; `expected_answer` if there is one."""
     if path.suffix in _INSPECT_TYPES:
         yield from ((str(path), _of_inspect(row)) for row in _inspect_rows(path))
         return
@@ -166,7 +166,7 @@ def _inspect_rows(path: Path) -> list[dict[str, Any]]:
         from inspect_ai.analysis import SampleColumn, SampleSummary, samples_df
     except ImportError as error:
         raise ImportError(
-            f"{path} is a log of inspect_ai, which has to read it ({error}): `pip install inspect-ai`."
+            f"{path} is a log of inspect_ai, which must be installed to read it ({error}): `pip install inspect-ai`."
         ) from error
     output = [
         SampleColumn("completion", path="output.completion", full=True),
@@ -176,7 +176,7 @@ def _inspect_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _of_inspect(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What `samples_df` has, `score_NAME` being "C" for correct or a number."""
+    """A row of `samples_df`, where `score_NAME` is a number, or "C" for correct."""
     score = next((value for name, value in row.items() if name.startswith("score_")), None)
     correct = None if score is None or score != score else score == "C" or score == 1
     reason = "length" if row.get("stop_reason") == "max_tokens" else "stop"

@@ -1,4 +1,4 @@
-"""What a run's samples are draws of: `manifest.json` and `problems.parquet`. Whoever goes on draws from the same."""
+"""What a run's samples are draws of: `manifest.json` and `problems.parquet`, which a resumed run must match."""
 
 import datetime
 import json
@@ -24,13 +24,13 @@ FORMAT = 3
 PROBLEM_SCHEMA = pa.schema(
     [
         ("problem_id", pa.string()),
-        ("prompt", pa.string()),  # JSON where conversational
+        ("prompt", pa.string()),  # JSON if conversational
         ("conversational", pa.bool_()),
         ("answer", pa.string()),
         ("columns", pa.string()),  # JSON
     ]
 )
-# Recorded, and not compared: they do not say what the samples are draws of.
+# Recorded but not compared: they do not affect what the samples are draws of.
 _FREE = frozenset({"versions", "num_samples", "dataset", "created", "sessions", "problems_sha256"})
 _REQUIRED = ("format", "dataset_fingerprint", "problems_sha256", "num_problems")
 _TYPES: dict[str, Any] = {
@@ -51,20 +51,19 @@ _TYPES: dict[str, Any] = {
 def run_manifest(
     identity: Mapping[str, Any], params: SamplingParams, num_samples: int, dataset: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What a run is draws of, without passwords in addresses, in what JSON can hold.
+    """What a run is draws of, as JSON can hold it and without passwords in addresses.
 
-    Entries of the sampler's identity whose names end in `version` are versions. They, the number of samples and where
-    the problems come from are recorded; everything else must be the same for the run to go on.
+    Entries of the sampler's identity whose names end in `version` are versions. Versions, the number of samples and
+    the source of the problems are only recorded; everything else must be the same when the run goes on.
 
     Raises:
-        ValueError: The sampler describes itself by a name that the manifest uses itself.
+        ValueError: The sampler's identity has a name that the manifest itself uses.
     """
     from .. import __version__
 
     if taken := sorted(identity.keys() & (_TYPES.keys() | _FREE)):
         raise UserError(
-            f"the sampler has {taken} in its identity(), names that the manifest of a run uses itself. Name them "
-            "otherwise."
+            f"the sampler has {taken} in its identity(), names that the manifest of a run uses itself. Rename them."
         )
     versions = {key: value for key, value in identity.items() if key.endswith("version")}
     versions |= {"dco_trl": __version__, "python": platform.python_version(), "pyarrow": pa.__version__}
@@ -77,30 +76,30 @@ def run_manifest(
     }
 
 
-def start_session(folder: Path, manifest: Mapping[str, Any], problems: Sequence[Problem]) -> None:
-    """Write the manifest and the problems of a new run, or one more session into the manifest of one that goes on.
+def start_session(
+    folder: Path, found: Mapping[str, Any] | None, manifest: Mapping[str, Any], problems: Sequence[Problem]
+) -> dict[str, Any]:
+    """Write a new run, or add a session to the manifest `found` of the run in the folder; return the new manifest.
 
     Raises:
-        StoreError: The run there is damaged, or draws of something else; the message lists each key with both values.
+        StoreError: The run draws from something else; the message lists each key with both values.
     """
-    path, now = folder / "manifest.json", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     asked = {"format": FORMAT, **manifest, "dataset_fingerprint": fingerprint(problems), "num_problems": len(problems)}
     asked = json.loads(_to_json(asked))
     session = {"started": now, "versions": asked.get("versions"), "num_samples": asked.get("num_samples")}
-    found: dict[str, Any] = {"created": now}
-    if path.exists():
-        found = read_manifest(path)
-        read_problem_table(folder / "problems.parquet", found)  # of a damaged run nothing is written
+    if found is None:
+        table = _problem_table(problems)
+        found = {"created": now, "problems_sha256": sha256(table)}
+        write_atomically(folder / "problems.parquet", table)
+    else:
         refuse_changes(folder, found, asked)
         asked["num_samples"] = max(found.get("num_samples") or 0, asked.get("num_samples") or 0)
-    else:
-        table = _problem_table(problems)
-        found["problems_sha256"] = sha256(table)
-        write_atomically(folder / "problems.parquet", table)
     asked |= {key: found.get(key) for key in ("problems_sha256", "created")}
     asked["sessions"] = [*found.get("sessions", []), session]
     # The manifest comes last: a folder with a manifest is a run.
-    write_atomically(path, (json.dumps(asked, indent=2) + "\n").encode())
+    write_atomically(folder / "manifest.json", (json.dumps(asked, indent=2) + "\n").encode())
+    return asked
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -135,7 +134,7 @@ def _check_types(manifest: Mapping[str, Any]) -> None:
 
 
 def refuse_changes(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Refuse to draw into a run what is drawn of something else; the message lists each key with both values."""
+    """Refuse to mix draws of two different things; the message lists each key with both values."""
     before, after = (
         _flat({key: value for key, value in manifest.items() if key not in _FREE}) for manifest in (old, new)
     )
@@ -154,7 +153,7 @@ def refuse_changes(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any])
 
 
 def read_problem_table(path: Path, manifest: Mapping[str, Any]) -> list[Problem]:
-    """The problems in `problems.parquet`, which must be the ones that the manifest knows.
+    """The problems in `problems.parquet`, which must be those of the manifest.
 
     Raises:
         StoreError: The file is missing, damaged, or another run's.
@@ -194,7 +193,7 @@ def _problem_table(problems: Sequence[Problem]) -> bytes:
 
 
 def _to_json(value: Any) -> str:
-    """JSON of a value; what JSON has no form for becomes a number, a list or text."""
+    """A value as JSON; NumPy values become numbers and lists, and other objects text."""
     return json.dumps(value, default=lambda x: x.tolist() if isinstance(x, np.generic | np.ndarray) else str(x))
 
 

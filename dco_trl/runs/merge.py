@@ -1,4 +1,4 @@
-"""One run of several that are draws of the same: what machines that share nothing drew, each its own range."""
+"""Merge runs that machines without a shared disk drew, each its own range, into one."""
 
 import os
 from collections.abc import Sequence
@@ -10,21 +10,21 @@ from .files import StoreError, write_atomically
 from .manifest import refuse_changes
 from .store import KEY, RunStore, hash_of, read_header, refuse_other_verdicts, rows_by_problem
 
-# What `RunStore.writing` puts into a manifest by itself.
+# The keys that `RunStore.writing` adds to a manifest.
 _ITS_OWN = ("format", "dataset_fingerprint", "problems_sha256", "num_problems", "created", "sessions")
 
 
 def merge_runs(run_dirs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> int:
-    """Copy the samples and verdicts of several runs into one, and give its number of samples.
+    """Copy the samples and verdicts of several runs into one, and return its number of samples.
 
-    Killed at any moment, the same call goes on.
+    If the call is killed, the same call goes on.
 
     Args:
-        run_dirs: The runs' folders; they stay as they are.
-        output: The folder of the whole, made if there is none. A run in it gets what it lacks of the others.
+        run_dirs: The runs' folders, which stay as they are.
+        output: The folder of the merged run, made if there is none. An existing run gets what it lacks.
 
     Raises:
-        StoreError: The runs are draws of different things, a sample is there twice, or verdicts of one grader are of
+        StoreError: The runs draw from different things, a sample is there twice, or verdicts of one grader are of
             different versions of it. Nothing has been copied then.
 
     Examples:
@@ -35,7 +35,7 @@ def merge_runs(run_dirs: Sequence[str | os.PathLike[str]], output: str | os.Path
         ```
 
     Relations:
-        `sample_run(…, first_sample=…)` draws a range.
+        `sample_run(…, first_sample=…)` draws a range of samples.
     """
     if not run_dirs:
         raise StoreError("there are no runs to merge: name the folders of two or more")
@@ -80,7 +80,7 @@ def _refuse_repeated(store: RunStore, parts: Sequence[Path]) -> None:
             before, indices = seen.get(problem_id, np.empty(0, np.int32)), rows["sample_index"].to_numpy()
             if (twice := np.intersect1d(before, indices)).size:
                 raise StoreError(
-                    f"sample {twice[0]} of problem {problem_id!r} is in {part}, and in a part before it. Each run "
-                    "needs a range of its own (--first-sample). Nothing was copied."
+                    f"sample {twice[0]} of problem {problem_id!r} is in {part} and in an earlier part. Each run needs "
+                    "a range of its own (--first-sample). Nothing was copied."
                 )
             seen[problem_id] = np.concatenate([before, indices])

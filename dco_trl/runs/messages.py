@@ -9,7 +9,7 @@ from .rows import short
 
 
 def split_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """A conversation's last answer, and what comes before it, as training splits it; other rows as they are."""
+    """Split a conversation into its last answer and what precedes it, as training does; keep other rows."""
     if "messages" not in row:
         return row
     messages = row["messages"]
@@ -17,14 +17,14 @@ def split_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(last, Mapping) or last.get("role") != "assistant":
         raise DataError(
             f"{where}, column 'messages': it must end with a message of the assistant, after others, got "
-            f"{short(messages)}. Give the columns 'prompt' and 'answer' where there is none."
+            f"{short(messages)}. If it has none, give the columns 'prompt' and 'answer'."
         )
     others = {column: value for column, value in row.items() if column != "messages"}
     return {"prompt": messages[:-1], "completion": messages[-1:], **others}
 
 
 def checked_prompt(prompt: Any, chat: bool, where: str) -> Prompt:
-    """Text or messages; plain text as one message if it is to be asked in a chat."""
+    """The prompt, text or messages, after checks; with `chat`, text becomes one user message."""
     if isinstance(prompt, str):
         checked_text(prompt, where)
         return [{"role": "user", "content": prompt}] if chat else prompt
@@ -32,7 +32,7 @@ def checked_prompt(prompt: Any, chat: bool, where: str) -> Prompt:
         raise DataError(
             f"{where}: the prompt must be text or a list of messages with 'role' and 'content', got {short(prompt)}"
         )
-    # With every key that they have, as training renders them: a chat template may ask for more than role and content.
+    # Keep every key, as training does: a chat template may ask for more than role and content.
     messages = [dict(message) for message in prompt]
     for message in messages:
         content = "" if message.get("content") is None and message.get("tool_calls") else message.get("content")
@@ -54,10 +54,10 @@ def checked_prompt(prompt: Any, chat: bool, where: str) -> Prompt:
 
 
 def checked_answer(message: Mapping[str, Any], where: str) -> str:
-    """The text of a message that answers: content or tool calls."""
+    """The text of an answering message: its content or tool calls."""
     try:
         text = message_text(message)
-    except (AttributeError, TypeError):  # content that is no text, or calls that are no objects
+    except (AttributeError, TypeError):  # the content is not text, or a call is not an object
         text = ""
     if not text.strip():
         raise DataError(
@@ -68,7 +68,7 @@ def checked_answer(message: Mapping[str, Any], where: str) -> str:
 
 
 def are_messages(value: Any) -> bool:
-    """Whether this is a list of chat messages, each with content or tool calls."""
+    """Whether a value is a list of chat messages, each with content or tool calls."""
     return isinstance(value, list) and all(
         isinstance(message, Mapping) and "role" in message and ("content" in message or message.get("tool_calls"))
         for message in value
@@ -76,7 +76,7 @@ def are_messages(value: Any) -> bool:
 
 
 def is_plain(messages: list[dict[str, Any]]) -> bool:
-    """Whether a completion is one message of the assistant, and nothing but its text."""
+    """Whether a completion is empty, or one assistant message with only content."""
     return not messages or messages == [{"role": "assistant", "content": messages[-1].get("content")}]
 
 
@@ -88,7 +88,7 @@ def message_text(message: Mapping[str, Any]) -> str:
 
 
 def checked_text(text: str, where: str) -> str:
-    """Text that can be encoded."""
+    """The text, if it can be encoded."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

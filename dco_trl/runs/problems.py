@@ -1,4 +1,4 @@
-"""Problems from rows: a prompt, its reference answer, and whatever else a grader may want to see."""
+"""Problems from rows: a prompt, its reference answer, and the further columns that graders get."""
 
 import hashlib
 import json
@@ -38,17 +38,17 @@ def read_problems(
     Args:
         source: A `.jsonl`, `.json` (a list of objects), `.parquet` or `.csv` file; otherwise a folder or a name that
             `datasets` can load.
-        split: The split to take, where the source has several. Files have none.
+        split: The split to take if the source has several. Files have none.
         config: The configuration of a data set on the Hub, such as `main`.
         num_problems: Take the first `num_problems` rows only; None takes all.
         prompt_column: The column with the prompt, plain or conversational; ignored with `prompt_template`. Rows with
-            `messages` in place of `prompt` are split: the last message is the `completion`, those before the prompt.
+            `messages` in place of `prompt` are split: the last message is the `completion`, the others the prompt.
         answer_column: The column with the reference answer. Numbers become text. None: there is none, and `answer` is
             "" (for a verifier that needs no reference). Split rows without `answer` take the completion.
-        id_column: The column with the problem ids, which must be unique. None: the column `id` where it is unique,
+        id_column: The column with the problem ids, which must be unique. None: the column `id` if it is unique,
             otherwise the number of the row.
-        prompt_template: A format string over the columns, such as `"Question: {problem}\nAnswer:"`. Braces that are
-            part of the text are doubled: `\\boxed{{}}`.
+        prompt_template: A format string over the columns, such as `"Question: {problem}\nAnswer:"`. Double the
+            braces that are part of the text: `\\boxed{{}}`.
         chat: Send a plain prompt as one user message, through the model's chat template.
 
     Raises:
@@ -67,7 +67,7 @@ def read_problems(
         ```
 
     Relations:
-        [`problems_from_rows`][dco_trl.runs.problems_from_rows] does the same for rows that are in memory.
+        [`problems_from_rows`][dco_trl.runs.problems_from_rows] does the same for rows in memory.
     """
     return problems_from_rows(
         read_rows(source, split=split, config=config),
@@ -105,7 +105,7 @@ def problems_from_rows(
         name: What error messages call the data set.
 
     Raises:
-        ValueError: `num_problems` is no integer, or below 1.
+        ValueError: `num_problems` is not an integer of at least 1.
         DataError: As for [`read_problems`][dco_trl.runs.read_problems].
 
     Examples:
@@ -131,8 +131,8 @@ def problems_from_rows(
     present = list(dict.fromkeys(column for row in table for column in row))
     if pictures := {"image", "images"} & set(present):
         raise DataError(
-            f"{name} has the column {min(pictures)!r}, and pictures are not shown to a model here: sampling and exact "
-            "coverage take text alone. `DCOTrainer` trains and evaluates such rows. Remove the column to ask the text."
+            f"{name} has the column {min(pictures)!r}, but sampling and exact coverage show a model no pictures, only "
+            "text. `DCOTrainer` trains and evaluates such rows. Remove the column to ask the text alone."
         )
     used, source = {prompt_column}, f"column {prompt_column!r}"
     if prompt_template is not None:
@@ -140,25 +140,25 @@ def problems_from_rows(
         source = f"the prompt from {_some(sorted(used))}"
     elif prompt_column not in present:
         raise DataError(
-            f"names {prompt_column!r}, which is no column of {name}; its columns are {present}. Name the column with "
-            "the prompt, or give a prompt template over other columns, for example 'Question: {problem}\\nAnswer:'.",
+            f"names {prompt_column!r}, which is not a column of {name}; its columns are {present}. Name the column "
+            "with the prompt, or give a prompt template over other columns, such as 'Question: {problem}\\nAnswer:'.",
             "prompt_column",
         )
     if answer_column is not None and answer_column not in present:
         raise DataError(
-            f"names {answer_column!r}, which is no column of {name} to grade against; its columns are {present}. Name "
-            "the column with the reference answer.",
+            f"names {answer_column!r}, which is not a column of {name}; its columns are {present}. Name the column "
+            "with the reference answer.",
             "answer_column",
         )
     for column in sorted(used | ({answer_column} if answer_column is not None else set())):
         if empty := [number for number, row in enumerate(table) if _is_missing(row.get(column))]:
             raise DataError(
                 f"{name}: column {column!r} is absent, None or empty in {len(empty)} of {len(table)} rows (row "
-                f"numbers {_some(empty)}). Remove or fill these rows: a problem without it cannot be asked and graded."
+                f"numbers {_some(empty)}). Remove or fill these rows: each problem needs it to be asked and graded."
             )
 
     id_column, ids = _problem_ids(table, id_column, present, name)
-    # The columns that have become the prompt, the answer and the id are not kept twice.
+    # The columns of the prompt, the answer and the id are not kept twice.
     taken = {answer_column, id_column} | ({prompt_column} if prompt_template is None else set())
     problems = []
     for number, (problem_id, row) in enumerate(zip(ids, table, strict=True)):
@@ -179,13 +179,13 @@ def problems_from_rows(
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:
-    """SHA-256 of the ids, prompts and answers, in order: what a run must have in common to be resumed or compared.
+    """SHA-256 of the ids, prompts and answers, in order, which a run must share to be resumed or compared.
 
     Args:
         problems: The problems.
 
     Returns:
-        64 hexadecimal digits. Further columns do not count, but for what the chat template is given of them.
+        64 hexadecimal digits. Of the further columns, only the arguments of the chat template count.
 
     Examples:
         ```python
@@ -204,14 +204,14 @@ def fingerprint(problems: Sequence[Problem]) -> str:
 
 
 class _Columns(string.Formatter):
-    """Formats a row's columns, by names that are taken as they are: dots and brackets look nothing up."""
+    """Formats a row's columns by their literal names: dots and brackets look nothing up."""
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
         return kwargs[field_name], field_name
 
 
 def _template_columns(template: str, present: list[str], name: str) -> set[str]:
-    """The columns that a template names, all of them present."""
+    """The columns that a template names, after a check that they are present."""
     try:
         columns = {column for _, column, _, _ in string.Formatter().parse(template) if column is not None}
     except ValueError as error:
@@ -244,7 +244,7 @@ def _filled(template: str, row: Mapping[str, Any], where: str) -> str:
 def _problem_ids(
     table: list[dict[str, Any]], id_column: str | None, present: list[str], name: str
 ) -> tuple[str | None, list[str]]:
-    """The column that has the ids, None where rows are numbered, and the ids."""
+    """The column with the ids, None if rows are numbered, and the ids."""
     column = "id" if id_column is None else id_column
     values = [row.get(column) for row in table]
     ids = list(map(str, values))
@@ -286,7 +286,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def what_is_asked(problem: Problem) -> str:
-    """What a model is shown of a problem: equal for two problems that are one question."""
+    """What a model is shown of a problem, as text: two problems with equal text are one question."""
     return json.dumps([problem.prompt, problem.template_kwargs], default=str)
 
 

@@ -1,4 +1,4 @@
-"""The results of a graded run, problem by problem: the counts behind pass@k, and samples to look at."""
+"""The results of a graded run: for each problem, the counts behind pass@k and a few samples to look at."""
 
 import hashlib
 import heapq
@@ -20,9 +20,9 @@ from .store import KEY, RunStore, rows_by_problem
 if TYPE_CHECKING:
     from .schedule_file import ArmSchedule
 
-# Raw samples kept for each problem: this many right and this many wrong ones.
+# Raw samples kept for each problem: this many right and this many wrong.
 EXAMPLES = 3
-# Longer answers are shortened for display and still told apart.
+# Longer answers are shortened for display, but stay distinct.
 _ANSWER_LENGTH = 200
 
 
@@ -52,11 +52,11 @@ class ProblemResult:
         prompt: Plain text; messages are written out one after another.
         reference: The reference answer.
         num_samples: Samples graded.
-        num_correct: Those the grader accepted. What could not be graded counts as wrong.
-        num_truncated: Those cut off at the token limit.
+        num_correct: Samples that the grader accepted. A sample that could not be graded counts as wrong.
+        num_truncated: Samples cut off at the token limit.
         answers: Distinct answers, the most frequent first.
         examples: (sample_index, raw text, correct) of a few samples, right and wrong.
-        num_ungraded: Samples, not cut off, that the grader could not judge.
+        num_ungraded: Complete samples that the grader could not judge.
         num_truncated_correct: Samples accepted although they were cut off.
         by_arm: In a run along a schedule, (samples, accepted ones) of each of its arms.
     """
@@ -83,8 +83,8 @@ class RunResult:
         manifest: What was sampled, and how.
         grader: The grader's name.
         problems: In the order of the data set.
-        schedule: Which arm each sample was drawn from; None for a run of one arm. pass@k is then that of the first k
-            attempts along it.
+        schedule: Which arm each sample was drawn from; None for a run of one arm. With a schedule, pass@k is that of
+            the first k attempts along it.
     """
 
     name: str
@@ -102,7 +102,7 @@ def load_results(run_dir: str | os.PathLike[str], grader: str | None = None) -> 
         grader: The grader whose verdicts to read; None takes the only one there is.
 
     Raises:
-        StoreError: There is no run; it was not graded, or not to the end, or by several graders and none was named; or
+        StoreError: There is no run; it was not graded, or not completely, or by several graders and none was named; or
             a problem has no samples yet.
 
     Examples:
@@ -159,7 +159,7 @@ def load_results(run_dir: str | os.PathLike[str], grader: str | None = None) -> 
 
 
 class _Tally:
-    """Running counts of one problem, by their names in `ProblemResult`."""
+    """Running counts of one problem; `counts` has the names of `ProblemResult`."""
 
     def __init__(self, arms: Sequence[str]) -> None:
         self.counts: Counter[str] = Counter()
@@ -186,7 +186,7 @@ class _Tally:
                 num_samples, num_correct = self.by_arm[arm]
                 self.by_arm[arm] = num_samples + 1, num_correct + right
         for kind, kept in self.examples.items():
-            # Those with the lowest indices, whichever part they are in: so a cluster and one process show the same.
+            # Those with the lowest indices, in any part, so that a cluster and one process show the same.
             chosen = heapq.nsmallest(EXAMPLES, ((index, i) for i, index in enumerate(indices) if correct[i] == kind))
             found = [(index, rows["text"][i].as_py(), kind) for index, i in chosen]
             self.examples[kind] = sorted(kept + found)[:EXAMPLES]

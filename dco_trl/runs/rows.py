@@ -1,4 +1,4 @@
-"""Rows of a data set, as they stand in its file."""
+"""Read the rows of a data set as they stand in its file."""
 
 import csv
 import io
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FILE_TYPES = (".jsonl", ".json", ".parquet", ".csv")
-# The longest field of a CSV file, in characters; Python's own limit is shorter than many a prompt.
+# The longest field of a CSV file, in characters. Python's own limit is shorter than many prompts.
 _LONGEST_FIELD = 2**31 - 1
-# Levels of lists and objects in a value. Python's own limit depends on where it is asked.
+# Levels of lists and objects in a value. Python's own limit depends on the depth of the call.
 _MAX_DEPTH = 100
-# Columns of training data that are numbers, also in a CSV file.
+# Columns of training data that are numbers even in a CSV file.
 _COUNTS = ("num_sampled", "num_correct")
 
 
 def read_rows(source: str | Path, *, split: str = "test", config: str | None = None) -> Iterable[Mapping[str, Any]]:
-    """Read rows as they are, their values unchecked, from what `read_problems` reads problems from.
+    """Read rows, unchecked, from any source of `read_problems`.
 
     Raises:
-        DataError: The source cannot be read; the message names the file and the line.
+        DataError: The source cannot be read. The message names the file and the line.
     """
     path = Path(source)
     path = split_files(path).get(split, path) if config is None else path
@@ -38,7 +38,7 @@ def read_rows(source: str | Path, *, split: str = "test", config: str | None = N
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file of ours is meant; raises a `DataError` where there is none, or of another type."""
+    """Whether the path means a data file; a `DataError` if that file is missing or of an unknown type."""
     kind, source = path.suffix.lower(), str(path)
     if path.is_dir() or (kind not in FILE_TYPES and not path.exists()):
         return False
@@ -52,9 +52,9 @@ def is_file(path: Path) -> bool:
 
 
 def split_files(folder: Path) -> dict[str, Path]:
-    """The files of a folder that are named by splits, of the kind that its `train` (or `test`) has.
+    """The files of a folder that are named after splits, all of the type of its `train` or `test` file.
 
-    `datasets` takes every file below a folder for data, also what a run writes there.
+    `datasets` would take every file below the folder for data, including what a run writes there.
     """
     for suffix in FILE_TYPES:
         files = {split: folder / f"{split}{suffix}" for split in ("train", "validation", "test")}
@@ -65,7 +65,7 @@ def split_files(folder: Path) -> dict[str, Path]:
 
 
 def read_dataset(path: Path) -> "Dataset":
-    """The rows of a file as a data set to train on; text stays text, as it is written.
+    """The rows of a file as a data set to train on. Text stays text, as it is written.
 
     Raises:
         DataError: The file cannot be read, is empty, or has a column of several kinds of values.
@@ -74,7 +74,7 @@ def read_dataset(path: Path) -> "Dataset":
     from datasets import Dataset
 
     name = f"data set {str(path)!r}"
-    table = _read(path, name)  # of Parquet with its features, images among them
+    table = _read(path, name)  # a Parquet table keeps its features, such as images
     if isinstance(table, list):
         rows = [checked_row(row, f"{name}: row {number}") for number, row in enumerate(table)]
         if not any(rows):
@@ -86,14 +86,14 @@ def read_dataset(path: Path) -> "Dataset":
         table = {column: _array(values, column, name) for column, values in columns.items()}
     try:
         return Dataset(pa.table(table))
-    except (ValueError, TypeError, KeyError) as error:  # names with a NUL or half a character, or other features
-        raise DataError(f"{name} makes no data set: {error}. Write the file again.") from error
+    except (ValueError, TypeError, KeyError) as error:  # such as names with a NUL or half a character
+        raise DataError(f"{name} cannot be made a data set: {error}. Write the file again.") from error
 
 
 def _integers(values: list[Any], column: str, name: str) -> list[Any]:
     for number, value in enumerate(values):
         if not value.strip().isdecimal():
-            raise DataError(f"{name}: row {number}, column {column!r}: {short(value)} is no whole number. Correct it.")
+            raise DataError(f"{name}: row {number}, column {column!r}: {short(value)} is not an integer. Correct it.")
     return [int(value) for value in values]
 
 
@@ -116,7 +116,7 @@ def _array(values: list[Any], column: str, name: str) -> "pa.Array":
 
 
 def checked_row(row: Any, where: str) -> dict[str, Any]:
-    """A row as a `dict`, if it is an object whose columns have names, and values that nest no deeper than JSON can."""
+    """A row as a `dict`, after a check that its columns have names and its values do not nest too deeply."""
     if not isinstance(row, Mapping):
         raise DataError(f"{where} is not an object with columns but {short(row)}")
     for column, value in row.items():
@@ -136,7 +136,7 @@ def _is_deeper(value: Any, levels: int) -> bool:
 
 
 def short(value: Any, limit: int = 80) -> str:
-    """A value as an error shows it."""
+    """A value as an error message shows it."""
     text = repr(value)
     return text if len(text) <= limit else text[:limit] + "…"
 
@@ -151,7 +151,7 @@ def _read(path: Path, name: str) -> "list[Any] | pa.Table":
 
 
 def _read_json_lines(path: Path, name: str) -> list[Any]:
-    # Not splitlines(), which also splits at characters that JSON allows in a text.
+    # Not splitlines(), which also splits at characters that JSON allows inside text.
     lines = enumerate(_text(path, name).split("\n"), start=1)
     return [_parsed(line, f"{name}, line {number}") for number, line in lines if line.strip()]
 
@@ -164,7 +164,7 @@ def _read_json(path: Path, name: str) -> list[Any]:
 
 
 def _read_csv(path: Path, name: str) -> list[dict[str, str]]:
-    # strict: a quotation mark that is never closed would swallow the rows after it.
+    # strict: an unclosed quotation mark would swallow the rows after it.
     reader = csv.reader(io.StringIO(_text(path, name), newline=""), strict=True)
     limit = csv.field_size_limit(_LONGEST_FIELD)
     rows = []
@@ -172,7 +172,7 @@ def _read_csv(path: Path, name: str) -> list[dict[str, str]]:
         columns = next(reader, [])
         _refuse_repeated(columns, f"{name}, line 1")
         for values in reader:
-            if len(values) not in (0, len(columns)):  # a blank line is no row
+            if len(values) not in (0, len(columns)):  # a blank line is not a row
                 kind = f"no column {columns[len(values)]!r}" if len(values) < len(columns) else "no name for the last"
                 raise DataError(
                     f"{name}, line {reader.line_num}: {len(values)} values for the {len(columns)} columns {columns}, "
@@ -182,7 +182,7 @@ def _read_csv(path: Path, name: str) -> list[dict[str, str]]:
                 rows.append(dict(zip(columns, values, strict=True)))
     except csv.Error as error:
         raise DataError(
-            f"{name}, line {reader.line_num}: not CSV: {error}. Close every quotation mark; double those of a text."
+            f"{name}, line {reader.line_num}: not CSV: {error}. Close every quotation mark; double those inside text."
         ) from error
     finally:
         csv.field_size_limit(limit)
@@ -194,9 +194,9 @@ def _read_parquet(path: Path, name: str) -> "pa.Table":
     import pyarrow.parquet as pq
 
     try:
-        # Not read_table, which makes a column of a folder named `a=b`.
+        # Not read_table, which makes a column from a folder named `a=b`.
         table = pq.ParquetFile(path).read()
-        table.validate(full=True)  # text that is not UTF-8 is read without a word
+        table.validate(full=True)  # reading alone accepts text that is not UTF-8
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise DataError(f"{name} cannot be read as Parquet: {error}. Write the file again.") from error
     _refuse_repeated(table.column_names, name)
@@ -228,7 +228,6 @@ def _parsed(text: str, where: str) -> Any:
 
 
 def _refuse_repeated(names: list[str], where: str) -> None:
-    """Which value is meant of two under one name is not known."""
     if len(set(names)) < len(names):
         repeated = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{where}: {repeated!r} is there twice in {short(names)}. Rename or remove one of the two.")
@@ -237,10 +236,10 @@ def _refuse_repeated(names: list[str], where: str) -> None:
 def load_with_datasets(
     source: str, config: str | None = None, split: str | None = None, streaming: bool = False
 ) -> Any:
-    """A split, or all of them by name, of a folder or a name that `datasets` can load.
+    """A split of a folder or a name that `datasets` can load, or all of its splits by name.
 
     Raises:
-        DataError: It cannot, or there is no such split.
+        DataError: `datasets` cannot load it, or there is no such split.
     """
     import datasets
 
@@ -249,13 +248,13 @@ def load_with_datasets(
         if not (path / "dataset_dict.json").exists() and not (path / "state.json").exists():
             return datasets.load_dataset(source, config, split=split, streaming=streaming)
         loaded = datasets.load_from_disk(source)
-    except Exception as error:  # the Hub, the network and loading each raise classes of their own
+    except Exception as error:  # the Hub, the network and loading each raise their own classes
         raise DataError(
-            f"data set {source!r} is neither a file here nor could the datasets library load it"
+            f"data set {source!r} is not a file here, and the datasets library could not load it"
             f"{f' (split {split!r})' if split else ''}: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded if split else datasets.DatasetDict({"train": loaded})
     if split and split not in loaded:
-        raise DataError(f"data set {source!r} has no split {split!r}. Choose one that it has: {sorted(loaded)}")
+        raise DataError(f"data set {source!r} has no split {split!r}. Choose one of {sorted(loaded)}.")
     return loaded[split] if split else loaded

@@ -1,4 +1,4 @@
-"""Draw so many samples of each problem into a run: killed at any moment, it goes on where it was."""
+"""Draw samples of each problem into a run; a run that is killed at any moment goes on where it was."""
 
 import os
 import sys
@@ -26,8 +26,8 @@ class SamplingSummary:
     """What a call of [`sample_run`][dco_trl.runs.sample_run] did.
 
     Args:
-        num_drawn: Samples drawn by this call.
-        num_present: Samples the run has now.
+        num_drawn: Samples that this call drew.
+        num_present: Samples in the run now.
         num_tokens: Tokens of the samples drawn.
         num_truncated: Samples drawn that were cut off at the token limit.
         seconds: Time spent in the sampler.
@@ -67,31 +67,32 @@ def sample_run(
     first_sample: int = 0,
     progress: bool = True,
 ) -> SamplingSummary:
-    """Draw what is missing of `num_samples` samples per problem, part by part.
+    """Draw the samples that a run lacks of `num_samples` per problem, part by part.
 
-    A run that was killed goes on where it was: each part is on disk before the next is begun. Calling it again with a
-    larger `num_samples` adds to the run.
+    Each part is on disk before the next begins, so the same call continues a run that was killed. A larger
+    `num_samples` adds to the run.
 
     Args:
         run_dir: The run's folder, made if there is none.
         problems: What to sample.
         sampler: Any sampler; it is not closed. With a schedule it has the arms' model and no adapter of its own.
         num_samples: Samples wanted per problem, at least 1.
-        params: How to sample; the defaults if not given. With a schedule `temperature` stays 1: its arms have their
-            own. Draws follow from the seed and from what is sampled: the same call gives the same samples as far as
-            the sampler can, and runs of other models, adapters or temperatures with the same seed are independent.
-        schedule: Which arm each sample is drawn from, or the file that says so; the store then keeps it. Beyond what
-            is planned, the last arm goes on. None: the sampler's own.
+        params: How to sample; by default `SamplingParams()`. With a schedule, `temperature` stays 1 because each arm
+            has its own. Draws depend on the seed and on what is sampled: the same call gives the same samples as far
+            as the sampler can, and other models, adapters or temperatures with the same seed draw independently.
+        schedule: Which arm each sample is drawn from, as a schedule or its file; the store keeps it. After the planned
+            attempts, the last arm goes on. None: the sampler's own model, adapter and temperature.
         chunk_size: Sequences per chunk. None: up to 16,384, and about five minutes of work.
         dataset: Where the problems come from, for the record.
-        first_sample: Draw the samples from this index on. Runs of several ranges, on machines that share nothing, are
-            made one by `merge_runs`.
+        first_sample: Index of the first sample to draw. `merge_runs` merges runs of several ranges, which machines
+            without a shared disk have drawn.
         progress: Show a bar on standard error.
 
     Raises:
-        ValueError: `num_samples` or `chunk_size` is no integer or below 1, or a temperature beside a schedule.
+        ValueError: `num_samples` or `chunk_size` is not an integer of at least 1, or a temperature is given beside a
+            schedule.
         StoreError: The folder is in use, holds another run, or cannot be written; the schedule cannot be read, is for
-            another model, or one of its adapters is gone.
+            another model, or lacks one of its adapters.
 
     Examples:
         ```python
@@ -123,14 +124,14 @@ def sample_run(
             for _, rows in drawing(gaps):
                 bar.set_postfix_str(f"{drawing.num_tokens / max(drawing.seconds, 1e-9):,.0f} tokens/s", refresh=False)
                 bar.update(len(rows))
-                rows.clear()  # before the next ones are drawn: one part in memory, not two
+                rows.clear()  # before the next part is drawn: one part in memory, not two
     return SamplingSummary(
         drawing.num_drawn, before + drawing.num_drawn, drawing.num_tokens, drawing.num_truncated, drawing.seconds
     )
 
 
 def check_run_size(num_samples: int, chunk_size: int | None, first_sample: int = 0) -> tuple[int, int | None, int]:
-    """The counts as integers; those that make no run are refused."""
+    """The sizes of a run as integers, after checks."""
     chunk_size = None if chunk_size is None else check_integer("chunk_size", chunk_size)
     return check_integer("num_samples", num_samples), chunk_size, check_integer("first_sample", first_sample, 0)
 

@@ -1,4 +1,4 @@
-"""A schedule of attempts as a YAML file: the arms, the order of attempts, and what it is expected to give."""
+"""A schedule of attempts as a YAML file: the arms, the order of attempts, and the expected coverage."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ class ArmSchedule(NamedTuple):
 
 
 class FollowedSchedule(ArmSchedule):
-    """A schedule that a sampler is known to follow; `follow` makes it."""
+    """A schedule that `follow` has checked against a sampler."""
 
 
 def write_schedule(
@@ -39,13 +39,13 @@ def write_schedule(
     arms: Sequence[Arm],
     expected: Sequence[Mapping[str, Any]] = (),
 ) -> ArmSchedule:
-    """Write a schedule; arms without an attempt are left out. Relative folders are written as seen from the file's.
+    """Write a schedule without the arms that have no attempt. Relative folders are written relative to the file.
 
     Args:
         path: The file.
         schedule: The order of attempts.
         arms: The arms that it was planned over, in that order.
-        expected: What it is expected to give, for the record: a mapping of plain numbers and text for each k.
+        expected: The expected coverage, for the record: a mapping of plain numbers and text for each k.
 
     Returns:
         What was written: the schedule over the arms that are sampled.
@@ -104,10 +104,10 @@ def read_schedule(path: str | os.PathLike[str]) -> ArmSchedule:
 
 
 def schedule_of_run(folder: Path, manifest: Mapping[str, Any]) -> ArmSchedule | None:
-    """The schedule along which a run was sampled, without what it was expected to give; None for a run of one arm.
+    """The schedule of a run, without its expected coverage; None for a run of one arm.
 
     Raises:
-        StoreError: The manifest holds it damaged.
+        StoreError: The schedule in the manifest is damaged.
     """
     if "schedule" not in manifest:
         return None
@@ -118,20 +118,19 @@ def schedule_of_run(folder: Path, manifest: Mapping[str, Any]) -> ArmSchedule | 
         return ArmSchedule(AttemptOrder.from_dict({**entries, **nothing}), arms)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise StoreError(
-            f"the schedule in {folder / 'manifest.json'} is damaged: {error}. Put the file back as it was, or begin "
-            "another run."
+            f"the schedule in {folder / 'manifest.json'} is damaged: {error}. Restore the file, or begin another run."
         ) from error
 
 
 def follow(
     schedule: ArmSchedule | str | os.PathLike[str], sampler: Mapping[str, Any], params: SamplingParams
 ) -> FollowedSchedule:
-    """Read a schedule if it is a file, and refuse one that cannot be followed; what was followed before is as it was.
+    """Read a schedule if it is a file, and check once that the sampler can follow it.
 
-    `sampler` is what the sampler's `identity` says, or as much of it as is known before it is loaded.
+    `sampler` is the sampler's `identity`, or as much of it as is known before the model is loaded.
 
     Raises:
-        ValueError: A temperature or an adapter beside the arms' own.
+        ValueError: A temperature or an adapter is given beside those of the arms.
         StoreError: The file holds no schedule, it is for another model, or one of its adapters is gone.
     """
     if isinstance(schedule, FollowedSchedule):
@@ -160,7 +159,7 @@ def follow(
                 f"({arm.model_fingerprint or 'no fingerprint'}), and the sampler has {sampler.get('model')!r} "
                 f"({fingerprint or 'no fingerprint'}). {remedy}"
             )
-        # A server may know the adapter by name, or have it on its own disk.
+        # A server may know an adapter by name, or have it on its own disk.
         if arm.adapter and not is_served and not (Path(arm.adapter) / "adapter_config.json").is_file():
             raise StoreError(
                 f"the adapter of arm {arm.name!r} is gone: {arm.adapter} has no adapter_config.json. Restore it, or "
@@ -170,7 +169,7 @@ def follow(
 
 
 def _moved(arm: Arm, origin: Path, target: Path) -> Arm:
-    """The arm with its relative folders, seen from `origin`, as they are seen from `target`; names stay."""
+    """The arm with its folders relative to `target` instead of `origin`; names stay."""
 
     def moved(name: str) -> str:
         there = origin / name

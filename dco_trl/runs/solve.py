@@ -1,4 +1,4 @@
-"""Answer problems within a budget: sample in rounds, verify after each, leave a problem alone once it is solved."""
+"""Answer problems within a budget: sample in rounds, verify after each, and stop at an accepted answer."""
 
 import json
 import os
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
     from ..sampling.protocol import Sampler
     from .schedule_file import ArmSchedule
 
-# The file with the answers, in the run's folder.
+# The file with the answers in the run's folder.
 ANSWERS = "answers.jsonl"
-# A round adds half of the attempts before it: what is drawn after the accepted one stays below that.
+# A round adds half of the attempts before it, which bounds what is drawn after the accepted one.
 _GROWTH = 1.5
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one problem.
+    """The outcome for one problem; the last four are None if it is unsolved.
 
     Args:
         problem_id: The problem.
         solved: Whether an answer was accepted.
         attempts: Attempts spent on it.
-        answer: The accepted answer, as the verifier extracted it; None if unsolved.
+        answer: The accepted answer, as the verifier extracted it.
         completion: The whole completion that holds it.
-        attempt: The attempt at which it came, counted from 1.
+        attempt: The attempt that gave it, counted from 1.
         arm: The model or adapter, and the temperature, that gave it.
     """
 
@@ -61,14 +61,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class SolveSummary:
-    """What a call of [`solve`][dco_trl.runs.solve.solve] found.
+    """The answers that [`solve`][dco_trl.runs.solve.solve] found.
 
     Args:
         answers: One for each problem, in order.
         num_attempts: The budget of each problem.
-        statuses: Completions by verdict: "graded", "unparsed", "timeout", "error".
         curve: For several budgets k, up to `num_attempts`: k, the share of problems solved within k attempts, and the
             mean number of attempts spent on a problem under that budget.
+        statuses: Completions by verdict: "graded", "unparsed", "timeout", "error".
     """
 
     answers: tuple[Answer, ...]
@@ -111,27 +111,27 @@ def solve(
 ) -> SolveSummary:
     """Sample until the verifier accepts an answer, up to a budget per problem.
 
-    Attempts are drawn in rounds that end at 1, 2, 3, 4, 6, 9, 13, … Each round samples the problems that are open and
-    verifies what was drawn. Every chunk of samples and of verdicts is on disk before the next begins: killed at any
-    moment, the same call goes on, and no attempt is lost or drawn twice. A larger `num_attempts` goes on with what is
-    unsolved; a smaller one tells what it would have given. `answers.jsonl` in the folder has an `Answer` per line,
-    written anew after each round.
+    Attempts are drawn in rounds that end at 1, 2, 3, 4, 6, 9, 13, … Each round samples the unsolved problems and
+    verifies the new samples. Every chunk of samples and of verdicts is on disk before the next begins: the same call
+    continues after a kill, and no attempt is lost or drawn twice. A larger `num_attempts` continues with the unsolved
+    problems; a smaller one returns what it would have given. `answers.jsonl` in the folder has an `Answer` per line
+    and is rewritten after each round.
 
     Args:
-        problems: What to solve. `answer` may be "" where the verifier needs no reference.
-        sampler: As for [`sample_run`][dco_trl.runs.sample_run], and so `schedule`, `params` and `dataset`.
+        problems: What to solve. `answer` may be "" if the verifier needs no reference.
+        sampler: As for [`sample_run`][dco_trl.runs.sample_run], like `schedule`, `params` and `dataset`.
         verifier: Any grader, as for [`grade_run`][dco_trl.runs.grade_run]: "math", "exact", "code", an import path, or
-            a function. Only what it scores above 0.5 is accepted.
+            a function. A score above 0.5 accepts an answer.
         run_dir: The folder for samples, verdicts and answers.
         num_attempts: Budget per problem.
         chunk_size: Sequences per chunk.
         grading: Further arguments of `BulkGrader`, such as `{"timeout": 5.0}`.
-        progress: Show problems solved, open ones and attempts spent, on standard error.
+        progress: Show solved and open problems and the attempts spent, on standard error.
 
     Raises:
-        ValueError: The verifier needs a reference and a problem has none, or a temperature beside a schedule.
-        GraderError: The verifier raises. The samples are kept: the same call verifies them again.
-        StoreError: The folder is in use, holds another run, or cannot be written; the schedule is of another model,
+        ValueError: The verifier needs a reference and a problem has none, or a temperature is given beside a schedule.
+        GraderError: The verifier raises. The samples are kept, and the same call verifies them again.
+        StoreError: The folder is in use, holds another run, or cannot be written; the schedule is for another model,
             or one of its adapters is gone.
 
     Examples:
@@ -146,8 +146,7 @@ def solve(
         ```
 
     Relations:
-        [`evaluate`][dco_trl.runs.evaluate] draws equally many samples of every problem: an estimate of pass@k needs
-        them, and nothing here gives one.
+        Use [`evaluate`][dco_trl.runs.evaluate] to estimate pass@k, which needs equally many samples of every problem.
     """
     from ..grading import BulkGrader
     from ..grading.graders import grader_name
@@ -183,7 +182,7 @@ def round_ends(num_attempts: int) -> list[int]:
 
 
 class _Solving:
-    """One call's work: what is on disk first, then round by round."""
+    """The work of one call: verify what is on disk, then go round by round."""
 
     def __init__(
         self, store: RunStore, bulk: "BulkGrader", attempts: Attempts, drawing: Drawing, num_attempts: int
@@ -208,7 +207,7 @@ class _Solving:
         with tqdm(desc=self.store.path.name, total=len(self.present), unit="problem", disable=not progress) as bar:
             for start, end in zip([0, *ends], ends, strict=False):
                 self._show(bar)
-                # Of a solved problem, only what comes before its accepted attempt.
+                # A solved problem only lacks attempts before its accepted one.
                 stops = (min(end, self.accepted.get(problem_id, (end,))[0]) for problem_id in self.present)
                 wanted = (np.arange(start, stop) for stop in stops)
                 for part, rows in self.drawing(plan(wanted, self.present.values())):
@@ -250,7 +249,7 @@ class _Solving:
         return budget, solved / len(self.present), spent / len(self.present)
 
     def _answers(self) -> Iterator[Answer]:
-        """What the budget gave: of attempts beyond it, made under a larger one, nothing counts."""
+        """The answers within the budget. Attempts beyond it, from an earlier larger one, do not count."""
         for problem_id, indices in self.present.items():
             spent = int((indices < self.budget).sum())
             index, answer, text = self.accepted.get(problem_id, (self.budget, "", ""))

@@ -1,10 +1,10 @@
 """One folder per run: a manifest, the problems, and samples in Parquet parts that appear whole or not at all.
 
 `docs/evaluating.md` lists the files and their columns. The key of a sample is (problem_id, sample_index). A file is
-written under a temporary name, forced to disk and renamed, so a process killed at any moment leaves only whole parts;
-what is missing is found again from the parts' key columns. The last hash in a part's name is that of the file's
-footer, and the pages have checksums, so any damage to what is read is noticed. Verdicts have the rows of one part of
-samples, whose hash stands before their own: they never judge others.
+written under a temporary name, forced to disk and renamed. A process killed at any moment therefore leaves only whole
+parts, whose key columns tell what is missing. The last hash in a part's name is that of the file's footer, and the
+pages have checksums, so reading notices any damage. A part of verdicts has the rows of one part of samples and that
+part's hash in its name, so it never judges others.
 """
 
 import json
@@ -28,7 +28,7 @@ _KEY_FIELDS = [("problem_id", pa.string()), ("sample_index", pa.int32())]
 SAMPLE_SCHEMA = pa.schema(
     [*_KEY_FIELDS, ("text", pa.string()), ("num_tokens", pa.int32()), ("finish_reason", pa.string())]
 )
-# Of a run along a schedule.
+# The samples of a run along a schedule.
 SCHEDULED_SCHEMA = SAMPLE_SCHEMA.append(pa.field("arm", pa.string()))
 GRADE_SCHEMA = pa.schema([*_KEY_FIELDS, ("score", pa.float32()), ("answer", pa.string()), ("status", pa.string())])
 
@@ -40,7 +40,7 @@ class RunStore:
         path: The folder. It must hold a run; [`RunStore.writing`][dco_trl.runs.RunStore.writing] makes one.
 
     Raises:
-        StoreError: There is no run, or its manifest or its problems are damaged.
+        StoreError: The folder holds no run, or its manifest or its problems are damaged.
 
     Examples:
         ```python
@@ -71,25 +71,27 @@ class RunStore:
     def writing(
         cls, path: str | os.PathLike[str], manifest: Mapping[str, Any], problems: Sequence[Problem]
     ) -> Iterator["RunStore"]:
-        """Make the folder, or go on with the run in it, alone: the folder is locked until the block ends.
+        """Make a run, or continue the one in the folder, which stays locked until the block ends.
 
         Args:
             path: The folder.
-            manifest: What the samples are draws of. A run in the folder must have the same, key by key and down into
-                nested mappings; the keys `versions`, `num_samples` and `dataset` are recorded but may differ.
+            manifest: What the samples are draws of. A run in the folder must have the same values, also inside nested
+                mappings; only `versions`, `num_samples` and `dataset` may differ, and are recorded.
             problems: The problems. A run in the folder must have the same ids, prompts and answers.
 
         Raises:
-            StoreError: Another process uses the folder; it holds something else; or a run that differs, in which case
-                the message lists each key with both values.
+            StoreError: Another process uses the folder; it holds other files; or it holds a run that differs, and the
+                message lists each key with both values.
         """
         folder = Path(path)
         if not problems:
             raise StoreError("there are no problems to sample: the data set is empty")
         _refuse_other_files(folder)
         with locked(folder) as lock:
-            start_session(folder, manifest, problems)
-            store = cls(folder)
+            store = cls(folder) if (folder / "manifest.json").exists() else None
+            written = start_session(folder, store.manifest if store else None, manifest, problems)
+            store = store or cls(folder)
+            store.manifest = written
             store.samples_dir.mkdir(exist_ok=True)
             refresh_listing(store.samples_dir)
             store._locks[store.samples_dir] = lock
@@ -97,10 +99,10 @@ class RunStore:
             yield store
 
     def write_samples(self, rows: Sequence[tuple[Any, ...]]) -> Path:
-        """Add one part of samples; when this returns its file, it is on disk.
+        """Add one part of samples and return its file, which is then on disk.
 
         Args:
-            rows: (problem_id, sample_index, text, num_tokens, finish_reason) each, and the arm in a run along a
+            rows: Each (problem_id, sample_index, text, num_tokens, finish_reason), and the arm in a run along a
                 schedule.
 
         Raises:
@@ -113,14 +115,14 @@ class RunStore:
         return part
 
     def add_part(self, part: Path) -> None:
-        """Copy a part of samples of another run, under its hash and a number of this run's own."""
+        """Copy a part of samples from another run, under its own hash and this run's next number."""
         self._require_lock(self.samples_dir)
         write_atomically(self.samples_dir / f"part-{self._next_number:06d}-{hash_of(part)}.parquet", part.read_bytes())
         self._next_number += 1
 
     @contextmanager
     def grading(self, grader: str, source: str | None, anew: bool = False) -> Iterator[None]:
-        """Make or enter the folder of one grader's verdicts, alone: it is locked until the block ends.
+        """Open the folder of one grader's verdicts for writing; it stays locked until the block ends.
 
         Args:
             grader: The grader's name.
@@ -128,19 +130,20 @@ class RunStore:
             anew: Delete the verdicts that are there.
 
         Raises:
-            StoreError: Another process grades there, or there are verdicts of another grader, or of another version.
+            StoreError: Another process grades there, or the verdicts there are of another grader or version.
         """
         folder, asked = self.grades_dir(grader), {"grader": grader, "source": source}
         with locked(folder) as lock:
             header = folder / "grader.json"
-            for path in [*list_parts(folder), header] if anew else []:  # without its header, a part is refused
+            # The header goes last: parts without one are refused.
+            for path in [*list_parts(folder), header] if anew else []:
                 path.unlink(missing_ok=True)
             if header.exists():
                 refuse_other_verdicts(folder, read_header(header), asked)
             elif list_parts(folder):
                 raise StoreError(
-                    f"{folder} has verdicts and no grader.json that tells whose: restore it, or move the folder away "
-                    "and grade anew."
+                    f"{folder} has verdicts but no grader.json that names their grader: restore it, or move the "
+                    "folder away and grade anew."
                 )
             else:
                 write_atomically(header, (json.dumps(asked, indent=2) + "\n").encode())
@@ -148,7 +151,7 @@ class RunStore:
             yield
 
     def write_grades(self, grader: str, samples: Path, table: pa.Table) -> Path:
-        """Add a grader's verdicts on one part of samples, row by row as in that part; see `write_samples`."""
+        """Add a grader's verdicts on one part of samples, in the order of its rows; see `write_samples`."""
         folder = self.grades_dir(grader)
         self._require_lock(folder)
         return write_part(folder, samples.stem, table.cast(GRADE_SCHEMA))
@@ -177,7 +180,7 @@ class RunStore:
         return self.path / "grades" / grader_slug(grader)
 
     def grade_parts(self, grader: str) -> dict[str, Path]:
-        """The files with a grader's verdicts, by the stem of the file with the samples that they judge.
+        """The files with a grader's verdicts, keyed by the stem of the file of samples that each judges.
 
         Raises:
             StoreError: There are two files for the same samples.
@@ -188,38 +191,38 @@ class RunStore:
             if samples in found:
                 raise StoreError(
                     f"{path.parent} has 2 files with verdicts on {samples}: {found[samples].name}, {path.name}. Move "
-                    "them out of the folder and grade again."
+                    "both out of the folder and grade again."
                 )
             found[samples] = path
         return found
 
     def read_samples(self, part: Path, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read one part of samples, or some of its columns, and nothing else of the file.
+        """Read one part of samples, or some of its columns and no more of the file.
 
         Raises:
             StoreError: The file is damaged; the message names it and says what to do.
         """
-        return read_part(part, _some_of(self.sample_schema, columns), "its samples are then drawn")
+        return read_part(part, self.sample_schema, columns, "its samples are then drawn")
 
     def read_grades(self, part: Path, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one part of verdicts, as [`read_samples`][dco_trl.runs.RunStore.read_samples] reads samples."""
-        return read_part(part, _some_of(GRADE_SCHEMA, columns), "its samples are then graded")
+        return read_part(part, GRADE_SCHEMA, columns, "its samples are then graded")
 
     def present(self) -> dict[str, np.ndarray]:
-        """Which samples there are, from the key columns alone: what sampling, grading and the report ask first.
+        """Which samples there are, read from the key columns alone.
 
         Returns:
             For each problem, in order, the indices of its samples in increasing order, int32.
 
         Raises:
-            StoreError: A part is damaged, has a problem that is not the run's, or a sample that another part has too.
+            StoreError: A part is damaged, has samples of a problem that is not the run's, or a sample is there twice.
         """
         found = {problem.problem_id: [np.empty(0, np.int32)] for problem in self.problems}
         for part in self.sample_parts():
             for problem_id, rows in rows_by_problem(self.read_samples(part, KEY)):
                 if problem_id not in found:
                     raise StoreError(
-                        f"{part} has samples of {problem_id!r}, which is no problem of this run. Was it copied in "
+                        f"{part} has samples of {problem_id!r}, which is not a problem of this run. Was it copied in "
                         "from another run? Move it out of the folder."
                     )
                 found[problem_id].append(rows["sample_index"].to_numpy())
@@ -234,7 +237,7 @@ class RunStore:
 
 
 def sample_table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
-    """Rows of samples as a table; half of a character, cut by the token limit, becomes "?"."""
+    """Rows of samples as a table."""
     columns: list[Sequence[Any]] = [list(column) for column in zip(*rows, strict=True)]
     columns[2] = [replace_surrogates(text) for text in columns[2]]
     return pa.table(columns, schema=schema)
@@ -261,34 +264,30 @@ def grader_slug(grader: str) -> str:
 
 
 def replace_surrogates(text: str) -> str:
-    """The text with "?" for each lone surrogate: half of a character cut by the token limit is not Unicode."""
+    """The text with "?" for each lone surrogate, which is half of a character cut by the token limit."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Whose verdicts a folder has: `grader`, its name, and `source`, what its verdicts depend on."""
+    """Which grader a folder's verdicts are from: its name `grader`, and `source`, what its verdicts depend on."""
     try:
         match json.loads(path.read_text(encoding="utf-8")):
             case {"grader": str(grader), "source": str() | None as source} if grader_slug(grader) == path.parent.name:
                 return {"grader": grader, "source": source}
             case other:
-                raise ValueError(f"it should name `grader`, as its folder does, and `source`, got {other}")
+                raise ValueError(f"it should have the folder's `grader` and its `source`, got {other}")
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({error}). Move its folder away and grade anew.") from error
 
 
 def refuse_other_verdicts(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Verdicts of another grader, or of another version of it, are not to be mixed with these."""
+    """Refuse to mix verdicts of two graders, or of two versions of one."""
     if found != asked:
         raise StoreError(
             f"{folder} holds verdicts of grader {found['grader']!r} with source {found['source']!r}, and "
             f"{asked['grader']!r} now has source {asked['source']!r}. Verdicts of the two must not be mixed: "
             "grade all samples anew with `dco-trl grade --regrade`, or move the folder away. Nothing was changed."
         )
-
-
-def _some_of(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
-    return schema if columns is None else pa.schema([schema.field(name) for name in columns])
 
 
 def _refuse_other_files(folder: Path) -> None:

@@ -280,7 +280,7 @@ def test_an_adapter_is_sampled_and_named(here, tmp_path, capsys):
         (["--output", "out"], "cannot write a file of type ''"),
         (["--output", "train.jsonl"], "--output 'train.jsonl' is the data set itself, which is not overwritten"),
         (["--num-problems", "99"], "--num-problems is 99, and train.jsonl has 7 rows. Ask for fewer"),
-        (["--answer-column", "target"], "--answer-column names 'target', which is no column of train.jsonl"),
+        (["--answer-column", "target"], "--answer-column names 'target', which is not a column of train.jsonl"),
         (["--grader", "maths"], "grader 'maths' is not known"),
         (["--run", "MODEL"], "holds other files"),
     ],

@@ -154,7 +154,7 @@ def test_coverage_counts_the_reference_only(here, capsys):
         (["--temperature", "-1"], "temperature=-1.0 must be a finite number"),
         (["--dataset", "absent.jsonl"], "data set 'absent.jsonl': there is no such file"),
         (["--dataset", "empty.jsonl"], "empty.jsonl is empty: there is nothing to sample"),
-        (["--answer-column", "target"], "--answer-column names 'target', which is no column of problems.jsonl"),
+        (["--answer-column", "target"], "--answer-column names 'target', which is not a column of problems.jsonl"),
         (["--id-column", "target"], "--id-column does not name the rows of problems.jsonl: there is no column"),
         (["--prompt-template", "{question}"], "--prompt-template names ['question']"),
         (["--prompt-template", "{problem!x}"], "--prompt-template '{problem!x}' cannot format the columns of"),

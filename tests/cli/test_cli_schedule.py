@@ -316,7 +316,7 @@ def test_eval_along_a_schedule_reports_it_and_goes_on(here, tmp_path, capsys, pl
         (["--schedule", "SCHEDULE", "--adapter", "runs/ce"], "--adapter runs/ce cannot be combined with a schedule"),
         (["--schedule", "SCHEDULE", "--temperature", "1.5"], "temperature=1.5 cannot be combined with a schedule"),
         (["--schedule", "SCHEDULE", "--model", "OTHER"], "Load that model, or plan a schedule for this one."),
-        (["--answer-column", "absent", "--grader", "json:loads"], "--answer-column names 'absent', which is no"),
+        (["--answer-column", "absent", "--grader", "json:loads"], "--answer-column names 'absent', which is not"),
     ],
 )
 def test_solve_refuses(here, tmp_path, capsys, arguments, told):
@@ -344,7 +344,7 @@ def test_references_are_read_where_data_sets_have_them(here, tmp_path, capsys):
             assert main(asked) == (2 if grader == "regex" else 0)
         if grader != "regex":
             assert RunStore(tmp_path / f"solve-{grader}").problems[0].answer == row.get("answerKey", "")
-    assert "--answer-column names 'answer', which is no column of " in capsys.readouterr().err
+    assert "--answer-column names 'answer', which is not a column of " in capsys.readouterr().err
 
 
 def test_a_schedule_finds_its_adapters_from_its_own_folder(here, tmp_path, monkeypatch, capsys):

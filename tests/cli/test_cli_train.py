@@ -238,7 +238,7 @@ def test_help_names_what_dco_adds_first(capsys, tmp_path, monkeypatch):
         (["--label_smoothing_factor", "0.1"], "`label_smoothing_factor=0.1` takes the loss from elsewhere"),
         (["--packing", "--packing_strategy", "wrapped"], "`packing_strategy='wrapped'` cuts sequences"),
         (["--dataset_name", "data/nosuch.jsonl"], "data set 'data/nosuch.jsonl': there is no such file. Check its"),
-        (["--dataset_name", "nosuch/dataset"], "'nosuch/dataset' is neither a file here nor could the datasets"),
+        (["--dataset_name", "nosuch/dataset"], "'nosuch/dataset' is not a file here, and the datasets lib"),
         (["--dataset_name", "bad/broken.jsonl"], "data set 'bad/broken.jsonl', line 2: not JSON: Expecting property"),
         (["--dataset_name", "bad/mixed.jsonl"], "bad/mixed.jsonl': row 1, column 'completion': 6 does not go with"),
         (["--dataset_name", "bad/digits.jsonl"], "column `completion` of the train dataset holds int64 and no text"),

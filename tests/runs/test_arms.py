@@ -100,9 +100,7 @@ def test_checkpoints_that_were_evaluated_on_other_rows_are_refused(tmp_path, dat
     for name, fingerprint in (("a", "1" * 16), ("b", "1" * 16), ("c", "2" * 16), ("old", None)):
         save_checkpoint_log_p(tmp_path / name / "checkpoint-1", {0: -1.0}, dataset, "MODEL", fingerprint)
     assert len(read_arms([tmp_path / name for name in ("a", "b", "old")]).arms) == 3
-    error = (
-        f"checkpoint-1 and .*c/checkpoint-1 were evaluated on different rows{told}, or on the same in another order"
-    )
+    error = f"checkpoint-1 and .*c/checkpoint-1 were evaluated on different rows{told}, or on the same rows in another"
     with pytest.raises(StoreError, match=error):
         read_arms([tmp_path / "a", tmp_path / "old", tmp_path / "c" / "checkpoint-1"])
     # Of sets with other names nothing is said.
@@ -115,7 +113,7 @@ def test_checkpoints_that_were_evaluated_on_other_rows_are_refused(tmp_path, dat
     ("make", "told"),
     [
         (lambda path: [], "there are no arms: name files of `dco-trl coverage`"),
-        (lambda path: [path], "holds no arms: it is no file of `dco-trl coverage`, no graded run, and no checkpoint"),
+        (lambda path: [path], "holds no arms: it is neither a file of `dco-trl coverage` nor a graded run nor a"),
         (lambda path: [write(path / "a", ARMS[:1], ["x"])] * 2, r"arm 'runs/a' was read before\. Name each"),
         (
             # The same folder, once with a slash and without a fingerprint.

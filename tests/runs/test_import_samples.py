@@ -107,11 +107,11 @@ def test_what_is_known_of_a_sample_comes_along(problems):
             {"problem": "a", "completion": "x"},
             r"columns \['completion', 'problem'\]. Samples have `problem_id`",
         ),
-        ({"problem_id": "c", "text": "x"}, "row 0 is of problem 'c', and the data set has 'a', 'b' and so on. Give"),
-        ({"problem_id": "a", "text": None}, "row 0 has no text, but None: leave out what was not sampled"),
+        ({"problem_id": "c", "text": "x"}, "row 0 is of problem 'c', but the data set has 'a', 'b' and so on. Give"),
+        ({"problem_id": "a", "text": None}, "row 0 has no text but None: leave out rows that were not sampled"),
         ({"problem_id": "a", "text": "x", "correct": "yes"}, "row 0 has the verdict 'yes': write true or false"),
         (5, "row 0 is not an object with columns but 5"),
-        ({"generation": "x", "expected_answer": "4"}, "has the reference answer '4', and problem 'a' has '2': is it"),
+        ({"generation": "x", "expected_answer": "4"}, "has the reference answer '4', but problem 'a' has '2': is it"),
     ],
 )
 def test_what_cannot_be_samples_of_these_problems_is_named(problems, row, told):

@@ -131,7 +131,7 @@ def test_training_data_of_several_kinds(tmp_path):
         ("jsonl", [{"x": "\ud83d"}], "row 0, column 'x': '\\ud83d' does not go"),
         ("jsonl", [{"x": nested(101)}], "row 0, column 'x': nested deeper than 100 levels"),
         ("jsonl", [], "is empty: there is nothing to train on. Check the file or the split"),
-        ("csv", [{"num_sampled": "4"}, {"num_sampled": "NA"}], "row 1, column 'num_sampled': 'NA' is no whole number"),
+        ("csv", [{"num_sampled": "4"}, {"num_sampled": "NA"}], "row 1, column 'num_sampled': 'NA' is not an integer"),
     ],
 )
 def test_training_data_that_make_no_column(tmp_path, kind, rows, told):
@@ -148,14 +148,14 @@ def test_what_datasets_can_load(tmp_path):
     datasets.DatasetDict({"test": dataset, "train": dataset.select([1])}).save_to_disk(tmp_path / "splits")
     assert read_problems(tmp_path / "splits") == PROBLEMS
     assert len(read_problems(tmp_path / "splits", split="train")) == 1
-    with pytest.raises(DataError, match=r"has no split 'validation'. Choose one that it has: \['test', 'train'\]"):
+    with pytest.raises(DataError, match=r"has no split 'validation'. Choose one of \['test', 'train'\]"):
         read_problems(tmp_path / "splits", split="validation")
     folder = tmp_path / "files"
     folder.mkdir()
     write(folder, "jsonl").rename(folder / "test.jsonl")
     assert read_problems(folder) == PROBLEMS
     assert problems_from_rows(dataset) == PROBLEMS
-    with pytest.raises(DataError, match="'no/such-data' is neither a file here nor could the datasets library load"):
+    with pytest.raises(DataError, match="'no/such-data' is not a file here, and the datasets library could not"):
         read_problems("no/such-data")
 
 
@@ -223,8 +223,8 @@ def answered(answer):
     ("rows", "told"),
     [
         ([], "d is empty: there is nothing to sample"),
-        ([{"problem": "p", "answer": "a"}], "`prompt_column` names 'prompt', which is no column of d; its columns"),
-        ([{"prompt": "p", "completion": "a"}], "`answer_column` names 'answer', which is no column of d to grade"),
+        ([{"problem": "p", "answer": "a"}], "`prompt_column` names 'prompt', which is not a column of d; its columns"),
+        ([{"prompt": "p", "completion": "a"}], "`answer_column` names 'answer', which is not a column of d; its col"),
         ([ROWS[0], {"prompt": "p"}], "column 'answer' is absent, None or empty in 1 of 2 rows (row numbers 1)"),
         ([ROWS[0], *answered(None)], "'answer' is absent, None or empty in 1 of 2 rows"),
         (answered(float("nan")), "'answer' is absent, None or empty in 1 of 1 rows"),
@@ -379,7 +379,7 @@ def test_the_fingerprint_is_of_ids_prompts_and_answers():
 @pytest.mark.parametrize("column", [r"a\u0000", r"\u0000", r"\ud83d"])
 def test_a_file_that_makes_no_data_set_is_named(column, tmp_path):
     (tmp_path / "rows.jsonl").write_text(f'{{"{column}": "x"}}\n')
-    with pytest.raises(DataError, match=r"(?s)rows.jsonl' makes no data set: .* Write the file again"):
+    with pytest.raises(DataError, match=r"(?s)rows.jsonl' cannot be made a data set: .* Write the file again"):
         read_dataset(tmp_path / "rows.jsonl")
 
 

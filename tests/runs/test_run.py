@@ -249,7 +249,7 @@ def test_grades_that_do_not_belong_are_noticed(sampled):
     # Renamed by hand, so that it names the samples of another part.
     impostor = grades / f"{first.name[:28]}{second.name[28:]}"
     shutil.copy(second, impostor)
-    with pytest.raises(StoreError, match="exact has 2 files with verdicts on part-000000-.*Move them out"):
+    with pytest.raises(StoreError, match="exact has 2 files with verdicts on part-000000-.*Move both out"):
         load_results(sampled)
     first.unlink()
     with pytest.raises(StoreError, match="part-000000-.* does not belong to .*: their keys differ. Move it out"):
@@ -266,7 +266,7 @@ def test_grades_that_do_not_belong_are_noticed(sampled):
 @pytest.mark.parametrize(
     ("header", "told"),
     [
-        ("{}", "damaged (it should name `grader`, as its folder does, and `source`, got {})"),
+        ("{}", "damaged (it should have the folder's `grader` and its `source`, got {})"),
         ("[" * 100_000, "damaged (maximum recursion depth exceeded"),
         ('{"grader": "maths", "source": null}', "got {'grader': 'maths', 'source': None}"),
         ('{"grader": 3, "source": null}', "got {'grader': 3,"),
@@ -286,7 +286,7 @@ def test_a_damaged_header_of_grades_is_named(sampled, header, told):
 def test_verdicts_without_a_header_are_not_taken_for_those_of_today(sampled):
     grade_run(sampled, "exact", progress=False)
     (sampled / "grades/exact/grader.json").unlink()
-    with pytest.raises(StoreError, match="exact has verdicts and no grader.json that tells whose: restore it, or"):
+    with pytest.raises(StoreError, match="exact has verdicts but no grader.json that names their grader: restore it"):
         grade_run(sampled, "exact", progress=False)
     with pytest.raises(StoreError, match="was not graded yet"):
         load_results(sampled)

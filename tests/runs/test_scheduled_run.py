@@ -229,7 +229,7 @@ def test_a_damaged_schedule_is_reported(tmp_path, schedule):
     whole = json.loads(file.read_text())
     for key, value in (("blocks", [[7, 1]]), ("arms", [{"adapter": "a"}]), ("arms", 3)):
         file.write_text(json.dumps({**whole, "schedule": {**whole["schedule"], key: value}}))
-        with pytest.raises(StoreError, match="the schedule in .*manifest.json is damaged: .*Put the file back as it"):
+        with pytest.raises(StoreError, match="the schedule in .*manifest.json is damaged: .*Restore the file"):
             load_results(tmp_path / "run")
     file.write_text(json.dumps({**whole, "schedule": {**whole["schedule"], "arms": whole["schedule"]["arms"][::-1]}}))
     assert load_results(tmp_path / "run").problems

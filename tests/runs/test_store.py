@@ -222,7 +222,7 @@ def test_a_table_of_other_columns_is_not_read(tmp_path):
 def test_a_file_with_a_name_that_is_not_ours_is_noticed(tmp_path, name):
     draw(tmp_path / "run")
     shutil.copy(part(tmp_path / "run", 1), tmp_path / "run/samples" / name)
-    with pytest.raises(StoreError, match=rf"{name} is no file of this run: its name should be part-NUMBER-HASH"):
+    with pytest.raises(StoreError, match=rf"{name} is not a file of this run: its name should be part-NUMBER-HASH"):
         RunStore(tmp_path / "run").present()
 
 
@@ -233,7 +233,7 @@ def test_whoever_reads_a_run_refuses_a_part_that_was_copied_in(tmp_path):
     grade_run(run, "exact", progress=False)
     for copied, told in (
         (part(run, 1), "sample 5 of problem 'p0' is there twice. Was a part copied in by hand"),
-        (part(large, 5), "'p4', which is no problem of this run. Was it copied in from another run"),
+        (part(large, 5), "'p4', which is not a problem of this run. Was it copied in from another run"),
     ):
         copy = Path(shutil.copy(copied, run / "samples" / f"part-000099-{copied.name[12:]}"))
         grade, read_it = (lambda: grade_run(run, "exact", progress=False)), (lambda: load_results(run))

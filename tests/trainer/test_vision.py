@@ -222,5 +222,5 @@ def test_pictures_are_not_sampled():
     data = Dataset.from_list([{**row, "answer": "7"} for row in PLAIN])
     with pytest.raises(ValueError, match="has pictures, and no sampler here shows them to a model"):
         CoTDCOTrainer(made["model"], args=args, train_dataset=data, processing_class=made["processing_class"])
-    with pytest.raises(DataError, match="has the column 'images', and pictures are not shown to a model here"):
+    with pytest.raises(DataError, match="has the column 'images', but sampling and exact coverage show a model no"):
         problems_from_rows([{**row, "answer": "7"} for row in PLAIN])
