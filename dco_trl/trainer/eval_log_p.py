@@ -43,7 +43,7 @@ class EvalLogP:
         """Write, if this very step was evaluated."""
         if self._step != step or not self._of_dataset:
             return
-        tables, known = [], {}
+        tables, known = [], dict[str, str]()
         for dataset, (found, fingerprint) in self._of_dataset.items():
             row, log_p = found[found[:, 0].argsort()].T.numpy()
             names = {"arm": [checkpoint.name] * len(row), "dataset": [dataset] * len(row)}
