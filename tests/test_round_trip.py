@@ -58,9 +58,9 @@ FORMATS = {
 CHAT = [name for name, row in FORMATS.items() if not isinstance(row["prompt"], str)]
 NO_CALLS = ("Llama 3", "Gemma", "Phi 3", "Cohere", "LFM 2", "SmolLM2", "Llama 2", "an end appended")
 REFUSED = {
-    **{(name, "a merge"): "makes one token of" for name, family in FAMILIES.items() if family.kind == "bytes"},
+    **{(name, "a merge"): "completion into one token" for name, family in FAMILIES.items() if family.kind == "bytes"},
     **{("GLM 4", form): "No answer of the train dataset ends with an end of sequence" for form in CHAT},
-    **{(f"DeepSeek {v}", form): "renders the prompt of row 0 .* otherwise" for v in ("V3", "R1") for form in CHAT},
+    **{(f"DeepSeek {v}", form): "renders the prompt of row 0 .* differently" for v in ("V3", "R1") for form in CHAT},
     **{(family, "tool call"): "The chat template renders nothing of the completions of 1 of 1" for family in NO_CALLS},
     # With the template's own words; Llama 3.1's are on a list of calls that Arrow filled in with None.
     **{

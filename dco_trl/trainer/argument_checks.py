@@ -1,4 +1,4 @@
-"""Settings of `SFTTrainer` with which p would not be the probability of one whole answer, or weights be ignored."""
+"""Refuses settings of `SFTTrainer` with which p is not that of one whole answer, or weights are ignored."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +10,8 @@ CUTTING_STRATEGIES = ("wrapped", "bfd_split")
 
 
 def check_loss_is_trls(args: DCOConfig, compute_loss_func: Callable | None) -> None:
-    """Raise a `ValueError` if the loss is computed from elsewhere than the log-probabilities."""
-    reason = "takes the loss from elsewhere, so the coverage weights would be ignored."
+    """Raise a `ValueError` if the loss would not be computed from the log-probabilities."""
+    reason = "replaces TRL's loss, so the coverage weights would be ignored."
     if args.label_smoothing_factor > 0:
         raise ValueError(
             f"`label_smoothing_factor={args.label_smoothing_factor}` {reason} Set it to 0: DCO limits confidence "
@@ -27,7 +27,7 @@ def check_loss_is_trls(args: DCOConfig, compute_loss_func: Callable | None) -> N
 
 
 def check_sequences_stay_whole(args: DCOConfig, formatting_func: Callable | None) -> None:
-    """Raise a `ValueError` if a unit would be less or more than an answer."""
+    """Raise a `ValueError` if a sequence would not be exactly one answer."""
     if (args.packing or args.eval_packing) and args.packing_strategy in CUTTING_STRATEGIES:
         raise ValueError(
             f"`packing_strategy={args.packing_strategy!r}` cuts sequences, so p would be the probability of a piece "
@@ -41,7 +41,7 @@ def check_sequences_stay_whole(args: DCOConfig, formatting_func: Callable | None
 
 
 def why_sequences_are_sharded(parallelism_config: Any) -> str | None:
-    """What splits a sequence over devices, and what to do; None if nothing does."""
+    """Name what splits a sequence over devices, and what to do about it; None if nothing does."""
     for name, enabled in (("context", "cp_enabled"), ("sequence", "sp_enabled")):
         if getattr(parallelism_config, enabled, False):
             return (

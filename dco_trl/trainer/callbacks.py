@@ -20,7 +20,7 @@ from ..sampling import Sampler, SamplingParams, TransformersSampler
 from ..statistics import pass_at_k
 from .sharded_weights import is_sharded
 
-# How long the other processes wait for the main one: sampling may take longer than a collective's usual half hour.
+# The other processes wait this long for the main one: sampling may exceed a collective's usual half hour.
 _PATIENCE = datetime.timedelta(days=7)
 
 
@@ -33,27 +33,28 @@ class PassAtKCallback(TrainerCallback):
     $$\text{pass@}k = 1 - \binom{n-c}{k} \Big/ \binom{n}{k}$$
 
     as `eval_pass@k` through the trainer's own `log`, so that it reaches TensorBoard, trackio, wandb, and the log
-    history. Samples and verdicts stay in one run folder for each evaluation, `OUTPUT_DIR/pass_at_k/step-00000100`,
-    which `dco-trl grade` and `dco-trl report` take. If the trainer evaluates at the same step, its metrics get the
+    history. Each evaluation keeps its samples and verdicts in a run folder, `OUTPUT_DIR/pass_at_k/step-00000100`,
+    which `dco-trl grade` and `dco-trl report` read. If the trainer evaluates at the same step, its metrics get the
     values too, so that `metric_for_best_model="eval_pass@16"` works.
 
     Works with any `transformers.Trainer`: `DCOTrainer`, `SFTTrainer`, `GRPOTrainer`. With several processes, the main
-    one samples and grades, and the others wait. Training is as it would be without: random states and the trainer's
-    other metrics are not touched.
+    one samples and grades, and the others wait. Training does not change: random states and the trainer's other
+    metrics are left alone.
 
     Args:
         dataset: Rows with the columns `prompt` and `answer` (a `datasets.Dataset`, or a list of mappings), a file or
             name that `read_problems` takes, or problems that it returned.
         grader: "math", "exact", "package.module:function", or a function with the signature of TRL's reward functions.
-        sampler: "transformers" samples the model in training. A sampler object is used as it is: it samples the model
-            that it has loaded, and bringing the trained weights there is its owner's work.
+        sampler: "transformers" samples the model in training. A sampler object samples the model that it has loaded;
+            loading the trained weights into it is up to you.
         num_samples: Samples drawn per problem, n.
-        k: Number of attempts to estimate for, or several; none above `num_samples`.
+        k: Number of attempts, or several such numbers, each at most `num_samples`.
         every: "epoch", or a number of optimizer steps.
-        trainer: The trainer to log through. A callback is not told its trainer, so add it after the trainer is made.
-        params: How to sample; unless given, temperature 1 and at most 512 tokens.
+        trainer: The trainer to log through. Transformers does not tell a callback its trainer, so make the trainer
+            first and add the callback to it.
+        params: How to sample; by default temperature 1 and at most 512 tokens.
         batch_size: Sequences at a time, with `sampler="transformers"`.
-        output_dir: Folder for the runs; unless given, `pass_at_k` in the trainer's `output_dir`.
+        output_dir: Folder for the runs; by default `pass_at_k` in the trainer's `output_dir`.
 
     Raises:
         ValueError: `k`, `num_samples` or `every` out of range, or an unknown sampler name; at the start of training:
@@ -103,11 +104,11 @@ class PassAtKCallback(TrainerCallback):
             raise ValueError(f"every must be 'epoch' or a number of steps of at least 1, got {every!r}")
         if isinstance(sampler, str) and sampler != "transformers":
             raise ValueError(
-                f"sampler={sampler!r} is not known here: 'transformers' samples the model in training. For another, "
-                "pass the sampler itself, for example ServerSampler(model, base_url=...)."
+                f"sampler={sampler!r} is not known here: 'transformers' samples the model in training. To use "
+                "another, pass the sampler itself, for example ServerSampler(model, base_url=...)."
             )
         self.problems = _problems(dataset)
-        load_grader(grader)  # one that is not there is better found now than after the first epoch
+        load_grader(grader)  # a missing grader should fail now, not after the first epoch
         self.grader, self.sampler, self.num_samples, self.k = grader, sampler, num_samples, ks
         self.every, self.trainer, self.params = every, trainer, params or SamplingParams()
         self.batch_size, self.output_dir = batch_size, output_dir
@@ -119,8 +120,8 @@ class PassAtKCallback(TrainerCallback):
         self._last = (-1, {})
         if self.trainer is None:
             raise ValueError(
-                "PassAtKCallback has no trainer to log through, because a trainer does not make itself known to its "
-                "callbacks. Add it after the trainer is made: "
+                "PassAtKCallback has no trainer to log through, because Transformers does not tell callbacks their "
+                "trainer. Make the trainer first: "
                 "`trainer.add_callback(PassAtKCallback(..., trainer=trainer))`."
             )
         if self.sampler == "transformers" and is_sharded(self.trainer.accelerator):
@@ -143,7 +144,7 @@ class PassAtKCallback(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
     ) -> None:
-        """Lend the values to the trainer's own evaluation at this step, for `metric_for_best_model`."""
+        """Add the values to the trainer's own evaluation at this step, for `metric_for_best_model`."""
         if metrics is not None and self._last[0] == state.global_step:
             metrics.update(self._last[1])
 
@@ -153,7 +154,7 @@ class PassAtKCallback(TrainerCallback):
         trainer: Any = self.trainer
         several = trainer.accelerator.num_processes > 1
         if several and self._group is None:
-            # Made by all processes before the main one is busy; on the CPU, whatever the others speak on.
+            # All processes make it before the main one is busy; on the CPU, whatever backend training uses.
             self._group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
         values = torch.full((len(self.k),), float("nan"), dtype=torch.float64)
         try:
@@ -166,8 +167,8 @@ class PassAtKCallback(TrainerCallback):
             raise RuntimeError("PassAtKCallback failed on the main process; the reason is in its error")
         metrics = {f"eval_pass@{k}": float(value) for k, value in zip(self.k, values, strict=True)}
         self._last = (state.global_step, metrics)
-        # TRL's trainers append what they gathered since the last log, of training or of evaluation, whichever mode the
-        # model is in: training's must wait for training's next log.
+        # TRL's trainers add the metrics gathered for the mode that the model is in: those of training must wait for
+        # training's next log.
         mode, trainer.model.training = trainer.model.training, False
         try:
             trainer.log(dict(metrics))
@@ -203,6 +204,6 @@ def _problems(dataset: Any) -> list[Problem]:
 
 
 def _new_folder(parent: Path, step: int) -> Path:
-    """A folder for this evaluation. One of an earlier training is left alone: its samples are of other weights."""
+    """A new folder for this evaluation: the samples in those of an earlier training are of other weights."""
     names = (f"step-{step:08d}{f'-{number}' if number > 1 else ''}" for number in itertools.count(1))
     return next(parent / name for name in names if not (parent / name).exists())

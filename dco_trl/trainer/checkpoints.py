@@ -24,21 +24,21 @@ _PARTS = {
 
 @contextmanager
 def writing_checkpoint(folder: Path, should_save: bool) -> Iterator[None]:
-    """Make a checkpoint incomplete until the block has written it, and say where it was not written.
+    """Mark a checkpoint as incomplete until the block has written it, and name it if that fails.
 
     `Trainer` writes `trainer_state.json` last and rotates old checkpoints away afterwards, so a folder without that
-    file is one that was being written when the run was stopped.
+    file was being written when the run stopped.
     """
     if should_save:
         folder.mkdir(parents=True, exist_ok=True)
-        # Also a complete checkpoint that is written anew is incomplete for a while.
+        # A complete checkpoint that is overwritten is incomplete for a while too.
         (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
     try:
         yield
     except Exception as error:  # PyTorch reports a full disk as "iostream error"
         error.add_note(
-            f"The checkpoint {folder} could not be written: is the disk full? Earlier ones are unharmed; training "
-            "goes on from the last complete one with `resume_from_checkpoint`."
+            f"The checkpoint {folder} could not be written: is the disk full? Earlier ones are unharmed; "
+            "`resume_from_checkpoint` goes on from the last complete one."
         )
         raise
 
@@ -62,8 +62,8 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str | None, also:
             raise FileNotFoundError(f"`resume_from_checkpoint`: there is no folder {given}.")
         if missing := missing_parts(given, also):
             raise FileNotFoundError(
-                f"The checkpoint {given} is not complete: it has no {', '.join(missing)}. Training would go on as "
-                "another run. Resume from another checkpoint, or start anew from its weights: pass the folder as "
+                f"The checkpoint {given} is not complete: it has no {', '.join(missing)}. Resuming it would continue "
+                "a different run. Resume from another checkpoint, or start anew from its weights: pass the folder as "
                 "`model`."
             )
         return str(given)
@@ -86,7 +86,7 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str | None, also:
 
 
 def missing_parts(checkpoint: Path, also: Sequence[str] = ()) -> list[str]:
-    """What a checkpoint folder lacks of `Trainer`'s files and those in `also`; empty if it is complete."""
+    """The files of `Trainer`, and those in `also`, that a checkpoint folder lacks; empty if it is complete."""
     missing = [part for part, patterns in _PARTS.items() if not any(any(checkpoint.glob(p)) for p in patterns)]
     missing += [name for name in also if not (checkpoint / name).is_file()]
     try:
@@ -111,6 +111,6 @@ def read_state(path: Path) -> Any:
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ValueError(
-        f"{path} was damaged or changed since it was written, so that training would go on as another run. Resume "
+        f"{path} was damaged or changed since it was written: resuming it would continue a different run. Resume "
         "from another checkpoint, or start anew from its weights: pass the folder as `model`."
     )

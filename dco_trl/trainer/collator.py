@@ -1,4 +1,4 @@
-"""TRL's collator, telling besides which examples a batch holds and of how many documents each is."""
+"""TRL's collator, which also tells which examples a batch holds and how many documents each has."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -12,24 +12,24 @@ from .trl_contract import DataCollatorForLanguageModeling
 
 # The column with a row's number in the data set as it was given: preparation may shuffle rows and drop some.
 ROW = "dco_row"
-# What a batch says of its examples stands under this one key, as a dictionary that every library moves to the device.
+# A batch describes its examples under this one key, in a dictionary that every library moves to the device.
 INFO = "dco"
 
 
 @dataclass(frozen=True)
 class BatchInfo:
-    """What a batch says of its examples besides what TRL puts there; None where it says nothing."""
+    """What a batch tells about its examples beyond TRL's columns; None where it tells nothing."""
 
-    row: Int[Tensor, " example"] | None = None  # its number
-    documents: Int[Tensor, " example"] | None = None  # how many it is, in flattened batches
-    # Where rationales were sampled: the row's weight, its estimated log p (nats), and which share of it this is.
+    row: Int[Tensor, " example"] | None = None  # its number in the data set
+    documents: Int[Tensor, " example"] | None = None  # how many it holds, in flattened batches
+    # Where rationales were sampled: the row's weight, its estimated log p (nats), and the sequence's share of it.
     weight: Float[Tensor, " sequence"] | None = None
     log_p: Float[Tensor, " sequence"] | None = None
     share: Float[Tensor, " sequence"] | None = None
 
     @classmethod
     def take_out_of(cls, batch: dict[str, Any]) -> "BatchInfo":
-        """Take it out of a batch, which may then go to a model."""
+        """Take it out of a batch, which can then go to a model."""
         return cls(**batch.pop(INFO, {}))
 
 
@@ -41,8 +41,8 @@ class DCOCollator(DataCollatorForLanguageModeling):
     repeats *examples* to even out the last batch, so an exact mean over documents must know which belong to a repeat.
 
     Args:
-        splits_packs: Whether documents that were packed become rows of their own where batches are padded, as with
-            `eval_packing` alone. TRL leaves such a pack one sequence, of which p would be that of all its documents.
+        splits_packs: Whether packed documents become rows of their own where batches are padded, as with
+            `eval_packing` alone. TRL leaves such a pack as one sequence, and p would be that of all its documents.
     """
 
     splits_packs: bool = False

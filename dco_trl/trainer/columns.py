@@ -1,4 +1,4 @@
-"""Facts about each row of a data set, found in Arrow: no loop over its rows."""
+"""Facts about each row of a data set, found in Arrow without a loop over rows."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -25,7 +25,7 @@ def is_empty(dataset: Dataset, name: str) -> Flags:
 
 
 def has_other_end(dataset: Dataset, name: str, end: str) -> Flags:
-    """Whether each text of a column ends otherwise; messages do not."""
+    """Whether each text of a column has another end; False for messages."""
     found = [np.empty(0, bool)]
     for part in _parts(dataset, name):
         found.append(~_numpy(pc.ends_with(part, end), True) if _is_text(part) else np.zeros(len(part), bool))
@@ -33,7 +33,7 @@ def has_other_end(dataset: Dataset, name: str, end: str) -> Flags:
 
 
 def count_assistant_turns(dataset: Dataset, name: str) -> tuple[NDArray[np.int64], Flags]:
-    """How many messages of each conversation are the assistant's, and whether its last is, with one before it."""
+    """How many messages of each conversation are the assistant's, and whether the last is and follows another."""
     counts, ends = [np.empty(0, np.int64)], [np.empty(0, bool)]
     for part in _parts(dataset, name):
         if not _is_list(part):
@@ -51,13 +51,13 @@ def count_assistant_turns(dataset: Dataset, name: str) -> tuple[NDArray[np.int64
 def answers_of(
     tokenized: Dataset, kinds: NDArray[np.int8], max_length: int | None = None, keeps_end: bool = False
 ) -> dict[str, Flags]:
-    """What is so of each row's answer, its labelled tokens.
+    """Facts about each row's answer: its labelled tokens.
 
     Args:
-        tokenized: Rows with `labels`, whole.
+        tokenized: Rows with `labels`, not cut.
         kinds: From `dco_trl.sampling.end_of_sequence.token_kinds`.
-        max_length: What rows will be cut to; None: they will not be.
-        keeps_end: Whether the cut takes their beginning.
+        max_length: Tokens that rows will be cut to; None if they will not be cut.
+        keeps_end: Whether the cut removes their beginning.
 
     Returns:
         `cut` (it loses labels), `prompt_cut` (the row loses other tokens alone), `unlabelled` (none is left),
@@ -82,7 +82,7 @@ def _answers(labels: pa.Array, kinds: NDArray[np.int8], max_length: int | None, 
     is_label, kind = tokens != -100, kinds[np.clip(tokens, 0, len(kinds) - 1)]
     is_first = np.arange(len(tokens)) == np.repeat(starts, lengths)
     begins = is_label & (is_first | ~np.append(False, is_label)[:-1])
-    # An end of sequence counts where as much content came before it as the whole row shows.
+    # An end of sequence counts if all content of its row comes before it.
     is_content = is_label & (kind == CONTENT)
     seen = np.append(0, np.cumsum(is_content))
     is_end = is_label & (kind == END) & (seen[1:] == np.repeat(seen[ends], lengths))

@@ -1,4 +1,4 @@
-"""Conversations as prompt and completion, where the answer cannot be marked within them."""
+"""Splits conversations into prompt and completion where the answer cannot be marked within them."""
 
 import copy
 from typing import Any
@@ -25,10 +25,10 @@ def has_conversations(dataset: Any) -> bool:
 
 
 def drop_unsupported_assistant_mask(dataset: Any, args: DCOConfig, model: Any, processing_class: Any) -> DCOConfig:
-    """The arguments, without `assistant_only_loss` where no chat template could mark the assistant's tokens.
+    """The arguments, without `assistant_only_loss` if the chat template cannot mark the assistant's tokens.
 
     Raises:
-        ValueError: It could not, and there are rows of several turns, which cannot be split for the user.
+        ValueError: It cannot, and some rows have several turns, so they cannot be split into prompt and completion.
     """
     if not (args.assistant_only_loss and has_conversations(dataset)) or args.chat_template_path is not None:
         return args
@@ -52,24 +52,24 @@ def drop_unsupported_assistant_mask(dataset: Any, args: DCOConfig, model: Any, p
                 args = copy.copy(args)
                 args.assistant_only_loss = False
                 return args
-            several = f"; and {counted(rows, 'train')} do not end with their only turn of the assistant"
+            several = f"; and {counted(rows, 'train')} do not end with their only assistant turn"
         raise ValueError(
             "The tokenizer's chat template does not mark the assistant's tokens (`{% generation %}`), so "
             f"`assistant_only_loss=True` cannot tell the answer from the prompt{several}. Give the dataset `prompt` "
-            "and `completion` columns, one row per turn of the assistant: `prompt` holds the messages before the "
-            "turn, `completion` the turn alone. That works with every template."
+            "and `completion` columns, one row per assistant turn: `prompt` holds the messages before the turn, "
+            "`completion` the turn alone. That works with every template."
         ) from error
 
 
 def split_conversations(dataset: Any, args: DCOConfig, name: str) -> Any:
-    """Conversations of a single answer as `prompt` and `completion`, with a note; any other data set as it is."""
+    """Split conversations of one answer into `prompt` and `completion`, and say so; leave other data sets alone."""
     if args.assistant_only_loss or not isinstance(dataset, Dataset) or not has_conversations(dataset):
         return dataset
     if not _are_single_turns(dataset).all():
         return dataset
     logger.warning(
-        f"The conversations of the {name} dataset have one turn of the assistant each. They are taken as `prompt` "
-        "(the messages before it) and `completion` (the turn), because DCO needs the probability of the answer alone."
+        f"The conversations of the {name} dataset have one assistant turn each. They are split into `prompt` (the "
+        "messages before it) and `completion` (the turn), because DCO needs the probability of the answer alone."
     )
     with PartialState().main_process_first():  # the others read what it has written
         return dataset.map(

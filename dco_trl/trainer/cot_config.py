@@ -17,43 +17,44 @@ STATE_NAME = "cot_state.json"
 class CoTDCOConfig(DCOConfig):
     r"""Arguments of [`CoTDCOTrainer`][dco_trl.trainer.CoTDCOTrainer]: those of `DCOConfig`, and how p is estimated.
 
-    Of TRL's own, look at `max_length`: its default of 1,024 tokens cuts training rows that are longer.
+    Check TRL's `max_length` too: its default of 1,024 tokens cuts longer training rows.
 
     Args:
-        num_rationales: Most rationales sampled for one prompt in one window.
-        rationale_batch: Rationales of a prompt sampled at a time, before looking whether more are needed.
+        num_rationales: Maximum number of rationales sampled per prompt and window.
+        rationale_batch: Rationales sampled per prompt at a time, before checking whether more are needed.
         weight_tolerance: Posterior standard deviation of a prompt's weight at which its sampling stops; 0 draws
-            `num_rationales` for every prompt. Lower it where weights must be more exact, or N is small.
-        weight_floor: Least weight of a prompt. 0 leaves the weights as they are: the gradient is that of coverage, and
-            training comes to rest. With `targets="sampled"` .1 found more at every k where it was tried, if the epoch
-            is chosen; 1 is rejection-sampling fine-tuning, which draws as many rationales as DCO would.
+            `num_rationales` for every prompt. Lower it if weights must be more precise, or if N is small.
+        weight_floor: Minimum weight of a prompt. 0 keeps the weights as they are: the gradient is that of coverage,
+            and training comes to rest. With `targets="sampled"` and the best epoch chosen, .1 solved more at every k
+            where it was tried. 1 is rejection-sampling fine-tuning, which draws as many rationales as DCO would.
         estimator: "posterior", the mean of F(N, p) over what the counts say about p; or "plugin", the authors'
             F(N, c/n), which is biased and never stops early.
-        count_memory: What counts of earlier windows are multiplied by when their prompt comes up again: 0 forgets
-            them, 1 takes the model for unchanged. `estimator="plugin"` forgets, as the authors do.
+        count_memory: Factor on a prompt's counts of earlier windows when it comes up again: 0 forgets them, 1 assumes
+            that the model has not changed. `estimator="plugin"` always forgets them, as the authors do.
         sampling_interval: Optimizer steps between two samplings: a number, or "epoch". 1 is the authors' recipe.
         ce_warmup_steps: Steps of plain cross-entropy before the first sampling (not `warmup_steps`, which is the
             learning rate's). The authors use 20.
-        max_success_rate: The authors' hard filter: rows whose success rate is above it are left out, and the batch is
-            filled with further rows. None trains on every row.
+        max_success_rate: The authors' hard filter: rows with a higher success rate are left out, and other rows fill
+            the batch. None trains on every row.
         targets: "reference" trains on the given rationale (the paper); "sampled" on the model's own correct ones of
             the window, which makes the gradient that of coverage itself.
-        num_targets: Most correct rationales per prompt and window to train on, with `targets="sampled"`: the first m
-            that were drawn share the prompt's weight. More of them have the same expected gradient with less variance,
-            and make the batch m times as large.
+        num_targets: Maximum number m of correct rationales to train on per prompt and window, with
+            `targets="sampled"`: the first m that were drawn share the prompt's weight. A larger m keeps the expected
+            gradient, lowers its variance, and makes the batch m times as large.
         sampler: "transformers" needs nothing more and samples the model in training; "vllm" runs an engine in this
             process, on the same device; "server" asks an OpenAI-compatible endpoint; "none" takes the counts in the
             data set's columns `num_sampled` and `num_correct`, which `dco-trl estimate` writes.
         sampler_kwargs: Options of the sampler's constructor, as a dictionary or JSON: `batch_size` for
             "transformers"; `gpu_memory_utilization`, `max_model_len`, … for "vllm"; `base_url`, and `model` if it is
             served under another name, for "server".
-        coverage_at: The k's for which evaluation logs `eval_coverage@k`; none unless given, because the reference
+        coverage_at: The k's for which evaluation logs `eval_coverage@k`; none by default, because the reference
             rationale's own string has next to no probability. Use
-            [`PassAtKCallback`][dco_trl.trainer.PassAtKCallback].
-        max_rationale_tokens: Longest rationale, end of sequence included. A longer one is cut off and counts as wrong.
+            [`PassAtKCallback`][dco_trl.trainer.PassAtKCallback] instead.
+        max_rationale_tokens: Maximum length of a rationale in tokens, end of sequence included. A longer one is cut
+            off and counts as wrong.
 
     Raises:
-        ValueError: An argument is out of its range, or two do not go together.
+        ValueError: An argument is out of its range, or two of them conflict.
 
     Examples:
         ```python
@@ -88,7 +89,7 @@ class CoTDCOConfig(DCOConfig):
     max_rationale_tokens: int = 512
     coverage_at: list[int] = field(default_factory=list)
 
-    # From the shell it comes as JSON, as `model_init_kwargs` does.
+    # A command line gives it as JSON, like `model_init_kwargs`.
     _VALID_DICT_FIELDS = [*DCOConfig._VALID_DICT_FIELDS, "sampler_kwargs"]
 
     def __post_init__(self) -> None:
@@ -129,7 +130,7 @@ class CoTDCOConfig(DCOConfig):
             )
         if self.auto_find_batch_size:
             raise ValueError(
-                "`auto_find_batch_size` would change the size of micro-batches whose rationales are sampled already. "
+                "`auto_find_batch_size` would change the size of micro-batches whose rationales are already sampled. "
                 "Lower `per_device_train_batch_size` until it fits, and raise `gradient_accumulation_steps` instead."
             )
         if self.packing or self.eval_packing:

@@ -36,32 +36,31 @@ class CoTDCOTrainer(DCOTrainer):
     (`estimator="plugin"`: the authors' \(F(N, k/n)\)), or by `weight_floor`, if that is more. The rest is
     [`DCOTrainer`][dco_trl.trainer.DCOTrainer].
 
-    Training goes in windows of `sampling_interval` optimizer steps. At the start of each the sampler gets the current
-    weights and draws rationales for the window's distinct prompts, in rounds of `rationale_batch`. A prompt is left
-    alone once its weight is known to `weight_tolerance`, or after `num_rationales`. Counts are remembered, at a
-    discount, until the prompt comes up again.
+    Training proceeds in windows of `sampling_interval` optimizer steps. At the start of a window the sampler gets the
+    current weights and draws rationales for the window's distinct prompts, in rounds of `rationale_batch`. Sampling of
+    a prompt stops once its weight is known to `weight_tolerance`, or after `num_rationales`. Counts are remembered, at
+    a discount, until the prompt comes up again.
 
-    Logged once per window: `success_rate`, the mean estimate of p over its prompts, and what became of its rationales
-    (the guide on chains of thought has a table). Then `DCOTrainer`'s, over the sequences trained on:
+    Each window logs `success_rate`, the mean estimate of p over its prompts, and what became of its rationales (the
+    guide on chains of thought has a table). `DCOTrainer`'s metrics are over the sequences trained on:
     `coverage_weight`, and `coverage_loss` and `log_p` at the estimated p.
 
     Args:
         model: Model identifier, folder, `PreTrainedModel` or `PeftModel`, as in `SFTTrainer`.
         args: A [`CoTDCOConfig`][dco_trl.trainer.CoTDCOConfig].
-        data_collator: None: rows are put together after their rationales are sampled, by TRL's own.
+        data_collator: None: TRL's own puts rows together after their rationales are sampled.
         train_dataset: Rows with `prompt`, `completion` (rationale and answer) and `answer` (the reference to grade
             by); further columns reach the grader. With `sampler="none"`, `num_sampled` and `num_correct` in place of
-            `answer`. Where a sampler and counts are both there, the counts are the first window's memory.
-        eval_dataset: As in `DCOTrainer`; what is evaluated is the reference rationale.
+            `answer`. With a sampler, such counts are the first window's memory.
+        eval_dataset: As in `DCOTrainer`; the reference rationale is evaluated.
         processing_class: As in `SFTTrainer`.
         grader: "math", "exact", an import path "package.module:function", or a function with the signature of TRL's
             reward functions.
         **kwargs: Further arguments of `SFTTrainer`: `peft_config`, `callbacks`, …
 
     Raises:
-        ValueError: As `DCOTrainer`; or the data set lacks what sampling and grading need; or the sampler does not go
-            with the way of training, or does not know one of `sampler_kwargs`; or a prompt leaves no room for a
-            rationale.
+        ValueError: As `DCOTrainer`; or the data set lacks what sampling and grading need; or the sampler does not
+            support this way of training, or one of `sampler_kwargs`; or a prompt leaves no room for a rationale.
         TypeError: `args` is not a `CoTDCOConfig`, or the data set is streaming.
 
     Examples:
@@ -115,12 +114,12 @@ class CoTDCOTrainer(DCOTrainer):
         if not isinstance(train_dataset, Dataset):
             raise TypeError(
                 f"`train_dataset` must be a `Dataset`, got `{type(train_dataset).__name__}`: success rates are "
-                "remembered by row, so rows need a number. Download a streaming one, for example with "
+                "remembered by row, so rows need numbers. Download a streaming data set, for example with "
                 "`Dataset.from_list(list(stream))`."
             )
         if data_collator is not None:
             raise ValueError(
-                "`data_collator` is TRL's own here: rows are put together after their rationales are sampled. Leave "
+                "`data_collator` must be TRL's own: rows are put together after their rationales are sampled. Leave "
                 "it out."
             )
         if has_images(train_dataset):
@@ -167,7 +166,7 @@ class CoTDCOTrainer(DCOTrainer):
             raise RuntimeError(
                 f"A training batch came without `{INFO}`, the weights of its rows, got {sorted(inputs)}: each row "
                 "would be weighted by the probability of its own rationale. `CoTDCOTrainer.get_batch_samples` adds "
-                "them; whatever replaces or copies batches after it must keep them."
+                "them; code that replaces or copies batches afterwards must keep them."
             )
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
@@ -189,9 +188,9 @@ class CoTDCOTrainer(DCOTrainer):
         pass  # reported when a window opens
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
-        """The micro-batches of one optimizer step; a new window is opened, and sampled for, when the last is used up.
+        """The micro-batches of one optimizer step. When a window is used up, the next is opened and sampled for.
 
-        The epoch's iterator only tells which rows come next: they are put together when they are served, with their
+        The epoch's iterator only tells which rows come next. They are put together when they are served, with their
         weights and, for `targets="sampled"`, their rationales.
         """
         if self._is_resumed:
@@ -229,7 +228,7 @@ class CoTDCOTrainer(DCOTrainer):
         self._trained_since = time.perf_counter()
 
     def _targets(self, row: int) -> list[tuple[dict[str, list[int]], float]]:
-        """What is trained on for a row, and which share of its weight each has."""
+        """The sequences to train on for a row, and the share of its weight that each has."""
         return self._rows.sampled(row, self._window.rationales) or [(self._rows.reference(row), 1.0)]
 
     def _collate(self, rows: list[int]) -> dict[str, Any]:
@@ -248,10 +247,10 @@ class CoTDCOTrainer(DCOTrainer):
         return batch
 
     def _measure_sequences_per_row(self, batches: list[list[int]], device: torch.device) -> torch.Tensor:
-        """What shares are multiplied by, so that the loss is normalised by rows and not by their sequences.
+        """The factor on shares that normalises the loss by rows, not by their sequences.
 
-        TRL divides by the tokens of all sequences, or `loss_reduction` by their number. A row of several sequences is
-        to count as one of their mean length.
+        TRL divides by the tokens of all sequences, or `loss_reduction` by their number. A row of several sequences
+        must count as one sequence of their mean length.
         """
         targets = [target for rows in batches for row in rows for target in self._targets(row)]
         sizes = np.ones(len(targets))
@@ -269,7 +268,7 @@ class CoTDCOTrainer(DCOTrainer):
             write_state(folder / STATE_NAME, {**self._windows.state_dict(), "processes": processes})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        # Weights are loaded elsewhere under DeepSpeed; this comes after them in every case.
+        # DeepSpeed loads weights elsewhere; this comes after them in every case.
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
@@ -277,7 +276,8 @@ class CoTDCOTrainer(DCOTrainer):
         if len(state["processes"]) != self.accelerator.num_processes:
             raise ValueError(
                 f"The checkpoint {checkpoint} was made by {len(state['processes'])} processes, and there "
-                f"are {self.accelerator.num_processes}: their windows cannot be divided anew. Resume with as many."
+                f"are {self.accelerator.num_processes}: their windows cannot be divided differently. Resume with as "
+                "many processes."
             )
         self._windows.load_state_dict(state)
         own = state["processes"][self.accelerator.process_index]

@@ -1,4 +1,4 @@
-"""What is wrong with a data set for DCO, reported before training starts and with a number."""
+"""Reports what is wrong with a data set for DCO, with the number of rows, before training starts."""
 
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset, Value
@@ -11,10 +11,10 @@ logger = get_logger(__name__)
 
 
 def why_not_an_answer(dataset: Dataset | IterableDataset, args: DCOConfig, name: str) -> str | None:
-    """What keeps p from being the probability of the answer alone, and what to do; None if nothing does.
+    """Why p is not the probability of the answer alone, and what to do about it; None if it is.
 
-    The probability of prompt and answer together is astronomically small, so its weight is 1 and DCO would be plain
-    cross-entropy, silently.
+    The probability of prompt and answer together is astronomically small, so its weight is 1 and DCO would
+    silently be plain cross-entropy.
     """
     columns = list(dataset.column_names or next(iter(dataset)))
     if "input_ids" in columns:
@@ -33,28 +33,28 @@ def why_not_an_answer(dataset: Dataset | IterableDataset, args: DCOConfig, name:
         return None
     if "completions" in columns:
         return (
-            f"The {name} dataset has the columns {columns}: each row needs one `completion`. Of a list of right "
-            "answers in `completions` make one row each, with the same prompt."
+            f"The {name} dataset has the columns {columns}: each row needs one `completion`. Turn a list of right "
+            "answers in `completions` into one row each, with the same prompt."
         )
     return (
         f"The {name} dataset has the columns {columns}, which do not tell the answer from the prompt: DCO needs the "
         "probability of the answer alone. Give it `prompt` and `completion` columns (TRL's prompt-completion format; "
-        "of a conversation, one row per turn of the assistant, with all messages before it as `prompt`), or a "
+        "for a conversation, one row per assistant turn, with all messages before it as `prompt`), or a "
         "conversational dataset with `assistant_only_loss=True`, or tokenised rows with `labels`."
     )
 
 
 def check_texts(dataset: Dataset | IterableDataset, name: str) -> None:
-    """Raise a `ValueError` that names a row where a prompt or completion is no text, or a completion is empty."""
+    """Raise a `ValueError` that names a row whose prompt or completion is not text, or whose completion is empty."""
     if not isinstance(dataset, Dataset):
         return
     for column in {"prompt", "completion", "text"} & set(dataset.column_names):
         kind = dataset.features[column]
         if isinstance(kind, Value) and kind.dtype not in ("string", "large_string", "null"):
             raise ValueError(
-                f"The column `{column}` of the {name} dataset holds {kind.dtype} and no text (row 0: "
-                f"{dataset[0][column]!r}). Put the values into quotes in your file, or cast them, which may spell "
-                f"them otherwise: dataset.cast_column({column!r}, Value('string'))."
+                f"The column `{column}` of the {name} dataset holds {kind.dtype}, not text (row 0: "
+                f"{dataset[0][column]!r}). Put the values in quotes in your file, or cast them, which may change "
+                f"their spelling: dataset.cast_column({column!r}, Value('string'))."
             )
     if "completion" in dataset.column_names and (empty := is_empty(dataset, "completion")).any():
         raise ValueError(
@@ -100,13 +100,13 @@ def check_has_counts(dataset: Dataset) -> None:
 
 
 def warn_about_baseline(dataset: Dataset | IterableDataset, args: DCOConfig) -> None:
-    """Warn where one attempt trains the prompt too, as `SFTTrainer` does, and more attempts the answer alone."""
+    """Warn if one attempt trains the prompt too, as `SFTTrainer` does, and more attempts train the answer alone."""
     if not has_conversations(dataset) or args.assistant_only_loss:
         return
     logger.warning(
         "With `num_attempts=1` this is `SFTTrainer`, which trains prompt and answer of `messages` rows alike; more "
-        "attempts train the answer alone. As a baseline it is another experiment, without `eval_log_p.parquet`. To "
-        "compare, give both runs `prompt` and `completion` columns: dataset.map(lambda row: {'prompt': "
+        "attempts train the answer alone. As a baseline it is a different experiment, without `eval_log_p.parquet`. "
+        "To compare, give both runs `prompt` and `completion` columns: dataset.map(lambda row: {'prompt': "
         "row['messages'][:-1], 'completion': row['messages'][-1:]}, remove_columns='messages'); or set "
         "`assistant_only_loss=True` in both, where the chat template can mark the assistant's tokens."
     )

@@ -13,7 +13,7 @@ from ..checks import check_integer, check_num_attempts, check_num_required
 
 
 def with_help(config: Any) -> Any:
-    """Give each field of a dataclass its description in the docstring as the help that a command line shows."""
+    """Make each field's description in the docstring the help that a command line shows."""
     document = re.sub(r"\[(`\w+`)\]\[.+?\]", r"\1", inspect.getdoc(config) or "")
     for name, text in re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", document, re.M):
         if name in config.__annotations__:
@@ -25,7 +25,7 @@ def with_help(config: Any) -> Any:
 @with_help
 @dataclass
 class DCOConfig(SFTConfig):
-    r"""Arguments of [`DCOTrainer`][dco_trl.trainer.DCOTrainer]: those of TRL's `SFTConfig`, and some more.
+    r"""Arguments of [`DCOTrainer`][dco_trl.trainer.DCOTrainer]: those of TRL's `SFTConfig`, and a few more.
 
     With \(u\) running over the units (sequences, or turns) of an optimizer step, \(T_u\) their number of labelled
     tokens and \(F_u\) their weight, `loss_reduction` chooses
@@ -36,11 +36,10 @@ class DCOConfig(SFTConfig):
 
     Args:
         num_attempts: Number of attempts N in the loss: how often the model will be sampled for one problem at test
-            time. 1 is cross-entropy. No default is right for everybody; 16 is mild: it only lowers the weight of
-            answers whose probability is above a few per cent, so it costs little pass@1 if you never think about it.
-            Set it to your own budget.
-        num_required: Number m of the N attempts that must be right: 1 is coverage. For a majority vote, or where
-            several agreeing answers are asked for, the loss is -log P[Binomial(N, p) >= m].
+            time. 1 is cross-entropy. No default is right for everybody. 16 is mild: it only lowers the weight of
+            answers whose probability is above a few per cent, so it costs little pass@1. Set it to your own budget.
+        num_required: Number m of the N attempts that must be right: 1 is coverage. Raise it for a majority vote, or if
+            several answers must agree: the loss is -log P[Binomial(N, p) >= m].
         loss_reduction: `"token"` is TRL's normaliser, so that `num_attempts=1` is `SFTTrainer`; `"sequence"` is the
             paper's formula, summed over an answer and averaged over answers; `"sequence_mean"` is the authors'
             released code, averaged over an answer's tokens first.

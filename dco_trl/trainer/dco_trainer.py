@@ -42,38 +42,38 @@ from .vision import check_images, has_images, number_pictures, split_pictures
 class DCOTrainer(SFTTrainer):
     r"""TRL's `SFTTrainer` with Direct Coverage Optimization.
 
-    Each sequence's cross-entropy gradient is multiplied by \(F(N, p)\), \(p\) being the model's own probability of the
-    whole answer, end of sequence included:
+    Each sequence's cross-entropy gradient is multiplied by \(F(N, p)\), where \(p\) is the model's own probability of
+    the whole answer, end of sequence included:
 
     $$\nabla\ell = F(N, p)\,\nabla(-\log p), \qquad F(N, p) = \frac{N p (1-p)^{N-1}}{1 - (1-p)^N}$$
 
     which is the gradient of \(-\log(1 - (1-p)^N)\). With `num_attempts=1` it is `SFTTrainer`, bit for bit, on
-    everything that `SFTTrainer` takes. Only `compute_loss` is changed: padding, packing, LoRA, gradient checkpointing,
-    data-parallel training and TRL's chunked loss, which never builds the logits, work as they do there.
+    everything that `SFTTrainer` accepts. Only `compute_loss` is changed: padding, packing, LoRA, gradient
+    checkpointing, data-parallel training and TRL's chunked loss, which never builds the logits, work as they do there.
 
-    Logged beside TRL's metrics, as means over the sequences since the last log: `coverage_loss` (the objective, in
+    Beside TRL's metrics it logs these means over the sequences since the last log: `coverage_loss` (the objective, in
     nats; TRL's `loss` is the weighted surrogate), `coverage_weight` (mean \(F\)), `weight_below_0.1` (share of
     sequences that hardly train any more), `log_p` (nats). Evaluation adds `eval_coverage@k` for each k of
     `coverage_at`: the mean of \(1-(1-p)^k\) over the whole evaluation set, exact, without sampling; it counts only the
     reference's own string.
 
     Args:
-        model: Model identifier, folder, `PreTrainedModel` or `PeftModel`, as in `SFTTrainer`. All that follow are
-            given by name.
+        model: Model identifier, folder, `PreTrainedModel` or `PeftModel`, as in `SFTTrainer`. Pass the other
+            arguments by name.
         args: A [`DCOConfig`][dco_trl.trainer.DCOConfig].
-        data_collator: As in `SFTTrainer`; one that keeps `labels`. None chooses it.
+        data_collator: As in `SFTTrainer`; it must keep `labels`. None chooses TRL's.
         train_dataset: Rows that tell the answer from the prompt: `prompt` and `completion` columns (plain or
             conversational), conversations with `assistant_only_loss=True`, or tokenised rows with `labels`.
             Conversations of one answer are split into `prompt` and `completion` where the answer is not marked.
-        eval_dataset: The same, or a dictionary of such.
+        eval_dataset: The same, or a dictionary of such data sets.
         processing_class: Tokenizer or processor; None loads the model's.
         **kwargs: Further arguments of `SFTTrainer`: `peft_config`, `callbacks`, …
 
     Raises:
-        ValueError: A setting that would take the loss from elsewhere, or make p the probability of something else than
-            one whole answer.
+        ValueError: A setting would replace the loss, or make p the probability of something other than one whole
+            answer.
         TypeError: `args` is not a `DCOConfig`.
-        RuntimeError: This TRL is not one that the trainer works with.
+        RuntimeError: The trainer does not work with this version of TRL.
 
     Examples:
         ```python
@@ -107,7 +107,7 @@ class DCOTrainer(SFTTrainer):
         "citation": CITATION,
     }
 
-    # Of training rows: whether p is estimated from samples. The files that a subclass writes into checkpoints.
+    # Whether p of training rows is estimated from samples, and the files that a subclass writes into checkpoints.
     _estimates_p = False
     _own_state_files: tuple[str, ...] = ()
 
@@ -127,8 +127,8 @@ class DCOTrainer(SFTTrainer):
     ):
         if by_position:
             raise TypeError(
-                f"`{type(self).__name__}` takes what follows `model` by name, and got {len(by_position)} arguments "
-                "without: write args=…, train_dataset=…, eval_dataset=…, processing_class=…"
+                f"`{type(self).__name__}` takes the arguments after `model` by name, and got {len(by_position)} by "
+                "position: write args=…, train_dataset=…, eval_dataset=…, processing_class=…"
             )
         check_methods()
         if args is None:
@@ -137,12 +137,12 @@ class DCOTrainer(SFTTrainer):
         elif not isinstance(args, DCOConfig):
             raise TypeError(
                 f"`args` must be a `DCOConfig`, got `{type(args).__name__}`: without `num_attempts` there is no "
-                "coverage to optimise. Replace it by `DCOConfig`, which takes the same arguments."
+                "coverage to optimise. Replace it with `DCOConfig`, which takes the same arguments."
             )
         evaluation = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
-        # Then nothing needs p, and everything that `SFTTrainer` takes is TRL's own affair.
+        # Then nothing needs p, and everything that `SFTTrainer` accepts is left to TRL.
         self._is_sft = args.num_attempts == 1 and args.loss_reduction == "token"
-        # With it, whether of "train" and "eval" p is not that of an answer: coverage metrics are left out.
+        # Then the modes, "train" and "eval", in which p is not that of an answer: they have no coverage metrics.
         self._has_no_p: set[str] = set()
         self._eval_log_p = EvalLogP()
         self._sequences = SequenceChecks(self)
@@ -278,7 +278,7 @@ class DCOTrainer(SFTTrainer):
     def _reduction_scale(
         self, segments: Segments, num_items_in_batch: torch.Tensor | int | None, info: BatchInfo
     ) -> torch.Tensor | None:
-        """Turns TRL's division by the number of tokens into the one asked for."""
+        """The factor that turns TRL's division by the number of tokens into the one asked for; None for 1."""
         if self.args.loss_reduction == "token":
             return None
         if num_items_in_batch is None:  # evaluation: this batch alone
@@ -292,8 +292,8 @@ class DCOTrainer(SFTTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         if self.args.loss_reduction != "token":
-            # One label per unit, and the count of labels is that of units: the parent knows how to add it up over
-            # processes, and where not to.
+            # With one label per unit, the count of labels is that of units. The parent knows whether to add it up over
+            # processes.
             batches = [self._segments(batch, batch["labels"][:, 1:] != -100) for batch in batch_samples]
             markers = [{"labels": one_label_per_unit(segments)} for segments in batches]
             self._num_sequences_in_batch = super()._get_num_items_in_batch(markers, device)
@@ -320,7 +320,7 @@ class DCOTrainer(SFTTrainer):
         try:
             return super().evaluate(*args, **kwargs)
         finally:
-            self._eval_log_p.fingerprints = own  # a set that is given here is this evaluation's alone
+            self._eval_log_p.fingerprints = own  # a set passed to this evaluation is forgotten after it
 
     def evaluation_loop(
         self,
@@ -337,7 +337,7 @@ class DCOTrainer(SFTTrainer):
             means = means_of(table[:, :-1].sum(0), self.state.global_step, may_be_nan=self._is_sft)
             for name, value in zip([*METRICS, *self.args.coverage_metrics], means, strict=True):
                 output.metrics[f"{metric_key_prefix}_{name}"] = value
-            table = table[(table[:, -1] >= 0) & (table[:, 0] > 0)]  # rows of which an answer is left
+            table = table[(table[:, -1] >= 0) & (table[:, 0] > 0)]  # rows with an answer left
             if len(table) and metric_key_prefix.startswith("eval"):
                 name = metric_key_prefix.removeprefix("eval").removeprefix("_")
                 self._eval_log_p.keep(self.state.global_step, name, table[:, [-1, 1 + METRICS.index("log_p")]])
@@ -380,7 +380,7 @@ class DCOTrainer(SFTTrainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # The last file but `trainer_state.json`, which must not come before another process's.
+        # Only `trainer_state.json` is written after this, and it must not come before another process's files.
         self.accelerator.wait_for_everyone()
 
     # ---------------------------------------------------------- model card

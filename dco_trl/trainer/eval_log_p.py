@@ -24,8 +24,7 @@ class EvalLogP:
 
     Columns: `arm` (the checkpoint), `dataset` (name of the evaluation set; empty if there is one), `row` (row of that
     set as it was given, int64) and `log_p` (nats, float64), sorted by row. Packed evaluation has no rows, and no file.
-    The `rows_fingerprint` of each set, by its name, goes along: rows are known by their numbers, and those of another
-    set are other problems.
+    The file's metadata hold each set's `rows_fingerprint` by its name: row numbers of another set mean other problems.
     """
 
     def __init__(self) -> None:
@@ -34,7 +33,7 @@ class EvalLogP:
         self._of_dataset: dict[str, tuple[torch.Tensor, str | None]] = {}
 
     def keep(self, step: int, dataset: str, rows_and_log_p: torch.Tensor) -> None:
-        """Take what an evaluation found, `(rows, 2)`, until the checkpoint of this step is saved."""
+        """Keep the rows and log p of an evaluation, `(rows, 2)`, until the checkpoint of this step is saved."""
         if step != self._step:
             self._step, self._of_dataset = step, {}
         self._of_dataset[dataset] = rows_and_log_p, self.fingerprints.get(dataset)
@@ -56,7 +55,7 @@ class EvalLogP:
 
 
 def numbered(dataset: Any, name: str, log: EvalLogP) -> Any:
-    """An evaluation set whose rows know their numbers; the main process, which writes, notes its fingerprint."""
+    """Number the rows of an evaluation set. The main process, which writes, notes the set's fingerprint."""
     if not isinstance(dataset, Dataset) or ROW in dataset.column_names:
         return dataset
     if PartialState().is_main_process:
@@ -65,7 +64,7 @@ def numbered(dataset: Any, name: str, log: EvalLogP) -> Any:
 
 
 def rows_fingerprint(dataset: Dataset) -> str:
-    """Hash of the rows of a data set, of their texts, conversations or tokens: 16 hexadecimal digits."""
+    """Hash of a data set's texts, conversations or tokens: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     columns = dataset.select_columns([name for name in _CONTENT if name in dataset.column_names])
     for batch in columns.with_format("arrow").iter(1000):

@@ -11,8 +11,8 @@ from accelerate.utils import gather_object
 def raise_on_all_ranks(accelerator: Accelerator, what: str) -> Iterator[None]:
     """Wait for every process at the end of the block, and raise on all of them if one of them failed in it.
 
-    A process that raises alone leaves the others waiting for it, and with them the whole job. The block itself must
-    not wait for other processes.
+    If one process raised alone, the others would wait for it forever. The block itself must not wait for other
+    processes.
 
     Raises:
         RuntimeError: Another process failed while it did `what`; the first error is named. The failing process raises

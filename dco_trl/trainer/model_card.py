@@ -21,20 +21,20 @@ CITATION = """\
 
 _METRIC = re.compile(r"eval_(?:(?P<set>.+)_)?(?P<name>coverage|pass)@(?P<k>\d+)")
 _TITLES = {"coverage": "exact coverage of the reference answers", "pass": "pass@k of graded samples"}
-# What TRL's template makes of a base model, and of a trained one, that is on no hub.
+# What TRL's template writes for a base model, and for a trained one, that is on no hub.
 _NO_BASE, _NO_MODEL = "[None](https://huggingface.co/None)", 'model="None"'
 
 
 def complete_model_card(path: Path, trainer: Trainer, num_attempts: int, num_required: int = 1) -> None:
-    """Write into TRL's card what DCO's reader asks first."""
+    """Add to TRL's card what a reader wants to know of DCO first."""
     model: Any = trainer.model
     base = get_config_model_id(model.config)
     name = f"`{Path(base).resolve().name}`" if base else "a model without a name"
     text = path.read_text(encoding="utf-8").replace(_NO_BASE, name)
     text = text.replace(_NO_MODEL, f'model="{path.resolve().parent.name}"')
     trained = (
-        f"It was trained with N = {num_attempts} attempts: to be sampled {num_attempts} times for each problem"
-        f"{f', at least {num_required} of them to be right' if num_required > 1 else ''}"
+        f"It was trained with N = {num_attempts} attempts, to be sampled {num_attempts} times for each problem"
+        f"{f', of which at least {num_required} must be right' if num_required > 1 else ''}"
         if num_attempts > 1
         else "It was trained with N = 1 attempt, which is cross-entropy: the baseline of Direct Coverage Optimization"
     )

@@ -1,4 +1,4 @@
-"""The sampler of a training run: given the current weights before each window, asleep between them."""
+"""The sampler of a training run: it gets the current weights before each window and sleeps between windows."""
 
 import inspect
 import shutil
@@ -22,25 +22,24 @@ from .sharded_weights import Replica, gather_weights, is_sharded
 
 logger = get_logger(__name__)
 
-# Of the device's memory, when training has the rest; TRL's own default for vLLM on the trainer's device.
+# vLLM's share of the device's memory; training has the rest. TRL has the same default.
 _GPU_SHARE = 0.3
-# Which model is sampled, and whether progress is shown: no options.
+# Training decides which model is sampled and whether progress is shown.
 _DECIDED = {"model", "revision", "adapter", "adapters", "progress"}
 
 
 class PolicySampler:
     """Samples the model in training, through one of the three samplers.
 
-    "transformers" samples the model itself, as it is; of a sharded one, a copy that is whole on each process for as
-    long as it is sampled. For the others the weights are saved to a folder of this run in `output_dir` and loaded from
-    there: a LoRA adapter as an adapter, with the base weights staying where they are (so it is right for quantised
-    ones too), a whole model by reloading its weights in place. A server gets them from the main process alone, and
-    the other processes sample what it loaded.
+    "transformers" samples the model itself. If the model is sharded, it samples a copy that is whole on each process
+    while it is sampled. The other samplers load weights that are saved to a folder of this run in `output_dir`. A LoRA
+    adapter is loaded as an adapter over untouched base weights, which may be quantised; a whole model's weights are
+    reloaded in place. Only the main process loads weights into a server, and the others sample what it loaded.
 
-    `model` is unwrapped; with `max_rationale_tokens`, `max_prompt_tokens` makes vLLM's `max_model_len`.
+    `model` is unwrapped. vLLM's `max_model_len` is `max_prompt_tokens` and `max_rationale_tokens` together.
 
     Raises:
-        ValueError: The sampler and the way of training do not go together, an option is unknown, or the longest prompt
+        ValueError: The sampler does not support this way of training, an option is unknown, or the longest prompt
             leaves no room for a rationale.
     """
 
@@ -112,7 +111,7 @@ class PolicySampler:
         if self._sampler is not None:
             self._sampler.close()
             self._sampler = None
-        # Nobody waits for others here: this also runs where one process alone has failed.
+        # No process waits for another here: this also runs where only one has failed.
         if self._folder is not None and self._accelerator.is_main_process:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._folder = None
@@ -142,13 +141,13 @@ class PolicySampler:
             own = set(inspect.signature(VLLMSampler).parameters)
             return check_engine_kwargs({name: value for name, value in self._options.items() if name not in own})
         if sampler == "server":
-            from ..sampling import ServerSampler  # its packages are an extra's
+            from ..sampling import ServerSampler  # it needs an extra's packages
 
             own = set(inspect.signature(ServerSampler).parameters) - decided
         check_names(f"`sampler_kwargs` of `sampler={sampler!r}`", self._options, own)
 
     def _gather(self) -> dict[str, torch.Tensor]:
-        """On the main process, what is to be saved of a sharded model: an adapter's own weights, or all."""
+        """On the main process, the weights of a sharded model to save: an adapter's own, or all."""
         is_main = self._accelerator.is_main_process
         return gather_weights(
             self._model,
@@ -159,7 +158,7 @@ class PolicySampler:
 
     def _save(self, folder: Path, state: dict[str, torch.Tensor] | None) -> None:
         self._model.save_pretrained(folder, state_dict=state)
-        # Beside an adapter too: vLLM reads the model's kind where the tokenizer is, and complains twice without.
+        # An adapter needs it too: vLLM reads the model's type beside the tokenizer, and complains twice without it.
         self._model.config.save_pretrained(folder)
         if self._sampler is None:
             self._tokenizer.save_pretrained(folder)

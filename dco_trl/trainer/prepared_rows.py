@@ -22,7 +22,7 @@ class PreparedRows:
         max_length: Most tokens of a sequence, or None.
 
     Attributes:
-        problem_of: For each row the first one with the same prompt tokens and answer: they share their counts. Rows
+        problem_of: For each row, the first one with the same prompt tokens and answer: they share counts. Rows
             that TRL left out are problems of their own.
         max_prompt_tokens: Tokens of the longest prompt.
     """
@@ -61,10 +61,10 @@ class PreparedRows:
     def sampled(
         self, row: int, rationales: Mapping[int, Sequence[Sequence[int]]]
     ) -> list[tuple[dict[str, list[int]], float]]:
-        """The row with rationales in place of its own, those that fit: each distinct one once, with its share of them.
+        """The row with each distinct sampled rationale that fits in place of its own, and that rationale's share.
 
-        `rationales` holds those of each problem that has some, as token ids with the end of sequence. Nothing is
-        returned if none fits into `max_length`.
+        `rationales` holds those of each problem that has some, as token ids with the end of sequence. The list is
+        empty if none fits into `max_length`.
         """
         prompt = self.prompt_ids(row)
         room = float("inf") if self._max_length is None else self._max_length - len(prompt)

@@ -52,7 +52,7 @@ class RationaleDrawer:
         row_of: The data set's row of a problem: `prompt`, `answer`, and further columns for the grader.
         prompt_ids: Token ids of a problem's prompt, as training has them.
         grader: What grades.
-        tokenizer: Training's, for rationales whose endpoint does not tell their token ids.
+        tokenizer: Training's, for endpoints that return no token ids.
         args: How many to draw, and when to stop.
         progress: Show a bar.
     """
@@ -72,9 +72,9 @@ class RationaleDrawer:
     def draw(self, problems: Sequence[int], counts: SuccessCounts, next_index: np.ndarray, sampler: Sampler) -> Draws:
         """Sample and grade rationales of some distinct prompts.
 
-        Every prompt gets one batch of `rationale_batch` at least, so that its counts are of the model as it is.
-        `counts` of earlier windows are read, at a discount of `count_memory`, and not changed; draws go on from
-        `next_index`, that of the next sample of every prompt of the data set, and never repeat.
+        Every prompt gets at least one batch of `rationale_batch`, so that its counts are of the current model.
+        `counts` of earlier windows are read, at a discount of `count_memory`, and not changed. `next_index` holds the
+        index of the next sample of every prompt of the data set: draws never repeat.
 
         Raises:
             RuntimeError: The sampler returned another number of samples than was asked for.
@@ -117,8 +117,8 @@ class RationaleDrawer:
         received = [len(of_problem) for of_problem in samples]
         if received != [batch] * len(positions):
             raise RuntimeError(
-                f"The sampler returned {sum(received)} rationales for {len(requests)} prompts and not the {batch} for "
-                "each that were asked for: their success rates would be wrong. Training can be resumed from the last "
+                f"The sampler returned {sum(received)} rationales for {len(requests)} prompts instead of {batch} for "
+                "each: their success rates would be wrong. Training can be resumed from the last "
                 "checkpoint once the sampler works."
             )
         whole = [(i, sample) for i, some in enumerate(samples) for sample in some if sample.finish_reason == "stop"]
@@ -138,7 +138,7 @@ class RationaleDrawer:
         draws.num_tokens += sum(sample.num_tokens for of_problem in samples for sample in of_problem)
 
     def _grade(self, rows: list[Mapping[str, Any]], samples: list[tuple[int, Sample]]) -> list:
-        """Verdicts on samples, each with the position of its row."""
+        """Verdicts on samples, each of which comes with the position of its row."""
         if not samples:
             return []
         completions = [
@@ -174,7 +174,7 @@ def draw_metrics(everywhere: list[Draws]) -> dict[str, float]:
 
 
 def add_draws(everywhere: list[Draws], counts: SuccessCounts, next_index: np.ndarray, memory: float) -> None:
-    """Take the draws of all processes into the counts, which forget by the factor `memory`, and into `next_index`."""
+    """Add the draws of all processes to `next_index` and to the counts, which first forget by the factor `memory`."""
     columns = ("problems", "num_drawn", "num_graded", "num_correct")
     problems, drawn, graded, correct = (np.concatenate([getattr(d, name) for d in everywhere]) for name in columns)
     # Two processes that met the same prompt drew the same rationales: they count once.

@@ -2,7 +2,7 @@
 
 A unit is a row of a padded batch, or a document of a packed one, or a turn of either. Only tokens with a label count;
 a unit without any (padding, a document whose completion was cut off) is not `valid`, and is left out of every mean.
-What a chat template writes behind an answer's end of sequence is never sampled, and counts for no unit.
+Text that a chat template writes after an answer's end of sequence is never sampled, and belongs to no unit.
 """
 
 import dataclasses
@@ -26,9 +26,8 @@ class Segments:
         ids: Unit of each position, int64, `(batch, seq)`; from 0 to `num_segments - 1`.
         label_mask: Whether the position has a label, bool, `(batch, seq)`.
         num_segments: Number of units. A Python number, so that no shape waits for the device.
-        sequence_of: Sequence of each unit, int64, `(unit,)`, where units are less than sequences; None: they are the
-            sequences.
-        num_sequences: Number of sequences, where units are less.
+        sequence_of: Sequence of each unit, int64, `(unit,)`, where units are turns; None where they are sequences.
+        num_sequences: Number of sequences, where units are turns.
 
     Examples:
         ```python
@@ -65,8 +64,8 @@ class Segments:
     ) -> "Segments":
         """Each document of one flattened row is a unit.
 
-        Where `label_mask` is wider than `seq_idx`, the document of each labelled position (prompt-learning adapters
-        put virtual tokens in front), the two are aligned on the right; what is in front has no labels.
+        `seq_idx` is the document of each position. `label_mask` is wider where a prompt-learning adapter puts virtual
+        tokens, which have no labels, in front: the two are aligned on the right.
         """
         extra = label_mask.size(1) - seq_idx.size(1)
         return cls(torch.nn.functional.pad(seq_idx.long(), (extra, 0)), label_mask, num_segments)
@@ -84,7 +83,7 @@ class Segments:
         )
 
     def _runs(self) -> tuple[Int[Tensor, " position"], int]:
-        """The contiguous run of labels that each labelled position is in, from 0; and how many there may be."""
+        """The contiguous run of labels, from 0, of each labelled position; and the most runs that there can be."""
         sequence, labelled = self.ids.flatten(), self.label_mask.flatten()
         goes_on = labelled[:-1] & (sequence[1:] == sequence[:-1])
         starts = labelled & ~torch.nn.functional.pad(goes_on, (1, 0))
@@ -92,14 +91,14 @@ class Segments:
         return (starts.cumsum(0) - 1).clamp(min=0), (labelled.numel() + self.num_segments) // 2
 
     def up_to_end(self, kinds: Int[Tensor, " token"], token_ids: Int[Tensor, "batch width"]) -> "Segments":
-        """Without the labels behind the end of sequence of each run: `answer_length` says which they are.
+        """Drop the labels after the end of sequence of each run; `answer_length` defines which they are.
 
         `kinds` is from `dco_trl.sampling.end_of_sequence.token_kinds`; `token_ids` are aligned on the right.
         """
         token_ids = torch.nn.functional.pad(token_ids, (self.label_mask.size(1) - token_ids.size(1), 0))
         kind = kinds[token_ids.clamp(0, len(kinds) - 1)].flatten()
         labelled, (runs, num_runs) = self.label_mask.flatten(), self._runs()
-        # In the tail of a run no content follows: as many content tokens have been seen as the whole run shows.
+        # The tail of a run is where all content of the run has been seen.
         content = (labelled & (kind == CONTENT)).cumsum(0)
         at_end = torch.zeros(num_runs, dtype=torch.long, device=kind.device)
         at_end = at_end.scatter_reduce(0, runs, torch.where(labelled, content, 0), "amax")
@@ -157,10 +156,10 @@ def one_label_per_unit(segments: Segments) -> Int[Tensor, "1 units"]:
 def sum_by_example(
     table: Float[Tensor, "unit column"], documents_per_example: Int[Tensor, " example"] | None
 ) -> Float[Tensor, "example column"]:
-    """Sum a table of units over the units of each example; without a count, each unit is one."""
+    """Sum a table of units over the units of each example; without a count, each unit is an example."""
     if documents_per_example is None:
         return table
-    # Where each unit is among the examples' ends. Units beyond the documents are padding: one example more, left out.
+    # Units beyond the last example's end are padding: they go to one more example, which is dropped.
     units = torch.arange(table.size(0), device=table.device)
     example = torch.searchsorted(documents_per_example.cumsum(0), units, right=True)
     sums = torch.zeros((documents_per_example.numel() + 1, table.size(1)), dtype=table.dtype, device=table.device)

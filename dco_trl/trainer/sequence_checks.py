@@ -1,4 +1,4 @@
-"""Do answers begin behind the prompt that a sampler is given, and end where it stops?"""
+"""Checks that answers begin after the prompt that a sampler is given, and end where it stops."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,12 +21,12 @@ from .dco_config import DCOConfig
 
 logger = get_logger(__name__)
 
-# Whether a chat template renders a prompt alone as it does before a completion shows in the first rows.
+# So many rows show whether a chat template renders a prompt alone as it does before a completion.
 _ROWS = 8
 
 
 class SequenceChecks:
-    """Checks a `DCOTrainer`'s data sets once it has the model, which tells what ends an answer: they come before."""
+    """Checks a `DCOTrainer`'s data sets once it has its model, which comes later and tells what ends an answer."""
 
     def __init__(self, trainer: Any):
         self._trainer = trainer
@@ -34,13 +34,13 @@ class SequenceChecks:
         self._on: dict[torch.device, torch.Tensor] = {}
 
     def add(self, rows: Dataset, tokenized: Dataset, name: str, packing: bool) -> None:
-        """Take a data set, as it was given and tokenised, none of its rows cut, and whether it will be packed."""
+        """Take a data set as it was given and as it was tokenised, with no row cut, and whether it will be packed."""
         self._waiting.append((rows, tokenized, name, packing))
         if hasattr(self._trainer, "model"):
             self.check()
 
     def check(self) -> None:
-        """Warn of rows whose p is of less or more than an answer; refuse those whose p is of none that is sampled."""
+        """Warn about rows whose p is not that of exactly one answer; refuse rows whose answer is never sampled."""
         trainer = self._trainer
         trainer._refuse(why_prompt_is_learnt_once(trainer.model, trainer.padding_free), "train", "eval")
         while self._waiting:
@@ -71,19 +71,19 @@ class SequenceChecks:
 
 
 def why_prompt_is_learnt_once(model: Any, padding_free: bool) -> str | None:
-    """What keeps virtual tokens from all documents but one, and what to do; None if nothing does."""
+    """Why only one document would follow the virtual tokens, and what to do about it; None if all do."""
     config: Any = getattr(model, "active_peft_config", None)
     if not (padding_free and getattr(config, "is_prompt_learning", False)):
         return None
     return (
         f"A {config.peft_type.value} adapter puts its virtual tokens before a batch, and flattened batches "
-        "(`padding_free=True`, or `packing=True`) are one row: only its first document would stand behind them, and p "
-        "of the others would be that of the model alone. Set `padding_free=False` and `packing=False`, or train LoRA."
+        "(`padding_free=True`, or `packing=True`) are one row: only its first document would follow them, and p of "
+        "the others would be that of the model alone. Set `padding_free=False` and `packing=False`, or train LoRA."
     )
 
 
 def why_prompt_differs(dataset: Dataset, tokenizer: Any, name: str) -> str | None:
-    """What a sampler would be given otherwise than training, and what to do; None if nothing.
+    """Why a sampler would be given another prompt than training, and what to do about it; None if it is the same.
 
     `dataset` holds rows of `prompt` and `completion`, `tokenizer` the chat template that will be sampled with.
     """
@@ -94,25 +94,26 @@ def why_prompt_differs(dataset: Dataset, tokenizer: Any, name: str) -> str | Non
         differs = whole[: len(alone)] != alone
         if differs and not isinstance(row["prompt"], str):
             return (
-                f"The chat template renders the prompt of row {number} of the {name} dataset alone, as it is sampled "
-                f"from, otherwise than before its completion: alone it ends with {tokenizer.decode(alone[-8:])!r}. p "
-                "would be that of an answer to another prompt. Use a template that renders both alike "
-                "(`chat_template_path`), or give it arguments with which it does (a column `chat_template_kwargs`)."
+                f"The chat template renders the prompt of row {number} of the {name} dataset differently when it is "
+                "alone, as a sampler is given it, than before its completion: alone it ends with "
+                f"{tokenizer.decode(alone[-8:])!r}. p would be that of an answer to another prompt. Use a template "
+                "that renders both alike (`chat_template_path`), or give it arguments with which it does (a column "
+                "`chat_template_kwargs`)."
             )
         merges.append(differs)
-    if merges and all(merges):  # of a few rows TRL warns
+    if merges and all(merges):  # TRL warns about single rows
         return (
-            "The tokenizer makes one token of the end of the prompt and the beginning of the completion in the rows "
-            f"of the {name} dataset, such as {row['prompt'][-20:]!r} and {row['completion'][:20]!r}: a sampler, which "
-            "is given the prompt alone, continues other tokens than were trained on. Let the completion begin with "
-            "that end of the prompt, such as its last line break or space."
+            "The tokenizer merges the end of the prompt and the beginning of the completion into one token in the "
+            f"rows of the {name} dataset, such as {row['prompt'][-20:]!r} and {row['completion'][:20]!r}: a sampler, "
+            "which is given the prompt alone, would continue other tokens than were trained on. Move that end of the "
+            "prompt, such as its last line break or space, to the beginning of the completion."
         )
     return None
 
 
 @contextmanager
 def naming_the_row(dataset: Any, tokenizer: Any, name: str) -> Iterator[None]:
-    """Let an error of a chat template, raised while a data set is tokenised, say which row it refuses."""
+    """Name the row that a chat template refuses while a data set is tokenised."""
     try:
         yield
     except Exception as error:
@@ -130,7 +131,7 @@ def naming_the_row(dataset: Any, tokenizer: Any, name: str) -> Iterator[None]:
 
 
 def rendered(renderer: Renderer, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-    """Tokens of a row's prompt alone, and with its completion; of a conversation, none and all."""
+    """Tokens of a row's prompt alone, and with its completion; for a conversation, none and all."""
     kwargs = Problem("", "", "", row).template_kwargs
     if "prompt" not in row:
         return [], renderer.rendered(row["messages"], kwargs)
@@ -142,7 +143,7 @@ def rendered(renderer: Renderer, row: Mapping[str, Any]) -> tuple[list[int], lis
 
 
 def warn_about_turns(rows: Dataset, several: Flags, args: DCOConfig, name: str) -> None:
-    """Warn about rows of several answers, which have one p together."""
+    """Warn about rows of several answers, which share one p."""
     if args.unit != "sequence" or args.num_attempts == 1 or "seq_lengths" in rows.column_names:  # packed already
         return
     if "completion" in rows.column_names and not args.assistant_only_loss:  # messages one after the other
@@ -153,7 +154,7 @@ def warn_about_turns(rows: Dataset, several: Flags, args: DCOConfig, name: str) 
             f"{counted(several, name)} have several answers, usually turns of a conversation. Each such row has one "
             "p, that of all its answers together, which is so small that DCO is cross-entropy there. Set "
             "`unit='turn'`, which gives each its own; or make one row of each turn, with the messages before it as "
-            "`prompt` and the turn as `completion`; or keep the last turn alone."
+            "`prompt` and the turn as `completion`; or keep only the last turn."
         )
 
 
@@ -174,13 +175,13 @@ def warn_about_cuts(answers: dict[str, Flags], max_length: int | None, packing: 
 
 
 def why_no_answer(answers: dict[str, Flags], is_rendered: bool, name: str) -> str | None:
-    """Why p is not what an answer is sampled with, and what to do; None if it is. Warns if some rows have no end."""
+    """Why p is not that of sampling the answer, and what to do about it; None if it is. Warn if some have no end."""
     promptless, empty, endless = answers["promptless"], answers["empty"], answers["endless"]
     if promptless.any():
         return (
-            f"{counted(promptless, name)} have an answer from their first token on, which no model predicts, so p "
-            "would lack it. Give each row a prompt of at least one token; a tokenizer without a beginning of sequence "
-            "makes none of an empty prompt."
+            f"{counted(promptless, name)} have an answer that begins at the first token, which no model predicts, "
+            "so p would lack it. Give each row a prompt of at least one token; an empty prompt has none if the "
+            "tokenizer adds no beginning of sequence."
         )
     if empty.any() and is_rendered:
         return (
@@ -190,15 +191,15 @@ def why_no_answer(answers: dict[str, Flags], is_rendered: bool, name: str) -> st
         )
     if endless.size and endless.all() and is_rendered:
         return (
-            f"No answer of the {name} dataset ends with an end of sequence: what the chat template writes behind an "
+            f"No answer of the {name} dataset ends with an end of sequence: what the chat template writes after an "
             "answer, if anything, is neither the tokenizer's `eos_token` nor among those of the model's generation "
-            "config, so a sampler would run on behind it. Set `eos_token` to the token that the template ends a turn "
+            "config, so a sampler would not stop there. Set `eos_token` to the token that the template ends a turn "
             "with, or use a chat template that writes one (`chat_template_path`)."
         )
     if endless.any():
         logger.warning(
             f"{counted(endless, name)} have an answer without an end of sequence: their p is not that of a whole "
-            "answer, because a sampler would run on behind it."
+            "answer, because a sampler would not stop there."
         )
     return None
 

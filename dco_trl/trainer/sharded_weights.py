@@ -28,10 +28,10 @@ def gather_weights(
     keep: Callable[[torch.Tensor], torch.Tensor | None],
     only: Callable[[torch.Tensor], bool] = lambda tensor: True,
 ) -> dict[str, torch.Tensor]:
-    """The state of a sharded model, with one parameter whole at a time. Call it on every process.
+    """The state of a sharded model, by the names of an unsharded one. Call it on every process.
 
-    Of the tensors that are wanted, `only` (the same on every process), it has what `keep` makes of each, unless that
-    is None, by the names of an unsharded model. Tied weights are the same tensor.
+    `only` selects tensors, the same ones on every process. One at a time is gathered, and `keep` turns the whole
+    tensor into what is returned, or None to leave it out. Tied weights are the same tensor.
     """
     kept: dict[str, torch.Tensor] = {}
     by_id: dict[int, torch.Tensor | None] = {}
@@ -47,11 +47,11 @@ def gather_weights(
 
 
 class Replica:
-    """A copy of a sharded model that is whole while it is wanted and takes no memory otherwise.
+    """A copy of a sharded model that is whole while it is in use and takes no memory otherwise.
 
     A process can sample from it without the others. While it is whole, each process holds all weights once more, in
-    the precision that training computes in.
-    The `model` that is given is unwrapped, and not sharded yet by FSDP; the attribute is the copy.
+    the precision that training computes in. The argument `model` is unwrapped and not yet sharded by FSDP; the
+    attribute `model` is the copy.
     """
 
     def __init__(self, model: Any, accelerator: Accelerator):
@@ -63,7 +63,7 @@ class Replica:
             )
         self._original, self._accelerator = model, accelerator
         hollow = {id(p): _hollow(p) for p in model.parameters()}
-        # TRL's own `forward` is bound to the original, so the copy goes back to its class's.
+        # TRL's own `forward` is bound to the original; the copy needs its class's.
         patched = vars(base).pop("forward", None)
         try:
             self.model: Any = copy.deepcopy(model, dict(hollow))
@@ -74,7 +74,7 @@ class Replica:
 
     @contextmanager
     def filled(self) -> Iterator[None]:
-        """The copy has the weights as they are now, while the context lasts. Enter it on every process."""
+        """Give the copy the current weights while the context lasts. Enter it on every process."""
         policy = getattr(getattr(self._accelerator.state, "fsdp_plugin", None), "mixed_precision_policy", None)
         dtype = getattr(policy, "param_dtype", None)
 
@@ -91,7 +91,7 @@ class Replica:
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """FSDP's pieces of a tensor put together, on its devices where they were offloaded; any other tensor as it is."""
+    """A tensor with FSDP's pieces put together, on its devices even if they were offloaded."""
     if not isinstance(tensor, DTensor):
         return tensor
     pieces: Any = tensor.to(tensor.device_mesh.device_type)

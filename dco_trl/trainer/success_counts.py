@@ -17,10 +17,10 @@ class SuccessCounts:
     sample that is w windows old the weight \(\gamma^w\): exponential forgetting. Prompts that were settled become
     uncertain again, and are sampled again.
 
-    The discounted counts make the posterior, and would make a wrong prior: a share of samples with weights \(w_j\) has
-    the noise of \(n^* = (\sum_j w_j)^2 / \sum_j w_j^2\) plain ones (Kish), which is more than their sum n, so that the
-    rates of the data set would look more alike than they are. The prior is fitted to counts scaled to \(n^*\), each
-    prompt counted \(n / n^*\) times, so that stale ones fade.
+    The posterior uses the discounted counts. A prior fitted to them would be wrong: a success rate of samples with
+    weights \(w_j\) has the noise of \(n^* = (\sum_j w_j)^2 / \sum_j w_j^2\) plain ones (Kish), which is more than
+    their sum n, so the rates of the data set would look more alike than they are. The prior is fitted to counts scaled
+    to \(n^*\), with each prompt counted \(n / n^*\) times, so that stale ones fade.
 
     Args:
         num_examples: Prompts in the data set; example ids are 0 ... num_examples - 1.
@@ -44,8 +44,8 @@ class SuccessCounts:
         ```
 
     Relations:
-        [`posterior_weight`][dco_trl.statistics.posterior_weight] and [`fit_prior`][dco_trl.statistics.fit_prior] are
-        what it calls.
+        It calls [`posterior_weight`][dco_trl.statistics.posterior_weight] and
+        [`fit_prior`][dco_trl.statistics.fit_prior].
     """
 
     def __init__(self, num_examples: int) -> None:
@@ -121,15 +121,15 @@ def needs_sampling(
 ) -> NDArray[np.bool_]:
     r"""Which prompts to draw a further batch of rationales for.
 
-    A prompt leaves when the standard deviation of its weight is at most `weight_tolerance`, or when its counts are
-    worth `num_rationales` samples, remembered ones included at what forgetting left of them. One whose counts are
-    worth less than one sample is always drawn: the prior alone settles nothing, least of all before it was fitted.
+    Sampling of a prompt stops when the standard deviation of its weight is at most `weight_tolerance`, or when its
+    counts, after forgetting, are worth `num_rationales` samples. A prompt whose counts are worth less than one sample
+    is always drawn: the prior alone settles nothing, least of all before it is fitted.
 
-    Looking at the posterior after each batch does not bias it: the likelihood of the counts is the same whatever made
-    the sampling stop.
+    Looking at the posterior after each batch does not bias it: the likelihood of the counts does not depend on why the
+    sampling stopped.
 
     Args:
-        deviation: Posterior standard deviation of each weight. NaN, as `estimator="plugin"` gives, never leaves early:
+        deviation: Posterior standard deviation of each weight. NaN, as `estimator="plugin"` gives, never stops early:
             with forgetting by a factor of 0, every prompt is drawn `num_rationales` times, as the paper's authors do.
         num_sampled: Samples that the counts of each prompt are worth, n >= 0. The two broadcast.
         weight_tolerance: Standard deviation to stop at; 0 turns early stopping off.

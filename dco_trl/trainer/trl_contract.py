@@ -1,7 +1,7 @@
-"""What the trainers rely on in TRL and Transformers beyond their public interface: all of it, checked at construction.
+"""Everything private in TRL and Transformers that the trainers rely on, checked when a trainer is constructed.
 
-A TRL release may change any of this. Then constructing a trainer is one error that names the version and what changed,
-and not a wrong loss.
+A TRL release may change any of this. Constructing a trainer then raises one error that names the version and the
+change, instead of computing a wrong loss.
 """
 
 import copy
@@ -14,7 +14,7 @@ import transformers
 import trl
 from trl import SFTTrainer
 
-# By method: the arguments after `self` that are given to it, or that it gives to an override.
+# For each method, the arguments after `self` that are passed to it, or that it passes to an override.
 _METHODS = {
     "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
     "create_model_card": ("model_name", "dataset_name", "tags"),
@@ -29,7 +29,7 @@ _METHODS = {
     "_save_rng_state": ("output_dir",),
     "_set_signature_columns_if_needed": (),
 }
-# Of a trainer, once it is made.
+# Attributes of a constructed trainer.
 _ATTRIBUTES = "_metrics _total_train_tokens _signature_columns _skip_prepare_dataset _tokenizer padding_free".split()
 
 
@@ -74,7 +74,7 @@ def check_attributes(trainer: SFTTrainer) -> None:
 
 
 def check_loss_uses_log_probs(trainer: SFTTrainer) -> None:
-    """Raise a `RuntimeError` if the loss comes from elsewhere than the `log_probs` of the model that TRL is handed."""
+    """Raise a `RuntimeError` if TRL does not compute the loss from the `log_probs` of the model that it is handed."""
     device = trainer.accelerator.device
     label_mask = torch.tensor([[False, True, True]], device=device)
     log_probs, zero = torch.tensor([[0.0, -3.0, -5.0]], device=device), torch.zeros((), device=device)

@@ -1,4 +1,4 @@
-"""What is logged of units, and the warning that says when DCO does nothing."""
+"""The metrics of units, and the warning that DCO does nothing."""
 
 import math
 
@@ -25,7 +25,7 @@ METRICS = ("coverage_loss", "coverage_weight", "weight_below_0.1", "log_p")
 def metrics_of_units(
     log_p: Float[Tensor, " unit"], weights: Float[Tensor, " unit"], segments: Segments, args: DCOConfig, mode: str
 ) -> Float[Tensor, "unit column"]:
-    """A table of 1, the `METRICS` and, for mode "eval", the coverage metrics of each unit; zero where none counts."""
+    """A table of 1, the `METRICS` and, for mode "eval", the coverage metrics of each unit; 0 if it is not valid."""
     m = args.num_required
     loss = coverage_loss(log_p, args.num_attempts, num_required=m, validate=False)
     columns = [torch.ones_like(log_p), loss, weights, (weights < 0.1 * m).to(log_p.dtype), log_p]
@@ -53,17 +53,17 @@ def means_of(sums: Float[Tensor, " column"], step: int, may_be_nan: bool) -> lis
 
 
 def warn_if_idle(count: float, weight: float, log_p: float, num_steps: int, args: DCOConfig) -> None:
-    """Warn where the mean weight is about its largest, or about 0, from sums over units."""
+    """Warn if the mean weight, from sums over units, is close to its maximum or to 0."""
     if count and weight / count < _STARVED_WEIGHT:
         logger.warning(
             f"`num_attempts={args.num_attempts}` leaves next to nothing to train: over the first {num_steps} steps "
             f"the mean weight is {weight / count:.2g}. The mean log p of an answer is {log_p / count:.1f} nats: "
-            "so many attempts would find these answers already. Take a smaller `num_attempts`, the budget that you "
+            "so many attempts would find these answers already. Use a smaller `num_attempts`, the budget that you "
             "will have at test time, or harder examples."
         )
     if not count or weight / count <= IDLE_WEIGHT * args.num_required:
         return
-    # Of weights relative to their largest, m: 1 - W / m is N p / (m + 1) for small p.
+    # For small p, a weight W falls short of its maximum m by 1 - W / m = N p / (m + 1).
     threshold = math.log(0.1 * (args.num_required + 1) / args.num_attempts)
     logger.warning(
         f"DCO is cross-entropy so far: over the first {num_steps} steps the mean weight is {weight / count:.3f}. The "

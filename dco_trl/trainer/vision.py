@@ -1,4 +1,4 @@
-"""Rows with pictures. TRL prepares them batch by batch, in its collator: what is checked elsewhere is checked here."""
+"""Rows with pictures. TRL prepares them batch by batch in its collator, so they are checked and numbered here."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,30 +27,30 @@ def check_images(dataset: Dataset | IterableDataset, args: DCOConfig, processor:
     if args.max_length is not None:
         raise ValueError(
             f"`max_length={args.max_length}` may cut answers to pictures, and their p would be that of a piece: how "
-            "many tokens a picture takes is known in the batch only. Set `max_length=None`."
+            "many tokens a picture takes is known only in the batch. Set `max_length=None`."
         )
     check_texts(dataset, name)
     end = processor.tokenizer.eos_token
     if isinstance(dataset, Dataset) and "completion" in dataset.column_names and end:
         if (endless := has_other_end(dataset, "completion", end)).any():
             raise ValueError(
-                f"{counted(endless, name)} have a completion that does not end with {end!r}: to rows with pictures "
-                "TRL appends no end of sequence, and p would be that of a beginning. Append it: dataset.map(lambda "
+                f"{counted(endless, name)} have a completion that does not end with {end!r}: TRL appends no end "
+                "of sequence to rows with pictures, and p would be that of a beginning. Append it: dataset.map(lambda "
                 f"row: {{'completion': row['completion'] + {end!r}}}); or use messages, whose template does."
             )
 
 
 def split_pictures(dataset: Any, args: DCOConfig, name: str, key: str, log: EvalLogP) -> Any:
-    """Conversations about pictures as `prompt` and `completion`, numbered before; any other data set as it is.
+    """Number conversations about pictures and split them into `prompt` and `completion`; leave other data sets alone.
 
-    `key` is the evaluation set's in `log`, `name` the one in messages. A set is known by its rows as they were given:
-    text is numbered, and then split, where it is prepared.
+    `key` names the evaluation set in `log`, `name` in messages. Rows are numbered first, so that the set's fingerprint
+    is that of the rows as they were given.
     """
     return split_conversations(numbered(dataset, key, log), args, name) if has_images(dataset) else dataset
 
 
 def number_pictures(trainer: Any, log: EvalLogP) -> None:
-    """What `_prepare_dataset` and the collator do for text, which TRL does not call for rows with pictures."""
+    """Number evaluation rows with pictures, for which TRL does not call `_prepare_dataset`, also in batches."""
     if type(trainer.data_collator) is DataCollatorForVisionLanguageModeling:
         trainer.data_collator = DCOVisionCollator(**vars(trainer.data_collator))
     given = trainer.eval_dataset

@@ -38,7 +38,7 @@ class Window:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "Window":
-        """The window that `state_dict` was taken of."""
+        """The window that had this `state_dict`."""
         estimates = state["estimates"]
         if estimates is not None:
             estimates = {problem: (weight, log_p) for problem, (weight, log_p) in estimates}
@@ -46,7 +46,7 @@ class Window:
 
 
 class RowStream:
-    """This process's share of all rows in random order, again and again; knows its place."""
+    """This process's share of all rows in random order, pass after pass, from a `place` that can be saved."""
 
     def __init__(self, rows: Sequence[int], seed: int, process_index: int, num_processes: int):
         self._rows, self._seed = np.asarray(rows), seed
@@ -65,7 +65,7 @@ class RowStream:
 
     def _order(self, passes: int) -> np.ndarray:
         order = np.random.default_rng([self._seed, passes]).permutation(self._rows)
-        # Every process needs a row, also of a data set smaller than their number.
+        # Every process needs a row, even if there are fewer rows than processes.
         return order[self._share] if len(order) > self._share.start else order
 
 
@@ -75,13 +75,13 @@ def hard_batches(
     problem_of: Sequence[int],
     are_hard: Callable[[list[int]], Iterable[bool]],
 ) -> tuple[list[list[int]], int]:
-    """As many rows in as many micro-batches, all of them of hard problems.
+    """Micro-batches of the same sizes with rows of hard problems alone.
 
-    They come from a stream that goes over the data as often as it takes, so that an epoch keeps its number of steps.
-    `are_hard` is asked once for a problem.
+    The rows come from a stream that goes over the data as often as needed, so that an epoch keeps its number of steps.
+    `are_hard` is asked once for each problem.
 
     Returns:
-        The micro-batches, and the number of rows tried. None are hard after one pass over the data: no micro-batches.
+        The micro-batches, none if one pass over the data finds no hard row; and the number of rows tried.
     """
     sizes, num_tried = [len(batch) for batch in batches], 0
     hard: list[int] = []

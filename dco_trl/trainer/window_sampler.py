@@ -1,4 +1,4 @@
-"""Opens windows: samples rationales for their rows, learns from them, and weighs the rows."""
+"""Opens windows: samples rationales for their rows, counts the correct ones, and weighs the rows."""
 
 import time
 from collections import deque
@@ -53,7 +53,7 @@ class WindowSampler:
         self._rows, self._accelerator, self._args = rows, accelerator, args
         self.counts, self.next_index = SuccessCounts(len(dataset)), np.zeros(len(dataset), dtype=np.int64)
         if {"num_sampled", "num_correct"} <= set(dataset.column_names):
-            first = np.unique(rows.problem_of)  # rows of the same problem hold the same ones
+            first = np.unique(rows.problem_of)  # rows of the same problem have the same counts
             self.counts.add(first, *(np.asarray(dataset[name])[first] for name in ("num_sampled", "num_correct")))
             self.counts.refit()
         self._policy: PolicySampler | None = None
@@ -70,17 +70,17 @@ class WindowSampler:
         self.start_afresh()
 
     def start_afresh(self) -> None:
-        """Go back to the first row of the filter's stream: training begins."""
+        """Go back to the first row of the filter's stream, when training begins."""
         place = self._accelerator.process_index, self._accelerator.num_processes
         self.stream = RowStream(self._rows.rows, self._args.seed, *place)
 
     def open(self, batches: list[list[int]], step: int) -> tuple[Window, dict[str, float]]:
-        """The window of these micro-batches of rows, sampled for, and what is logged. Call it on every process."""
+        """Sample for these micro-batches of rows. The window, and what to log. Call it on every process."""
         started = time.perf_counter()
         window = Window(deque(batches))
         metrics: dict[str, float] = {}
         with self._policy.synchronised() if self._policy is not None else nullcontext() as sampler:
-            # How often a process draws in here is its own affair.
+            # Each process draws as often as it needs to in here.
             with raise_on_all_ranks(self._accelerator, "sampling and grading rationales"):
                 all_draws = self._fill(window, metrics, sampler, step)
         if self._policy is not None:
@@ -94,7 +94,7 @@ class WindowSampler:
         return window, metrics
 
     def close(self) -> None:
-        """End the engine and the grader's workers; both start again when they are needed."""
+        """Stop the engine and the grader's workers; both start again when they are needed."""
         for holder in (self._policy, self._grader):
             if holder is not None:
                 holder.close()
@@ -114,7 +114,7 @@ class WindowSampler:
         all_draws: list[Draws] = []
 
         def draw(problems: list[int]) -> np.ndarray:
-            """Their success rates, from what this process has just drawn, if it does, and what is remembered."""
+            """Their success rates, from remembered counts and, with a sampler, from rationales drawn now."""
             n, c = self.counts.num_sampled[problems], self.counts.num_correct[problems]
             if sampler is not None:
                 draws = self._drawer.draw(problems, self.counts, self.next_index, sampler)
@@ -143,7 +143,7 @@ class WindowSampler:
         """Note weight and log p of the window's problems."""
         ids = np.array(distinct(window.rows, self._rows.problem_of))
         n, c = self.counts.num_sampled[ids], self.counts.num_correct[ids]
-        # The authors' estimator has no opinion on a prompt of which nothing could be graded: it keeps weight 1.
+        # The authors' estimator says nothing about a prompt of which nothing could be graded: it keeps weight 1.
         known = (n > 0) | (self._args.estimator == "posterior")
         weights = np.ones(len(ids))
         if known.any():
@@ -170,7 +170,7 @@ class WindowSampler:
             self._reported_idle = True
             logger.warning(
                 f"DCO is cross-entropy at step {step}: the mean weight is {weight:.3f}, because the mean success rate "
-                f"of a sampled rationale is {metrics['success_rate']:.4f}. On a model that learns the task this "
-                "passes. If it does not, look at `rationales_truncated` and `rationales_unparsed`: rationales may be "
-                "wrong for their form alone."
+                f"of a sampled rationale is {metrics['success_rate']:.4f}. This passes once the model learns the "
+                "task. If it does not, look at `rationales_truncated` and `rationales_unparsed`: rationales may be "
+                "wrong in form alone."
             )

@@ -25,7 +25,7 @@ def test_single_turns_are_split_where_the_answer_cannot_be_marked(caplog, assist
     with caplog.at_level(logging.WARNING):
         trainer = evaluated(ONE_TURN, TEMPLATE, assistant_only_loss=assistant_only_loss)
     for split in ("train", "eval"):
-        assert f"The conversations of the {split} dataset have one turn of the assistant each. They are" in caplog.text
+        assert f"The conversations of the {split} dataset have one assistant turn each. They are" in caplog.text
     expected = evaluated([{"prompt": r["messages"][:1], "completion": r["messages"][1:]} for r in ONE_TURN], TEMPLATE)
     assert trainer.train_dataset["labels"] == expected.train_dataset["labels"]
     metrics = trainer.evaluate()
@@ -38,7 +38,7 @@ def test_single_turns_are_split_where_the_answer_cannot_be_marked(caplog, assist
 def test_conversations_whose_answers_are_marked_are_left_to_trl(caplog):
     with caplog.at_level(logging.WARNING):
         trainer = evaluated(ONE_TURN, MARKING, assistant_only_loss=True)
-    assert "are taken as `prompt`" not in caplog.text
+    assert "They are split into `prompt`" not in caplog.text
     assert "messages" in trainer.train_dataset.column_names
     assert trainer.evaluate()["eval_log_p"] < 0
 
@@ -55,15 +55,15 @@ def test_the_template_of_a_model_folder_is_asked(tmp_path):
 def test_several_turns_that_cannot_be_marked_are_refused_with_the_way_out():
     expected = (
         r"chat template does not mark the assistant's tokens .*`assistant_only_loss=True` cannot tell .*; and 2 of 3 "
-        r"rows of the train dataset \(first: row 1\) do not end with their only turn of the assistant\. "
-        r"Give the dataset `prompt` and `completion` columns, one row per turn.*every"
+        r"rows of the train dataset \(first: row 1\) do not end with their only assistant turn\. "
+        r"Give the dataset `prompt` and `completion` columns, one row per assistant turn.*every"
     )
     with pytest.raises(ValueError, match=expected):
         evaluated([ONE_TURN[0], *TWO_TURNS[:2]], TEMPLATE, assistant_only_loss=True)
-    with pytest.raises(ValueError, match="do not tell the answer from the prompt.* one row per turn of the assistant"):
+    with pytest.raises(ValueError, match="do not tell the answer from the prompt.* one row per assistant turn"):
         evaluated([ONE_TURN[0], *TWO_TURNS[:2]], TEMPLATE)
     streamed = IterableDataset.from_generator(lambda: iter(ONE_TURN), features=Dataset.from_list(ONE_TURN).features)
-    with pytest.raises(ValueError, match="does not mark the assistant's tokens.*one row per turn of the assistant"):
+    with pytest.raises(ValueError, match="does not mark the assistant's tokens.*one row per assistant turn"):
         make_trainer(trainer_kwargs={"train_dataset": streamed, **template(TEMPLATE)}, assistant_only_loss=True)
 
 
@@ -82,7 +82,7 @@ def test_several_turns_in_one_row_are_reported_once(caplog, how):
 
 
 def test_a_prompt_is_compared_with_its_row_where_that_keeps_the_conversation():
-    """As what a sampler is given, which the template renders otherwise than training does."""
+    """It is what a sampler is given, and here the template renders it differently for training."""
     rows = [{**row, "prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in ONE_TURN]
-    with pytest.raises(ValueError, match="renders the prompt of row 0 of the train dataset alone, .* otherwise than"):
+    with pytest.raises(ValueError, match="the prompt of row 0 of the train dataset differently when it is alone"):
         evaluated(rows, TEMPLATE + "{% if add_generation_prompt %}b:{% endif %}")

@@ -75,11 +75,11 @@ def test_refused_data(rows, sampler, message):
 
 def test_refused_arguments():
     stream = IterableDataset.from_generator(lambda: iter(ROWS))
-    with pytest.raises(TypeError, match="`train_dataset` must be a `Dataset`, got `IterableDataset`.*need a number"):
+    with pytest.raises(TypeError, match="`train_dataset` must be a `Dataset`, got `IterableDataset`.*need numbers"):
         CoTDCOTrainer(make_model(), args=CoTDCOConfig(**settings()), train_dataset=stream)
     with pytest.raises(TypeError, match="`args` must be a `CoTDCOConfig`, got `NoneType`"):
         CoTDCOTrainer(make_model(), train_dataset=Dataset.from_list(ROWS))
-    with pytest.raises(ValueError, match="`data_collator` is TRL's own here"):
+    with pytest.raises(ValueError, match="`data_collator` must be TRL's own"):
         make_cot_trainer(trainer_kwargs={"data_collator": lambda rows: rows})
     with pytest.raises(GraderError, match="grader 'maths' is not known"):
         make_cot_trainer(grader="maths")
@@ -103,7 +103,7 @@ def test_a_grader_that_fails_stops_training(grader, message):
 @pytest.mark.slow
 def test_missing_samples_are_an_error(monkeypatch):
     monkeypatch.setattr(TransformersSampler, "sample", lambda self, requests, params: [[] for _ in requests])
-    with pytest.raises(RuntimeError, match="returned 0 rationales for 4 prompts and not the 8 for each.*resumed"):
+    with pytest.raises(RuntimeError, match="returned 0 rationales for 4 prompts instead of 8 for each.*resumed"):
         trained(max_steps=1)
 
 

@@ -21,7 +21,7 @@ def test_the_card_has_attempts_coverage_base_model_and_paper(tmp_path):
     card = (out / "README.md").read_text()
     assert "This model is a fine-tuned version of `tiny-base`." in card and "None" not in card
     assert str(tmp_path) not in card
-    assert "It was trained with N = 256 attempts: to be sampled 256 times for each problem." in card
+    assert "It was trained with N = 256 attempts, to be sampled 256 times for each problem." in card
     last = [row for row in trainer.state.log_history if "eval_coverage@64" in row][-1]
     assert "Last evaluation (step 3), exact coverage of the reference answers:" in card
     assert f"| coverage@k | {last['eval_coverage@1']:.1%} | {last['eval_coverage@64']:.1%} |" in card

@@ -36,7 +36,7 @@ def train_on(rows: list[dict], **overrides) -> DCOTrainer:
     [
         (
             {"label_smoothing_factor": 0.1},
-            "`label_smoothing_factor=0.1` takes the loss from elsewhere.*Set it to 0: D",
+            "`label_smoothing_factor=0.1` replaces TRL's loss.*Set it to 0: D",
         ),
         ({"loss_type": "dft"}, "`loss_type='dft'` would be computed from.*already carry.*Use `loss_type='nll'`"),
         ({"packing": True, "packing_strategy": "wrapped"}, "`packing_strategy='wrapped'` cuts sequences.*'bfd'"),
@@ -66,7 +66,7 @@ def test_numpys_integers_are_integers():
     [
         (
             {"compute_loss_func": lambda outputs, labels, num_items_in_batch: outputs.loss},
-            "`compute_loss_func` takes the loss from elsewhere.*or use it with `num_attempts=1`",
+            "`compute_loss_func` replaces TRL's loss.*or use it with `num_attempts=1`",
         ),
         (
             {"formatting_func": lambda row: row["prompt"] + row["completion"]},
@@ -82,7 +82,7 @@ def test_refused_argument(argument, message):
 def test_arguments_of_another_kind():
     with pytest.raises(TypeError, match="`args` must be a `DCOConfig`, got `SFTConfig`.*takes the same arguments"):
         DCOTrainer(make_model(), args=SFTConfig(**settings()), train_dataset=Dataset.from_list(ROWS))
-    with pytest.raises(TypeError, match="takes what follows `model` by name, and got 2 arguments without"):
+    with pytest.raises(TypeError, match="takes the arguments after `model` by name, and got 2 by position"):
         DCOTrainer(make_model(), DCOConfig(**settings()), Dataset.from_list(ROWS))
 
 
@@ -132,7 +132,7 @@ UNSEPARATED = "dataset has the columns .* do not tell the answer from the prompt
         (
             [{"prompt": "1+1=", "completions": ["2", "02"]}],
             {},
-            "needs one `completion`. Of a list .* make one row each",
+            "needs one `completion`. Turn a list .* into one row each",
         ),
         (
             [*ROWS[:3], *({"prompt": "1+1=", "completion": empty} for empty in ("", "  ", None))],
@@ -206,7 +206,7 @@ def test_several_answers_in_a_row_are_counted(caplog):
 
 def test_answers_without_a_prompt_or_an_end(caplog):
     rows = [{"input_ids": [4, 5, 6, 1], "labels": labels} for labels in ([-100, 5, 6, 1], [4, 5, 6, 1])]
-    told = r"dataset \(first: row {}\) have an answer from their first token on.*prompt"
+    told = r"dataset \(first: row {}\) have an answer that begins at the first token.*prompt"
     with pytest.raises(ValueError, match=f"1 of 2 rows of the train {told.format(1)}"):
         on(rows)
     assert on(rows, num_attempts=1)._has_no_p
