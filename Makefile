@@ -62,8 +62,8 @@ notebooks: .venv/.dev  ## execute the example notebooks whole, and keep their ou
 research: .venv/.dev  ## measure anew what docs/results states of the tiny models: many hours, resumable
 	$(BIN)/python -m research.baselines.run --work_dir runs/baselines --output runs/baselines.json --figure runs/baselines.png
 	$(BIN)/python -m research.schedules.run --work_dir runs/schedules --output runs/schedules.json --figure runs/schedules.png
-	$(BIN)/python -m research.baselines.run --task mazes --seeds 4 --work_dir runs/mazes --output runs/mazes.json --figure runs/mazes.png
-	$(BIN)/python -m research.schedules.run --task mazes --seeds 0 1 2 3 --work_dir runs/mazes --workers 0 \
+	$(BIN)/python -m research.baselines.run --task mazes --seeds 5 --work_dir runs/mazes --output runs/mazes.json --figure runs/mazes.png
+	$(BIN)/python -m research.schedules.run --task mazes --seeds 0 1 2 3 4 --work_dir runs/mazes --workers 0 \
 		--families "cross-entropy and DCO" "cross-entropy" --output runs/mazes-schedules.json
 	$(BIN)/python -m research.baselines.solve_mazes --work_dir runs/solve-mazes --output runs/mazes-solved.json
 	$(BIN)/python -m research.countdown.run --work_dir runs/countdown --output runs/countdown.json
