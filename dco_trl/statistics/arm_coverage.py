@@ -1,9 +1,9 @@
-r"""What each arm does on each problem: exactly, or as counts tell.
+r"""How likely each arm is to solve each problem: known exactly, or estimated from counts.
 
 An arm is a model with an adapter, a checkpoint and a temperature. The probability that m attempts of an arm all miss
 is \((1-p)^m\) where p is known. From n samples, c of them correct, it is the mean over the posterior under the arm's
-own prior \(\mathrm{Beta}(a, b)\): \(B(a+c, b+n-c+m) / B(a+c, b+n-c)\). Its logarithm is convex in m, so that coverage
-is concave in the attempts of all arms together.
+own prior \(\mathrm{Beta}(a, b)\): \(B(a+c, b+n-c+m) / B(a+c, b+n-c)\). Its logarithm is convex in m, so coverage is
+concave in the attempts of all arms together.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ _NEVER = -745.0
 class Arms:
     """Measurements of several arms on the same problems, each of shape (arms, problems).
 
-    Where `log_p` is NaN, the counts stand in its place; 0 samples leave the arm's prior.
+    Where `log_p` is NaN, the counts are used instead; with 0 samples, the arm's prior is.
     """
 
     log_p: NDArray[np.float64]
@@ -45,12 +45,12 @@ class Arms:
 
     @cached_property
     def _log_miss(self) -> NDArray[np.float64]:
-        """Of one attempt; 0 where there are counts."""
+        """Log-probability that one attempt misses; 0 where there are counts."""
         return np.maximum(log1mexp(np.where(self.counted, -np.inf, self.log_p)), _NEVER)
 
     @cached_property
     def _posteriors(self) -> dict[int, tuple[NDArray, NDArray, NDArray, NDArray]]:
-        """Of each arm with counts: the problems, alpha and beta of the distinct posteriors, which of them each has."""
+        """For each arm with counts: its problems, alpha and beta of the distinct posteriors, and which each has."""
         nothing = np.flatnonzero((self.counted & (self.num_sampled == 0)).all(axis=1))
         if nothing.size:
             raise UserError(
@@ -67,17 +67,17 @@ class Arms:
         return found
 
     def on(self, problems: NDArray) -> "Arms":
-        """The same arms on some of the problems; priors are fitted to those alone."""
+        """The same arms on some of the problems; priors are fitted to these problems alone."""
         return Arms(self.log_p[:, problems], self.num_sampled[:, problems], self.num_correct[:, problems])
 
     def only(self, arms: Sequence[int] | NDArray) -> "Arms":
-        """Some of the arms on the same problems, with the priors that they have."""
+        """Some of the arms on the same problems; their priors stay as they are."""
         part = Arms(self.log_p[arms], self.num_sampled[arms], self.num_correct[arms])
         part._posteriors = {i: self._posteriors[arm] for i, arm in enumerate(arms) if arm in self._posteriors}
         return part
 
     def log_miss(self, arm: int, attempts: float, after: float = 0.0) -> NDArray[np.float64]:
-        """Log-probability that so many attempts miss, after so many that missed, shape (problems,)."""
+        """Log-probability that `attempts` more attempts miss once `after` have missed, shape (problems,)."""
         result = attempts * self._log_miss[arm]
         if arm in self._posteriors:
             where, alpha, beta, kind = self._posteriors[arm]
@@ -85,7 +85,7 @@ class Arms:
         return result
 
     def coverage_and_gradient(self, split: NDArray) -> tuple[float, NDArray[np.float64]]:
-        """Mean coverage with so many attempts of each arm, not all of them whole, and its derivative in each."""
+        """Mean coverage for `split` attempts of each arm (real numbers), and its gradient."""
         log_miss = split @ self._log_miss
         for arm, (where, alpha, beta, kind) in self._posteriors.items():
             if split[arm]:
@@ -98,7 +98,7 @@ class Arms:
         return 1.0 - float(miss.sum()), gradient
 
     def planned_coverage(self, split: NDArray) -> NDArray[np.float64]:
-        """Coverage of each problem with so many attempts of each arm, under the posteriors, shape (problems,)."""
+        """Coverage of each problem for `split` attempts of each arm, under the posteriors, shape (problems,)."""
         log_miss = np.zeros(self.shape[1])
         for arm in np.flatnonzero(split).tolist():
             log_miss += self.log_miss(arm, split[arm])
@@ -121,7 +121,7 @@ class Arms:
 
 
 def check_arms(log_p: ArrayLike | None, num_sampled: ArrayLike | None, num_correct: ArrayLike | None) -> Arms:
-    """The measurements that `plan_attempts` takes."""
+    """Check the measurements that `plan_attempts` takes."""
     if (num_sampled is None) != (num_correct is None) or (log_p is None and num_sampled is None):
         raise UserError("give log_p, or num_sampled and num_correct, or all three: there is nothing to plan from.")
     if num_sampled is None or num_correct is None:
@@ -136,7 +136,7 @@ def check_arms(log_p: ArrayLike | None, num_sampled: ArrayLike | None, num_corre
             "log_p, num_sampled and num_correct must each have one row per arm and one column per problem, got "
             f"shapes {x.shape} and {n.shape}."
         )
-    # An arm of which nothing was counted was measured by log p: its NaN is no absence but a broken model.
+    # An arm without any counts was measured by log p: a NaN there comes from a broken model.
     broken = counted & (n.max(axis=1, keepdims=True) == 0)
     if log_p is not None and broken.any():
         arm, problem = np.argwhere(broken)[0]

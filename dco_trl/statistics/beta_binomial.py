@@ -30,15 +30,15 @@ def fit_prior(
     $$\max_{a, b}\ \sum_i \log \frac{B(a + c_i, b + n_i - c_i)}{B(a, b)}
       - \frac{(\log 2a)^2 + (\log 2b)^2}{2 \cdot 1.5^2}$$
 
-    Without counts it is Jeffreys' prior, Beta(1/2, 1/2), and the counts move it as far as they say anything: with some
-    50 prompts of 8 samples it is the maximum-likelihood fit for all purposes. It has a maximum where likelihood alone
-    has none: one sample per prompt, counts that are all 0, counts that are all n.
+    Without counts the result is Jeffreys' prior, Beta(1/2, 1/2). With 50 prompts of 8 samples it is practically the
+    maximum-likelihood fit. Unlike the likelihood alone, the objective has a maximum with one sample per prompt, and
+    with counts that are all 0 or all n.
 
     Args:
         num_sampled: Rationales drawn for each prompt, n >= 0, shape (P,) or a scalar. Real numbers are fine. Prompts
-            without samples count for nothing.
+            without samples change nothing.
         num_correct: Those that led to the answer, 0 <= c <= n, shape (P,).
-        multiplicity: How much each pair of counts is to count, shape (P,); 1, unless given.
+        multiplicity: Weight of each pair of counts, shape (P,); None: 1 each.
 
     Raises:
         ValueError: Impossible counts, or none.
@@ -77,7 +77,7 @@ def fit_prior(
         pull = (log_parameters - centre) / _LOG_PRIOR_SPREAD
         value -= pull @ pull / 2
         slope = np.array([a * slope_a, b * slope_b]) - pull / _LOG_PRIOR_SPREAD
-        # For each prompt, so that the optimiser's tolerances do not depend on how many there are.
+        # Per prompt, so that the optimiser's tolerances do not depend on the number of prompts.
         return -value / total, -slope / total
 
     options = {"ftol": 1e-13, "gtol": 1e-9}
@@ -87,7 +87,7 @@ def fit_prior(
 
 
 def check_prior(prior: Any) -> tuple[float, float]:
-    """Parameters of a Beta distribution."""
+    """Check the parameters (a, b) of a Beta distribution."""
     values = np.asarray(prior, dtype=np.float64)
     if values.shape != (2,) or not np.isfinite(values).all() or not (values > 0).all():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a schedule gives: measured along it, and expected on problems that it was not planned on."""
+"""What a schedule gives: measured along it, and estimated for problems that it was not planned on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +15,13 @@ from .schedule import AttemptOrder, choose_arms, plan
 
 @dataclass(frozen=True, eq=False)
 class CrossFittedSchedule:
-    """What a schedule is expected to give on new problems, and what it gains; the schedule is `second` in each.
+    """What a schedule is expected to give on new problems, and what it gains. It is `second` in each difference.
 
     Attributes:
         curve: Mean coverage along schedules planned on the other half, with intervals over problems.
         best_arm: Against the best single arm for each k, chosen on the other half.
         equal_split: Against the same attempts split equally over all arms.
-        given_arms: Against each of the arms that were named, alone.
+        given_arms: Against each arm of the argument `given_arms`, alone.
     """
 
     curve: PassAtKCurve
@@ -45,14 +45,14 @@ def scheduled_pass_at_k(
     $$\widehat{\mathrm{pass@}k} = 1 - \prod_j \binom{n_j - c_j}{m_j} \Big/ \binom{n_j}{m_j}$$
 
     Its expectation is \(1 - \prod_j (1-p_j)^{m_j}\), because the arms are sampled independently. For one arm it is
-    pass@k. Where `log_p` is given, \((1-p_j)^{m_j}\) itself stands for the arm.
+    pass@k. Where `log_p` is given, the factor of the arm is \((1-p_j)^{m_j}\) itself.
 
     Args:
         schedule: Says how many of the first k attempts each arm gets.
         k: Numbers of attempts, shape (K,).
-        log_p: As for [`plan_attempts`][dco_trl.statistics.plan_attempts]; so are the two that follow.
-        num_sampled: See there.
-        num_correct: See there.
+        log_p: As for [`plan_attempts`][dco_trl.statistics.plan_attempts].
+        num_sampled: As for `plan_attempts`.
+        num_correct: As for `plan_attempts`.
 
     Returns:
         Estimates in [0, 1], float64, shape (problems, K).
@@ -75,8 +75,8 @@ def scheduled_pass_at_k(
     arms, ks = check_arms(log_p, num_sampled, num_correct), check_ks(k)
     if schedule.num_arms != len(arms.log_p):
         raise UserError(
-            f"the schedule is for {schedule.num_arms} arms, and the measurements are of {len(arms.log_p)}. Give a row "
-            "for each arm that it was planned over, in the same order."
+            f"the schedule is for {schedule.num_arms} arms, but the measurements have {len(arms.log_p)}. Give a row "
+            "for each arm of the schedule, in the same order."
         )
     return np.stack([arms.measured_coverage(split) for split in schedule.counts(ks)], axis=1)
 
@@ -91,25 +91,24 @@ def cross_fit_schedule(
     max_arms: int | None = None,
     confidence: float = 0.95,
 ) -> CrossFittedSchedule:
-    r"""What a schedule is expected to give on problems that it was not planned on, and what it gains over rivals.
+    r"""Estimate what a schedule gives on problems that it was not planned on, and what it gains over rivals.
 
-    Problems are dealt into two halves. For each half, the schedule is planned on the other, the best single arm for
-    each k is chosen there too, and both are measured on the half: exactly where p is known, elsewhere by the unbiased
-    estimator. So no problem has a say in what it is measured with. Intervals are over problems, of `mean_curve` and
-    `paired_difference`; where schedule and rival give both halves the same attempts, which is so for a best arm at
-    k = 1, the difference is 0 without one.
+    Problems are dealt into two halves. For each half, the schedule is planned on the other one, and the best single
+    arm for each k is chosen there too. Both are then measured on this half: exactly where p is known, elsewhere by the
+    unbiased estimator. Intervals are over problems, as for `mean_curve` and `paired_difference`. Where the schedule
+    and a rival make the same attempts in both halves, as for the best arm at k = 1, the difference is exactly 0.
 
     Args:
         k: Numbers of attempts, shape (K,). From counts, none above the smallest number of samples.
-        log_p: As for [`plan_attempts`][dco_trl.statistics.plan_attempts]; so are the two that follow.
-        num_sampled: See there.
-        num_correct: See there.
+        log_p: As for [`plan_attempts`][dco_trl.statistics.plan_attempts].
+        num_sampled: As for `plan_attempts`.
+        num_correct: As for `plan_attempts`.
         given_arms: Arms to compare with, each alone, such as the last epoch of each run; counted from 0.
-        max_arms: At most this many arms get attempts, chosen anew on the other half, as by `plan_attempts`.
+        max_arms: At most this many arms get attempts, chosen on the other half as `plan_attempts` chooses them.
         confidence: Confidence of the intervals, 0.5 to 0.999.
 
     Raises:
-        ValueError: What `plan_attempts` refuses, too few samples for a k, or an arm that there is not.
+        ValueError: What `plan_attempts` refuses, too few samples for a k, or an arm that does not exist.
 
     Examples:
         >>> import numpy as np
@@ -132,9 +131,9 @@ def cross_fit_schedule(
     given = [check_integer("given_arms", arm, at_least=0) for arm in given_arms]
     check_confidence(confidence)
     if num_problems < 2:
-        raise UserError("there is one problem, and it takes two halves: plan on one, measure on the other. Take more.")
+        raise UserError("there is one problem, but one half is planned on and the other measured. Give at least two.")
     if given and max(given) >= num_arms:
-        raise UserError(f"given_arms has arm {max(given)}, and there are {num_arms} (counted from 0).")
+        raise UserError(f"given_arms names arm {max(given)}, but there are {num_arms} arms (counted from 0).")
     fewest = arms.num_sampled[arms.counted].min(initial=ks.max())
     if ks.max() > fewest:
         raise UserError(
@@ -163,7 +162,7 @@ def cross_fit_schedule(
 
     def against(name: object) -> PairedDifference:
         found = difference_of_means(values[name], values["schedule"], ks, confidence)
-        # The same attempts in both halves: the difference is 0 on any problems, which zeros in a sample cannot tell.
+        # The same attempts in both halves differ by 0 on every problem, which zeros on these problems cannot show.
         low, high = (np.where(is_same[name], 0.0, end) for end in (found.low, found.high))
         return replace(found, low=low, high=high, reliable=found.reliable | is_same[name])
 

@@ -1,8 +1,8 @@
 """Means over problems with confidence intervals: pass@k curves, and the paired difference of two runs.
 
-The problems are taken for a random sample of the problems that one cares about. The interval is for the mean over all
-of those; it covers both the luck of the problems and the luck of the samples, since the estimates of two problems are
-independent. If you care about these problems only, it is wider than needed.
+The problems are treated as a random sample of all problems of interest, and the interval is for the mean over those.
+It covers both the choice of the problems and the randomness of the samples, since the estimates of two problems are
+independent. If you care only about these problems, the interval is conservative.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from .pass_at_k import pass_at_k
 # An interval is called reliable where its mean is at least this many problems away from both 0 and 1. Simulation
 # (tests/statistics/test_intervals.py): 93 to 97 % coverage above it, down to 20 % near 1 below it.
 _FEWEST_PROBLEMS = 5.0
-# A paired interval is called reliable where its differences are worth at least this many equal ones.
+# A paired interval is called reliable where its differences amount to at least this many equal ones.
 _FEWEST_DIFFERENCES = 6.0
 # Counts of resampled problems are drawn in pieces of at most this many numbers (32 MB).
 _PIECE = 4_000_000
@@ -29,12 +29,12 @@ class PassAtKCurve:
     """Mean over problems for each k, with an interval for each (each on its own, not a band for all k at once).
 
     Attributes:
-        k: Numbers of samples allowed, int64, shape (K,), as of all that follow.
+        k: Numbers of samples allowed, int64, shape (K,), like the other arrays.
         estimate: Mean over problems, float64.
         low: Lower ends, float64.
         high: Upper ends, float64.
         reliable: Whether the mean is at least five problems' worth away from 0 and from 1 (or all problems have the
-            same value). Where it is not, the interval tends to be too short for the stated confidence.
+            same value). Otherwise the interval tends to be too short for the stated confidence.
         num_problems: Number of problems.
         confidence: Confidence of each interval, such as 0.95.
     """
@@ -53,14 +53,14 @@ class PairedDifference:
     """Second run minus first, on the same problems, for each k.
 
     Attributes:
-        k: Numbers of samples allowed, int64, shape (K,), as of all that follow.
+        k: Numbers of samples allowed, int64, shape (K,), like the other arrays.
         first: Mean pass@k of the first run, float64.
         second: The same of the second run.
         difference: second - first.
         low: Lower ends of the interval of the difference.
         high: Upper ends.
-        reliable: Whether the differences d of the problems are worth at least six of one size, by
-            (sum |d|)^2 / sum d^2, or are all equal. Elsewhere a few problems decide, and the interval is too short.
+        reliable: Whether the differences d of the problems amount to at least six of one size, by
+            (sum |d|)^2 / sum d^2, or are all equal. Otherwise a few problems decide, and the interval is too short.
         num_problems: Number of problems.
         confidence: Confidence of each interval, such as 0.95.
     """
@@ -189,9 +189,10 @@ def paired_difference(
 ) -> PairedDifference:
     r"""Difference of pass@k of two runs on the same problems, second minus first, with intervals.
 
-    Problems are matched by id, and the interval is for the mean of the differences of one problem's two estimates:
-    what makes a problem hard for both runs cancels. It is Student's, \(\bar d \pm t_{P-1}\, s / \sqrt P\): with few
-    problems a bootstrap is too short. Where all differences are equal, it is the bound of `mean_curve`.
+    Problems are matched by id. The interval is for the mean over problems of the difference between the two estimates,
+    so what makes a problem hard for both runs cancels. It is Student's, \(\bar d \pm t_{P-1}\, s / \sqrt P\), because
+    a bootstrap interval is too short with few problems. Where all differences are equal, it is the bound of
+    `mean_curve`.
 
     Simulated coverage of the 95 % interval where it is `reliable`: 93 to 97 %, from 20 problems on, for equal runs,
     runs that differ slightly, and runs that differ much (64 samples; rates from Beta(.3, 1) and Beta(.2, 3)).
@@ -199,14 +200,14 @@ def paired_difference(
     Args:
         first: Problem id to (num_samples, num_correct) of the first run, the baseline.
         second: The same for the second run. The runs may have different numbers of samples.
-        k: As for `pass_at_k_curve`, for the samples of either run.
-        confidence: As there.
+        k: As for `pass_at_k_curve`; the smallest number of samples is over both runs.
+        confidence: Confidence of each interval, 0.5 to 0.999.
 
     Returns:
         The difference. An interval without 0 is a difference at that confidence, for one k chosen beforehand.
 
     Raises:
-        ValueError: The runs do not have the same problems (the message lists what is missing where), or one of them
+        ValueError: The runs do not have the same problems (the message lists which are missing where), or one of them
             has too few samples.
 
     Examples:
@@ -267,8 +268,8 @@ def _check_same_problems(first: Mapping, second: Mapping) -> None:
 def _or_bound(
     values: NDArray, low: NDArray, high: NDArray, bounds: tuple[float, float], confidence: float
 ) -> tuple[NDArray, NDArray]:
-    """The interval of each column of `values` (P, K) within `bounds`; a bound of its own where all are the same."""
-    # With that confidence, at most the share q of the population has another value.
+    """The interval of each column of `values` (P, K), within `bounds`; where all values are equal, a wider one."""
+    # With that confidence, at most a share q of the population has another value.
     value, q = values[0], 1.0 - (1.0 - confidence) ** (1.0 / len(values))
     constant = _constant(values)
     low = np.where(constant, value - q * (value - bounds[0]), low)

@@ -23,10 +23,10 @@ def majority_at_k(
 ) -> NDArray[np.float64]:
     r"""Probability that the most frequent answer among k samples is correct.
 
-    The k samples are a random subset of the n at hand, without replacement, as for pass@k: it is the exact mean over
-    all \(\binom{n}{k}\) subsets, hence unbiased. Of the answers that tie for the most votes each wins with the same
-    probability. Two different strings are two answers, even if both are correct. An answer that the grader accepted in
-    some samples only is correct with the share of those: the sample that speaks for it is one of its voters at random.
+    The k samples are a random subset of the n at hand, as for pass@k. The result is the exact mean over all
+    \(\binom{n}{k}\) subsets, hence unbiased. Answers that tie for the most votes win with equal probability. Two
+    different strings are two answers, even if both are correct. An answer that the grader accepted in only some of its
+    samples is correct with that share, as if one of these samples, chosen at random, stood for it.
 
     Method: the counts in a random k-subset are independent \(X_j \sim \mathrm{Binomial}(c_j, k/n)\) given
     \(\sum_j X_j = k\). So, summed over the winning count m and the correct answers i,
@@ -100,7 +100,7 @@ def _majority(values: NDArray, multiplicity: NDArray, num_correct: NDArray, num_
     share = k / num_samples
     votes = np.arange(min(int(values[-1]), k) + 1)
     b = _binomial(values[:, None], votes, share)
-    # The chance that a correct answer has m votes and no other has more, but for the condition on the sum.
+    # The chance that a correct answer has m votes and no other has more, without the condition on the sum.
     no_more = np.log(np.clip(np.cumsum(b, axis=1), 1e-300, 1.0))
     chance = num_correct @ (b * np.exp(multiplicity @ no_more - no_more))
     winning = np.flatnonzero((chance > _NEGLIGIBLE) & (votes > 0))
@@ -111,7 +111,7 @@ def _majority(values: NDArray, multiplicity: NDArray, num_correct: NDArray, num_
     frequencies, weights = _fourier(num_samples, k)
     one_sample = 1.0 - share + share * np.exp(1j * frequencies)
     m, end = int(winning[0]), int(winning[-1]) + 1
-    # From here on without the answers too rare to have even the fewest winning votes, and without votes too few.
+    # Leave out answers too rare to have even the fewest winning votes, and negligible numbers of votes.
     first = int(np.argmax(at_least[:, m] > _NEGLIGIBLE))
     lowest = int(np.argmax(b[first:].max(axis=0) > _NEGLIGIBLE**2))
     fewer = np.zeros((values.size, frequencies.size), dtype=np.complex128)
@@ -121,7 +121,7 @@ def _majority(values: NDArray, multiplicity: NDArray, num_correct: NDArray, num_
         # Answers too rare to have m votes take any number of them, like the abstentions. Counts ascend.
         first = int(np.argmax(at_least[:, m] > _NEGLIGIBLE))
         num_tied = min(int(multiplicity[first:].sum()), k // m)
-        # Winning counts that need about as many nodes, and fit into the processor's cache, go together.
+        # Winning counts that need about equally many nodes, and fit into the processor's cache, are done together.
         last = min(m + max(1, min(m // 2, _BATCH // (_num_nodes(num_tied) * frequencies.size))), end)
         exactly = b[first:, m:last, None] * np.exp(1j * np.outer(votes[m:last], frequencies))
         no_more_than = fewer[first:, None] + np.cumsum(exactly, axis=1)

@@ -11,7 +11,7 @@ from ..checks import check_graded_counts
 
 @dataclass(frozen=True)
 class NeverSolved:
-    """Problems without a correct sample. It does not say that the model cannot solve them: see `rate_bound`.
+    """Problems without a correct sample. The model may still be able to solve them: see `rate_bound`.
 
     Attributes:
         count: Number of problems unsolved in all of their samples.
@@ -36,10 +36,10 @@ class NeverSolved:
 
 
 def never_solved(num_samples: ArrayLike, num_correct: ArrayLike, confidence: float = 0.95) -> NeverSolved:
-    r"""Share of problems without a correct sample, and how well they may still be solvable.
+    r"""Share of problems without a correct sample, and a bound on their success rate.
 
-    "Never" means in the n samples drawn: \(1 - \mathrm{pass@}n\) is the expected share. A problem with success rate p
-    stays unsolved with probability \((1-p)^n\), so all that n failures show, at confidence \(1-\alpha\), is
+    "Never" means in the n samples drawn: the expected share is \(1 - \mathrm{pass@}n\). A problem with success rate p
+    stays unsolved with probability \((1-p)^n\). So n failures only show, at confidence \(1-\alpha\), that
     \(p \le 1 - \alpha^{1/n}\) (Clopper-Pearson with c = 0; the "rule of three" \(3/n\) at 95 %).
 
     Args:

@@ -17,8 +17,7 @@ _LOG_ZERO = 40.0
 def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
     r"""Unbiased estimate of pass@k, the probability that at least one of k samples is correct.
 
-    With n samples of a problem, c of them correct, it is the share of the k-subsets of the samples that hold a correct
-    one:
+    With n samples of a problem, c of them correct, it is the share of k-subsets with at least one correct sample:
 
     $$\widehat{\mathrm{pass@}k} = 1 - \binom{n-c}{k} \Big/ \binom{n}{k}
       = 1 - \prod_{j=0}^{\min(c,k)-1} \Big(1 - \frac{\max(c,k)}{n-j}\Big)$$
@@ -79,7 +78,7 @@ def at_least_m_of_k(
 ) -> NDArray[np.float64]:
     r"""As `pass_at_k`, but the probability that at least m of the k samples are correct.
 
-    It is the share of the k-subsets that hold m correct ones or more, a hypergeometric tail:
+    It is the share of k-subsets with at least m correct samples, a hypergeometric tail:
 
     $$\sum_{j=m}^{\min(c,k)} \binom{c}{j} \binom{n-c}{k-j} \Big/ \binom{n}{k}$$
 
@@ -87,16 +86,16 @@ def at_least_m_of_k(
     half of k cannot lose a majority vote.
 
     Args:
-        num_samples: As for `pass_at_k`; so are the two that follow.
-        num_correct: See there.
-        k: See there.
+        num_samples: As for `pass_at_k`.
+        num_correct: As for `pass_at_k`.
+        k: As for `pass_at_k`.
         num_required: Number m of the k samples that must be correct, 1 <= m <= k. All four broadcast.
 
     Returns:
         Estimates in [0, 1], float64, of the broadcast shape.
 
     Raises:
-        ValueError: As there, or m exceeds k.
+        ValueError: As for `pass_at_k`, or m exceeds k.
 
     Examples:
         >>> from dco_trl.statistics import at_least_m_of_k
@@ -114,8 +113,8 @@ def at_least_m_of_k(
     n, c, ks, ms = np.broadcast_arrays(*_check(num_samples, num_correct, k), ms)
     if (ms > ks).any():
         raise ValueError(
-            f"num_required={ms[ms > ks][0]} is more than k={ks[ms > ks][0]}: so many samples cannot be right. Ask for "
-            "fewer."
+            f"num_required={ms[ms > ks][0]} is more than k={ks[ms > ks][0]}: no more than k samples can be right. "
+            "Ask for fewer."
         )
     return np.clip(np.asarray(hypergeom.sf(ms - 1, n, c, ks), dtype=np.float64), 0.0, 1.0)
 
@@ -127,8 +126,8 @@ def _check(num_samples: ArrayLike, num_correct: ArrayLike, k: ArrayLike) -> tupl
     short = ks > n
     if short.any():
         raise ValueError(
-            f"k={ks[short][0]} is more than num_samples={n[short][0]} {which_entries(short)}. It takes at least k "
-            "samples of every problem: draw more samples, or ask for a smaller k."
+            f"k={ks[short][0]} is more than num_samples={n[short][0]} {which_entries(short)}. Every problem needs at "
+            "least k samples: draw more samples, or ask for a smaller k."
         )
     return n, c, ks
 
@@ -138,7 +137,7 @@ def exact_pass_at_k(log_p: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
 
     Args:
         log_p: Natural log-probability of the whole answer, in nats, <= 0 (`-inf` is p = 0). Values up to 1e-5 above 0
-            are taken for rounding errors of p = 1.
+            count as rounding errors of p = 1.
         k: Number of samples allowed, whole numbers >= 1. The two broadcast.
 
     Returns:
@@ -157,7 +156,7 @@ def exact_pass_at_k(log_p: ArrayLike, k: ArrayLike) -> NDArray[np.float64]:
         Chen et al., "Rethinking Fine-Tuning when Scaling Test-Time Compute", arXiv 2502.07154.
 
     Relations:
-        Of a reference's exact string it is a lower bound on what `pass_at_k` estimates with a grader that accepts
-        other forms. `dco_trl.coverage.log_coverage` is the differentiable one, in torch and in log space.
+        For a reference's exact string it is a lower bound on what `pass_at_k` estimates with a grader that accepts
+        other forms. `dco_trl.coverage.log_coverage` is differentiable, in torch and in log space.
     """
     return coverage(check_log_p(log_p), check_whole_numbers("k", k, at_least=1))

@@ -1,9 +1,10 @@
 r"""The weight of a prompt from its counts.
 
-A chain of thought has no closed-form probability of its answer: of \(n\) sampled rationales, \(c\) led to it. The
-weight \(F(N, p)\) of [`coverage_weight`][dco_trl.coverage.coverage_weight] is far from linear in \(p\), so that
-\(F(N, c/n)\) is biased. Here the rate has a Beta prior, fitted to the counts of the whole data set, and the weight is
-the mean of \(F\) over the Beta posterior; its standard deviation says when a prompt has been sampled enough.
+The probability of an answer after a chain of thought has no closed form: only the counts are known, \(c\) of \(n\)
+sampled rationales that led to it. The weight \(F(N, p)\) of [`coverage_weight`][dco_trl.coverage.coverage_weight] is
+far from linear in \(p\), so \(F(N, c/n)\) is biased. Here the rate has a Beta prior, fitted to the counts of the whole
+data set, and the weight is the mean of \(F\) over the Beta posterior. Its standard deviation tells when a prompt has
+been sampled enough.
 """
 
 import math
@@ -32,7 +33,7 @@ def plugin_weight(num_sampled: ArrayLike, num_correct: ArrayLike, num_attempts: 
     N = 256 and n = 64, c = 0 gives 1 and c = 1 gives .073, with nothing in between.
 
     Args:
-        num_sampled: Rationales drawn for each prompt, n > 0. Real numbers are fine, as forgetting makes them.
+        num_sampled: Rationales drawn for each prompt, n > 0. Real numbers are fine: old counts may be discounted.
         num_correct: Those that led to the answer, 0 <= c <= n. The two broadcast.
         num_attempts: Number of attempts N, at least 1.
 
@@ -75,15 +76,15 @@ def posterior_weight(
 
     With \(t = \log\frac{p}{1-p}\) the density is \(p^\alpha (1-p)^\beta / B(\alpha, \beta)\), and everything is
     analytic within a distance of \(\pi/2\) of the real axis, where the trapezoid rule converges like
-    \(e^{-\pi^2/h}\) in its step h. The tails that make small \(\alpha\) or \(\beta\) hard are taken off with
+    \(e^{-\pi^2/h}\) in its step h. The tails that make small \(\alpha\) or \(\beta\) hard are removed with
     \(S = (1-p)^k\), \(k = \max(\frac{N-1}{2}, 1)\), which has \(F\)'s limits at both ends and a mean in closed form:
 
     $$\mathrm{E}[F^m] = \frac{B(\alpha, \beta + mk)}{B(\alpha, \beta)} + \mathrm{E}[F^m - S^m], \qquad m = 1, 2$$
 
     Args:
-        num_sampled: As for [`plugin_weight`][dco_trl.statistics.plugin_weight], but n >= 0. So are the next two.
-        num_correct: See there.
-        num_attempts: See there. With N = 1 the weight is 1 and the deviation 0.
+        num_sampled: As for [`plugin_weight`][dco_trl.statistics.plugin_weight], but n >= 0.
+        num_correct: As for `plugin_weight`.
+        num_attempts: Number of attempts N, at least 1. With N = 1 the weight is 1 and the deviation 0.
         prior: Parameters (a, b) of the Beta prior, positive.
 
     Returns:
@@ -125,10 +126,10 @@ def _moments(alpha: NDArray, beta: NDArray, num_attempts: int) -> NDArray:
     """E[F] and E[F^2] under Beta(alpha, beta), shape (2, posteriors)."""
     k = max((num_attempts - 1) / 2, 1.0)
     log_norm = betaln(alpha, beta)
-    # F = S to rounding at the left of `first` and at the right of `last`.
+    # F equals S to rounding left of `first` and right of `last`.
     first, last = -math.log(num_attempts) - 37.0, math.log(math.expm1(37.0 / k))
-    # The log density has curvature c = alpha beta / (alpha + beta) at its mode, and c e^-d or more at a distance d. So
-    # it is lower there by at least c (d - 1 + e^-d), which is _NEGLIGIBLE or more for d = sqrt(3 y) + y.
+    # The log density has curvature c = alpha beta / (alpha + beta) at its mode, and at least c e^-d at a distance d.
+    # So it is lower there by at least c (d - 1 + e^-d), which is at least _NEGLIGIBLE for d = sqrt(3 y) + y.
     y = _NEGLIGIBLE * (alpha + beta) / (alpha * beta)
     mode, reach = np.log(alpha / beta), np.sqrt(3 * y) + y
     left, right = np.clip(mode - reach, first, last), np.clip(mode + reach, first, last)

@@ -5,8 +5,8 @@ get \(n_j\) attempts. Coverage is
 
 $$C(n) = \frac1P \sum_i 1 - \prod_j (1 - p_{ij})^{n_j}$$
 
-A miss is the exponential of something linear in n, so C is concave: the arm that adds most, taken attempt by attempt,
-is near the optimum, and every prefix of that one order is a good split of its own.
+A miss is the exponential of a linear function of n, so C is concave. Taking the arm that adds most, attempt by
+attempt, is therefore near the optimum, and every prefix of that one order is a good split.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from .intervals import default_ks
 
 # A block has at most this share of the attempts planned before it.
 _BLOCK_SHARE = 16
-# The relaxation's optimum is sought to within this much of coverage, and so often from where the search ended.
+# How close to the relaxation's optimum the search gets, in coverage, and how often it restarts where it ended.
 _TOLERANCE, _MOST_RESTARTS = 5e-4, 4
 
 
@@ -38,11 +38,11 @@ class AttemptOrder:
         arm: Which arm each block of attempts samples, int64, shape (blocks,).
         attempts: Number of attempts of each block, at least 1, int64, shape (blocks,).
         num_arms: Number of arms planned over, whether they got an attempt or not.
-        k: Numbers of attempts for which the next two stand: powers of two, and all, int64, shape (K,).
+        k: Numbers of attempts of the next two: powers of two, and the number planned, int64, shape (K,).
         coverage: Mean coverage of the first k attempts on the problems planned on, float64, shape (K,).
             [`cross_fit_schedule`][dco_trl.statistics.cross_fit_schedule] gives what to expect on others.
-        optimum: What no split of k attempts, chosen for that k alone, exceeds on those problems (the optimum over real
-            numbers of attempts), float64, shape (K,).
+        optimum: Upper bound on the coverage of any split of k attempts on those problems, chosen for that k alone (the
+            optimum over real numbers of attempts), float64, shape (K,).
     """
 
     arm: NDArray[np.int64]
@@ -59,11 +59,11 @@ class AttemptOrder:
 
     @property
     def gap(self) -> NDArray[np.float64]:
-        """How much coverage the one order gives away, at most, against the best split for each k, shape (K,)."""
+        """Upper bound on what this order loses in coverage against the best split for each k, shape (K,)."""
         return self.optimum - self.coverage
 
     def counts(self, k: ArrayLike) -> NDArray[np.int64]:
-        """Attempts of each arm among the first k, int64, shape (*k.shape, arms); the last block goes on for ever."""
+        """Attempts of each arm among the first k, int64, shape (*k.shape, arms); the last block never ends."""
         ks = check_whole_numbers("k", k)[..., None]
         starts = np.cumsum(self.attempts) - self.attempts
         longest = np.append(self.attempts[:-1], ks.max(initial=0))
@@ -82,10 +82,10 @@ class AttemptOrder:
 
     @classmethod
     def from_dict(cls, entries: Mapping[str, Any]) -> "AttemptOrder":
-        """The schedule that `to_dict` wrote; a `ValueError` if an entry is missing or makes no schedule."""
+        """The schedule that `to_dict` wrote; a `ValueError` if an entry is missing or wrong."""
         names = ("num_arms", "blocks", "k", "coverage", "optimum")
         if missing := [name for name in names if not isinstance(entries, Mapping) or name not in entries]:
-            raise UserError(f"the schedule has no {', '.join(missing)}: it needs {', '.join(names)}, as of to_dict.")
+            raise UserError(f"the schedule has no {', '.join(missing)}: it needs {', '.join(names)}, as in to_dict.")
         num_arms = check_integer("num_arms", entries["num_arms"])
         blocks = np.asarray(entries["blocks"], dtype=object)
         if blocks.ndim != 2 or blocks.shape[1] != 2:
@@ -111,20 +111,20 @@ def plan_attempts(
 ) -> AttemptOrder:
     r"""Plan which arm to sample for each of `num_attempts` attempts, so that every prefix is good.
 
-    Block by block, the arm that adds most to mean coverage. A block is one attempt at first, and later the largest
-    power of two that is at most a sixteenth of what is planned. Beside it stands the optimum of the relaxation: the
-    best real numbers of attempts for each k alone bound what any order could give. The bound is loose for small k,
-    where parts of an attempt help.
+    Each block of attempts goes to the arm that adds most to mean coverage. A block is one attempt at first, later the
+    largest power of two that is at most a sixteenth of the attempts planned so far. The result has the optimum of the
+    relaxation too: the best real numbers of attempts for each k alone bound what any order could give. The bound is
+    loose for small k, where parts of an attempt help.
 
     From counts, the probability that m attempts miss is its mean over the posterior under a Beta prior fitted to each
     arm's own counts, \(B(a+c, b+n-c+m) / B(a+c, b+n-c)\). Its logarithm is convex in m, so coverage stays concave.
 
     Args:
         num_attempts: Number of attempts to plan, at least 1.
-        log_p: Natural log-probability that an arm answers a problem, at most 0, shape (arms, problems). NaN for an
-            arm that has counts in its place.
-        num_sampled: Samples of each problem by each arm, whole numbers, shape (arms, problems). 0 where an arm was
-            not measured on a problem: its prior stands there. Used where `log_p` is NaN or absent.
+        log_p: Natural log-probability that an arm answers a problem, at most 0, shape (arms, problems). NaN where an
+            arm has counts instead.
+        num_sampled: Samples of each problem by each arm, whole numbers, shape (arms, problems). Used where `log_p` is
+            NaN or absent. With 0 samples of a problem, the arm's prior is used.
         num_correct: Correct ones among them, same shape.
         max_arms: At most this many arms get attempts; None: any number. They are chosen one after another, each the
             one that adds most to the coverage of the schedule over those chosen, averaged over powers of four.
@@ -169,7 +169,7 @@ def plan_attempts(
 
 
 def choose_arms(num_attempts: int, arms: Arms, max_arms: int | None) -> NDArray[np.int64]:
-    """The arms that `plan_attempts` plans over, ascending: all of them, or few of those that a schedule samples."""
+    """The arms that `plan_attempts` plans over, ascending: all, or `max_arms` of those that a schedule samples."""
     if max_arms is None or check_integer("max_arms", max_arms) >= len(arms.log_p):
         return np.arange(len(arms.log_p))
     left = np.unique(plan(num_attempts, arms).arm).tolist()
@@ -214,7 +214,7 @@ def plan(num_attempts: int, arms: Arms) -> AttemptOrder:
 
 
 def _largest_coverage(arms: Arms, start: NDArray) -> float:
-    r"""What no split of as many attempts as `start` has exceeds, over real numbers of attempts.
+    r"""Upper bound on the coverage of any split, over real numbers, of as many attempts as `start` has.
 
     By concavity, \(C(m) \le C(n) + g \cdot (m - n) \le C(n) + k \max_j g_j - g \cdot n\) with the gradient g at any n.
     """

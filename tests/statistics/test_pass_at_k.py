@@ -94,8 +94,7 @@ def test_broadcasts_and_accepts_whole_floats():
     [
         (
             lambda: pass_at_k([8, 4, 2], [1, 2, 2], 8),
-            r"k=8 is more than num_samples=4 \(entry 1, counted from 0; 2 such entries\). It takes at least k samples "
-            "of every problem: draw more",
+            r"k=8 is more than num_samples=4 \(entry 1, counted from 0; 2 such entries\).* least k samples: draw more",
         ),
         (lambda: pass_at_k([[8], [4]], [[1], [2]], [1, 8]), r"num_samples=4 \(entry \(1, 1\), counted from 0; 1 such"),
         (lambda: pass_at_k(8, 9, 1), r"num_correct=9 is more than num_samples=8 \(entry 0.* swapped, or some samples"),
@@ -112,7 +111,7 @@ def test_broadcasts_and_accepts_whole_floats():
         (lambda: pass_at_k(float("inf"), 1, 1), r"num_samples must be whole numbers"),
         (lambda: pass_at_k(8, 1, "4"), r"k must be whole numbers"),
         (lambda: at_least_m_of_k([8, 4], [1, 1], 5, 1), "k=5 is more than num_samples=4"),
-        (lambda: at_least_m_of_k(4, 1, 2, [1, 3]), "num_required=3 is more than k=2: so many samples cannot be right"),
+        (lambda: at_least_m_of_k(4, 1, 2, [1, 3]), "num_required=3 is more than k=2: .* Ask for fewer"),
         (lambda: at_least_m_of_k(4, 1, 2, 0), "num_required must be whole numbers of at least 1, got 0"),
         (lambda: exact_pass_at_k([-1.0, float("nan")], 1), r"log_p holds 1 NaN of 2 values. Look at the model's loss"),
         (

@@ -265,17 +265,17 @@ def test_a_half_is_measured_with_what_the_other_chose():
         (lambda: plan_attempts(4, log_p=[[-1.0]]).counts(-1), "k must be whole numbers of at least 0, got -1"),
         (
             lambda: scheduled_pass_at_k(plan_attempts(4, log_p=[[-1.0]]), 1, log_p=[[-1.0], [-2.0]]),
-            "the schedule is for 1 arms, and the measurements are of 2",
+            "the schedule is for 1 arms, but the measurements have 2",
         ),
         (
             lambda: scheduled_pass_at_k(plan_attempts(4, log_p=[[-1.0]]), 4, num_sampled=[[3]], num_correct=[[1]]),
             "4 attempts of arm 0 are more than its 3 samples of problem 0 (both counted from 0). Draw more samples",
         ),
         (lambda: scheduled_pass_at_k(plan_attempts(4, log_p=[[-1.0]]), [], log_p=[[-1.0]]), "k is empty"),
-        (lambda: cross_fit_schedule(4, log_p=[[-1.0]]), "there is one problem, and it takes two halves"),
+        (lambda: cross_fit_schedule(4, log_p=[[-1.0]]), "there is one problem, but one half is planned on"),
         (lambda: plan_attempts(4, log_p=[[-1.0]], max_arms=0), "`max_arms` must be an integer of at least 1, got 0"),
         (lambda: cross_fit_schedule(1, log_p=[[-1.0, -1.0]], max_arms=1.5), "`max_arms` must be an integer"),
-        (lambda: cross_fit_schedule(4, log_p=[[-1.0, -2.0]], given_arms=[1]), "given_arms has arm 1, and there are 1"),
+        (lambda: cross_fit_schedule(4, log_p=[[-1.0, -2.0]], given_arms=[1]), "names arm 1, but there are 1 arms"),
         (
             lambda: cross_fit_schedule(9, num_sampled=[[9, 8]], num_correct=[[1, 1]]),
             "k=9 is more than the 8 samples that some arm has of some problem",
