@@ -1,9 +1,8 @@
 """Samplers: draw completions from a model, the same way whichever library runs it.
 
-`protocol` says what a sampler is. `TransformersSampler` needs nothing more than Transformers, `VLLMSampler` runs vLLM
-in this process, `ServerSampler` talks to an OpenAI-compatible endpoint, and `RaySampler` has copies of a sampler on a
-cluster. `exact_coverage` asks a model without sampling. The public names, listed
-in `__init__.pyi`, are imported on first use.
+`protocol` says what a sampler is. `TransformersSampler` needs only Transformers, `VLLMSampler` runs vLLM in this
+process, `ServerSampler` talks to an OpenAI-compatible endpoint, `RaySampler` runs copies of a sampler on a cluster.
+`exact_coverage` needs no sampling. The public names, listed in `__init__.pyi`, are imported on first use.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""PEFT adapters that are loaded beside each other into one model, of which one or none works at a time."""
+"""PEFT adapters loaded into one model side by side, of which at most one works at a time."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,8 +11,8 @@ from accelerate.utils import is_peft_model
 class LoadedAdapters:
     """A model and the adapters loaded into it.
 
-    An adapter may come with embeddings of its own, of more tokens than the model has: the model's then grow, and the
-    tokens that are not an arm's own are to be kept out of its draws.
+    An adapter may have embeddings of its own, for more tokens than the model has. The model's then grow, and tokens
+    that are not an adapter's own (`foreign_tokens`) must be kept out of its draws.
     """
 
     def __init__(self, model: Any):
@@ -21,19 +21,19 @@ class LoadedAdapters:
         embeddings = (self.base_model.get_input_embeddings(), self.base_model.get_output_embeddings())
         modules = self.base_model.named_modules()
         self._embeddings = tuple(f"base_model.model.{name}." for name, module in modules if module in embeddings)
-        self._own_size = 0  # the model's, before the first adapter
-        self._sizes: dict[str, int] = {}  # of what each adapter has
+        self._own_size = 0  # the model's number of tokens before the first adapter
+        self._sizes: dict[str, int] = {}  # each adapter's number of tokens
 
     @property
     def base_model(self) -> Any:
-        """The Transformers model: inside a PEFT model, it holds the LoRA layers too."""
+        """The Transformers model. Inside a PEFT model it has the LoRA layers too."""
         return base_of(self.model)
 
     def _size(self) -> int:
         return self.base_model.get_input_embeddings().weight.shape[0]
 
     def load(self, adapter: str) -> None:
-        """Load an adapter beside those that are loaded, unless it is one of them."""
+        """Load an adapter beside the others, unless it is loaded already."""
         from peft import PeftModel
 
         if adapter in self._names:
@@ -64,7 +64,7 @@ class LoadedAdapters:
             from peft.utils import ModulesToSaveWrapper
 
             modules = self.base_model.named_modules()
-            # PEFT would leave an adapter's own modules in their place.
+            # PEFT would leave the adapter's own modules in the model.
             own = {name: m.original_module for name, m in modules if isinstance(m, ModulesToSaveWrapper)}
             self.model = self.base_model if learns_prompt(self.model) else self.model.unload()
             for name, module in own.items():
@@ -72,13 +72,13 @@ class LoadedAdapters:
         self._names.clear()
 
     def working(self, adapter: str | None) -> AbstractContextManager:
-        """This adapter alone works inside, whatever else is loaded; for "" the model alone. None: all as it is."""
+        """A context in which only this adapter works; for "", only the model. With None, nothing changes."""
         if adapter:
             self.model.set_adapter(self._names[adapter])
         return self.model.disable_adapter() if adapter == "" and is_peft_model(self.model) else nullcontext()
 
     def foreign_tokens(self, adapter: str | None) -> range:
-        """Ids of the tokens that the model has for another adapter only."""
+        """Ids of the tokens that the model has only for other adapters."""
         return range(self._sizes.get(adapter or "", self._own_size), self._size()) if self._sizes else range(0)
 
     def _vocabulary_of(self, adapter: str) -> int | None:
@@ -95,13 +95,13 @@ class LoadedAdapters:
 
 
 def base_of(model: Any) -> Any:
-    """The Transformers model itself, of a PEFT model the one inside."""
+    """The Transformers model: of a PEFT model, the one inside."""
     return model.get_base_model() if is_peft_model(model) else model
 
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode; each module's own mode is restored afterwards."""
+    """Evaluation mode inside; each module's own mode is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

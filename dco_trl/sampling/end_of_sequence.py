@@ -1,4 +1,4 @@
-"""Where an answer ends: at the token that a sampler stops at, before whatever a chat template writes behind it."""
+"""Where an answer ends: at the token where a sampler stops, before anything that a chat template adds after it."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from ..errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Kinds of tokens. Blank is whitespace, and whatever has no text.
+# Kinds of tokens. Blank tokens are whitespace, or have no text.
 CONTENT, BLANK, END = 0, 1, 2
 # How vocabularies write whitespace: byte-level BPE, SentencePiece, and its bytes.
 _WHITESPACE = re.compile(r"[ĠĊĉč▁\s]+|<0x[0-9A-F]{2}>")
@@ -52,7 +52,7 @@ def special_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
 def token_kinds(tokenizer: "PreTrainedTokenizerBase", generation_config: Any = None) -> NDArray[np.int8]:
     """Kind of each token: `END` if it ends a completion, `BLANK` if it is whitespace or special, else `CONTENT`.
 
-    One for each token id, and a last one for the ids beyond. Neither argument need name an end.
+    There is one for each token id, and a last one for larger ids. Neither argument has to name an end.
     """
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     special = special_ids(tokenizer)
@@ -67,10 +67,10 @@ def token_kinds(tokenizer: "PreTrainedTokenizerBase", generation_config: Any = N
 
 
 def answer_length(kinds: NDArray[np.int8], answer_ids: Sequence[int]) -> int | None:
-    r"""Number of tokens of an answer up to its end of sequence, that one included; None if it has no end.
+    r"""Number of tokens of an answer up to and including its end of sequence; None if it has no end.
 
-    It is the first end of sequence with nothing but blanks behind it: of `4<|end|>\n<|endoftext|>` (Phi 3) the answer
-    is `4<|end|>` if both end a completion, and all of it if only the last does. `kinds` are of `token_kinds`.
+    The end is the first end of sequence with only blanks after it. In `4<|end|>\n<|endoftext|>` (Phi 3) the answer is
+    `4<|end|>` if both end a completion, and all of it if only the last does. `kinds` come from `token_kinds`.
     """
     length = None
     for at in range(len(answer_ids) - 1, -1, -1):

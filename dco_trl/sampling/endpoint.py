@@ -1,4 +1,4 @@
-"""HTTP with an OpenAI-compatible endpoint that may be slow, away, overloaded, or answer nonsense."""
+"""HTTP with an OpenAI-compatible endpoint that may be slow, down, overloaded, or answer nonsense."""
 
 import asyncio
 import email.utils
@@ -19,17 +19,18 @@ except ImportError as error:
 
 Answer = TypeVar("Answer")
 
-# Statuses that may pass: time-out, conflict, too many requests, and every 5xx.
+# Statuses worth a retry: time-out, conflict, too many requests; every 5xx is one too.
 _PASSING = (408, 409, 429)
-# Seconds before the first repetition, doubled for each further one, and the longest of these waits.
+# Seconds before the first retry, doubled for each further one, and the longest of these waits.
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
-# Seconds: a longer Retry-After means "not now", so the caller hears of it at once.
+# Seconds: a longer Retry-After means "not now", and is reported at once.
 _LONGEST_RETRY_AFTER = 60.0
 _CONNECT_SECONDS = 30.0
-# Seconds for a GET: a wrong address shows without the patience of a long run.
+# Seconds for a GET, fewer than for samples: a wrong address should be reported soon.
 _GET_SECONDS = 60.0
-# 256 MiB: far above what any answer takes.
+# 256 MiB: far more than any answer needs.
 _MAX_BYTES = 2**28
+NOT_COMPATIBLE = "the answer is not that of an OpenAI-compatible endpoint"
 _IS_IT_RUNNING = " Is the endpoint running, and is base_url right (scheme, port, /v1)?"
 
 
@@ -38,7 +39,7 @@ class EndpointError(UserError):
 
 
 class Failure(Exception):
-    """One failed attempt: why, what to do, whether it may pass, and how long the endpoint asks to wait (seconds)."""
+    """One failed attempt: why, what to do, whether to retry, and how long the endpoint asks to wait (seconds)."""
 
     def __init__(self, reason: str, hint: str = _IS_IT_RUNNING, passing: bool = True, wait: float = 0.0):
         super().__init__(reason)
@@ -46,10 +47,7 @@ class Failure(Exception):
 
 
 class Endpoint:
-    """Requests to one address. A request that fails for the moment is repeated; one that fails for good is explained.
-
-    The arguments are those of `ServerSampler`.
-    """
+    """Requests to one address, repeated after a temporary failure. The arguments are those of `ServerSampler`."""
 
     def __init__(self, base_url: str, api_key: str | None, max_retries: int, timeout: float):
         if max_retries < 0 or not timeout > 0:
@@ -59,7 +57,7 @@ class Endpoint:
         try:
             address = httpx2.URL(base_url.rstrip("/"))
         except httpx2.InvalidURL as error:
-            how = f"is not an address ({error}). Write it as http://127.0.0.1:8000/v1."
+            how = f"is not an address ({error}). Write one such as http://127.0.0.1:8000/v1."
             raise UserError(how, "base_url") from error
         self.url = str(address.copy_with(userinfo=b"", query=None, fragment=None))
         if address.scheme not in ("http", "https") or not address.host or address.query or address.fragment:
@@ -73,7 +71,7 @@ class Endpoint:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     def client(self, connections: int = 1) -> httpx2.AsyncClient:
-        """Connections for some requests, to be used as a context."""
+        """A client for some requests, to be used as a context manager."""
         return httpx2.AsyncClient(
             headers=self._headers,
             # `ask` bounds the whole request; a limit for each read would let a slow drip through.
@@ -83,11 +81,11 @@ class Endpoint:
         )
 
     def get(self, what: str, path: str, read: Callable[[bytes], Answer]) -> Answer:
-        """The answer to one GET; as `ask`."""
+        """The answer to one GET, as by `ask`."""
         return self._ask_alone(what, path, read, None, min(self.max_retries, 1), min(self.timeout, _GET_SECONDS))
 
     def post(self, what: str, path: str, body: Any, read: Callable[[bytes], Any] = bytes, max_retries: int = 0) -> Any:
-        """The answer to one POST, not repeated by default: a second attempt at what succeeded unnoticed is refused."""
+        """The answer to one POST. It is not retried by default: after an unnoticed success, a retry is refused."""
         return self._ask_alone(what, path, read, body, max_retries, self.timeout)
 
     def _ask_alone(self, *request: Any) -> Any:
@@ -107,9 +105,9 @@ class Endpoint:
         max_retries: int,
         timeout: float,
     ) -> Answer:
-        """The answer to a GET, or to a POST of `body`, as `read` understands it or refuses it with a `Failure`.
+        """The answer to a GET, or to a POST of `body`, parsed by `read`, which raises `Failure` for a bad one.
 
-        An error says "The endpoint at … could not `what`". A path that begins with ".." leaves the version.
+        An error says "The endpoint at … could not `what`". A path that begins with ".." replaces the version, `/v1`.
 
         Raises:
             EndpointError: No usable answer, with the reason, the number of attempts, and what to do.
@@ -121,12 +119,12 @@ class Endpoint:
                 failure = error
             if attempt > max_retries or not failure.passing or failure.wait > _LONGEST_RETRY_AFTER:
                 break
-            # Not at once where it asks for no pause (Retry-After: 0, or a date gone by).
+            # Wait even if the endpoint asks for no pause (Retry-After: 0, or a date in the past).
             backoff = min(_FIRST_WAIT * 2 ** (attempt - 1), _LONGEST_WAIT) * random.uniform(0.75, 1)
             await asyncio.sleep(failure.wait or backoff)
         hint = failure.hint
         if failure.wait > _LONGEST_RETRY_AFTER:
-            hint = f" It asks for a pause of {failure.wait:,.0f} s (Retry-After): start again after that."
+            hint = f" It asks for a pause of {failure.wait:,.0f} s (Retry-After): try again after that."
         attempts = f"{attempt} attempt{'s' * (attempt > 1)}"
         raise EndpointError(
             f"The endpoint at {self.url} could not {what}: {failure} ({attempts}).{hint}"
@@ -167,13 +165,13 @@ class Endpoint:
 
 
 def wait_for(work: Callable[[], Awaitable[Answer]]) -> Answer:
-    """Run in a thread of its own: the caller may be inside an event loop, as in a notebook. Ctrl-C ends the work."""
+    """Run in another thread, since the caller may be in an event loop, as in a notebook. Ctrl-C ends the work."""
     with start_blocking_portal() as portal:
         return portal.call(work)
 
 
 def error_text(content: bytes | bytearray) -> str:
-    """The endpoint's error text, or else the first 200 characters of what came."""
+    """The endpoint's error text, or else the first 200 characters of its answer."""
     try:
         answer = json.loads(content)
     except (ValueError, RecursionError):
@@ -188,7 +186,7 @@ def read_json(content: bytes) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise Failure("what came is not an OpenAI-compatible answer") from error
+        raise Failure(NOT_COMPATIBLE) from error
 
 
 def _hint(status: int, path: str, passing: bool) -> str:
@@ -198,13 +196,13 @@ def _hint(status: int, path: str, passing: bool) -> str:
         return " Is base_url right (most endpoints need /v1 at its end)?"
     if status == 404 and path in ("../collective_rpc", "../reset_prefix_cache"):
         return (
-            " Start the vLLM server with VLLM_SERVER_DEV_MODE=1 in its environment, which lets it take weights (and "
-            "lets whoever reaches it do more: keep it off open networks)."
+            " Start the vLLM server with VLLM_SERVER_DEV_MODE=1 in its environment, which lets it load weights (and "
+            "gives more control to anyone who can reach it: keep it off open networks)."
         )
     if path == "../collective_rpc":
         return (
-            " Does it see that folder, with weights of the model that it serves? Start it anew: what it has now may "
-            "be incomplete."
+            " Can it see that folder, with weights of the model that it serves? Restart it: the weights that it has "
+            "now may be incomplete."
         )
     if status == 404 and "lora_adapter" in path:
         return (
@@ -217,7 +215,7 @@ def _hint(status: int, path: str, passing: bool) -> str:
 
 
 def _retry_after(asked: str) -> float:
-    """Seconds that the endpoint asks to wait; 0 if it does not ask, or cannot be understood."""
+    """Seconds that the endpoint asks to wait; 0 if it does not ask, or not clearly."""
     try:
         return max(0.0, float(asked))
     except ValueError:

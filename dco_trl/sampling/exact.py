@@ -1,8 +1,8 @@
 r"""Exact coverage: pass@k of the reference answer from its teacher-forced probability, without sampling.
 
-With \(p\) the probability that the model gives the reference answer and then ends, \(k\) independent samples hold it
-at least once with probability \(1 - (1-p)^k\). Only the reference's exact string in its usual tokens counts, so for a
-grader that accepts more (`1/2` for `0.5`, or an explanation before it) it is a lower bound.
+If the model gives the reference answer and then ends with probability \(p\), at least one of \(k\) independent samples
+does with probability \(1 - (1-p)^k\). Only the reference's exact string in its usual tokens counts, so this is a lower
+bound for a grader that accepts more (`1/2` for `0.5`, or an explanation before it).
 """
 
 import inspect
@@ -56,7 +56,7 @@ class ExactCoverage:
             k: Numbers of samples, at least 1 each.
 
         Returns:
-            Coverage in [0, 1], float64, with the shape of `k`, behind that of the temperatures if there are several.
+            Coverage in [0, 1], float64, with the shape of `k`, after that of the temperatures if there are several.
         """
         ks = np.asarray(k)
         coverage = exact_pass_at_k(self.log_p[..., None], ks.reshape(-1)).mean(axis=-2)
@@ -78,16 +78,16 @@ def exact_coverage(
     $$\log p = \sum_t \log \pi(y_t \mid x, y_{<t})$$
 
     over the tokens of the answer and its end of sequence. Tokens are those of TRL's training: prompt and completion
-    are tokenised together, the completion begins where this departs from the prompt alone, and plain text ends with
-    the tokenizer's end of sequence (the generation config's where the tokenizer has none). What a chat template puts
-    after the end of sequence, such as a line break, is left out, because a sampler stops before it.
+    are tokenised together, the completion begins where the tokens depart from those of the prompt alone, and plain
+    text ends with the tokenizer's end of sequence (or the generation config's if the tokenizer has none). What a chat
+    template puts after the end of sequence, such as a line break, is left out, because a sampler stops before it.
 
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
-        problems: What to compute.
-        completion_template: A format string over `answer` and the further columns: what the model is to write, such as
-            `" {answer}"` where the prompt ends without a space.
+        problems: The problems, with their reference answers.
+        completion_template: What the model is to write, as a format string over `answer` and the further columns, such
+            as `" {answer}"` where the prompt ends without a space.
         temperature: Divides the logits, as in sampling; above 0. Several are computed from the same forward pass.
         batch_size: Answers in one forward pass, at most; fewer where the logits would exceed 0.5 GiB.
         progress: Show a progress bar on standard error.
@@ -96,8 +96,8 @@ def exact_coverage(
         Log-probabilities, one per problem (and temperature). Float32 within a token, summed in float64.
 
     Raises:
-        DataError: The template names an unknown column, or `answer` where a column of that name is not the reference;
-            a prompt and its answer do not fit into the model's context; or the answer has no tokens.
+        DataError: The template names an unknown column, or `answer` although a column of that name differs from the
+            reference; a prompt and its answer do not fit into the model's context; or the answer has no tokens.
         ValueError: There are no problems, `temperature` or `batch_size` is out of range, or neither the tokenizer nor
             the generation config names an end of sequence.
 
@@ -114,8 +114,8 @@ def exact_coverage(
         Chen et al., "Rethinking Fine-Tuning when Scaling Test-Time Compute", arXiv 2502.07154, section 4.
 
     Relations:
-        [`evaluate`][dco_trl.runs.evaluate] samples and grades: prefer it where many strings are right, or where
-        the model reasons before it answers.
+        [`evaluate`][dco_trl.runs.evaluate] samples and grades: prefer it where many strings are right, or the model
+        reasons before it answers.
     """
     if not problems:
         raise UserError("problems is empty: there is no answer to compute a probability of. Give at least one.")
@@ -172,8 +172,8 @@ def _tokenize(codec: Codec, kinds: NDArray[np.int8], problems: Sequence[Problem]
     if departing:
         logger.warning(
             f"{len(departing)} of {len(rows)} prompts tokenise differently alone and before their answer (first: "
-            f"{departing[0]!r}). As in training, the answer is taken to begin where the two part, which is not what a "
-            "sampler is given. End the prompt on a token boundary, or use another chat template."
+            f"{departing[0]!r}). As in training, the answer is taken to begin where the two differ, but a sampler "
+            "gets the prompt alone. End the prompt on a token boundary, or use another chat template."
         )
     if endless:
         logger.warning(
@@ -198,9 +198,9 @@ def _completion(problem: Problem, template: str) -> str | list[dict[str, Any]]:
     other = problem.columns.get("answer", problem.answer)
     if other != problem.answer and template != "{answer}" and "{answer" in template:
         raise DataError(
-            f"must name the column that the template {template!r} means: of problem {problem.problem_id!r} the "
-            f"reference is {problem.answer!r}, and a column `answer` has {other!r}. Name that one, or leave the "
-            "template out to take the reference as it is.",
+            f"must name the column that the template {template!r} means: for problem {problem.problem_id!r} the "
+            f"reference is {problem.answer!r}, but the column `answer` has {other!r}. Name that column, or leave out "
+            "the template to take the reference as it is.",
             "answer_column",
         )
     return completion
@@ -212,7 +212,7 @@ def _encode(codec: Codec, problem: Problem, completion: str | list[dict[str, Any
         end = codec.tokenizer.eos_token or ""
         whole = f"{problem.prompt}{str(completion).removesuffix(end)}{end}"
         prompt_ids, ids = codec.texts_ids([problem.prompt, whole])
-        # Without a token of its own for it, the tokenizer cannot write the end of sequence as text.
+        # A tokenizer without an end of sequence of its own cannot write one as text.
         return [prompt_ids, ids if end else [*ids, codec.end_ids[0]]]
     messages = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
     kwargs = problem.template_kwargs
@@ -220,7 +220,7 @@ def _encode(codec: Codec, problem: Problem, completion: str | list[dict[str, Any
 
 
 def _batches(rows: list[_Row], batch_size: int, vocabulary: int) -> Iterator[list[int]]:
-    """Indices of rows of similar length, as many as their logits allow."""
+    """Batches of the indices of rows of similar length, as many as their logits allow."""
     batch: list[int] = []
     first = 0
     for i in sorted(range(len(rows)), key=lambda i: (len(rows[i][0]), rows[i][1])):
@@ -234,10 +234,10 @@ def _batches(rows: list[_Row], batch_size: int, vocabulary: int) -> Iterator[lis
 
 
 def _log_p(model: Any, rows: list[_Row], pad_id: int, temperatures: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sums over each row's answer, (temperatures, rows)."""
+    """Sums of log-probabilities over each row's answer, (temperatures, rows)."""
     device = model.device
     width = max(len(ids) for ids, _ in rows)
-    # Padding on the right: a causal model's answers do not see it, and positions need no correction.
+    # Padding is on the right: a causal model's answers do not see it, and positions need no correction.
     padded = torch.tensor([ids + [pad_id] * (width - len(ids)) for ids, _ in rows], device=device)
     starts, ends = torch.tensor([(start, len(ids)) for ids, start in rows], device=device).T[..., None]
     positions = torch.arange(width, device=device)

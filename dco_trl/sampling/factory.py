@@ -29,9 +29,9 @@ def make_sampler(
         name: "transformers", "vllm" or "server".
         model: Folder or hub name; for "server", the name under which the endpoint serves the model.
         adapter: LoRA adapter folder, or None. For "server" also the name of an adapter that is already served.
-        revision: Hub revision of the model. Not for "server": the endpoint has chosen its own.
-        base_url: Address of the endpoint, as `http://127.0.0.1:8000/v1`. Needed by "server", here or in
-            `sampler_kwargs`, and refused by the others.
+        revision: Hub revision of the model. Not for "server": the endpoint has loaded its own.
+        base_url: Address of the endpoint, such as `http://127.0.0.1:8000/v1`. "server" needs it, here or in
+            `sampler_kwargs`; the others refuse it.
         progress: Show a progress bar on standard error.
         sampler_kwargs: Further arguments of the sampler's constructor, such as `{"batch_size": 128}` for
             "transformers" or `{"max_model_len": 2048}` for "vllm".
@@ -57,12 +57,12 @@ def make_sampler(
     kwargs = dict(sampler_kwargs or {})
     twice = [key for key in (*given, "progress") if key in kwargs]
     if twice:
-        raise UserError(f"sampler_kwargs repeats {', '.join(twice)}, given as an argument of its own. Give it once.")
+        raise UserError(f"sampler_kwargs repeats {', '.join(twice)}, which has an argument of its own. Give it once.")
     kwargs |= given
     if name != "server" and "base_url" in kwargs:
         raise UserError(
             f"{kwargs['base_url']!r} has no meaning for the sampler {name!r}, which loads the model itself. Leave it "
-            "out, or use 'server'.",
+            "out, or choose 'server'.",
             "base_url",
         )
     sampler_class = getattr(importlib.import_module(__package__), _CLASSES[name])
@@ -74,8 +74,8 @@ def make_sampler(
             )
         if "revision" in kwargs:
             raise UserError(
-                f"{kwargs['revision']!r} cannot be chosen with the sampler 'server': the endpoint has loaded its "
-                "model already. Start the endpoint with that revision, and leave it out here.",
+                f"{kwargs['revision']!r} cannot be chosen with the sampler 'server': the endpoint has already loaded "
+                "its model. Start the endpoint with that revision, and leave it out here.",
                 "revision",
             )
         check_names(sampler_class.__name__, kwargs, set(inspect.signature(sampler_class).parameters) - {"model"})

@@ -1,4 +1,4 @@
-"""What a sampler's identity says about folders and options, so that a manifest notices when they change."""
+"""Folders and options in a sampler's identity, so that a run's manifest notices when they change."""
 
 import hashlib
 import json
@@ -11,15 +11,15 @@ _WHOLE = 64 * 2**20  # bytes: smaller files are read in full
 _PROBES = 64
 _PROBE_SIZE = 64 * 2**10
 _SUFFIXES = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt"}
-_OF_TRAINING = {"training_args.bin", "trainer_state.json"}  # they name folders, and no sample depends on them
+_OF_TRAINING = {"training_args.bin", "trainer_state.json"}  # these name folders, and no sample depends on them
 
 
 def folder_fingerprint(folder: str | Path) -> str:
     """Hash of a folder's weights, configuration and tokenizer files.
 
     Files under 64 MiB are hashed in full, larger ones by their size and 64 evenly spaced probes of 64 KiB: training
-    moves every weight, so two checkpoints differ at the probes, and an 8B model takes milliseconds and not minutes.
-    A folder that is moved keeps its hash, and so does an adapter whose base model is moved.
+    moves every weight, so two checkpoints differ at the probes, and an 8B model takes milliseconds instead of minutes.
+    The hash stays the same when a folder is moved, and when an adapter's base model is moved.
 
     Args:
         folder: A local folder.
@@ -50,10 +50,10 @@ def folder_fingerprint(folder: str | Path) -> str:
 
 
 def _content(path: Path) -> bytes:
-    """A file's bytes; an adapter's configuration without the folder of its base, which has a hash of its own."""
+    """A file's bytes; an adapter's configuration without the folder of its base model, which has its own hash."""
     content = path.read_bytes()
     if path.name == "adapter_config.json":
-        with suppress(ValueError, AttributeError):  # whoever loads a damaged file tells of it
+        with suppress(ValueError, AttributeError):  # a damaged file is reported when it is loaded
             config = json.loads(content)
             config.pop("base_model_name_or_path", None)
             content = json.dumps(config, sort_keys=True).encode()
@@ -61,7 +61,7 @@ def _content(path: Path) -> bytes:
 
 
 def describe(name: str, path: str | None) -> dict[str, str]:
-    """Identity entries for a model or adapter: its name, and the fingerprint if it is a local folder."""
+    """Identity entries of a model or adapter: its name, and its fingerprint if it is a local folder."""
     entries = {name: path or ""}
     if path and Path(path).is_dir():
         entries[f"{name}_fingerprint"] = folder_fingerprint(path)
@@ -69,9 +69,9 @@ def describe(name: str, path: str | None) -> dict[str, str]:
 
 
 def describe_options(name: str, options: Mapping[str, Any], harmless: Collection[str] = ()) -> dict[str, Any]:
-    """Identity entry for options that may change the distribution: all but the harmless ones; none if none is left.
+    """Identity entry of options that may change the distribution: all but the harmless ones; empty if none is left.
 
-    What is not known to be harmless counts: an option of a later version of the library is then not missed.
+    Only options known to be harmless are left out, so that no option of a later version of the library is missed.
     """
 
     def plain(value: Any) -> Any:

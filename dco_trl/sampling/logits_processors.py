@@ -1,4 +1,4 @@
-"""What `generate` is told beyond Transformers' own: where a token is drawn, and where a stop string ends a row."""
+"""What `generate` needs beyond Transformers' own classes: draws from given uniform numbers, and stop strings."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from .tokens import CONTEXT, Codec, Ends, cut_at_stop
 
 
 class InverseCDF(LogitsProcessor):
-    """Draws the token where the cumulative distribution passes the row's next uniform number, and rules out the rest.
+    """Draws the token where the cumulative distribution passes the row's next uniform number, and excludes the rest.
 
     `uniforms` has the shape (rows, max_tokens). The completion begins after `prompt_width` tokens.
     """
@@ -33,7 +33,7 @@ class InverseCDF(LogitsProcessor):
 
 
 class StopStrings(StoppingCriteria):
-    """Ends a row when its completion holds a stop string, and remembers after how many tokens.
+    """Ends a row when its completion holds a stop string, and records after how many tokens.
 
     Transformers' own `StopStringCriteria` also matches strings that begin in the prompt, which neither vLLM nor the
     OpenAI interface does.
@@ -45,8 +45,8 @@ class StopStrings(StoppingCriteria):
         self.codec, self.ends, self.prompt_width = codec, ends, prompt_width
         self.prompts = [ids[-CONTEXT:] for ids in prompts]
         self.end_ids = torch.tensor(ends.ids, device=device)
-        # A token that is not special holds at least one byte of text: a match that ends in the last token begins
-        # within this many of them.
+        # A token that is not special holds at least one byte of text, so a match that ends in the last token begins
+        # within this many such tokens.
         self.tail = max((len(s.encode()) for s in ends.strings), default=0)
         self.lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
         self.done = torch.zeros(len(prompts), dtype=torch.bool, device=device)

@@ -1,4 +1,4 @@
-"""What a sampler is: requests in, samples out. Everything else in the package talks to samplers through this."""
+"""What a sampler is: requests in, samples out. The rest of the package uses samplers through this alone."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,29 +11,29 @@ from ..checks import check_integer
 from ..errors import UserError
 from ..problem import Prompt
 
-# The odd number nearest to 2**31 / golden ratio. Multiples of it modulo 2**31 spread evenly: the n first keep a
-# distance of at least 0.38 * 2**31 / n from each other (three-distance theorem).
+# The odd number nearest to 2**31 / golden ratio. Its multiples modulo 2**31 spread evenly: the first n are at least
+# 0.38 * 2**31 / n apart (three-distance theorem).
 _SEED_STEP = 1_327_217_885
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample: always sent in full, never completed from a model's or a server's `generation_config`.
+    """How to sample. These values are all that counts: no model's or server's `generation_config` adds to them.
 
     The next token is drawn from softmax(logits / temperature), restricted to the `top_k` most probable tokens, then
     to the smallest set of tokens that holds probability `top_p`, and renormalised. No penalty of any kind applies.
 
     Args:
-        temperature: Divides the logits; 0 takes the most probable token (greedy).
+        temperature: Divides the logits, at least 0; 0 takes the most probable token (greedy).
         top_p: Probability mass kept, in (0, 1]; 1 keeps everything.
         top_k: Number of tokens kept; 0 keeps everything.
         max_tokens: Longest completion, in tokens, the end of sequence included.
-        stop: Strings that end a completion; not part of its text.
-        seed: Chooses the draws. Equal seeds give equal draws as far as the backend can promise it.
+        stop: Strings that end a completion; they are not part of its text.
+        seed: Equal seeds give equal draws, as far as the backend allows.
 
     Raises:
         ValueError: A value outside its range.
-        TypeError: A value of another kind; `stop` is one string and not a tuple of them.
+        TypeError: A value of the wrong type, such as a single string for `stop`.
 
     Examples:
         >>> SamplingParams(temperature=0.6, top_p=0.95, max_tokens=1024).top_k
@@ -73,11 +73,11 @@ class SampleRequest:
         num_samples: How many samples to draw now.
         first_index: Index of the first of them among the problem's samples. Draws depend on the index, so a run that
             is cut in chunks, resumed or extended never repeats a draw.
-        stream: Which problem this is. Draws depend on it too, so problems do not share them.
-        adapter: Folder of the LoRA adapter to sample with, or its name at a server; "" for the model alone. None: the
-            sampler's own.
-        temperature: In place of that of `SamplingParams`; None: that one.
-        template_kwargs: What the chat template is given beside messages, such as `tools`.
+        stream: Number of the problem. Draws depend on it too, so problems do not share them.
+        adapter: Folder of the LoRA adapter to sample with, or its name at a server; "" for the model alone; None for
+            the sampler's own.
+        temperature: Temperature of this request; None for that of `SamplingParams`.
+        template_kwargs: Arguments of the chat template beside the messages, such as `tools`.
 
     Raises:
         ValueError: A count, an index or a temperature outside its range, or an empty prompt.
@@ -102,7 +102,7 @@ class SampleRequest:
             _check_temperature(self.temperature)
 
     def params(self, params: SamplingParams) -> SamplingParams:
-        """How this request is drawn: with its own temperature, if it has one."""
+        """The parameters of this request: `params`, with the request's own temperature if it has one."""
         return params if self.temperature is None else replace(params, temperature=self.temperature)
 
 
@@ -124,22 +124,22 @@ class Sample:
 
 
 class Sampler(Protocol):
-    """Draws completions. `TransformersSampler`, `VLLMSampler` and `ServerSampler` are the three there are.
+    """Draws completions: `TransformersSampler`, `VLLMSampler`, `ServerSampler`, or copies of one in a `RaySampler`.
 
-    `RaySampler`, copies of one, also has `stream`, which gives parts of requests and their samples as they come.
+    `RaySampler` also has `stream`, which yields parts of requests with their samples as they come.
     """
 
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Sample]]:
         """Draw `num_samples` completions for each request, in the order of the requests and of the indices.
 
-        A sampler that cannot draw with a request's adapter, temperature or arguments of the chat template refuses it.
-        All samples are held in memory until the last is done: cut large runs into calls of 10 to 50 thousand. No two
-        calls of a run may begin with the same problem and index: draws may depend on them alone.
+        A sampler refuses a request whose adapter, temperature or template arguments it cannot use. All samples are
+        held in memory until the last is done: cut large runs into calls of 10 to 50 thousand. No two calls of a run
+        may begin with the same problem and index: draws may depend on these alone.
         """
         ...
 
     def identity(self) -> dict[str, Any]:
-        """Who samples, for a run's manifest: model, adapter, versions, all that changes the draws. No secrets."""
+        """What samples, for a run's manifest: model, adapter, versions, all that changes the draws. No secrets."""
         ...
 
     def close(self) -> None:
@@ -150,7 +150,7 @@ class Sampler(Protocol):
 def settle(
     requests: Sequence[SampleRequest], params: SamplingParams, adapter: str | None = None
 ) -> list[SampleRequest]:
-    """The requests with adapter and temperature filled in, and one sample instead of many greedy ones, all equal."""
+    """Fill in adapter and temperature, and ask for one greedy sample instead of many, which would all be equal."""
     return [
         replace(
             request,
@@ -163,7 +163,7 @@ def settle(
 
 
 def as_asked(drawn: Sequence[list[Sample]], requests: Sequence[SampleRequest]) -> list[list[Sample]]:
-    """As many samples as were asked for, where of greedy ones one was drawn."""
+    """Repeat the one greedy sample that `settle` asked for as often as the request asked for it."""
     return [samples * (r.num_samples // len(samples)) for samples, r in zip(drawn, requests, strict=True)]
 
 
@@ -180,15 +180,15 @@ def _check_temperature(temperature: float) -> None:
 def request_seed(seed: int, stream: int, index: int) -> int:
     """Seed of sample `index` of problem `stream`, for backends that take one integer per sequence.
 
-    (h(seed) + stream * step) mod 2**31 + index, with `step` near 2**31 divided by the golden ratio: consecutive
-    samples have consecutive seeds, as vLLM gives them to the children of a request with n > 1, and the ranges of
-    different problems do not meet while problems times samples stays below about 800 million. 31 bits, because some
-    servers parse seeds as 32-bit integers and PyTorch's CPU generator uses only the low 32 bits of its seed.
+    (h(seed) + stream * step) mod 2**31 + index, with `step` near 2**31 divided by the golden ratio. Consecutive
+    samples have consecutive seeds, as vLLM gives them to the children of a request with n > 1. The ranges of different
+    problems do not overlap while problems times samples stays below about 800 million. Seeds have 31 bits because some
+    servers parse them as 32-bit integers and PyTorch's CPU generator uses only the low 32 bits.
 
     Args:
         seed: The run's seed.
-        stream: Which problem.
-        index: Which of its samples.
+        stream: Number of the problem.
+        index: Index among its samples.
 
     Returns:
         An integer in [0, 2**31 + index).

@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster: work goes to whichever is free, and results come back as they are done."""
+"""Workers on a Ray cluster: work goes to any free worker, and results come back as they are ready."""
 
 import logging
 import os
@@ -18,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-# Seconds until it is told that the cluster has no room.
+# Seconds before a warning that the cluster may have no room.
 _PATIENCE = 60.0
-# Calls that wait at a worker, the one at work included: the next is there when one ends.
+# Calls at a worker, the running one included, so that it never waits for the next.
 _IN_FLIGHT = 2
 
 
@@ -28,12 +28,12 @@ class RayPool:
     """Copies of an object on a Ray cluster. A copy that dies is made again, and its work is done again.
 
     Args:
-        make: Makes the object, upon its first call, in this process's working folder where the machine has that.
+        make: Makes the object at its first call, in this process's working folder if the machine has that.
         num_workers: How many copies.
         num_cpus: CPUs of each, by which Ray places it.
-        num_gpus: GPUs of each; None: `gpus_if_any` where the cluster has any.
-        gpus_if_any: See there.
-        address: The cluster's, as for `ray.init`; None: the one that runs on this machine, else a new one here.
+        num_gpus: GPUs of each; None: `gpus_if_any` if the cluster has any, else none.
+        gpus_if_any: See `num_gpus`.
+        address: Address of the cluster, as for `ray.init`; None: the one running on this machine, else a new one here.
 
     Raises:
         ConnectionError: There is no cluster at that address.
@@ -60,14 +60,14 @@ class RayPool:
         self.workers = [actor.remote(make, os.getcwd()) for _ in range(num_workers)]
 
     def first(self, method: str) -> Any:
-        """Call a method without arguments on every worker; what the first to answer says."""
+        """Call a method without arguments on every worker, and return the first answer."""
         calls = [worker.call.remote(method) for worker in self.workers]
         done, _ = ray.wait(calls, num_returns=1, timeout=_PATIENCE)
         if not done:
             logger.warning(
                 f"none of {len(self.workers)} workers, with {self._needs} each, is ready after {_PATIENCE:.0f} s. The "
                 f"cluster has {_resources(ray.cluster_resources())}, of which {_resources(ray.available_resources())} "
-                "are free: loading takes long, other work has to end, or machines have to join."
+                "are free: loading is slow, other work has to end, or machines have to join."
             )
             done, _ = ray.wait(calls, num_returns=1)
         return _result(done[0])
@@ -75,10 +75,10 @@ class RayPool:
     def each(
         self, method: str, items: Sequence[Item], load: Callable[[Item], Any] = lambda item: item
     ) -> Iterator[tuple[Item, Any]]:
-        """Call a method with `load(item)` for each item, on whichever worker is free; yield the item and what it got.
+        """Call a method with `load(item)` for each item, on any free worker; yield each item with its result.
 
-        At the end, a worker without work takes what another has not finished, the last of it first, and whichever is
-        done first counts: neither a slow worker nor one whose machine is gone holds up the others.
+        At the end, a worker without work repeats an unfinished item of another, the latest first, and the first result
+        counts: neither a slow worker nor one whose machine is lost holds up the rest.
 
         Raises:
             Exception: What the method raised.
@@ -123,7 +123,7 @@ class RayPool:
 
 
 class _Worker:
-    """Makes the object with the first call, since Ray loses what a constructor raises."""
+    """Makes the object at the first call, since Ray loses what a constructor raises."""
 
     def __init__(self, make: Callable[[], Any], folder: str) -> None:
         self.make = make
@@ -154,7 +154,7 @@ def _resources(resources: Mapping[str, float]) -> str:
 
 
 def _result(reference: Any) -> Any:
-    """What a call returned; what it raised is raised here as it was there."""
+    """Return what a call returned, or raise what it raised."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:

@@ -11,33 +11,33 @@ from .factory import make_sampler
 from .protocol import Sample, SampleRequest, SamplingParams
 from .ray_pool import RayPool
 
-# Samples of the smallest block: fewer do not fill a worker's batch.
+# Samples of the smallest block: fewer would not fill a worker's batch.
 _SMALLEST = 32
 
 
 class RaySampler:
     """Sample on a Ray cluster, on one machine or many.
 
-    Blocks of consecutive samples go to whichever worker is free, and come back as they are done. Draws follow from the
-    problem and the index alone. A worker that dies, or whose machine is taken away, is started again, there or on
-    another machine, and its blocks are drawn again; machines may join at any time. All workers that start on one
-    machine load the model at the same time, so its memory must suffice for the sum.
+    Blocks of consecutive samples go to any free worker and come back as they are ready. Draws depend only on problem
+    and index. A worker that dies, or whose machine is lost, is started again, there or on another machine, and its
+    blocks are drawn again. Machines may join at any time. All workers on one machine load the model at the same time,
+    so its memory must hold all copies.
 
     Args:
         name: "transformers" or "vllm".
         model: Folder or hub name, the same on every machine.
         num_workers: Copies of the sampler. Those that the cluster has no room for wait until it has.
-        gpus_per_worker: GPUs of each; None: where the cluster has any, 1, or as many as vLLM's `tensor_parallel_size`
-            and `pipeline_parallel_size` take.
-        address: The cluster's, as for `ray.init`; None: the one that runs on this machine, else a new one here.
-        block_size: Samples that a worker draws in one call, towards the end fewer. What a lost worker has to repeat.
+        gpus_per_worker: GPUs of each. None: if the cluster has any, 1, or as many as vLLM's `tensor_parallel_size`
+            and `pipeline_parallel_size` need.
+        address: Address of the cluster, as for `ray.init`; None: the one running on this machine, else a new one here.
+        block_size: Samples that a worker draws in one call, fewer towards the end. A lost worker's block is repeated.
         adapter: LoRA adapter folder, or None.
         revision: Hub revision of the model.
         **sampler_kwargs: Further arguments of the sampler's constructor.
 
     Raises:
         ImportError: Ray is not installed.
-        UserError: A sampler that has no copies.
+        UserError: The sampler is "server", or not known.
         ConnectionError: There is no cluster at that address.
 
     Examples:
@@ -48,7 +48,7 @@ class RaySampler:
         P. Moritz et al., Ray: a distributed framework for emerging AI applications, OSDI 2018.
 
     Relations:
-        `ServerSampler` for engines behind one address. Ray Data's LLM module keeps one completion of a request.
+        `ServerSampler` is for engines behind one address. Ray Data's LLM module keeps one completion per request.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class RaySampler:
         if name not in ("transformers", "vllm"):
             raise UserError(
                 f"cannot be combined with the sampler {name!r}: workers load the model themselves. Use 'vllm' or "
-                "'transformers'; several servers stand behind one address.",
+                "'transformers', or put several servers behind one address.",
                 "ray_workers",
             )
         self.block_size = check_integer("block_size", block_size)
@@ -75,7 +75,7 @@ class RaySampler:
         gpus = 1
         if name == "vllm":
             gpus = sampler_kwargs.get("tensor_parallel_size", 1) * sampler_kwargs.get("pipeline_parallel_size", 1)
-            if gpus > 1:  # and not through Ray: the worker has all of its GPUs on its own machine
+            if gpus > 1:  # not through Ray: all GPUs of a worker are on its machine
                 sampler_kwargs.setdefault("distributed_executor_backend", "mp")
         make = partial(_Copy, name, model, adapter=adapter, revision=revision, sampler_kwargs=sampler_kwargs)
         self._pool = RayPool(make, num_workers, num_gpus=gpus_per_worker, gpus_if_any=gpus, address=address)
@@ -92,10 +92,7 @@ class RaySampler:
     def stream(
         self, requests: Sequence[SampleRequest], params: SamplingParams
     ) -> Iterator[tuple[SampleRequest, list[Sample]]]:
-        """Draw the samples of all requests, and give them as they come.
-
-        Yields:
-            A part of a request, and its samples.
+        """Draw the samples of all requests, and yield parts of requests with their samples as they come.
 
         Raises:
             UserError: Two workers have different models.
@@ -115,7 +112,7 @@ class RaySampler:
                 yield number, part, samples
 
     def identity(self) -> dict[str, Any]:
-        """As `Sampler.identity`, told by the first worker that is ready."""
+        """As `Sampler.identity`, from the first worker that is ready."""
         if self._identity is None:
             self._identity = self._pool.first("identity")
         return self._identity
@@ -154,7 +151,7 @@ class RaySampler:
         if differing:
             raise UserError(
                 f"two workers of the cluster sample different things ({'; '.join(differing)}). Give all machines the "
-                "same files, and sample into another folder what was drawn until now."
+                "same files, and draw all samples so far again, into another folder."
             )
 
 

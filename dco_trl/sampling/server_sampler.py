@@ -27,37 +27,37 @@ if TYPE_CHECKING:
 class ServerSampler:
     """Sample from an OpenAI-compatible endpoint, many requests at a time.
 
-    Parameters are sent in full, since a vLLM server completes what is missing from the model's `generation_config`.
-    A server that names itself "vllm" in `GET /models` gets vLLM's own too, and `samples_per_request` samples in one
-    request. Any other endpoint gets OpenAI's alone, since many refuse unknown ones, and one sample a request: there a
-    `top_k` above 0 is an error unless `extra_body` holds the same one, which says that the endpoint knows it.
-    (`{"top_k": 0, "repeat_penalty": 1.0, "min_p": 0.0}` switches the defaults of llama.cpp off.)
+    All parameters are sent, since a vLLM server takes missing ones from the model's `generation_config`. A server that
+    names itself "vllm" in `GET /models` also gets vLLM's own, and `samples_per_request` samples per request. Any other
+    endpoint gets only OpenAI's parameters, since many refuse others, and one sample per request. There a `top_k`
+    above 0 is an error, unless `extra_body` holds the same one to confirm that the endpoint knows it.
+    (`{"top_k": 0, "repeat_penalty": 1.0, "min_p": 0.0}` switches off the defaults of llama.cpp.)
 
-    Without `tokenizer`, texts and token ids go to `/completions`, messages to `/chat/completions`, and the endpoint
-    renders prompts and ends completions as it sees fit. With it, prompts are rendered here, as in training, and sent
-    as token ids, and vLLM is told training's end tokens: prefer that wherever the endpoint takes token ids, as vLLM
-    does. An adapter whose folder is here, with a tokenizer in it, is sampled with that one in any case.
+    Without `tokenizer`, texts and token ids go to `/completions` and messages to `/chat/completions`; the endpoint
+    decides how to render prompts and end completions. With it, prompts are rendered here as in training and sent as
+    token ids, and vLLM gets training's end tokens: prefer that wherever the endpoint takes token ids, as vLLM does. An
+    adapter in a folder here always uses the tokenizer of its folder, if there is one.
 
-    A request is repeated after a lost connection, a time-out, the statuses 408, 409, 429 and 5xx, and an answer that
-    cannot be used. `Retry-After` is heeded up to a minute; a longer one is an error.
+    A request is retried after a lost connection, a time-out, the statuses 408, 409, 429 and 5xx, and an unusable
+    answer. `Retry-After` is respected up to a minute; a longer one is an error.
 
     Args:
         model: Name under which the endpoint serves the model.
-        base_url: Its address with the version, `http://127.0.0.1:8000/v1`. A user and password in it are sent, and
-            written nowhere.
+        base_url: Its address with the version, `http://127.0.0.1:8000/v1`. A user and password in it are sent, but
+            never written down.
         tokenizer: Folder or hub name of the model's tokenizer, to render prompts as training does; see above.
-        adapter: LoRA adapter: the name of one that is served, or a folder (as the server's file system sees it), which
-            is loaded into a vLLM server and unloaded by `close`; start that with `--enable-lora` and
-            `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`. The same goes for adapters that requests name; `--max-loras` of
-            the server is how many it samples at a time.
-        api_key: None takes `OPENAI_API_KEY` from the environment, or none.
+        adapter: LoRA adapter: the name of one that is served, or a folder (as the server's file system sees it). A
+            folder is loaded into a vLLM server, started with `--enable-lora` and
+            `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`, and unloaded by `close`. The same holds for adapters that requests
+            name; the server's `--max-loras` limits how many it samples at a time.
+        api_key: None takes `OPENAI_API_KEY` from the environment, if it is set.
         concurrency: HTTP requests in flight.
-        samples_per_request: Samples asked for in one request of a vLLM server.
-        max_retries: Repetitions of a failed request, 0.5 s apart at first, then twice as long each time, up to 8 s.
+        samples_per_request: Samples per request to a vLLM server.
+        max_retries: Retries of a failed request, the first after 0.5 s, each wait twice the last, up to 8 s.
         timeout: Seconds until a request without its whole answer counts as failed.
-        seed_each_request: Send a seed with each request, which follows from the run's, the problem and the index.
-            False saves time with small models (see `VLLMSampler`); then start each server, each time, with another
-            `--seed`: each draws from one stream that begins anew at its start.
+        seed_each_request: Send a seed with each request, made from the run's seed, the problem and the index. False
+            saves time with small models (see `VLLMSampler`). Then start every server, every time, with a new `--seed`,
+            because it draws from one stream that begins anew at each start.
         extra_body: Further fields of every sampling request, none that `SamplingParams` sets. Part of the identity.
         progress: Show a progress bar on standard error.
 
@@ -71,7 +71,7 @@ class ServerSampler:
         >>> [samples] = sampler.sample([SampleRequest("2 + 2 =", num_samples=8)], SamplingParams())  # doctest: +SKIP
 
     Relations:
-        `VLLMSampler` where the model fits on this machine: no server to start, token ids always there.
+        Prefer `VLLMSampler` where the model fits on this machine: it needs no server, and always has token ids.
     """
 
     def __init__(
@@ -97,8 +97,8 @@ class ServerSampler:
         decided = [name for name in self._extra_body if name in DECIDED]
         if decided:
             raise UserError(
-                f"extra_body sets {', '.join(decided)}, which the sampler sends itself: the run's record would name "
-                "other values than those sampled with. Set them in SamplingParams, and leave them out of extra_body."
+                f"extra_body sets {', '.join(decided)}, which the sampler sends itself: the run's record would not "
+                "match what was sampled. Set them in SamplingParams, and leave them out of extra_body."
             )
         self.model = model
         self._endpoint = Endpoint(base_url, api_key or os.environ.get("OPENAI_API_KEY"), max_retries, timeout)
@@ -106,19 +106,19 @@ class ServerSampler:
         self._closed = False
         self._adapter = ""
         self._weights: str | None = None
-        self._names: dict[str, str] = {}  # of adapters at the server; those that were brought there have another one
-        self._limit = "max_tokens"  # as a chat request calls it
+        self._names: dict[str, str] = {}  # of adapters at the server; those loaded from here have new names
+        self._limit = "max_tokens"  # its name in a chat request
         served = self._endpoint.get("list its models", "/models", read_models)
         if model not in served:
             raise EndpointError(
                 f"The endpoint at {self.base_url} does not serve model={model!r}. It serves: "
-                f"{', '.join(sorted(served)) or 'nothing'}. Ask for one of these, or start it with that model."
+                f"{', '.join(sorted(served)) or 'nothing'}. Choose one of these, or start it with that model."
             )
         self.is_vllm, self._context = served[model].owned_by == "vllm", served[model].context
         if not self.is_vllm:
             self.samples_per_request = 1
         elif "top_k" in self._extra_body:
-            raise UserError("extra_body sets top_k, which a vLLM server is sent anyway. Set it in SamplingParams.")
+            raise UserError("extra_body sets top_k, which a vLLM server gets anyway. Set it in SamplingParams.")
         self._tokenizer_name = tokenizer
         self._codecs = Codecs(None) if tokenizer is None else Codecs.load(tokenizer)
         if adapter is not None:
@@ -127,8 +127,8 @@ class ServerSampler:
     def load_adapter(self, adapter: str | None) -> None:
         """Sample with this LoRA adapter from now on; None goes back to the model alone.
 
-        The one that this sampler loaded before is unloaded. Each gets a name of its own, so that the server's cached
-        prompts of another adapter are not taken for its own.
+        The adapter that this sampler loaded before is unloaded. Each gets a new name, so that the server does not use
+        prompts that it cached for another adapter.
 
         Raises:
             EndpointError: The server does not know the adapter, or does not load adapters.
@@ -141,7 +141,7 @@ class ServerSampler:
             self._adapter = adapter
 
     def _name_of(self, adapter: str | None) -> str:
-        """The name to ask for: an adapter's, which is loaded if the server does not have it, or the model's."""
+        """The name to request: the model's, or that of an adapter, which is loaded if the server does not have it."""
         if not adapter:
             return self.model
         if adapter in self._names:
@@ -151,7 +151,7 @@ class ServerSampler:
             if not self.is_vllm:
                 raise EndpointError(
                     f"adapter={adapter!r} is not among the models that {self.base_url} serves, and adapters can be "
-                    "loaded into vLLM servers only. Start the endpoint with the adapter and give its served name."
+                    "loaded into vLLM servers only. Start the endpoint with the adapter and give its name there."
                 )
             name = f"dco-{uuid.uuid4().hex[:12]}"
             body = {"lora_name": name, "lora_path": _path_there(adapter)}
@@ -166,22 +166,22 @@ class ServerSampler:
 
     @property
     def adapter_name(self) -> str | None:
-        """Under which name the server has the adapter; another sampler's `load_adapter` takes it. None without one."""
+        """The adapter's name at the server, which another sampler's `load_adapter` takes; None without an adapter."""
         return self._names[self._adapter] if self._adapter else None
 
     def reload_weights(self, folder: str) -> None:
         """Replace the server's own weights by those of another checkpoint folder of the same architecture.
 
-        All who ask the server get them, and it keeps them when this sampler is closed. Adapters stay as they are.
+        All clients of the server get them, and it keeps them when this sampler is closed. Adapters stay as they are.
 
         Raises:
             EndpointError: The server is not vLLM, was not started with `VLLM_SERVER_DEV_MODE=1`, cannot load the
-                folder, or keeps prompts of the weights before in its cache.
+                folder, or keeps prompts of the old weights in its cache.
         """
         if not self.is_vllm:
             raise EndpointError(
-                f"{self.base_url} is not a vLLM server, and only those can be given the weights of a whole model. "
-                "Serve the model with vLLM, or train with LoRA and sample in process."
+                f"{self.base_url} is not a vLLM server, and only those can load the weights of a whole model. Serve "
+                "the model with vLLM, or train with LoRA and sample in process."
             )
         rpc = {"method": "reload_weights", "kwargs": {"weights_path": _path_there(folder)}}
         self._endpoint.post(f"load weights from {folder!r}", "../collective_rpc", rpc)
@@ -193,10 +193,10 @@ class ServerSampler:
         """As `Sampler.sample`.
 
         Raises:
-            EndpointError: The endpoint stays away after `max_retries` repetitions, refuses, or gives answers that
-                cannot be used. Nothing is returned in part.
+            EndpointError: The endpoint still fails after `max_retries` retries, refuses, or gives unusable answers. No
+                samples are returned then.
             UserError: `top_k` or arguments of the chat template for an endpoint that may not understand them; or a
-                prompt that leaves no room for `max_tokens`, where tokenizer and context are known.
+                prompt that leaves no room for `max_tokens`, if tokenizer and context are known.
         """
         if self._closed:
             raise RuntimeError("This sampler is closed. Make a new one.")
@@ -253,11 +253,11 @@ class ServerSampler:
         except EndpointError as error:
             if asked != "max_tokens" or "max_completion_tokens" not in str(error):
                 raise
-        self._limit = "max_completion_tokens"  # which OpenAI's newer models ask for in its place
+        self._limit = "max_completion_tokens"  # the name that OpenAI's newer models want
         return await self._ask(client, body, vocabulary)
 
     def identity(self) -> dict[str, Any]:
-        """As `Sampler.identity`. What the endpoint runs inside is known only if it is vLLM."""
+        """As `Sampler.identity`. The version that the endpoint runs is known only if it is vLLM."""
         answer = self._endpoint.get("tell its version", "../version", read_json) if self.is_vllm else None
         return {
             "sampler": "server",
@@ -275,7 +275,7 @@ class ServerSampler:
     def close(self) -> None:
         """Unload the adapters that this sampler loaded."""
         self._closed = True
-        with suppress(EndpointError):  # the endpoint is gone, and the adapters with it
+        with suppress(EndpointError):  # if the endpoint is gone, so are the adapters
             for adapter in list(self._names):
                 self._unload(adapter)
 
@@ -284,14 +284,14 @@ class ServerSampler:
     ) -> Sample:
         if choice.token_ids is not None and codec is not None and ends is not None:
             if choice.finish_reason == "stop" and choice.stopped_at is None:
-                # At an end that only the server knows, from the generation config of its model.
+                # An end that only the server knows, from the generation config of its model.
                 ends = ends._replace(ids=(*ends.ids, *choice.token_ids[-1:]))
             return codec.samples([prompt], [choice.token_ids], ends)[0]
         reason = choice.finish_reason
         if choice.num_tokens is None:
             way_out = ONE_EACH if self.samples_per_request > 1 else ""
             raise EndpointError(
-                f"The endpoint at {self.base_url} tells neither the token ids nor the number of tokens of a sample."
+                f"The endpoint at {self.base_url} gives neither the token ids nor the number of tokens of a sample."
                 f"{way_out} vLLM gives token ids from version 0.10.2; others must report `usage`."
             )
         if reason is None:
@@ -305,11 +305,11 @@ class ServerSampler:
 
 
 def _path_there(folder: str) -> str:
-    """A folder as the server sees it, whose working folder may be another; one that is not here is its own matter."""
+    """A folder as the server sees it, whose working folder may differ; one that is not here is sent as it is."""
     return str(Path(folder).resolve()) if Path(folder).exists() else folder
 
 
 def _check_emptied(content: bytes) -> None:
-    # Before vLLM 0.26 the answer is empty, and nothing is known.
+    # Before vLLM 0.26 the answer is empty and tells nothing.
     if content and read_json(content) != {"success": True}:
-        raise Failure("it still holds prompts of the weights before", " Does another program use it?")
+        raise Failure("it still holds prompts of the old weights", " Does another program use it?")

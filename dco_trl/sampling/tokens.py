@@ -12,8 +12,8 @@ from .protocol import Prompt, Sample, SampleRequest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Tokens of context that a decoder is given: it may treat the first token of a text otherwise than the others. More
-# than one or two, because the last of them may be special ones, and no text.
+# Tokens of context that a decoder gets, since it may treat the first token of a text differently. One or two would not
+# do: the last ones may be special tokens, which have no text.
 CONTEXT = 32
 
 
@@ -25,7 +25,7 @@ class Ends(NamedTuple):
 
 
 class Renderer:
-    """Renders the prompts of one model or adapter, which needs no end of sequence."""
+    """Renders the prompts of one model or adapter. It needs no end of sequence."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         self.tokenizer = tokenizer
@@ -35,8 +35,8 @@ class Renderer:
         """Tokens of a prompt, as TRL's SFTTrainer renders it.
 
         A string goes through `tokenizer(prompt)`, messages through `apply_chat_template(add_generation_prompt=True)`.
-        What a tokenizer appends to every text, such as an end of sequence, is left out: in training it stands behind
-        the completion. Token ids stay as they are.
+        Tokens that a tokenizer appends to every text, such as an end of sequence, are left out: in training they come
+        after the completion. Token ids stay as they are.
 
         Raises:
             UserError: Messages without a chat template, or a prompt without a token.
@@ -54,7 +54,7 @@ class Renderer:
         return ids
 
     def texts_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of plain texts, without what the tokenizer appends."""
+        """Tokens of plain texts, without those that the tokenizer appends."""
         if self._appended is None:
             self._appended = self._num_appended(next(filter(None, texts), "a"))
         return [ids[: len(ids) - self._appended] for ids in self.tokenizer(list(texts))["input_ids"]]
@@ -72,14 +72,14 @@ class Renderer:
         return list(encoded["input_ids"])
 
     def _num_appended(self, text: str) -> int:
-        """How many tokens the tokenizer appends to a text, told from one that it certainly reads."""
+        """How many tokens the tokenizer appends to every text, found from this one."""
         whole, bare = (self.tokenizer(text, add_special_tokens=special)["input_ids"] for special in (True, False))
         starts = range(len(whole) - len(bare) + 1)
         return next((len(whole) - at - len(bare) for at in starts if whole[at : at + len(bare)] == bare), 0)
 
 
 class Codec(Renderer):
-    """Renders the prompts and reads the completions of one model or adapter, which needs an end of sequence."""
+    """Renders the prompts and reads the completions of one model or adapter. It needs an end of sequence."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", generation_config: Any = None):
         super().__init__(tokenizer)
@@ -87,26 +87,26 @@ class Codec(Renderer):
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Tokens that are no part of a text."""
+        """Tokens that are not part of a text."""
         return special_ids(self.tokenizer)
 
     def ends(self, stop: Sequence[str]) -> Ends:
-        """What ends a completion that is asked for with these stop strings: a special token ends it as a token."""
+        """What ends a completion, given these stop strings; one that is a special token becomes a token."""
         special = {str(self.tokenizer.convert_ids_to_tokens(i)): i for i in self.special_ids} if stop else {}
         for text in stop:
             inner = next((name for name in special if name in text), None)
             if inner is not None and text not in special:
                 raise UserError(
-                    f"stop={text!r} holds the special token {inner!r}, which is no part of a completion's text, so it "
-                    f"would never be found. Stop at {inner!r} alone."
+                    f"stop={text!r} holds the special token {inner!r}, which is not part of a completion's text, so "
+                    f"it would never be found. Stop at {inner!r} alone."
                 )
         ids = [*self.end_ids, *(special[text] for text in stop if text in special)]
         return Ends(tuple(dict.fromkeys(ids)), tuple(text for text in stop if text not in special))
 
     def samples(self, prompts: Sequence[list[int]], completions: Sequence[Sequence[int]], ends: Ends) -> list[Sample]:
-        """A sample for each completion: generated tokens, up to and including the end of sequence if it came."""
+        """A sample for each completion, given its tokens up to and including the end of sequence, if there is one."""
         is_ended = [bool(ids) and ids[-1] in ends.ids for ids in completions]
-        # The end of sequence need not be a special token: take it off by position, then the special ones by name.
+        # The end of sequence need not be a special token: remove it by position, then special tokens by name.
         bodies = [list(ids[:-1]) if end else list(ids) for ids, end in zip(completions, is_ended, strict=True)]
         samples = []
         for ids, end, text in zip(completions, is_ended, self.texts(prompts, bodies), strict=True):
@@ -115,7 +115,7 @@ class Codec(Renderer):
         return samples
 
     def texts(self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[str]:
-        """Text of each continuation: that of the whole less that of the context, special tokens left out.
+        """Text of each continuation: that of the whole without that of the context, and without special tokens.
 
         Decoded alone, a continuation would lose its first space with SentencePiece's decoders.
         """
@@ -137,10 +137,10 @@ class Codec(Renderer):
 
 
 class Codecs:
-    """The codec of each adapter: with its own tokenizer if its folder has one, else that of the model.
+    """The codec of each adapter: with the tokenizer in its folder if it has one, else with that of the model.
 
-    What training changed in the tokenizer (end of sequence, chat template, added tokens) is saved there. The model's
-    may be unknown, as that of an endpoint; adapters have no generation config of their own.
+    Training saves its changes of the tokenizer there (end of sequence, chat template, added tokens). The model's
+    tokenizer may be unknown, as an endpoint's is; adapters have no generation config of their own.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase | None", generation_config: Any = None):
@@ -150,7 +150,7 @@ class Codecs:
 
     @classmethod
     def load(cls, name: str) -> "Codecs":
-        """With the tokenizer of a folder or hub name, and the generation config beside it."""
+        """Codecs with the tokenizer of a folder or hub name, and the generation config beside it."""
         from transformers import AutoTokenizer, GenerationConfig
 
         try:
@@ -160,7 +160,7 @@ class Codecs:
         return cls(AutoTokenizer.from_pretrained(name), generation_config)
 
     def of(self, adapter: str | None) -> Any:
-        """The codec of an adapter's folder; of the model, if there is none; None if that is not known."""
+        """The codec of an adapter's folder, or else the model's; None if that is unknown."""
         file = Path(adapter or "", "tokenizer_config.json")
         if not adapter or not file.is_file():
             return self.own
@@ -174,10 +174,10 @@ class Codecs:
     def encode(
         self, requests: Sequence[SampleRequest], max_tokens: int, context: int | None, how: str
     ) -> list[Prompt | list[int]]:
-        """Tokens of all prompts, which stay as they are where no codec is known.
+        """Tokens of all prompts. A prompt without a codec stays as it is.
 
         Raises:
-            UserError: A prompt leaves no room for `max_tokens` in the context; the message ends with how to mend that.
+            UserError: A prompt leaves no room for `max_tokens` in the context. The message holds `how` to change that.
         """
         prompts: list[Prompt | list[int]] = []
         for request in requests:
@@ -197,7 +197,7 @@ class Codecs:
 
 
 def is_token_ids(prompt: Prompt | list[int]) -> bool:
-    """Whether a prompt is token ids already, and not text or messages."""
+    """Whether a prompt is token ids already, rather than text or messages."""
     return bool(prompt) and isinstance(prompt[0], int)
 
 

@@ -1,4 +1,4 @@
-"""Sampling with Transformers' `generate`: the default, which needs nothing more than training does."""
+"""Sampling with Transformers' `generate`: the default, which needs no more packages than training."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ from .logits_processors import InverseCDF, StopStrings
 from .protocol import Sample, SampleRequest, SamplingParams, as_asked, settle
 from .tokens import Codec, Codecs, Ends
 
-# Loading options about place and access, or recorded by another name: they leave the distribution as it is.
+# Loading options about place and access, or recorded under another name: they do not change the distribution.
 _HARMLESS = {
     *("dtype", "device_map", "max_memory", "low_cpu_mem_usage", "offload_folder", "offload_state_dict"),
     *("cache_dir", "local_files_only", "force_download", "proxies", "token"),
@@ -37,32 +37,31 @@ _HARMLESS = {
 
 
 class TransformersSampler:
-    """Sample with Transformers, on whatever device the model is on.
+    """Sample with Transformers, on the device of the model.
 
-    Each token is the inverse of the cumulative distribution at the next of a stream of uniform numbers, which is the
-    sample's own: a counter-based generator (Philox) keyed by seed, problem and index. So a sample does not depend on
-    the other rows of its batch (but for rounding in the model), no draw repeats between chunks, and PyTorch's global
-    random state, which a trainer depends on, is neither read nor moved.
+    Each token is the inverse of the cumulative distribution at the next of the sample's own uniform numbers, from a
+    counter-based generator (Philox) keyed by seed, problem and index. So a sample does not depend on the other rows of
+    its batch (except for rounding in the model), no draw repeats between chunks, and PyTorch's global random state,
+    which a trainer depends on, is neither read nor changed.
 
     Each distinct prompt of a batch goes through the model once, and its key-value cache is copied to its rows. A batch
-    lasts until its longest sequence ends; where lengths vary much, vLLM is quicker.
+    lasts until its longest sequence ends; where lengths vary much, vLLM is faster.
 
     Args:
-        model: Folder or hub name; or a model in memory, such as the one being trained, unwrapped from DDP or FSDP. It
-            is used as it is: each module's mode and the generation config are restored afterwards, also after an
-            error.
-        tokenizer: The model's tokenizer; None loads it from `model`'s name. An adapter whose folder holds a tokenizer,
-            as training leaves it there, is sampled with that one.
+        model: Folder or hub name; or a model in memory, such as the one being trained, unwrapped from DDP or FSDP.
+            Each module's mode and the generation config are restored after sampling, also after an error.
+        tokenizer: The model's tokenizer; None loads it from `model`'s name. An adapter with a tokenizer in its folder,
+            where training saves it, uses that one.
         adapter: Folder of a PEFT adapter to load on top; only with a model given by name.
         revision: Hub revision of model and tokenizer.
         batch_size: Sequences generated at the same time.
         progress: Show a progress bar on standard error.
         **model_kwargs: For `AutoModelForCausalLM.from_pretrained`. `dtype` is "auto" unless given; the model goes to
-            the accelerator if there is one, unless `device_map` says otherwise. What changes the distribution is part
-            of the sampler's identity.
+            the accelerator if there is one, unless `device_map` says otherwise. Options that change the distribution
+            are part of the sampler's identity.
 
     Raises:
-        UserError: Arguments that only apply to a model given by name, an encoder-decoder, or an unknown option.
+        UserError: An argument that only applies to a model given by name, an encoder-decoder, or an unknown option.
 
     Examples:
         >>> from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler
@@ -70,8 +69,8 @@ class TransformersSampler:
         >>> [samples] = sampler.sample([SampleRequest("2 + 2 =", num_samples=8)], SamplingParams())  # doctest: +SKIP
 
     Relations:
-        `VLLMSampler` for long completions or many samples; `ServerSampler` for a model served elsewhere. Transformers'
-        continuous batching seeds a whole run and not a sequence, so a resumed run would repeat draws.
+        Prefer `VLLMSampler` for long completions or many samples, and `ServerSampler` for a model served elsewhere.
+        Transformers' continuous batching seeds a whole run, not each sequence, so a resumed run would repeat draws.
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class TransformersSampler:
         self._options = describe_options("model_kwargs", model_kwargs, _HARMLESS)
         self._revision = revision
         self._in_memory = not isinstance(model, str)
-        # None: whatever works in a model in memory. "": the model alone.
+        # None: a model in memory as it is. "": the model alone.
         self._adapter: str | None = None if self._in_memory else ""
         if isinstance(model, str):
             self._name, loaded = model, _load(model, revision, model_kwargs)
@@ -119,12 +118,12 @@ class TransformersSampler:
 
     @property
     def codec(self) -> Codec:
-        """The adapter's, if it has a tokenizer of its own, else the model's."""
+        """The codec of the adapter, if it has a tokenizer of its own, else of the model."""
         return self._codecs.of(self._adapter)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """What prompts are rendered and completions read with."""
+        """The tokenizer that renders prompts and decodes completions."""
         return self.codec.tokenizer
 
     def load_adapter(self, adapter: str | None) -> None:
@@ -171,7 +170,7 @@ class TransformersSampler:
         bar = tqdm(total=sum(map(len, drawn)), desc="sampling", unit="sample", disable=not self.progress)
         with _ready_to_generate(self.model, self._adapters.base_model), bar:
             for (adapter, how), members in groups.items():
-                # Longest first: if the memory does not suffice, it shows at once.
+                # Longest first: if memory is too small, this fails at once.
                 order = sorted(members, key=lambda r: len(prompts[r]), reverse=True)
                 rows = [(r, i) for r in order for i in range(settled[r].num_samples)]
                 for start in range(0, len(rows), self.batch_size):
@@ -186,7 +185,7 @@ class TransformersSampler:
     def identity(self) -> dict[str, Any]:
         """As `Sampler.identity`."""
         commit = getattr(self._adapters.base_model.config, "_commit_hash", None)
-        # The folder that a model in memory came from says nothing about its weights now.
+        # A model in memory may no longer have the weights of its folder.
         model = {"model": self._name} if self._in_memory else describe("model", self._name)
         return {
             "sampler": f"transformers ({'in memory' if self._in_memory else 'loaded'})",
@@ -200,7 +199,7 @@ class TransformersSampler:
         }
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         self._adapters = None
 
     @torch.no_grad()
@@ -286,8 +285,8 @@ def _load(name: str, revision: str | None, model_kwargs: dict[str, Any]) -> Any:
 def _uniforms(request: SampleRequest, i: int, params: SamplingParams) -> np.ndarray:
     """The uniform numbers of sample `first_index + i`, one per token, float64 in [0, 1).
 
-    Philox maps (key, counter) to random words; the sample's index sits in the counter's second word, so that each
-    sample has 2**64 words of its own.
+    Philox maps (key, counter) to random words. The sample's index is the counter's second word, so each sample has
+    2**64 words of its own.
     """
     bits = np.random.Philox(counter=[0, request.first_index + i, 0, 0], key=[params.seed, request.stream])
     return np.random.Generator(bits).random(params.max_tokens)
@@ -295,9 +294,9 @@ def _uniforms(request: SampleRequest, i: int, params: SamplingParams) -> np.ndar
 
 @contextmanager
 def _ready_to_generate(model: Any, base_model: Any) -> Iterator[None]:
-    """Evaluation mode, and a generation config out of the way; both restored afterwards.
+    """Evaluation mode and an empty generation config inside; both are restored afterwards.
 
-    `generate` fills what a passed config leaves open from the model's, so a repetition penalty there would count.
+    `generate` fills gaps in a given config from the model's own, so a repetition penalty there would count.
     """
     saved = base_model.generation_config
     base_model.generation_config = GenerationConfig()
@@ -311,11 +310,11 @@ def _ready_to_generate(model: Any, base_model: Any) -> Iterator[None]:
 def _prompt_cache(
     model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, which: torch.Tensor
 ) -> dict[str, DynamicCache]:
-    """The argument of `generate` with the key-value cache of the prompts' tokens but the last, one row per sequence.
+    """The argument of `generate` with the key-value cache of all prompt tokens but the last, one row per sequence.
 
     `input_ids` and `attention_mask` are left-padded prompts, (prompts, width - 1); `which` has the row of each
-    sequence's prompt. Nothing comes of models without such a cache (state-space models): `generate` then computes the
-    prompt for each row.
+    sequence's prompt. The result is empty for models without such a cache (state-space models); `generate` then
+    computes the prompt for each row.
     """
     position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
     # The body without the language-modelling head: nobody needs the logits of a prompt.

@@ -20,7 +20,7 @@ from .tokens import Codecs, Ends
 MAX_SEQUENCES_PER_REQUEST = 16_384
 # Adapter ranks that vLLM can reserve room for.
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-# Engine arguments about memory and speed, or recorded by another name: they leave the distribution as it is.
+# Engine arguments about memory and speed, or recorded under another name: they do not change the distribution.
 _HARMLESS = {
     *("gpu_memory_utilization", "kv_cache_memory_bytes", "max_model_len", "max_num_seqs", "max_num_batched_tokens"),
     *("tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend", "enforce_eager"),
@@ -34,32 +34,31 @@ class VLLMSampler:
     """Sample with vLLM, loaded in this process.
 
     Before each call of `sample`, the engine is seeded with `request_seed(seed, stream, first_index)` of the first
-    request, so no two calls of a run share their draws, whether it was resumed or not. vLLM does not promise the same
-    tokens for the same seed when the batch around it differs, and neither does this sampler. With `seed_each_request`,
-    sample i of a problem has the seed `request_seed(seed, stream, i)`: the same index then gives the same sample, but
-    for rounding in another batch. vLLM draws the noise of such rows one by one: with a tiny model that takes most of
-    the time.
+    request, so no two calls of a run share draws, resumed or not. vLLM does not promise the same tokens for the same
+    seed in another batch, and neither does this sampler. With `seed_each_request`, sample i of a problem has the seed
+    `request_seed(seed, stream, i)`, so the same index gives the same sample, except for rounding in another batch.
+    vLLM draws the noise of such rows one by one, which takes most of the time with a tiny model.
 
-    The engine keeps its own process (unless `VLLM_ENABLE_V1_MULTIPROCESSING=0`, which implies `seed_each_request`: to
-    seed the engine would be to seed the trainer): call it from under `if __name__ == "__main__":` in a script. vLLM
-    logs errors only, unless `VLLM_LOGGING_LEVEL` is set.
+    The engine runs in its own process, so call it from under `if __name__ == "__main__":` in a script. With
+    `VLLM_ENABLE_V1_MULTIPROCESSING=0` it runs in this one; this implies `seed_each_request`, since seeding the engine
+    would also seed the trainer. vLLM logs errors only, unless `VLLM_LOGGING_LEVEL` is set.
 
     Args:
         model: Folder or hub name.
-        tokenizer: Folder or hub name, where it is not the model's. An adapter whose folder holds a tokenizer, as
-            training leaves it there, is sampled with that one.
+        tokenizer: Folder or hub name, if it is not the model's. An adapter with a tokenizer in its folder, where
+            training saves it, uses that one.
         adapter: LoRA adapter folder, served as an adapter on top of the model, not merged; None samples the model.
-        adapters: Folders of the adapters that requests will name. The engine gets room for all of them at a time.
+        adapters: Folders of the adapters that requests will name. The engine gets room for all of them at once.
         revision: Hub revision.
-        seed_each_request: Seed each request, and not each call of `sample`.
+        seed_each_request: Seed each request instead of each call of `sample`.
         progress: Show vLLM's progress bar on standard error.
         **engine_kwargs: For `vllm.LLM`: `max_model_len`, `gpu_memory_utilization`, `tensor_parallel_size` and so on;
-            `enable_lora=True` and `max_lora_rank` only for adapters that come later. On a CPU set the environment
-            variable `VLLM_CPU_KVCACHE_SPACE` (GiB). What changes the distribution is part of the identity.
+            `enable_lora=True` and `max_lora_rank` only for adapters that come later. On a CPU, set the environment
+            variable `VLLM_CPU_KVCACHE_SPACE` (GiB). Arguments that change the distribution are part of the identity.
 
     Raises:
         ImportError: vLLM is not installed.
-        UserError: vLLM has no such engine argument, or could not start, most often for want of memory.
+        UserError: vLLM has no such engine argument, or could not start, most often because memory is short.
 
     Examples:
         >>> from dco_trl.sampling import SampleRequest, SamplingParams, VLLMSampler
@@ -71,7 +70,7 @@ class VLLMSampler:
         W. Kwon et al., Efficient memory management for large language model serving with PagedAttention, SOSP 2023.
 
     Relations:
-        `TransformersSampler` needs no vLLM; `ServerSampler` for engines elsewhere, many behind one address.
+        `TransformersSampler` needs no vLLM; `ServerSampler` is for engines elsewhere, even many behind one address.
     """
 
     def __init__(
@@ -123,7 +122,7 @@ class VLLMSampler:
                 "VLLM_CPU_KVCACHE_SPACE to the GiB that the key-value cache may take."
             ) from error
         finally:
-            # On a CPU vLLM preloads libraries into its own processes; those that start later, graders, need none.
+            # On a CPU, vLLM preloads libraries into its own processes; later processes, such as graders, need none.
             os.environ.pop("LD_PRELOAD", None)
             os.environ.update(preloaded)
         self._config = self.llm.llm_engine.vllm_config.model_config
@@ -141,8 +140,8 @@ class VLLMSampler:
         key-value blocks they computed under that id.
 
         Raises:
-            UserError: The engine was started without room for adapters, or for less than this one's rank; the folder
-                holds no LoRA adapter; or vLLM refuses it. The adapter before it stays.
+            UserError: The engine was started without room for adapters, or for a lower rank than this one's; the
+                folder holds no LoRA adapter; or vLLM refuses it. The previous adapter then stays.
         """
         if adapter:
             self._loras[adapter] = self._load(adapter)
@@ -164,7 +163,7 @@ class VLLMSampler:
         number = next(self._lora_ids)
         request = LoRARequest(f"adapter-{number}", number, str(Path(adapter).resolve()))
         try:
-            # Now, and not with the first sample, where a failure would take the engine down.
+            # Now rather than with the first sample, where a failure would take the engine down.
             self.llm.llm_engine.add_lora(request)
         except Exception as error:
             raise UserError(
@@ -181,7 +180,7 @@ class VLLMSampler:
     def reload_weights(self, folder: str) -> None:
         """Replace the model's weights by those of another checkpoint of the same architecture, in its folder."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(Path(folder).resolve())})
-        # Cached prompts belong to the weights before.
+        # Cached prompts belong to the old weights.
         if not self.llm.reset_prefix_cache():
             raise RuntimeError(
                 "vLLM kept its prefix cache over the change of weights: samples would mix both. Start a new engine."
@@ -189,17 +188,17 @@ class VLLMSampler:
         self._weights = folder
 
     def sleep(self) -> bool:
-        """Give the engine's device memory back until `wake_up`: weights move to the host, cached prompts are dropped.
+        """Free the engine's device memory until `wake_up`: weights move to the host, cached prompts are dropped.
 
         Returns:
-            Whether it sleeps. It can only if it was started with `enable_sleep_mode=True`, which vLLM has for GPUs.
+            Whether it sleeps. That takes `enable_sleep_mode=True` at its start, which vLLM has for GPUs.
         """
         if self._config.enable_sleep_mode:
             self.llm.sleep(level=1)
         return self._config.enable_sleep_mode
 
     def wake_up(self) -> None:
-        """Take the device memory again that `sleep` gave back; nothing happens to an engine that is awake."""
+        """Take back the device memory that `sleep` freed; an engine that is awake stays as it is."""
         if self._config.enable_sleep_mode:
             self.llm.wake_up()
 
@@ -259,7 +258,7 @@ class VLLMSampler:
             stop_token_ids=list(ends.ids),
             ignore_eos=True,  # of the engine's own tokenizer: what ends a completion is named above
             seed=seed if self.seed_each_request else None,
-            # One batched decode at the end is cheaper than vLLM's token by token, which only stop strings need.
+            # One batched decode at the end is cheaper than vLLM's token by token, needed only for stop strings.
             detokenize=bool(ends.strings),
             skip_special_tokens=True,
         )
@@ -289,10 +288,10 @@ class VLLMSampler:
 
 
 class SeedingWorker:
-    """One more method for vLLM's workers, which import it by name, called through `collective_rpc`."""
+    """A method for vLLM's workers, which import this class by name, called through `collective_rpc`."""
 
     def seed_draws(self, seed: int) -> None:
-        """Seed what requests without a seed draw from: torch's generators, NumPy's in vLLM's newer model runner."""
+        """Seed what requests without a seed draw from: torch's generators, and NumPy's in newer vLLM."""
         import numpy as np
         import torch
 

@@ -15,8 +15,9 @@ from dco_trl.sampling import EndpointError, ServerSampler, request_seed
 
 NO_CHOICES = r"holds no list of choices.* \(2 attempts\)"
 NOT_JSON = [b'{"choices": [{"text": "a', b"<html>Welcome</html>", b"", b"\xff\xfe{}", b"[" * 100_000, b"null", b"[]"]
-A_DAY = r"\(1 attempt\). It asks for a pause of {} s \(Retry-After\): start again after that"
-# What the endpoint does each time, and what is told of it.
+A_DAY = r"\(1 attempt\). It asks for a pause of {} s \(Retry-After\): try again after that"
+NO_IDS = "token_ids is not a list of token ids below 2,147,483,648"
+# What the endpoint does each time, and the message about it.
 FAILURES = {
     "503": (
         503,
@@ -31,7 +32,7 @@ FAILURES = {
     "drip": ("drip", r"no whole answer within 0.5 seconds \(2 attempts\). Raise the sampler's option timeout"),
     "drip headers": ("drip headers", r"no whole answer within 0.5 seconds \(2 attempts\)"),
     "no end": (b" " * 200_001, r"an answer of more than 200,000 bytes \(1 attempt\). Lower max_tokens"),
-    **{f"not JSON {i}": (text, r"not an OpenAI-compatible answer, in .* \(2 att") for i, text in enumerate(NOT_JSON)},
+    **{f"not JSON {i}": (text, r"not that of an OpenAI-com.* in .* \(2 att") for i, text in enumerate(NOT_JSON)},
     "choices as a dictionary": (lambda a: {**a, "choices": {"0": a["choices"][0]}}, NO_CHOICES),
     "choices of text": (lambda a: {**a, "choices": ["a"]}, NO_CHOICES),
     "no choices": (lambda a: {"id": "1"}, 'holds no list of choices, in \'{"id": "1"}\''),
@@ -40,15 +41,15 @@ FAILURES = {
     "missing text": (changed(text=MISSING), "a sample has no text"),
     "text as a number": (changed(text=3), "a sample has no text"),
     "half a character": (changed(text="\ud83d"), "text is not valid Unicode"),
-    "tokens as text": (lambda a: {**a, "usage": {"completion_tokens": "7"}}, "completion_tokens='7' is no number"),
-    "2**40 tokens": (lambda a: {**a, "usage": {"completion_tokens": 2**40}}, "completion_tokens=1099511627776 is no"),
-    "-1 tokens": (lambda a: {**a, "usage": {"completion_tokens": -1}}, "completion_tokens=-1 is no number"),
-    "a reason that is no text": (changed(finish_reason=["stop"]), r"finish_reason of a sample is no text but \['stop"),
-    "ids as text": (changed(token_ids="5 6"), "token_ids is no list of token ids"),
-    "a negative id": (changed(token_ids=[5, -1]), "token_ids is no list of token ids"),
-    "an id that is too large": (changed(token_ids=[5, 2**31]), "token_ids is no list of token ids below"),
-    "an id that is no integer": (changed(token_ids=[5, 6.5]), "token_ids is no list of token ids"),
-    "a sample less": ("short", r"returned 0 samples and not the n=1 asked for[^.]*\(2 attempts\)\.$"),
+    "tokens as text": (lambda a: {**a, "usage": {"completion_tokens": "7"}}, "completion_tokens='7' is not a n"),
+    "2**40 tokens": (lambda a: {**a, "usage": {"completion_tokens": 2**40}}, "completion_tokens=1099511627776 is not"),
+    "-1 tokens": (lambda a: {**a, "usage": {"completion_tokens": -1}}, "completion_tokens=-1 is not a number"),
+    "a reason that is no text": (changed(finish_reason=["stop"]), r"finish_reason .* must be text, got \['stop"),
+    "ids as text": (changed(token_ids="5 6"), NO_IDS),
+    "a negative id": (changed(token_ids=[5, -1]), NO_IDS),
+    "an id that is too large": (changed(token_ids=[5, 2**31]), NO_IDS),
+    "an id that is no integer": (changed(token_ids=[5, 6.5]), NO_IDS),
+    "a sample less": ("short", r"returned 0 samples instead of the n=1 asked for[^.]*\(2 attempts\)\.$"),
     "a filter": ("content_filter", "finish_reason='content_filter': it interfered with the comp.*Switch that off"),
 }
 
@@ -127,7 +128,7 @@ def test_an_endpoint_that_is_down_is_reported_at_once():
     [
         ("large", "/v1", "does not serve model='large'. It serves: other, small."),
         ("small", "", r"could not list its models.*Is base_url right \(most .* need /v1"),
-        ("small", "/page", "not an OpenAI-compatible answer, in '<html>Welcome.*is base_url right"),
+        ("small", "/page", "not that of an OpenAI-compatible endpoint, in '<html>Welcome.*is base_url right"),
     ],
 )
 def test_what_is_not_served_there(endpoint, model, path, message):
@@ -138,13 +139,13 @@ def test_what_is_not_served_there(endpoint, model, path, message):
 @pytest.mark.parametrize("tokens", [[5, 6, -1], [5, 10**6], None, "ab"])
 def test_token_ids_are_checked_against_the_tokenizer(vllm_like, checkpoint, tokens):
     vllm_like.script = [changed(token_ids=tokens, text=None)]
-    with pytest.raises(EndpointError, match="token_ids is no list of token ids below 1,036|a sample has no text"):
+    with pytest.raises(EndpointError, match="token_ids is not a list of token ids below 1,036|a sample has no text"):
         draw(vllm_like.sampler(tokenizer=str(checkpoint), max_retries=0), 1)
 
 
 def test_one_sample_a_request_is_the_way_out_where_there_were_several(endpoint, vllm_like):
     vllm_like.script = ["short", changed(token_ids=None)]
-    with pytest.raises(EndpointError, match="returned 3 samples and not the n=4 asked for.*samples_per_request=1"):
+    with pytest.raises(EndpointError, match="returned 3 samples instead of the n=4 .*samples_per_request=1"):
         draw(vllm_like.sampler(max_retries=0), 4)
     with pytest.raises(EndpointError, match="neither the token ids nor the number of .* samples_per_request=1"):
         draw(vllm_like.sampler(), 2)

@@ -196,7 +196,7 @@ def test_an_answer_that_is_also_another_column_is_refused():
     model, tokenizer = make_model(), make_tokenizer()
     row = Problem("0", "1+1=", " 2", {"answer": "2"})
     with pytest.raises(
-        DataError, match="`answer_column` must .* ' {answer}' means: .*'0' the reference is ' 2', and .* has '2'. Name"
+        DataError, match="`answer_column` must .* ' {answer}' means: .*'0' the reference is ' 2', but .* has '2'. Name"
     ):
         measure(model, tokenizer, row, completion_template=" {answer}")
     as_it_is = measure(model, tokenizer, row)

@@ -241,7 +241,11 @@ ADDRESS = "http://127.0.0.1:9/v1"
     [
         ("vlm", {}, "sampler='vlm' is not known. Choose one of: transformers, vllm, server."),
         ("server", {}, "`base_url` is missing: the sampler 'server' needs"),
-        ("server", {"base_url": ADDRESS, "revision": "r"}, "`revision` 'r' cannot be .* its model already. Start the"),
+        (
+            "server",
+            {"base_url": ADDRESS, "revision": "r"},
+            "`revision` 'r' cannot be .* already loaded its model. Start",
+        ),
         ("vllm", {"base_url": ADDRESS}, f"`base_url` '{ADDRESS}' has no meaning for the sampler 'vllm'"),
         ("transformers", {"base_url": ADDRESS}, "has no meaning for the sampler 'transformers'"),
         (
@@ -258,7 +262,7 @@ ADDRESS = "http://127.0.0.1:9/v1"
         (
             "transformers",
             {"adapter": "a", "sampler_kwargs": {"progress": 1, "adapter": "b"}},
-            "sampler_kwargs repeats adapter, progress, given as an argument of its own",
+            "sampler_kwargs repeats adapter, progress, .* Give it once",
         ),
         (
             "transformers",

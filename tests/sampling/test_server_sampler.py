@@ -109,7 +109,7 @@ class TestRequests:
     def test_extra_fields_do_not_set_what_is_recorded_otherwise(self, endpoint, vllm_like, name):
         with pytest.raises(ValueError, match=f"extra_body sets {name}, which the sampler sends itself.*SamplingParam"):
             endpoint.sampler(extra_body={name: 1})
-        with pytest.raises(ValueError, match="extra_body sets top_k, which a vLLM server is sent anyway"):
+        with pytest.raises(ValueError, match="extra_body sets top_k, which a vLLM server gets anyway"):
             vllm_like.sampler(extra_body={"top_k": 1})
 
     def test_seeds_can_be_left_out(self, endpoint, vllm_like):
@@ -180,7 +180,7 @@ class TestRequests:
             ),
             (
                 {"base_url": "http://host:port/v1"},
-                "`base_url` is not an address .*Write it as http://127.0.0.1:8000/v1",
+                "`base_url` is not an address .*such as http://127.0.0.1:8000/v1",
             ),
             ({"concurrency": 0}, "`concurrency` must be an integer of at least 1, got 0"),
             ({"samples_per_request": "many"}, "`samples_per_request` must be .* got 'many'"),
@@ -223,11 +223,11 @@ class TestWeights:
             ({}, "could not load weights from 'x': HTTP 404, .* Start the vLLM server with VLLM_SERVER_DEV_MODE=1"),
             (
                 {"/collective_rpc": (500, {"error": {"message": "no such folder"}})},
-                "'no such folder' .1 attempt.* Does it see that folder",
+                "'no such folder' .1 attempt.* Can it see that folder",
             ),
             (
                 {"/collective_rpc": (200, {}), "/reset_prefix_cache": (200, {"success": False})},
-                "could not empty its cache of prompts: it still holds prompts of the weights before, in .* .2 attempts"
+                "could not empty its cache of prompts: it still holds prompts of the old weights, in .* .2 attempts"
                 ".. Does another program use it",
             ),
         ],
@@ -240,8 +240,7 @@ class TestWeights:
         assert "weights" not in sampler.identity()
 
     def test_only_vllm_takes_them(self, endpoint):
-        told = "is not a vLLM server, and only those can be given the weights of a whole"
-        with pytest.raises(EndpointError, match=told):
+        with pytest.raises(EndpointError, match="is not a vLLM server, and only those can load the weights"):
             endpoint.sampler().reload_weights("x")
 
 
