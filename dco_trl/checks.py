@@ -1,4 +1,4 @@
-"""Checks of arguments that more than one room takes. Each returns the checked value, or raises a `UserError`."""
+"""Checks of arguments that several rooms take. Each returns the checked value, or raises a `UserError`."""
 
 import difflib
 from collections.abc import Collection, Iterable
@@ -135,7 +135,7 @@ def check_confidence(confidence: float, num_resamples: int = 5000) -> None:
 
 
 def check_names(what: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Refuse options that `what` does not have, with the nearest one it has."""
+    """Refuse options that `what` does not have, and suggest the nearest one."""
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -146,6 +146,6 @@ def check_names(what: str, given: Iterable[str], known: Collection[str]) -> None
 
 
 def which_entries(wrong: NDArray[np.bool_]) -> str:
-    """Names the first of the wrong entries of an array, and how many there are."""
+    """Say which entry of an array is the first wrong one, and how many there are."""
     first, *more = np.argwhere(np.atleast_1d(wrong))[0].tolist()
     return f"(entry {(first, *more) if more else first}, counted from 0; {wrong.sum()} such entries)"

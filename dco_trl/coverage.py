@@ -2,8 +2,8 @@ r"""The mathematics of coverage, in log space.
 
 A model that gives the right answer with probability \(p\) and is sampled \(N\) times finds it at least once with
 probability \(C_N(p) = 1 - (1-p)^N\). Direct Coverage Optimization minimises \(-\log C_N(p)\), whose gradient is that
-of cross-entropy times \(F(N, p)\). Everything here takes \(x = \log p\): the probability of a real answer underflows
-float64.
+of cross-entropy times \(F(N, p)\). Everything here takes \(x = \log p\), since the probability of a real answer
+underflows float64.
 """
 
 import math
@@ -31,17 +31,17 @@ def coverage_loss(
     With `num_attempts=1` it is cross-entropy.
 
     Args:
-        log_p: As in [`log_coverage`][dco_trl.coverage.log_coverage], in nats; so are the arguments below.
-        num_attempts: See there.
-        num_required: See there.
-        validate: See there.
+        log_p: As for [`log_coverage`][dco_trl.coverage.log_coverage], in nats.
+        num_attempts: As for `log_coverage`.
+        num_required: As for `log_coverage`.
+        validate: As for `log_coverage`.
 
     Returns:
         The loss in nats, at least 0, with the shape and dtype of `log_p`; infinite where `log_p` is -inf.
 
     Raises:
-        ValueError: As there.
-        TypeError: As there.
+        ValueError: As for `log_coverage`.
+        TypeError: As for `log_coverage`.
 
     Examples:
         >>> from dco_trl import coverage_loss
@@ -53,8 +53,8 @@ def coverage_loss(
         Chen et al., "Rethinking Fine-Tuning when Scaling Test-Time Compute", arXiv 2502.07154, section 4.
 
     Relations:
-        Prefer it in a training loop of your own. [`DCOTrainer`][dco_trl.trainer.DCOTrainer] weighs the per-token
-        log-probabilities by the detached [`coverage_weight`][dco_trl.coverage.coverage_weight]: the same gradient.
+        Use it in a training loop of your own. [`DCOTrainer`][dco_trl.trainer.DCOTrainer] gets the same gradient by
+        weighing per-token log-probabilities with the detached [`coverage_weight`][dco_trl.coverage.coverage_weight].
     """
     return -log_coverage(log_p, num_attempts, num_required=num_required, validate=validate)
 
@@ -66,7 +66,7 @@ def log_coverage(
 
     $$\log C_N(x) = \log\left(1 - (1 - e^x)^N\right), \qquad \frac{d \log C_N}{dx} = F(N, e^x)$$
 
-    If `num_required` = m of them must be, for a vote or where agreement is asked for, it is that of a binomial tail:
+    If `num_required` = m samples must be the answer, as for a vote, it is the log-probability of a binomial tail:
 
     $$\log B = \log \mathrm{P}[\mathrm{Binomial}(N, p) \ge m], \qquad
       \frac{d \log B}{dx} = \frac{m \binom{N}{m} p^m (1-p)^{N-m}}{B}$$
@@ -76,7 +76,7 @@ def log_coverage(
         num_attempts: Number of attempts N, at least 1.
         num_required: Number of attempts m that must be the answer, from 1 (coverage) to N. Above 1, time and memory
             grow with N; errors stay below 1e-9 for N up to 10,000.
-        validate: Check the values of `log_p`. On an accelerator it waits for the device; the trainer turns it off.
+        validate: Check the values of `log_p`. On an accelerator the check waits for the device.
 
     Returns:
         Log-coverage in nats, at most 0, with the shape and dtype of `log_p`; -inf where `log_p` is -inf. Computed in
@@ -98,8 +98,8 @@ def log_coverage(
         Training", arXiv 2604.24957.
 
     Relations:
-        Prefer `dco_trl.statistics.pass_at_k`, from graded samples, where many answers are right, or where a chain of
-        thought leads to them.
+        Prefer `dco_trl.statistics.pass_at_k`, from graded samples, where many answers are right or a chain of thought
+        comes first.
     """
     counts = _check(log_p, num_attempts, num_required, validate)
     return _LogCoverage.apply(log_p.to(_working_dtype(log_p)), *counts).to(log_p.dtype)
@@ -113,22 +113,22 @@ def coverage_weight(
     $$F(N, p) = \frac{N p (1-p)^{N-1}}{1 - (1-p)^N}$$
 
     It is 1 at \(p = 0\), falls in \(p\), and is 0 at \(p = 1\) for every \(N \ge 2\): the model is not pushed to be
-    surer than \(N\) attempts need. `num_attempts=1` gives exactly 1, plain cross-entropy. At \(N = 256\),
-    \(F = 0.5\) at \(p = 0.0049\). With `num_required` = m it falls from m at \(p = 0\).
+    surer than \(N\) attempts need. `num_attempts=1` gives exactly 1, plain cross-entropy. For \(N = 256\),
+    \(F = 0.5\) at \(p = 0.0049\). With `num_required` = m it is m at \(p = 0\), and falls from there.
 
     Args:
-        log_p: As in [`log_coverage`][dco_trl.coverage.log_coverage], in nats; so are the arguments below.
-        num_attempts: See there.
-        num_required: See there.
-        validate: See there.
+        log_p: As for [`log_coverage`][dco_trl.coverage.log_coverage], in nats.
+        num_attempts: As for `log_coverage`.
+        num_required: As for `log_coverage`.
+        validate: As for `log_coverage`.
 
     Returns:
         The weight, in [0, m], with the shape and dtype of `log_p`. Computed in float64 where the device has it:
         relative error under 1e-10 for weights above 1e-280 and `num_attempts` up to 1e9. Once differentiable.
 
     Raises:
-        ValueError: As there.
-        TypeError: As there.
+        ValueError: As for `log_coverage`.
+        TypeError: As for `log_coverage`.
 
     Examples:
         >>> from dco_trl import coverage_weight
@@ -139,8 +139,8 @@ def coverage_weight(
         Chen et al., arXiv 2502.07154, section 4.
 
     Relations:
-        The derivative of [`log_coverage`][dco_trl.coverage.log_coverage]. Prefer it, detached, where the
-        log-probabilities are there token by token and a host library sums them.
+        The derivative of [`log_coverage`][dco_trl.coverage.log_coverage]. Prefer it, detached, where a host library
+        sums log-probabilities token by token.
     """
     counts = _check(log_p, num_attempts, num_required, validate)
     return _CoverageWeight.apply(log_p.to(_working_dtype(log_p)), *counts).to(log_p.dtype)
@@ -216,7 +216,7 @@ def _log_tail(log_p: Tensor, num_attempts: int, num_required: int) -> tuple[Tens
         # 0 times log 0 is 0, at p = 0 and p = 1.
         terms = log_ways + torch.where(j > 0, j * part[:, None], 0.0)
         terms = terms + torch.where(j < num_attempts, (num_attempts - j) * log_q, 0.0)
-        # Of B and 1 - B the smaller is summed, where nothing cancels. B is its first term times what follows it.
+        # The smaller of B and 1 - B is summed, so that nothing cancels. B is its first term times `following`.
         odds = torch.where(part[:, None] < 0, part[:, None] - log_q, math.inf)
         ratios = (log_ways - log_ways[num_required])[num_required:]
         ratios = ratios + torch.where(j > 0, j * odds, 0.0)[:, : num_attempts - num_required + 1]

@@ -1,12 +1,12 @@
-"""The base class of the errors that a user caused."""
+"""The base class of errors that a user caused."""
 
 
 class UserError(ValueError):
-    """What a user caused and can mend: the message says what was got and what to do. Commands print it as one line.
+    """An error that a user caused and can fix. Its one-line message says what was got and what to do.
 
     Args:
-        message: What is wrong; with `argument`, what follows its name.
-        argument: Python's name of the argument that is wrong. A command shows its flag in place of it.
+        message: What is wrong. With `argument`, the text after its name.
+        argument: Python's name of the wrong argument. A command shows its flag instead.
     """
 
     def __init__(self, message: str, argument: str | None = None):

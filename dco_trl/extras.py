@@ -1,4 +1,4 @@
-"""A missing extra is one error that gives the command to install it."""
+"""The error for a missing extra, with the command that installs it."""
 
 from importlib.util import find_spec
 

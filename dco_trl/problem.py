@@ -10,14 +10,14 @@ from .errors import UserError
 # Plain text, or chat messages.
 Prompt = str | list[dict[str, Any]]
 
-# The file beside a checkpoint with every evaluation row's log p, which training writes and `runs` reads. Under the key
-# its metadata has the fingerprint of each evaluation set, as JSON.
+# The file beside a checkpoint with the log p of every evaluation row, which training writes and `runs` reads. Its
+# metadata has the fingerprint of each evaluation set under this key, as JSON.
 EVAL_LOG_P_NAME = "eval_log_p.parquet"
 EVAL_ROWS_KEY = "dco_eval_rows"
 
 
 class DataError(UserError):
-    """A data set that cannot be evaluated on; the message says which rows, why, and what to do."""
+    """A data set that cannot be used for evaluation; the message says which rows, why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Problem:
         problem_id: Unique in its data set.
         prompt: Plain text, or chat messages (`[{"role": "user", "content": …}]`).
         answer: The reference answer.
-        columns: Further columns of the row, which graders get as keyword arguments. Of these, `tools` and
-            `chat_template_kwargs` are arguments of the chat template, as in TRL's training.
+        columns: Further columns of the row, which graders get as keyword arguments. `tools` and
+            `chat_template_kwargs` are also arguments of the chat template, as in TRL's training.
         completion: The reference as chat messages, where it is more than its text: a tool call, or several messages.
 
     Examples:
@@ -48,7 +48,7 @@ class Problem:
 
     @property
     def template_kwargs(self) -> dict[str, Any]:
-        """What the chat template is given beside the messages."""
+        """Arguments of the chat template beside the messages."""
         tools = self.columns.get("tools")
         tools = json.loads(tools) if isinstance(tools, str) else tools
         return ({} if tools is None else {"tools": tools}) | dict(self.columns.get("chat_template_kwargs") or {})

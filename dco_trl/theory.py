@@ -2,8 +2,8 @@ r"""The best bookie: which answers to bet on when a bet may be placed \(N\) time
 
 A bookie bets on horse \(i\) with probability \(q_i\), and \(N\) independent copies of the bookie each place one bet.
 Horse \(i\) wins with probability \(p_i\). A model that is sampled \(N\) times and graded by a checker is such a
-bookie: the horses are the answers it may give. Everything here is exact and knows \(p\), which a real model does not:
-it says what good training should aim at.
+bookie: the horses are the answers it may give. Everything here is exact and knows \(p\), unlike a real model; it shows
+what good training should aim at.
 """
 
 import math
@@ -29,7 +29,7 @@ def win_probability(bet_probability: ArrayLike, num_attempts: ArrayLike) -> Any:
         num_attempts: Number of bets N, integers of at least 1; any shape that broadcasts with `bet_probability`.
 
     Returns:
-        The probability, float64, with the broadcast shape; a scalar for scalars. Relative error below 1e-12, also
+        The probability, float64, with the broadcast shape; a scalar for scalars. Relative error below 1e-12, even
         where N q is tiny.
 
     Raises:
@@ -56,7 +56,7 @@ def value_of_offer(p: ArrayLike, before: ArrayLike, after: ArrayLike, num_attemp
 
     $$V_N = \sum_i p_i \left(C_N(q_i^\text{after}) - C_N(q_i^\text{before})\right), \qquad C_N(q) = 1 - (1-q)^N$$
 
-    Horses whose bet does not change add nothing and may be left out, so none of the three needs to sum to 1.
+    Horses whose bet does not change add nothing and may be left out, so none of the three vectors has to sum to 1.
 
     Args:
         p: Probability that each horse wins, in [0, 1], sum at most 1, shape (horses,).
@@ -73,8 +73,8 @@ def value_of_offer(p: ArrayLike, before: ArrayLike, after: ArrayLike, num_attemp
         array([ 0.11, -0.04])
 
     References:
-        The analogy of the authors' post on arXiv 2502.07154: more confidence in the likeliest answer pays for one
-        attempt and costs for many.
+        The analogy of the authors' post on arXiv 2502.07154: more confidence in the likeliest answer pays with one
+        attempt and costs with many.
 
     Relations:
         [`optimal_policy`][dco_trl.theory.optimal_policy] is the bet from which no offer has value.
@@ -128,8 +128,8 @@ def optimal_policy(p: ArrayLike, num_attempts: int) -> NDArray[np.float64]:
 
     Relations:
         [`confidence_bounds`][dco_trl.theory.confidence_bounds] bounds its largest entry.
-        [`coverage_loss`][dco_trl.coverage.coverage_loss] minimises the mean of -log C, not of -C. Where an answer is
-        random the two optima differ: with many attempts by little, with one by all (cross-entropy gives q = p).
+        [`coverage_loss`][dco_trl.coverage.coverage_loss] minimises the mean of -log C, not of -C. Where the answer is
+        random, the optima differ: little with many attempts, most with one (cross-entropy gives q = p).
     """
     p = _distribution(p)
     n = check_integer("num_attempts", num_attempts)
@@ -146,13 +146,13 @@ def optimal_policy(p: ArrayLike, num_attempts: int) -> NDArray[np.float64]:
         # The bets on horses 1 to m at lambda = p_m, where horse m is about to join: 1 - (p_m/p_i)^a, no overflow.
         return -np.expm1(a * (log_p[m - 1] - log_p[:m]))
 
-    # Horse m joins if the horses above it leave some of the bet at its level; less is left the larger m.
+    # Horse m joins if the horses above it leave some of the bet at its level. The larger m, the less is left.
     low, high = 1, len(order)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if bets_at_level(middle).sum() < 1 else (low, middle - 1)
     m, level = low, bets_at_level(low)
-    # The formula above in units of p_m^-a: two terms, neither of them negative, so that nothing cancels.
+    # The formula above in units of p_m^-a: neither of the two terms is negative, so nothing cancels.
     q[order[:m]] = ((1 - level.sum()) + (m - 1) * level) / (m - level.sum())
     return q
 
@@ -174,8 +174,8 @@ def confidence_bounds(p: ArrayLike, num_attempts: int, num_compared: int = 2) ->
     exact where k is the number of horses that the best bookie bets on.
 
     Args:
-        p: As for `optimal_policy`; so is the next.
-        num_attempts: See there.
+        p: As for `optimal_policy`.
+        num_attempts: As for `optimal_policy`.
         num_compared: How many of the likeliest horses the upper bound looks at, k, from 2 to the number of horses.
 
     Returns:
@@ -194,7 +194,7 @@ def confidence_bounds(p: ArrayLike, num_attempts: int, num_compared: int = 2) ->
         Chen et al., arXiv 2502.07154, bounds it from both sides too; these bounds are derived above.
 
     Relations:
-        Prefer [`optimal_policy`][dco_trl.theory.optimal_policy]; the bounds ask only for the k largest entries of `p`.
+        Prefer [`optimal_policy`][dco_trl.theory.optimal_policy]; the bounds need only the k largest entries of `p`.
     """
     p = _distribution(p)
     n = check_integer("num_attempts", num_attempts)
@@ -221,7 +221,7 @@ def _probabilities(name: str, values: ArrayLike) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     bad = ~((array >= 0) & (array <= 1))  # a NaN fails both
     if bad.any():
-        raise ValueError(f"`{name}` must be made of probabilities in [0, 1], got {array[bad][0]:g}.")
+        raise ValueError(f"`{name}` must hold probabilities in [0, 1], got {array[bad][0]:g}.")
     return array
 
 

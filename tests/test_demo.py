@@ -329,7 +329,7 @@ def test_runs_are_independent_processes_of_one_thread(monkeypatch):
     ("run", "error", "message"),
     [
         (demo_workers.failing, ArithmeticError, "no training with N = 1$"),
-        (demo_workers.killed, RuntimeError, "a training process was killed, most likely for want of memory"),
+        (demo_workers.killed, RuntimeError, "a training process was killed, most likely because memory ran out"),
     ],
 )
 def test_an_error_in_a_run_is_raised_and_told_from_a_killed_run(run, error, message):
@@ -342,9 +342,9 @@ def test_an_error_in_a_run_is_raised_and_told_from_a_killed_run(run, error, mess
     [
         ({"num_attempts": [1]}, "`num_attempts=1` is cross-entropy, which is always run"),
         ({"num_attempts": [0]}, "num_attempts"),
-        ({"num_attempts": []}, "`num_attempts` must be distinct numbers and at least one of them, got []"),
-        ({"num_attempts": [16, 16]}, "must be distinct numbers and at least one of them, got [16, 16]"),
-        ({"seeds": []}, "`seeds` must be distinct numbers"),
+        ({"num_attempts": []}, "`num_attempts` must be one or more distinct numbers, got []"),
+        ({"num_attempts": [16, 16]}, "`num_attempts` must be one or more distinct numbers, got [16, 16]"),
+        ({"seeds": []}, "`seeds` must be one or more distinct numbers"),
         ({"seeds": [-1]}, "`seeds` must be an integer of at least 0, got -1"),
         ({"num_epochs": 0}, "`num_epochs` must be an integer of at least 1, got 0"),
     ],

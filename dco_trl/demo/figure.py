@@ -43,7 +43,7 @@ def against_epoch(panel: Axes, runs: Sequence[dict[str, Any]], k: int) -> None:
     for n in sorted({run["num_attempts"] for run in runs}):
         same = runs_of(runs, n)
         _line(panel, same[0]["epochs"], np.array([coverage_at(run, k) for run in same]), run_name(n))
-    # Small and large coverages each on a scale of their own, both from zero.
+    # Each panel has a scale of its own, from zero: pass@1 is small.
     panel.set_ylim(0, 1.03 if k > 1 else None)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("epoch", fontsize=12)

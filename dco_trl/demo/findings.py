@@ -30,10 +30,9 @@ def run_name(num_attempts: int) -> str:
 
 
 def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Compare the runs of one seed.
+    """Compare cross-entropy with the DCO run whose N is nearest to 256, for one seed.
 
-    Of the DCO runs the one with N nearest to 256 is compared. Changes are relative; `shown` holds them against the
-    thresholds above.
+    Changes are relative; `shown` compares them with the thresholds above.
     """
     (ce,) = (run for run in runs if run["num_attempts"] == 1)
     others = (run for run in runs if run["num_attempts"] > 1)
@@ -66,7 +65,7 @@ def schedule(k: Sequence[int], log_p: np.ndarray) -> dict[str, list[float]]:
         log_p: Log-probability of each answer after each epoch of each run, shape (epochs of all runs, problems).
 
     Returns:
-        Coverage of the schedule, and of the one epoch that is best for each k on the same halves, aligned with `k`.
+        Coverage of the schedule, and of the best single epoch for each k on the same halves, aligned with `k`.
     """
     found = cross_fit_schedule(k, log_p=log_p)
     return {"k": list(k), "coverage": found.curve.estimate.tolist(), "best_epoch": found.best_arm.first.tolist()}

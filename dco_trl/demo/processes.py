@@ -27,8 +27,8 @@ def run_in_processes(
         function: Importable by a new process. It may call `tick`.
         jobs: Its arguments.
         workers: Processes at a time.
-        finished: Called with a job's number and its future, as each ends, failed ones too. What it raises ends all
-            processes and comes out.
+        finished: Called with a job's number and its future when the job ends or fails. If it raises, all processes
+            are ended and the error is passed on.
         environment: Variables that the libraries read as the processes start.
         ticked: Called with the number of ticks so far, twice a second and at the end.
     """
@@ -58,7 +58,7 @@ def run_in_processes(
 
 
 def tick() -> None:
-    """Tell the parent that a part of a run is done."""
+    """Count one more part of a run as done."""
     with _ticks.get_lock():
         _ticks.value += 1
 

@@ -36,7 +36,7 @@ def run_demo(
         seeds: One set of runs per seed.
         num_epochs: Epochs per run. By default those of the demonstration.
         workers: Runs at a time. By default the number of cores.
-        progress: Called with the number of epochs done, over all runs, and of all there are.
+        progress: Called with the number of epochs done, over all runs, and the total.
 
     Returns:
         A record for JSON: `runs`, `summary` (one entry per seed), `settings`, `versions`, `hardware`, `seconds`.
@@ -59,7 +59,7 @@ def run_demo(
     num_epochs = check_integer("num_epochs", NUM_EPOCHS if num_epochs is None else num_epochs)
     for name, values in (("num_attempts", num_attempts), ("seeds", seeds)):
         if not values or len(set(values)) != len(values):
-            raise UserError(f"`{name}` must be distinct numbers and at least one of them, got {list(values)}.")
+            raise UserError(f"`{name}` must be one or more distinct numbers, got {list(values)}.")
     for seed in seeds:
         check_integer("seeds", seed, at_least=0)
     if 1 in map(check_num_attempts, num_attempts):
@@ -111,7 +111,7 @@ def train_all(
         )
     except BrokenProcessPool:
         raise RuntimeError(
-            "a training process was killed, most likely for want of memory: each needs about 1 GB. Close other "
+            "a training process was killed, most likely because memory ran out: each needs about 1 GB. Close other "
             "programs, or run one at a time with --workers 1."
         ) from None
     return runs

@@ -20,8 +20,8 @@ from ..statistics.pass_at_k import exact_pass_at_k, pass_at_k
 from ..trainer import DCOConfig, DCOTrainer
 from . import task
 
-# Found by trying, the same for every run: see `docs/results/demo.md` for what they give over five seeds. The strong
-# weight decay slows memorising, of cross-entropy too; the short decay of the rate takes its noise out of the end.
+# Found by trial, the same for every run; `docs/results/demo.md` has the results over five seeds. The strong weight
+# decay slows memorising, of cross-entropy too; the short decay of the learning rate takes the noise out of the end.
 SETTINGS: dict[str, Any] = dict(
     per_device_train_batch_size=64,
     learning_rate=5e-4,
@@ -132,7 +132,7 @@ def check_by_sampling(
     samples = _sample(model, tokenizer, problems, num_samples, temperature=1.0, seed=seed)
     hits = np.array([[text == problem.answer for text in row] for problem, row in zip(problems, samples, strict=True)])
     log_p = _exact(model, tokenizer, problems).log_p
-    # What c correct samples of n estimate, and how likely each c is: the error is known, as p is.
+    # The estimate from c correct samples, and how likely each c is: since p is known, so is the error.
     counts = np.arange(num_samples + 1)
     estimates = pass_at_k(num_samples, counts, CHECK_ATTEMPTS)
     chances = binom.pmf(counts, num_samples, np.exp(log_p)[:, None])
