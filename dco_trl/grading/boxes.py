@@ -5,8 +5,8 @@ import re
 _BOX_OR_BRACE = re.compile(r"\\{0,2}(?<![A-Za-z])(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BOX_WITHOUT_BRACES = re.compile(r"\\boxed\s+([^\s${}]+)")
 
-# Between two boxes that are one answer stands nothing but this: mathematics without content, marks of a list, a
-# variable that is set equal to the next box, ...
+# What may stand between two boxes of one answer: LaTeX without content, list markers, a variable that is set equal to
+# the next box, ...
 _NOTHING = re.compile(
     r"\\(?:quad|qquad|newline|par|[hv]space|left|right|text|textbf|mathrm|mbox|begin|end|\\|[,;:!()\[\] ])"
     r"|\{(?:aligned|align\*?)\}"
@@ -16,7 +16,7 @@ _NOTHING = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W\d_]+")
-# ... or a few words that join. "4 apples and 5 oranges" are two answers as well; "no, 5" and "so 5" begin anew.
+# ... or a few joining words, as in "4 apples and 5 oranges". "No, 5" and "so 5" begin a new answer.
 _JOINING = set("and or also either maybe perhaps possibly alternatively respectively as well".split())
 _JOINING |= set("und oder et ou y o e и или 和 或".split())
 _BEGINS_ANEW = set(
@@ -31,8 +31,7 @@ def boxed_answer(text: str) -> str:
     r"""The content of the last complete, non-empty box, or of the boxes that end with it, joined by commas.
 
     Boxes with only commas, "and", "or" and the like between them are one answer: three boxes are not three attempts. A
-    box after more text replaces the earlier ones. One pass with a stack, so that thousands of unclosed boxes cost no
-    more than one. Without a box: "".
+    box after more text replaces the earlier ones. Without a box: "". Unclosed boxes cost linear time.
 
     Examples:
         >>> boxed_answer(r"so $\boxed{3}$, $\boxed{5}$ and $\boxed{7}$.")
@@ -53,7 +52,7 @@ def boxed_answer(text: str) -> str:
 
 
 def _complete_boxes(text: str) -> list[tuple[int, int, str]]:
-    """Start, end and content of the boxes that are closed and not empty; of nested ones the innermost content."""
+    """Start, end and content of each closed, non-empty box; nested boxes are one, with the innermost content."""
     first = min((i for i in (text.find("boxed"), text.find("fbox")) if i >= 0), default=len(text))
     found: list[tuple[int, int, str]] = []
     stack: list[tuple[int, int] | None] = []
@@ -76,7 +75,7 @@ def _complete_boxes(text: str) -> list[tuple[int, int, str]]:
 
 
 def is_joint(text: str, start: int, end: int) -> bool:
-    """Whether nothing but joining words stands there."""
+    """Whether `text[start:end]` does no more than join what is around it."""
     if end - start > _MOST_CHARS:
         return False
     between = _NOTHING.sub(" ", text[start:end])

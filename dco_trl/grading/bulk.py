@@ -32,15 +32,15 @@ _ROWS_PER_BATCH = 1_024
 class BulkGrader:
     """Grades many samples. A context manager: leaving it ends the workers.
 
-    "math" and "exact" depend on the reference and the extracted answer alone: each distinct pair is judged once. Pairs
-    that their strings settle are sent nowhere, known ones come from the disk, and the rest of "math" goes to confined
-    worker processes, each pair under a limit on time (the worker is killed) and on address space. "code" runs each
-    program in a confined process of its own, under the same limits; see `code_grader`.
+    "math" and "exact" depend only on the reference and the extracted answer, so each distinct pair is judged once. For
+    "math", string comparison settles most pairs, and the cache holds earlier verdicts. The other pairs go to confined
+    worker processes, with limits on time (the worker is killed) and address space. "code" runs each program in its own
+    confined process, under the same limits; see `code_grader`.
 
-    "choice", "json", "regex" and an import path "package.module:function" run in such workers too, one row at a time.
-    Your function is trusted: it may read, write and use the network. It sees the whole completion and every column.
-    With `in_process=True`, and always for a callable, it runs in this process as TRL would run it: in batches of up to
-    1,024 rows and without limits, so that it may hold a model. Each distinct row is graded once.
+    "choice", "json", "regex" and import paths "package.module:function" run in unconfined workers, with these limits,
+    one row at a time. Your function is trusted: it may read, write and use the network. It sees the whole completion
+    and every column. With `in_process=True`, and always for a callable, it runs in this process without limits, in
+    batches of up to 1,024 rows, so it may hold a model. Each distinct row is graded once.
 
     Args:
         grader: "math", "exact", "choice", "json", "regex", "code", an import path "package.module:function", or a
@@ -48,18 +48,18 @@ class BulkGrader:
         num_workers: Processes; None: the CPUs that this process may use, divided by the processes that `torchrun`
             or `accelerate` started on this machine (`LOCAL_WORLD_SIZE`).
         timeout: Seconds that one verdict may take. math-verify's own limits are 5 s for each of its steps.
-        memory_limit: Bytes of address space of a worker. A worker of "math" starts with about 60 MB; a function of
-            the user's gets this much beyond what its worker has after importing it.
+        memory_limit: Bytes of address space of a worker. A worker of "math" starts with about 60 MB. For your function
+            the limit comes on top of what importing it took.
         cache_dir: Folder of the verdict cache of "math", shared by any number of runs and processes; None: no cache.
         in_process: Run an import path in this process, without limits: for graders that hold a model.
 
     Attributes:
         name: The grader's name.
-        stats: A `GradingStats`, counting since the start.
+        stats: A `GradingStats` of everything graded so far.
 
     Raises:
         GraderError: The grader cannot be loaded.
-        ValueError: A limit is not positive.
+        ValueError: A limit is too small.
 
     Examples:
         >>> with BulkGrader("math") as grader:
@@ -68,7 +68,7 @@ class BulkGrader:
         [1.0, 1.0, 0.0]
 
     Relations:
-        `math_grader` and `exact_grader` are the same verdicts as TRL reward functions, for use in a trainer.
+        `math_grader` and `exact_grader` give the same verdicts as TRL reward functions, for use in a trainer.
     """
 
     def __init__(
@@ -124,23 +124,23 @@ class BulkGrader:
         """Grade one sample per row.
 
         Args:
-            prompts: Strings or lists of messages; None where the grader does without ("math" and "exact" do).
-            completions: Strings or lists of messages. Lists, numpy arrays and pyarrow arrays will do, here and below.
+            prompts: Strings or lists of messages; None if the grader needs none, like "math" and "exact".
+            completions: Strings or lists of messages, in a list, a NumPy array or a pyarrow array, as all columns.
             answers: The reference answers.
-            columns: Further columns, for a function of the user's.
+            columns: Further columns, which all graders but "math" and "exact" get.
             progress: Show a bar on standard error.
 
         Returns:
-            A verdict for each row, in order. Rows with the same verdict share one object.
+            A verdict for each row, in order. Equal rows share one object.
 
         Raises:
-            GraderError: The user's function fails, or returns what a grader may not.
+            GraderError: Your function raises, or returns something other than one score per row.
             ValueError: The columns differ in length, or a reference is missing.
         """
         total = len(completions)
         for name, column in {"prompts": prompts, "answers": answers, **(columns or {})}.items():
             if column is not None and len(column) != total:
-                raise UserError(f"{name} has {len(column)} rows and completions {total}: each needs one")
+                raise UserError(f"{name} has {len(column)} rows for {total} completions: give one per completion")
         if self._base is math_grader or self._function is exact_grader:
             pairs, slots = distinct_pairs(completions, answers, self._tags)
             if self._pool is not None:
@@ -215,7 +215,7 @@ class BulkGrader:
         ]
 
     def _answer(self, completion: Any, columns: Mapping[str, Any]) -> str:
-        """What a completion answers, as a vote counts it."""
+        """The answer that a vote counts."""
         if hasattr(self._function, "answer_of"):
             return _own_answer(self.name, self._function.answer_of, completion)
         text = strip_thoughts(completion_text(completion), self._tags)
@@ -243,7 +243,7 @@ def _own_answer(name: str, answer_of: Callable[[Any], Any], completion: Any) -> 
 
 
 def _key(row: tuple) -> bytes:
-    """Equal for equal rows, as far as JSON or pickle can tell, and different for different ones."""
+    """The same for rows that are equal as JSON or pickle, and different for all others."""
     try:
         data = json.dumps(row).encode()
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Verdicts remembered on disk, in one SQLite file that several processes may use at a time."""
+"""The verdict cache: one SQLite file that several processes may use at a time."""
 
 import hashlib
 import os
@@ -21,11 +21,11 @@ _SECONDS_PER_COMMIT = 5.0
 
 
 class VerdictCache:
-    """Verdicts by grader, library versions, reference and answer.
+    """Verdicts of `math` by library versions, reference and answer. Any thread may use it.
 
-    A verdict that a limit prevented ("timeout", "error") is remembered with the limits, and tried again under larger
-    ones only. A damaged file is set aside and a new one is begun; without one that cannot be used (locked, no space,
-    no permission) grading goes on; both with a warning. Any thread may use it.
+    A verdict that hit a limit ("timeout", "error") is stored with its limits, and is computed again only under larger
+    ones. A damaged file is set aside and a new one begun. If the file cannot be used (it is locked, or there is no
+    space or no permission), grading goes on without it. Both cases warn.
     """
 
     def __init__(self, folder: str | os.PathLike, timeout: float, memory_limit: int):
@@ -39,7 +39,7 @@ class VerdictCache:
         self._guard(self._open)
 
     def get(self, pair: tuple[str, str]) -> Verdict | None:
-        """The verdict on (reference, answer), where it is known."""
+        """The stored verdict on (reference, answer), or None."""
         found: list[Verdict] = []
 
         def select() -> None:
@@ -55,7 +55,7 @@ class VerdictCache:
         return found[0] if found else None
 
     def put(self, pair: tuple[str, str], verdict: Verdict) -> None:
-        """Remember one verdict; written with others, at the latest by `flush`."""
+        """Store a verdict. It is written together with others, at the latest by `flush`."""
         answer = verdict.answer.encode("utf-8", "surrogatepass")
         with self._lock:
             self._unsaved.append((self._key(pair), verdict.score, verdict.status, answer, *self.limits))
@@ -63,7 +63,7 @@ class VerdictCache:
                 self.flush()
 
     def flush(self) -> None:
-        """Write what has been put."""
+        """Write what was stored."""
 
         def insert() -> None:
             if self._connection is not None and self._unsaved:
@@ -77,7 +77,7 @@ class VerdictCache:
             self._saved_at = time.monotonic()
 
     def close(self) -> None:
-        """Write what has been put and close the file."""
+        """Write what was stored and close the file."""
         with self._lock:
             self.flush()
             self._disconnect()
@@ -126,7 +126,7 @@ class VerdictCache:
 
 
 def _checked(score: object, status: object, answer: object) -> Verdict:
-    """A row of the file, read with suspicion: what this class never writes is damage."""
+    """A row of the file. What this class never writes is damage."""
     scores = (None,) if status in LIMITED else (0.0, 1.0, None)
     if status not in STATUSES or score not in scores or not isinstance(answer, bytes):
         raise sqlite3.DatabaseError(f"it holds the verdict {score!r} with status {status!r}")

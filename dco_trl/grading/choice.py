@@ -12,7 +12,7 @@ from .normalize import normalize_answer
 from .reward_function import reference_column
 from .thoughts import THOUGHT_TAGS, strip_thoughts
 
-# `\text{B}`, `\mathbf{(B)}`: what is around a letter.
+# What surrounds a letter: `\text{B}`, `\mathbf{(B)}`.
 _WRAPPER = re.compile(r"\\(?:text\w*|math\w+|mbox|boldsymbol|bm|bf|rm|underline|boxed|fbox)\s?\{([^{}]*)\}")
 _DRESS = re.compile(r"\\(?:left|right|[,;:! ])|[`*_$\"'“”‘’「」【】{}]|\\(?=[()\[\]])")
 # Letters of other alphabets that look like A and C and have no other place among the options.
@@ -22,18 +22,18 @@ _INTRODUCTION = re.compile(
     r"(?:(?:the|my)\s)?(?:(?:correct|right|best|final)\s)?(?:(?:option|choice|answer|letter)\b(?:\sis)?[\W_]*)?",
     re.IGNORECASE,
 )
-# "(C)", "C)", "C.", "C - Paris", "C because": a letter or digit that stands alone. "A dog" and "E coli" are none.
+# A letter or number that stands alone: "(C)", "C)", "C.", "C - Paris", "C because". Not "A dog" or "E coli".
 _LABEL = re.compile(
     r"[\[(<]\s?([A-Za-z]|\d{1,3})\s?[\])>]|([A-Za-z]|\d{1,3})(?=\s?(?:[):;\]}>]|[.,](?!\d)|$)|\s[-–—]\s)"
     r"|([A-Z])(?=\s(?:because|since|as|is|was|which|that|due|for|given|\())"
 )
-# A species is no option: "E. coli".
+# "E. coli" is a species and not option E.
 _SPECIES = re.compile(
     r"[A-Z]\.\s(?:coli|aureus|elegans|melanogaster|sapiens|subtilis|thaliana|difficile|pylori|cerevisiae|falciparum|"
     r"tuberculosis|musculus|pneumoniae|albicans|pyogenes|cholerae|rerio|laevis|pombe|rex|diff|botulinum|anthracis|"
     r"burgdorferi|typhi|faecalis|vivax|cruzi|gondii)\b"
 )
-# After a first option another: joined to it, or as bare as it.
+# A second option after the first: joined to it, or as bare.
 _ANOTHER = re.compile(
     r"[\s\])>}.,;:(]*(?:(?:or|and|und|maybe|perhaps|possibly|both|nor|either)\b|[,;&/|+])[\W_]*"
     r"(?:(?:or|and|maybe|perhaps|possibly|option|choice)\b[\W_]*)*(?:[A-Z]|\d{1,3}|[a-z](?=[)\]]))(?![\w'’])"
@@ -52,21 +52,20 @@ def choice_grader(
 ) -> list[float | None]:
     r"""Score 1 where the completion's letter is the reference's, in a question of multiple choice.
 
-    The answer that `extract_answer` finds begins with the letter, bare, in brackets or before a full stop, or is the
-    text of one of the `choices`; where a box has neither, what the text states as its answer counts. Several letters
-    ("A or B", "A, B, C, D") are none. References are taken as they are published: a letter (`answer`, or
-    `answerKey`), or the index from 0 of one of the `choices` (MMLU); `choices` is a list of texts, or has the lists
-    `text` and `label` (ARC).
+    The answer that `extract_answer` finds must begin with the letter (bare, in brackets or before a full stop), or be
+    the text of one of the `choices`. If a box has neither, what the text states as its answer counts. Several letters
+    ("A or B", "A, B, C, D") count as none. A reference is a letter, an option's text, or the index from 0 of an option
+    (MMLU). The options of a question are a list of texts, or have the lists `text` and `label` (ARC).
 
     Args:
         completions: Strings, or lists of messages.
-        answer: The references, one per completion; absent, the column `answerKey` or `solution`.
-        choices: The options of each question, where the data set has them.
+        answer: The references, one per completion. Without it, the column `answerKey` or `solution` counts.
+        choices: The options of each question, if the data set has them.
         thought_tags: As in `exact_grader`.
         kwargs: Further columns.
 
     Returns:
-        1.0 or 0.0 for each completion; None where the reference is no option.
+        1.0 or 0.0 for each completion; None if the reference is not an option.
 
     Raises:
         GraderError: As `exact_grader`.
@@ -78,7 +77,7 @@ def choice_grader(
         [1.0]
 
     Relations:
-        `exact_grader` compares whole answers: it takes "B" and "(B) blue" for different ones.
+        `exact_grader` compares whole answers: "B" and "(B) blue" differ.
     """
     more = {name: kwargs.get(name) for name in ("answerKey", "solution")}
     references = reference_column("choice", completions, answer=answer, **more)
@@ -95,12 +94,12 @@ def choice_grader(
 
 
 def choice_answer(text: str, choices: Any = None) -> str:
-    """The letter that a text gives, for a vote: "(b)" and "B." are one answer; without a letter, its answer."""
+    """The letter that a text gives, or else its answer, for a vote: "(b)" and "B." are one."""
     return _given_label(text, *_options(choices)) or extract_answer(text, ())
 
 
 def _options(choices: Any) -> tuple[list[str] | None, list[str]]:
-    """Labels and texts of a question's options; no labels where nothing is known of them."""
+    """Labels and texts of a question's options; the labels are None if the options are unknown."""
     if isinstance(choices, str):
         with suppress(ValueError):
             choices = json.loads(choices)
@@ -120,12 +119,12 @@ def _reference_label(reference: Any, labels: list[str] | None, texts: list[str])
 
 
 def _given_label(text: str, labels: list[str] | None, texts: list[str]) -> str | None:
-    """The label of the extracted answer; of a box that has none, what the text states beside it."""
+    """The label of the extracted answer, or else of the answer that the text states beside a box."""
     return _label(extract_answer(text, ()), labels, texts) or _label(stated_answer(text), labels, texts)
 
 
 def _label(answer: str, labels: list[str] | None, texts: list[str]) -> str | None:
-    """The label of an answer: alone, else as its text, else at its beginning; none of several labels."""
+    """The label that an answer is, else whose text it is, else that it begins with; None for several labels."""
     normal = normalize_answer(answer).casefold()
     plain = unicodedata.normalize("NFKC", answer).translate(_LOOKALIKES)
     plain = " ".join(_DRESS.sub(" ", _WRAPPER.sub(r" \1 ", _WRAPPER.sub(r" \1 ", plain))).split())

@@ -1,4 +1,4 @@
-"""The grader `code`: a completion is right if its program passes the tests of its row, run in confinement."""
+"""The grader `code`: a completion is right if its program, run in confinement, passes the tests of its row."""
 
 import json
 import re
@@ -18,9 +18,9 @@ _FORMATS = (
     "`test` and `entry_point` (HumanEval), `test_list` (MBPP), or `public_test_cases` (LiveCodeBench), whose cases "
     "have `input`, `output` and `testtype`"
 )
-# Numbers of tests that a row may bring; more are a mistake of the data set.
+# The most tests of a row; more are a mistake in the data set.
 _MOST_CASES = 10_000
-# What LiveCodeBench's own harness puts in front of each program.
+# What LiveCodeBench's harness puts in front of each program.
 _CUSTOMARY = (
     "from string import *\nfrom re import *\nfrom datetime import *\nfrom collections import *\nfrom heapq import *\n"
     "from bisect import *\nfrom copy import *\nfrom math import *\nfrom random import *\nfrom statistics import *\n"
@@ -45,32 +45,32 @@ def code_grader(
 ) -> list[float | None]:
     r"""Score 1 where the completion's program passes its row's tests, each program in a confined process of its own.
 
-    Rows are taken as they are published. HumanEval: `test` defines `check`, which is called with `entry_point`; a
+    Rows have their published columns. HumanEval: `test` defines `check`, which is called with `entry_point`; a
     completion may be the rest of the prompt's function or a whole program in a code block. MBPP: `test_list` holds
     assertions, run after `test_setup_code` or `test_imports`. LiveCodeBench: `public_test_cases` is a list, or its
     JSON, of cases with standard input and expected output, or of a function's arguments and result (`functional`, with
     `starter_code` or `metadata` naming the function).
 
-    A completion's program is its last code block that defines what the tests name. It runs as a script, with
-    `__name__ == "__main__"` and the published harness's comparison of outputs, where the row has inputs; otherwise as
-    a module, and the tests after it.
+    A completion's program is its last code block that defines what the tests name. If the row has inputs, it runs as a
+    script, with `__name__ == "__main__"`, and outputs are compared as in the published harness. Otherwise it runs as a
+    module, and the tests run after it.
 
-    On Linux the kernel confines each program (Landlock and seccomp): it reads nothing but the Python installation,
-    writes nothing but a scratch folder, has no network, and cannot signal other processes. The tests of
-    HumanEval and MBPP share the interpreter with their program, which can fake their result, as in any harness.
+    On Linux the kernel confines each program (Landlock and seccomp): it can read only the Python installation and
+    write only a scratch folder, has no network, and cannot signal other processes. The tests of HumanEval and MBPP
+    share the interpreter with their program, which can fake their result, as in any harness.
 
     Args:
-        completions: Strings, or lists of messages. Without a code block, the whole text counts.
+        completions: Strings, or lists of messages. Without a code block, the whole text is the program.
         prompts: One per completion; needed by HumanEval rows, whose completions may be the rest of the prompt.
         timeout: Seconds of wall-clock time per program, all of its tests together.
         memory_limit: Bytes of address space of each process, and of memory of a program and its children together.
         num_workers: Programs at a time; None: one per CPU, divided by the processes of `LOCAL_WORLD_SIZE`.
-        unsafe: Run the programs unconfined, as you, with the time limit alone: where nothing of value can be reached.
+        unsafe: Run the programs unconfined, with your rights and only the time limit: where nothing is of value.
         thought_tags: Pairs of the tags around a thought, as in `strip_thoughts`.
         columns: The columns of the rows, one value per completion.
 
     Returns:
-        1.0 or 0.0 for each completion; None where the row's own tests cannot be used.
+        1.0 or 0.0 for each completion; None if the row's tests cannot be used.
 
     Raises:
         GraderError: No column holds tests, a column has another length, or this platform cannot confine programs.
@@ -89,7 +89,7 @@ def code_grader(
         arXiv 2108.07732 (MBPP). Jain et al., arXiv 2403.07974 (LiveCodeBench).
 
     Relations:
-        Prefer it to an exact or mathematical grader wherever the answer is a program. `trl.rewards` has none.
+        Prefer it to `exact_grader` and `math_grader` where the answer is a program. `trl.rewards` has no such grader.
     """
     limits: dict[str, Any] = {"timeout": timeout, "memory_limit": memory_limit, "num_workers": num_workers}
     verdicts = run_programs(completions, prompts, columns, **limits, unsafe=unsafe, thought_tags=thought_tags)
@@ -107,7 +107,7 @@ def run_programs(
     unsafe: bool = False,
     thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS,
 ) -> list[Verdict]:
-    """The verdict on each completion: `code_grader` with the reasons. A program that ran out of time is wrong."""
+    """`code_grader` with the reasons: a program that ran out of time is wrong, with status "timeout"."""
     check_confinement(unsafe)
     limits = {"timeout": timeout, "memory_limit": memory_limit, "num_workers": num_workers or 0, "unsafe": unsafe}
     for name, value in limits.items():
@@ -151,7 +151,7 @@ def _verdict(outcome: Outcome) -> Verdict:
 
 
 def _program(completion: str, prompt: Any, row: dict[str, Any]) -> Program | None:
-    """Program and tests of a completion; None where the row's tests cannot be used."""
+    """Program and tests of a completion; None if the row's tests cannot be used."""
     if row.get("test") and row.get("entry_point"):
         name = row["entry_point"]
         setup, source = _continued(completion, _published_prompt(prompt, row), name)
@@ -166,7 +166,7 @@ def _program(completion: str, prompt: Any, row: dict[str, Any]) -> Program | Non
 
 
 def _published_prompt(prompt: Any, row: dict[str, Any]) -> str:
-    """The beginning of the program: the row's own `prompt`, whatever was made of it for the model."""
+    """The beginning of the program: the row's own `prompt`, even if the model was asked something else."""
     given = row.get("prompt", prompt)
     if isinstance(given, list):
         given = given[-1].get("content") if given and isinstance(given[-1], dict) else None
@@ -174,7 +174,7 @@ def _published_prompt(prompt: Any, row: dict[str, Any]) -> str:
 
 
 def _continued(completion: str, prompt: str, name: str) -> tuple[str, str]:
-    """Setup and program: the completion goes on where the prompt stops, unless it defines the function itself."""
+    """Setup and program: the completion continues the prompt, unless it defines the function itself."""
     source = extract_code(completion, [name])
     found = names_in(source)
     if found and name in found.defined:
@@ -188,10 +188,10 @@ def _continued(completion: str, prompt: str, name: str) -> tuple[str, str]:
 
 
 def _before_function(prompt: str, name: str) -> str:
-    """The imports and helpers of a prompt, which stand before its function."""
+    """The imports and helpers in front of a prompt's function."""
     function = re.search(rf"^(?:@.*\n)*(?:async )?def {re.escape(str(name))}\b", prompt, re.MULTILINE)
     before = prompt[: function.start()] if function else ""
-    return before if names_in(before) else ""  # a prompt that was made for a model may begin with prose
+    return before if names_in(before) else ""  # a prompt for a model may begin with prose
 
 
 def _with_cases(completion: str, row: dict[str, Any]) -> Program | None:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from ..extras import require
 
-# A fence at the end of a line of code is to stand on a line of its own; an indented one may not follow a paragraph.
+# Models write fences at the end of a line of code, and indented ones right after a paragraph. Markdown knows neither:
+# a line break goes before them.
 _NO_FENCE = re.compile(r"(?<=[^\s`])[ \t]*(?=```+[ \t]*$)|^(?=[ \t]+```)", re.MULTILINE)
 _LANGUAGE = re.compile(r"[\w+#-]+")
 _BUILTINS = frozenset(dir(builtins))
@@ -20,10 +21,9 @@ _UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowErr
 def code_blocks(text: str) -> Iterator[tuple[str, str]]:
     r"""The fenced blocks of a text, the likeliest answer first: the caller takes the first that it can use.
 
-    The last block comes first. A block that is not closed ends with the text. After a block come its parts where
-    fences stand at the end of a line of code, which Markdown does not take for fences and models write; after all
-    blocks come those that are indented too far for Markdown. Each is its language, in lower case and "" where none is
-    named, and its text; some come more than once.
+    The last block comes first. An unclosed block ends with the text. Models also write fences that Markdown does not
+    know: a block with fences at the end of its lines of code is followed by its parts, and blocks that are indented
+    too far come last. Each block is its language (in lower case, "" if none is named) and its text. Some come twice.
 
     Examples:
         >>> next(code_blocks("So:\n1. this\n   ~~~Python title=x\n   x = 1\n   ~~~\n"))
@@ -63,16 +63,16 @@ def _parser(any_indentation: bool) -> Any:
 
 
 class Names(NamedTuple):
-    """What a program defines at its top, what it uses and does not define, and whether it calls anything."""
+    """What a program defines at top level, what it uses without defining it, and whether it calls anything."""
 
     defined: frozenset[str]
     missing: frozenset[str]
     calls: bool
 
 
-@lru_cache(maxsize=2048)  # the samples of a problem share their tests, and a vote reads a program once more
+@lru_cache(maxsize=2048)  # the samples of a problem share their tests, and a vote reads a program again
 def names_in(source: str) -> Names | None:
-    """The names of a Python source; None where it is none."""
+    """The names of a source; None if it is not Python."""
     try:
         tree = ast.parse(source)
         top = symtable.symtable(source, "program.py", "exec")
@@ -97,8 +97,8 @@ def extract_code(text: str, wanted: Collection[str] = ()) -> str:
     r"""The program in a completion.
 
     With names: the last Python block that defines all of them, else one of them. Without: the last that calls
-    something and uses no name that only another block defines, as an example of use does. Else the last that is
-    Python, else the last; the whole text where there is no block.
+    something and uses no name that only another block defines, as an example of use does. Otherwise the last block
+    that is Python, else the last block. A text without blocks is the program itself.
 
     Args:
         text: The completion.

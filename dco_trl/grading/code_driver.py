@@ -39,7 +39,7 @@ class Job(NamedTuple):
 
 
 def run(job: Job) -> None:
-    """Run the program. A script comes back from here, so that the interpreter ends as usual; tests end the process."""
+    """Run the program. A script returns, so that the interpreter ends as usual; with tests, the process ends here."""
     # Bound here, before the program can replace them in their modules.
     write, leave, execute, build, get, dumps = os.write, os._exit, exec, compile, getattr, json.dumps
     request, word = job.request, job.word
@@ -51,7 +51,7 @@ def run(job: Job) -> None:
     sys.modules[name] = module
     del job
     try:
-        # Compiled apart: no part can end, decorate or quote what comes after it.
+        # Compiled separately: no part can end, decorate or quote the next.
         for part in (request["setup"], request["program"]):
             execute(build(part, "program.py", "exec", dont_inherit=True), module.__dict__)
         if request["script"]:
@@ -116,7 +116,7 @@ def _confine(job: Job) -> None:
     if os.getppid() != job.watcher:
         os._exit(0)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # where memory runs out, this process goes first
+        file.write("1000")  # if the machine runs out of memory, this process goes first
 
     def limit(name: str, soft: int, hard: int) -> None:
         resource_limit = getattr(resource, f"RLIMIT_{name}")
@@ -130,7 +130,7 @@ def _confine(job: Job) -> None:
         limit(name, most, most)
     installation = {os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, *_SYSTEM) if os.path.exists(path)}
     restrict_files(sorted(installation), [job.scratch, os.devnull], execute=True)
-    # A superuser keeps nothing but the name: capset(version 3, this process; three empty sets of 64 bits).
+    # Root keeps no capability: capset(version 3, this process; three empty sets of 64 bits).
     header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     if libc.capset(header, data):
         raise OSError(ctypes.get_errno(), "its capabilities cannot be given up")
@@ -142,7 +142,7 @@ def _confine(job: Job) -> None:
 
 
 def same_output(got: str, expected: str) -> bool:
-    """Equal line by line, without white space at the ends, as text or as decimal numbers with blanks between them."""
+    """Whether outputs are equal line by line, stripped, as text or as decimal numbers with blanks between them."""
     got_lines, expected_lines = ([line.strip() for line in text.strip().split("\n")] for text in (got, expected))
     if len(got_lines) != len(expected_lines):
         return False
@@ -157,5 +157,5 @@ def _same_decimals(got: str, expected: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A number of NumPy's as Python's; whatever else JSON does not know is no right result."""
+    """A NumPy number as Python's. Anything else that JSON does not know fails: it is no right result."""
     return value.item()

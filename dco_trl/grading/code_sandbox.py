@@ -24,12 +24,12 @@ from .verdict import GraderError
 
 Status = Literal["passed", "failed", "timeout", "killed"]
 
-# This process's packages, behind the watcher's own; programs get back what Python starts with.
+# The watcher imports from this process's path too, after its own. Programs get the path that Python starts with.
 _START = (
     "import sys; path = list(sys.path); sys.path += sys.argv[1:]; "
     "from dco_trl.grading.code_watcher import main; main(path)"
 )
-# The watcher ends a program at its time limit; this much later it is itself taken for dead, in seconds.
+# The watcher ends a program at its time limit. Silent for this many seconds longer, it is itself taken for dead.
 _PATIENCE = 60.0
 _CHILDREN = "/proc/thread-self/children"
 
@@ -63,7 +63,7 @@ class Outcome:
 
 
 class Watcher:
-    """A process that starts programs, one at a time, and ends with this one. A context manager; limits as below."""
+    """A process that runs programs, one at a time, and ends with this one. Limits as in `run_program`."""
 
     def __init__(self, timeout: float = 10.0, memory_limit: int = 1 << 30, unsafe: bool = False):
         self._limits = {"timeout": min(timeout, 1e6), "memory_limit": memory_limit, "unsafe": unsafe}
@@ -83,14 +83,14 @@ class Watcher:
             self._process = None
 
     def run(self, program: Program) -> Outcome:
-        """Run a program to its end, in confinement or, where that fails, not at all."""
+        """Run a program to its end. One that cannot be confined is not run."""
         status, detail = self._ask(program)
         if status == "refused":
             raise GraderError(f"grader 'code' runs the model's programs, and this one could not be confined: {detail}")
         return Outcome(status, detail)
 
     def refusal(self) -> str | None:
-        """Why programs cannot be confined here; None where they can."""
+        """Why programs cannot be confined here; None if they can."""
         status, detail = self._ask(Program(""))
         reasons = {"passed": None, "refused": f"the kernel does not confine them: {detail}"}
         return reasons.get(status, f"a trial was {status}: {detail}")
@@ -108,7 +108,7 @@ class Watcher:
             **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1"),
             "PATH": "/usr/bin:/bin",
             "TMPDIR": tempfile.gettempdir(),
-            # Where an interpreter finds its own library.
+            # Some interpreters find their own library by it.
             **{name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"},
         }
         package = str(Path(__file__).parents[2])
@@ -127,7 +127,7 @@ class Watcher:
             )
 
     def _line(self, seconds: float) -> bytes | None:
-        """The process's next line; None where it is dead, or is then killed for its silence."""
+        """The process's next line; None if it is dead, or is killed because it was silent."""
         assert self._process
         try:
             return self._pipes.line(time.monotonic() + seconds + _PATIENCE)
@@ -155,7 +155,7 @@ def run_program(
         tests: Python source that runs after the program, with its names.
         timeout: Seconds of wall-clock time, for all cases together.
         memory_limit: Bytes of address space per process, and of memory of the program and its children together.
-        unsafe: Run with the time limit alone, as the user, unconfined: for machines that hold nothing of value.
+        unsafe: Run unconfined, with your rights and only the time limit: for machines that hold nothing of value.
 
     Raises:
         GraderError: This platform cannot confine programs, and `unsafe` is False.
@@ -179,7 +179,7 @@ def run_program(
 
 
 def check_confinement(unsafe: bool = False) -> None:
-    """Raise a `GraderError` where programs cannot be confined and are to be."""
+    """Raise a `GraderError` if programs must be confined and cannot be."""
     if not unsafe and (reason := unconfinable()):
         raise GraderError(
             f"grader 'code' runs the model's programs, and {reason}. Grade on a machine with Linux 5.13 or newer, or "
@@ -189,7 +189,7 @@ def check_confinement(unsafe: bool = False) -> None:
 
 @cache
 def unconfinable() -> str | None:
-    """Why this platform cannot confine programs; None where it can, as a trial has shown."""
+    """Why this platform cannot confine programs; None if a trial shows that it can."""
     if sys.platform != "linux":
         return f"only Linux confines them, and this is {sys.platform}"
     if landlock_version() < 1:

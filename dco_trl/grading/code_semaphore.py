@@ -1,4 +1,4 @@
-"""The semaphore of `multiprocessing`, without the file in /dev/shm that Python's own makes and programs may not."""
+"""A semaphore for `multiprocessing` that needs no file in /dev/shm, where programs may not write."""
 
 import ctypes
 import mmap

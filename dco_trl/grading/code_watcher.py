@@ -1,9 +1,9 @@
 """The process that starts programs and watches them: one at a time, for as long as the grading process lives.
 
-It runs nothing of a program itself. Each program is a fork of it that confines itself before its first line. What the
-kernel does not limit by itself is looked at by the clock: wall-clock time, memory and disk of the program and all its
-children. New processes and signals wait for this process to allow them. When the grading process ends, however it
-ends, standard input ends here, and with it every program.
+It runs nothing of a program itself. Each program is a fork of it that confines itself before its first line. This
+process limits what the kernel does not: wall-clock time, and memory and disk of a program and all its children
+together. New processes and signals wait for its permission. However the grading process ends, standard input then ends
+here, and with it every program.
 """
 
 import ctypes
@@ -30,12 +30,12 @@ from .code_semaphore import SemLock
 PREFIX = "dco-trl-code-"
 # Processes of a program at a time, its own included, and threads of all of them.
 _PROCESSES, _TASKS = 8, 128
-# Bytes and files that a program may keep on the disk; and how often its memory and disk are looked at, in seconds.
+# Bytes and files that a program may keep on the disk, and the seconds between two looks at its memory and disk.
 _DISK, _FILES, _TICK = 64 << 20, 1_000, 0.1
-# The driver's verdict is one short line; a program that found a way to write more is not listened to.
+# The driver's verdict is one short line. Anything longer comes from the program, and is not read.
 _VERDICT_BYTES = 8192
 _RECEIVE, _SEND, _CONTINUE = 0xC0502100, 0xC0182101, 1  # SECCOMP_IOCTL_NOTIF_*, SECCOMP_USER_NOTIF_FLAG_CONTINUE
-# What rows of LiveCodeBench have imported for them.
+# What LiveCodeBench's harness imports for each program.
 _CUSTOMARY = ("bisect", "copy", "datetime", "heapq", "statistics", "string")
 _ABANDONED = "the grading process has ended"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -58,12 +58,12 @@ def main(path: list[str]) -> None:
         # Both would make files in /dev/shm, where programs may not. The heap then takes the scratch folder.
         multiprocessing.synchronize._multiprocessing.SemLock = SemLock  # type: ignore[attr-defined]
         multiprocessing.heap.Arena._dir_candidates = []  # type: ignore[attr-defined]
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: who loses its parent becomes a child of this
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become its children
     wake, waker = os.pipe()
     os.set_blocking(waker, False)
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    for sent in _ENDING:  # a cluster sends them to every process of a job: this one ends after the grading process
+    for sent in _ENDING:  # a cluster sends them to all processes of a job; this one ends with the grading process
         signal.signal(sent, signal.SIG_IGN)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     _remove_stale()
@@ -80,12 +80,12 @@ def main(path: list[str]) -> None:
         outcome = ("passed", "")
         for case in request["cases"] or [None]:
             run = _Run(request, case, scratch, deadline)
-            if run.pid == 0:  # the program: goes on to the end of the interpreter, as a script does
+            if run.pid == 0:  # the program: returns, so that the interpreter ends as after a script
                 signal.set_wakeup_fd(-1)
                 for changed in (signal.SIGCHLD, *_ENDING):
                     signal.signal(changed, signal.SIG_DFL)
                 request_pipe.close()
-                # A program has no way to what is expected of it.
+                # A program must not find what is expected of it.
                 request["cases"].clear()
                 request["calls"].clear()
                 job = run.job
@@ -101,7 +101,7 @@ def main(path: list[str]) -> None:
 
 
 class _Run:
-    """One run of a program: in the parent `watch`, in the child, where `pid` is 0, `job`."""
+    """One run of a program. The parent calls `watch`; the child, where `pid` is 0, runs `job`."""
 
     def __init__(self, request: dict[str, Any], case: tuple[str, str] | None, scratch: str, deadline: float):
         self._request, self._case, self._scratch, self._deadline = request, case, scratch, deadline
@@ -130,7 +130,7 @@ class _Run:
         self._line = b""
 
     def watch(self, parent: int, wake: int) -> tuple[str, str]:
-        """Wait for the program's end, or end it; how it went."""
+        """Wait for the program's end, or end it. Returns status and detail."""
         gate, refusal = self._confined()
         reason = ("refused", refusal) if refusal else self._wait(parent, wake, gate)
         self._end()
@@ -144,7 +144,7 @@ class _Run:
         return outcome
 
     def _confined(self) -> tuple[int | None, str]:
-        """The descriptor at which the program's processes wait for leave; or why it could not be confined."""
+        """The descriptor at which the program's processes wait for permission, or why it could not be confined."""
         with self._control as control:
             if self._request["unsafe"]:
                 return None, ""
@@ -211,11 +211,11 @@ class _Run:
         return os.pread(self._output, code_driver.FILE_BYTES, 0)
 
     def _answer(self, gate: int) -> None:
-        """Let a call go on, or refuse it: more processes than may be, and signals to others."""
+        """Allow a call, or refuse it: too many processes or threads, or a signal to a process of others."""
         call = bytearray(80)  # struct seccomp_notif
         try:
             fcntl.ioctl(gate, _RECEIVE, call)
-        except OSError:  # the caller has died meanwhile
+        except OSError:  # the caller has died
             return
         identity, _, _, number, _, _, first = struct.unpack_from("=QIIiIQQ", call)
         name = seccomp.gated_name(number)
@@ -236,7 +236,7 @@ class _Run:
                     self._status = ended[1]
 
     def _end(self) -> None:
-        """Kill the program and all its children. Those that wait for leave at the gate are woken by the signal."""
+        """Kill the program and all its children. The signal also wakes those that wait at the gate."""
         while True:
             self._reap()
             living = set(_descendants()) if _IS_LINUX else set()
@@ -257,7 +257,7 @@ class _Run:
         if not _IS_LINUX or self._request["unsafe"]:
             return ""
         found = _descendants()
-        if len(found) > _PROCESSES:  # threads that asked for leave in the same moment
+        if len(found) > _PROCESSES:  # threads that asked at the same moment
             return f"more than {_PROCESSES} processes"
         limit = self._request["memory_limit"]
         if sum(map(_resident, found)) > limit and sum(map(_proportional, found)) > limit:
@@ -266,9 +266,9 @@ class _Run:
 
 
 def _judge_results(written: bytes, expected: list) -> tuple[str, str]:
-    """Compare what a function returned with what it should, both as JSON: so a tuple is a list."""
+    """Compare what a function returned with what is expected, as JSON: a tuple is a list."""
     try:
-        # Reading a long number takes the square of its length.
+        # Reading a long number takes quadratic time.
         got = json.loads(written, parse_int=lambda digits: int(digits) if len(digits) <= 4000 else digits)
         if got == expected:
             return "passed", ""
@@ -279,7 +279,7 @@ def _judge_results(written: bytes, expected: list) -> tuple[str, str]:
 
 
 def _descendants() -> dict[int, int]:
-    """The processes of the program: all that descend from this one, with their numbers of threads."""
+    """The program's processes, which all descend from this one, and their numbers of threads."""
     found: dict[int, int] = {}
     parents = [os.getpid()]
     while parents:
@@ -304,14 +304,14 @@ def _resident(pid: int) -> int:
 
 
 def _proportional(pid: int) -> int:
-    """Resident bytes, what several processes share divided among them."""
+    """Resident bytes, with what several processes share divided among them."""
     with suppress(OSError, ValueError), open(f"/proc/{pid}/smaps_rollup") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("Pss:")) << 10
     return 0
 
 
 def _disk_excess(scratch: str, pids: dict[int, int]) -> str:
-    """Files of the folder, and those that are open and have no name any more."""
+    """Which limit is exceeded by the files of the folder and open files that have no name any more."""
     total = count = 0
     folders = [scratch]
     while folders:
@@ -352,10 +352,10 @@ def _remove(folder: str) -> None:
 
 
 def _remove_stale() -> None:
-    """Remove folders of watchers that are no more: those of living ones are locked, or were made just now."""
+    """Remove the folders of dead watchers. Those of living ones are locked, or were made just now."""
     oldest = time.time() - 60
     for name in os.listdir(tempfile.gettempdir()):
-        if not name.startswith(PREFIX):  # of which nothing is asked: it may be a mount that does not answer
+        if not name.startswith(PREFIX):  # left alone: it may be a mount that does not answer
             continue
         path = os.path.join(tempfile.gettempdir(), name)
         with suppress(OSError):

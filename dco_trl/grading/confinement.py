@@ -1,14 +1,15 @@
-"""What a worker of `math` may not do: write, read the user's files, start programs, use the network.
+"""Keep a worker of `math` from writing, reading the user's files, starting programs and using the network.
 
-Two fences. Python's audit hooks refuse on every platform; they see what Python code does, and text that makes a
-library evaluate Python is the danger. Landlock and a filter of system calls are the Linux kernel's own fence, which
-nothing in the process can lift, from Linux 5.13 on.
+There are two fences. Python's audit hooks work on every platform. They see what Python code does, and the danger is
+text that makes a library evaluate Python. Landlock and a filter of system calls are the Linux kernel's own fence, from
+5.13 on, which nothing in the process can lift.
 """
 
 import os
 import resource
 import sys
 import sysconfig
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,15 @@ _LISTING = ("os.listdir", "os.scandir")
 _HARMLESS = ("os.putenv", "os.unsetenv")  # the environment of programs that it may not start
 
 
-def confine() -> bool:
-    """Confine this process, for good, when everything is imported. True where the kernel's fence is up as well."""
+def confine() -> None:
+    """Confine this process, for good, once everything is imported."""
     folders = readable_folders()
-    # What is not in these folders is not there, rather than forbidden: an import of it fails as usual.
+    # An import from elsewhere then fails as usual: it is not found, rather than forbidden.
     sys.path[:] = [path for path in sys.path if _within(path, folders)]
-    try:
+    with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-    except (ValueError, OSError):
-        pass
-    is_fenced = _kernel_fence(folders)
+    _kernel_fence(folders)
     sys.addaudithook(lambda event, args: audit(event, args, folders))
-    return is_fenced
 
 
 def readable_folders() -> list[str]:
@@ -53,7 +51,7 @@ def readable_folders() -> list[str]:
 
 
 def audit(event: str, args: tuple, folders: list[str]) -> None:
-    """Refuse what a worker has no business to do."""
+    """Refuse what a worker of `math` has no reason to do."""
     if event == "open":
         path, _, flags = args
         if not isinstance(flags, int) or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):

@@ -1,4 +1,4 @@
-"""Grade by reference and extracted answer alone, as "math" and "exact" do: each distinct pair is judged once."""
+"""Grade by reference and extracted answer only, as "math" and "exact" do: each distinct pair is judged once."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -64,7 +64,7 @@ def distinct_pairs(
 ) -> tuple[list[tuple[str, str]], np.ndarray]:
     """The distinct pairs (reference, extracted answer), and for each completion its pair's index.
 
-    Texts are read and forgotten: one integer per row and the distinct answers stay.
+    Only one integer per row and the distinct answers are kept in memory.
     """
     slots = np.empty(len(completions), dtype=np.int64)
     slot_of: dict[tuple[str, str], int] = {}

@@ -9,9 +9,9 @@ from .normalize import clean
 from .thoughts import THOUGHT_TAGS, strip_thoughts
 
 # A text that marks no answer is a direct answer if it is no longer than this (the longest of MATH's 12,500 answers has
-# 159 characters). Longer, it is a rationale that never says what its answer is, and has none.
+# 159 characters). A longer one is a rationale that never says what its answer is, and has none.
 MAX_DIRECT_CHARS = 300
-# A line, and what is looked at below it.
+# Characters that are looked at after a mark, and the longest answer that is searched for a remark.
 _WINDOW = 1_000
 
 _ANSWER_IS = re.compile(
@@ -26,7 +26,7 @@ _NO_ANSWER = re.compile(
     re.IGNORECASE,
 )
 _NOT_BUT = re.compile(r"not\b[^.\n]{1,80}?,? but (?:rather )?", re.IGNORECASE)
-# "7, not 5", "7 rather than 5", "7 because 3 + 4 = 7": the answer comes before.
+# The answer comes before a remark: "7, not 5", "7 rather than 5", "7 because 3 + 4 = 7".
 _REMARK = re.compile(
     r"(?:[,;(–—]\s?|\s-{1,2}\s|(?<=[\d$)}\]%])\s|\s(?=(?:and|but)\s))"
     r"(?:(?:and|but|definitely|certainly|clearly)\s){0,2}not\b"
@@ -63,13 +63,13 @@ _SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\
 
 
 def completion_text(completion: Any) -> str:
-    """The text of one completion in TRL's format: a string, or a list of messages, of which the last one counts.
+    """The text of one completion in TRL's format: a string, or a list of messages whose last one counts.
 
     Args:
         completion: `str`, or `[{"role": "assistant", "content": ...}]`; a content of several parts is joined.
 
     Returns:
-        The text; empty where a message has no content.
+        The text; empty if the message has no content.
 
     Raises:
         TypeError: The completion is neither.
@@ -94,13 +94,17 @@ def completion_text(completion: Any) -> str:
 def extract_answer(text: str, thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS) -> str:
     r"""The final answer in a completion.
 
-    Thoughts do not count (`strip_thoughts`). The first of these that is there: the content of the last complete,
-    non-empty `\boxed{}` or `\fbox{}`, or of the boxes with only commas, "and" and the like between them, joined by
-    commas; the rest of the line after the last `####` that is no heading; the content of the last `<answer>` tag; what
-    follows the last "answer is" or "answer:" up to the end of the sentence or formula; what stands below a heading
-    "Final Answer" or the like; the whole text if it is at most 300 characters long (a direct answer). A longer text
-    without any of these has no answer: numbers in passing are not one. An `<answer>` after the last box comes before
-    it. A remark after the answer ("7, not 5") is no part of it.
+    Thoughts do not count (`strip_thoughts`). The answer is the first of these that the text has:
+
+    1. the content of the last complete, non-empty `\boxed{}` or `\fbox{}`, or of several boxes with only commas, "and"
+       and the like between them, joined by commas; but an `<answer>` after the last box replaces it;
+    2. the line after the last `####` that is not a heading;
+    3. the content of the last `<answer>` tag;
+    4. what follows the last "answer is" or "answer:", up to the end of the sentence or formula;
+    5. what stands below a heading such as "Final Answer";
+    6. the whole text, if it has at most 300 characters. A longer text has no answer: a number in passing is not one.
+
+    A remark after the answer ("7, not 5") is not part of it.
 
     Args:
         text: A completion.
@@ -138,7 +142,7 @@ def extract_answer(text: str, thought_tags: Sequence[tuple[str, str]] = THOUGHT_
 
 
 def stated_answer(text: str) -> str:
-    """What the last "answer is", "answer:" or "correct option is" states, up to the end of its sentence or formula."""
+    """What the last "answer is", "answer:" or "correct option is" states, to the end of its sentence or formula."""
     if "nswer" not in text and "NSWER" not in text and "option" not in text and "choice" not in text:
         return ""
     last = None
@@ -172,7 +176,7 @@ def extract_reference(reference: Any) -> str:
 
 
 def _marked(text: str) -> str:
-    """The line after the last `####` that is no heading, as in GSM8K; or what is below a heading "Final Answer"."""
+    """The line after the last `####` that is not a heading, as in GSM8K, or what is below "#### Final Answer"."""
     for mark in reversed(list(_MARK.finditer(text))):
         window = text[mark.end() : mark.end() + _WINDOW]
         line = window.lstrip().partition("\n")[0]
@@ -188,20 +192,20 @@ def _marked(text: str) -> str:
 
 
 def _tagged(text: str) -> str:
-    """The content of the last `<answer>`; one that is not closed ends with the text: `</answer>` stops generation."""
+    """The content of the last `<answer>`. An unclosed one ends with the text: `</answer>` may be a stop string."""
     if "nswer>" not in text and "NSWER>" not in text:
         return ""
     parts: list[str] = []
     after: int | None = None
     tags = list(_TAG.finditer(text))
-    for tag, closing in zip(reversed(tags), [None, *reversed(tags)], strict=False):
+    for tag, following in zip(reversed(tags), [None, *reversed(tags)], strict=False):
         if tag[1]:
             continue
-        is_closed = closing is not None and bool(closing[1])
-        end = closing.start() if closing is not None and is_closed else len(text)
-        if after is not None and not (is_closed and closing is not None and is_joint(text, closing.end(), after)):
+        closing = following if following is not None and following[1] else None
+        end = closing.start() if closing else len(text)
+        if after is not None and not (closing and is_joint(text, closing.end(), after)):
             break
-        content = clean(text[tag.end() : end]) if is_closed or end - tag.end() <= MAX_DIRECT_CHARS else ""
+        content = clean(text[tag.end() : end]) if closing or end - tag.end() <= MAX_DIRECT_CHARS else ""
         if content:
             parts.append(_without_remark(content))
             after = tag.start()
@@ -226,14 +230,14 @@ def _without_remark(answer: str) -> str:
     if remark is None:
         return clean(answer)
     before = clean(remark.string[: remark.start()].rstrip(" ,;(–—-"))
-    # A sentence may conclude after "because" or ", so"; "Paris (Texas)" is not Paris.
+    # A sentence may state its answer after "because" or ", so"; "Paris (Texas)" is not Paris.
     is_bare = len(before.split()) <= 3 and not _SENTENCE.match(before) and remark["note"] is None
     is_statement = remark["weak"] is None and "\n" not in answer and not _SENTENCE_END.search(before)
     return before if before and (is_bare or (is_statement and any(c in before for c in "0123456789\\$="))) else answer
 
 
 def _unwrap_sentence(content: str) -> str:
-    r"""A box's content; of a sentence in it, `\text{The answer is } 5`, what comes after it."""
+    r"""The content of a box; if it is a sentence, as in `\text{The answer is } 5`, what it states."""
     content = clean(content)
     if "nswer" in content or "NSWER" in content:
         for sentence in (_BOXED_TEXT.fullmatch(content), _BOXED_SENTENCE.fullmatch(content)):

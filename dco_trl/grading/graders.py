@@ -34,12 +34,12 @@ def math_grader(
     r"""Score 1 where math-verify finds the extracted answer equal to the reference; safe against hostile text.
 
     The verdict is math-verify's `verify(parse(reference), parse(answer))` on what `extract_reference` and
-    `extract_answer` find, in worker processes with a time and a memory limit, which stay for the next call.
+    `extract_answer` find. It comes from worker processes with limits on time and memory, which stay for the next call.
 
     Args:
         completions: Strings, or lists of messages.
         answer: The references, one per completion: bare answers or worked solutions.
-        solution: The same, where the data set calls them so; used if `answer` is absent.
+        solution: The same under the data set's other usual name; used if `answer` is absent.
         thought_tags: Pairs of the tags around a thought, as in `strip_thoughts`.
         kwargs: Further columns; not used.
 
@@ -54,8 +54,8 @@ def math_grader(
         [1.0, 0.0]
 
     Relations:
-        `BulkGrader("math")` for many samples: it removes duplicates, keeps verdicts on disk, counts what failed.
-        `trl.rewards.accuracy_reward` grades in the calling process, without a memory limit, and reads LaTeX
+        Prefer `BulkGrader("math")` for many samples: it removes duplicates, keeps verdicts on disk and counts what
+        failed. `trl.rewards.accuracy_reward` grades in the calling process, without a memory limit, and reads LaTeX
         references only within delimiters.
     """
     references = reference_column("math", completions, answer=answer, solution=solution)
@@ -85,9 +85,9 @@ def load_grader(name: str | Grader) -> Grader:
     """The grader of this name.
 
     Args:
-        name: "math", "exact", "choice", "json", "regex", "code", or "package.module:function" or "file.py:function", a
-            function with the signature of TRL's reward functions; the current folder is searched too. A callable is
-            returned as it is.
+        name: "math", "exact", "choice", "json", "regex", "code"; or "package.module:function" or "file.py:function",
+            a function with the signature of TRL's reward functions. The current folder is searched too. A callable is
+            returned unchanged.
 
     Returns:
         The function.
@@ -154,7 +154,7 @@ def _module_of(file: str) -> ModuleType:
 
 
 def grader_name(grader: str | Grader) -> str:
-    """What to call a grader in messages and folder names: the name it was loaded by, or its module and name.
+    """A grader's name in messages and folder names: the one that loads it, or its module and name.
 
     Args:
         grader: A built-in one's name, an import path, or a function.

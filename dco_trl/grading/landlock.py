@@ -1,6 +1,6 @@
-"""Landlock, the Linux kernel's own fence around files, which nothing in the process can lift. From Linux 5.13 on.
+"""Landlock, the Linux kernel's own fence around files, from 5.13 on. Nothing in the process can lift it.
 
-It guards contents: reading, writing, making and removing. Names, sizes, modes, owners and times are not its business.
+It guards reading, writing, making and removing files, but not names, sizes, modes, owners and times.
 https://docs.kernel.org/userspace-api/landlock.html
 """
 
@@ -21,7 +21,7 @@ _RIGHTS = {1: (13, 0, 0), 2: (14, 0, 0), 3: (15, 0, 0), 4: (15, 2, 0), 5: (16, 2
 
 
 def landlock_version() -> int:
-    """The version that the kernel offers; 0 where there is none."""
+    """The version that the kernel offers; 0 if there is none."""
     if not sys.platform.startswith("linux"):
         return 0
     return max(0, ctypes.CDLL(None).syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1))
@@ -30,8 +30,8 @@ def landlock_version() -> int:
 def restrict_files(readable: Iterable[str], writable: Iterable[str] = (), execute: bool = False) -> None:
     """Refuse this thread, for good, every file but these and what is below them, and what else this kernel can refuse.
 
-    What is `writable` may be read, written, made and removed. With `execute`, what is `readable` may be run. An
-    `OSError` says that the kernel does not do it.
+    `writable` paths may be read, written, made and removed; with `execute`, `readable` ones may be run. Raises an
+    `OSError` if the kernel does not do it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
 

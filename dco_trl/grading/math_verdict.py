@@ -1,13 +1,13 @@
-r"""What `math` means: rules for what strings settle, and which strings math-verify is given otherwise.
+r"""What `math` means: which pairs strings settle, and what math-verify is given for the others.
 
 For a reference r and an extracted answer a, both as `extract` returns them, the verdict is that of `rules.settle`
 where it has one, else
 
     verify(math_verify_parse(r), math_verify_parse(a))
 
-on both as `notation.rewrite` puts them. An answer that stands alone is read as `\boxed{a}`, because math-verify reads
-LaTeX only within delimiters and would take 3 from `\left(3, \frac{\pi}{2}\right)`. An answer that has delimiters of
-its own, or that is prose ("12 inches"), is first given as it is.
+after `notation.rewrite`. An answer that stands alone is read as `\boxed{a}`, because math-verify reads LaTeX only
+within delimiters and would take 3 from `\left(3, \frac{\pi}{2}\right)`. An answer that has delimiters of its own, or
+that is prose ("12 inches"), is first tried unchanged.
 """
 
 import re
@@ -22,7 +22,7 @@ from .verdict import Verdict, builtin_source, shorten
 
 # Longer answers are not sent to math-verify: its regular expressions need quadratic time.
 MAX_ANSWER_CHARS = 10_000
-# Numbers below the first differ by more than the second, relative to their size; others by more than the third.
+# Numbers below `_SMALL` differ if they are more than `_RELATIVE` apart, relative to their size; larger ones, `_GROSS`.
 _SMALL, _RELATIVE, _GROSS = 1e-3, 1e-5, 0.02
 
 _DELIMITED = re.compile(r"(?<!\\)\$.+?(?<!\\)\$|\\\(.+?\\\)|\\\[.+?\\\]|\\boxed", re.DOTALL)
@@ -45,7 +45,7 @@ def quick_verdict(reference: str, answer: str) -> Verdict | None:
     """The verdict on an extracted reference and answer where strings settle it, else None.
 
     Equal strings are equal (math-verify agrees whenever it can read the reference at all), and two plain integers are
-    equal if their values are. What `settle` adds is where math-verify reads only a part.
+    equal if their values are. `settle` adds the pairs of which math-verify reads only a part.
     """
     if not reference:
         return Verdict(None, shorten(answer), "unparsed")
@@ -62,7 +62,7 @@ def quick_verdict(reference: str, answer: str) -> Verdict | None:
 
 
 def judge(reference: str, answer: str) -> Verdict:
-    """Ask math-verify. To be called where it may be killed: it can run for ever and fill the memory."""
+    """Ask math-verify, in a process that may be killed: it can run for ever and fill the memory."""
     from math_verify import verify
 
     gold = math_verify_parse(reference)
@@ -77,7 +77,7 @@ def judge(reference: str, answer: str) -> Verdict:
 
 
 def differ_in_size(gold: list, predicted: list) -> bool:
-    """Whether two values that math-verify takes for equal differ: it compares six decimals, of small numbers too."""
+    """Whether values differ that math-verify takes for equal: it compares six decimals, also of small numbers."""
     try:
         wanted, given = _numbers(gold[0]), _numbers(predicted[0])
         if type(gold[0]) is not type(predicted[0]) or getattr(gold[0], "is_FiniteSet", False):
@@ -89,7 +89,7 @@ def differ_in_size(gold: list, predicted: list) -> bool:
 
 def _differ(a: Any, b: Any) -> bool:
     if not all(value._prec > 20 for value in (a, b) if value):
-        return False  # of a value that cancels to zero no digit is certain
+        return False  # a value that cancels to zero has no certain digit
     larger = max(abs(a), abs(b))
     return abs(a - b) > (_RELATIVE if larger < _SMALL else _GROSS) * larger
 
@@ -109,7 +109,7 @@ def _numbers(value: Any) -> list:
 def math_verify_parse(answer: str, parsing_timeout: int | None = None) -> list:
     """What `math_verify.parse` reads in an extracted answer or reference: sympy expressions and a string, or nothing.
 
-    `parsing_timeout` is math-verify's own limit (seconds); None where the caller can kill the process.
+    `parsing_timeout` is math-verify's own limit, in seconds; None if the caller can kill the process.
     """
     from math_verify import parse
 
@@ -124,5 +124,5 @@ def math_verify_parse(answer: str, parsing_timeout: int | None = None) -> list:
 
 
 def reads_as_text(answer: str) -> bool:
-    """Whether an answer is text for math-verify to search, rather than a formula standing alone."""
+    """Whether an answer is text for math-verify to search, rather than a formula that stands alone."""
     return bool(_DELIMITED.search(answer)) or ("\\" not in answer and bool(_WORD.search(answer)))

@@ -15,7 +15,7 @@ _MAX_SYMBOLS = 6
 
 
 def install() -> None:
-    """Put both into math-verify and latex2sympy; a version of them that is built otherwise is left alone."""
+    """Put both into math-verify and latex2sympy. A version with other internals is left alone."""
     from antlr4.atn.PredictionMode import PredictionMode
     from latex2sympy2_extended import latex2sympy2
     from math_verify import grader
@@ -32,7 +32,7 @@ def install() -> None:
             def math() -> Any:
                 try:
                     return parse()
-                except Exception:  # a new lexer as well: it does not go back over what it could not read
+                except Exception:  # with a new lexer: the old one does not reread what it could not read
                     return create_parser(self, latex).math()
 
             parser.math = math

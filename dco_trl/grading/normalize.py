@@ -1,4 +1,4 @@
-"""What makes two answers the same string: differences taken out that mean nothing."""
+"""Make answers the same string if they differ only in what means nothing."""
 
 import re
 
@@ -9,7 +9,7 @@ _ALIASES = (
     *(("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\dbinom", "\\binom"), ("\\tbinom", "\\binom")),
     *(("\\left", ""), ("\\right", ""), ("\\$", ""), ("^{\\circ}", ""), ("^\\circ", ""), ("\\ ", " "), ("~", " ")),
 )
-# A spacing command means nothing, nor does white space, but between two digits or two letters.
+# A spacing command means nothing, and white space means something only between two digits or two letters.
 _SPACING = re.compile(r"\s?\\[!,;:]\s?")
 _IDLE_SPACE = re.compile(r" (?!(?<=\d )\d|(?<=[^\W\d_] )[^\W\d_])")
 _SHORT_FRACTION = re.compile(r"\\frac(\d) ?(\d)")
@@ -21,12 +21,12 @@ _DECIMAL = re.compile(r"(-?)(\d*)\.(\d*)")
 
 
 def normalize_answer(answer: str) -> str:
-    r"""An answer with the differences taken out that mean nothing.
+    r"""An answer without what means nothing.
 
-    White space (but not between two digits or two letters), math delimiters, `\left` and `\right`, spacing commands,
-    `\text{}` wrappers, degree and dollar signs, a full stop at the end, thousands separators; `\dfrac` and `\frac12`
-    become `\frac{1}{2}`, `.50` becomes `0.5`, Unicode's digits and signs become ASCII and LaTeX. Nothing is computed:
-    `1/2` and `0.5` stay different.
+    This removes white space (but not between two digits or two letters), math delimiters, `\left` and `\right`,
+    spacing commands, `\text{}` wrappers, degree and dollar signs, a full stop at the end and thousands separators.
+    `\dfrac` and `\frac12` become `\frac{1}{2}`, `.50` becomes `0.5`, and Unicode's digits and signs become ASCII and
+    LaTeX. Nothing is computed: `1/2` and `0.5` stay different.
 
     Args:
         answer: An extracted answer.

@@ -1,7 +1,7 @@
-r"""Notation that math-verify misreads, put as it reads it.
+r"""Put notation that math-verify misreads as it reads it.
 
-Unicode's and LaTeX's, such as `½`, `90°`, `\dbinom52`, `3 1/2`, `\sin 30^\circ`; and that of models without LaTeX,
-such as `pi/2`, `x**2 + 1`, `sqrt(3)/2`, `-2*pi`, `e^(2x)`.
+This is Unicode and LaTeX such as `½`, `90°`, `\dbinom52`, `3 1/2`, `\sin 30^\circ`, and plain text such as `pi/2`,
+`x**2 + 1`, `sqrt(3)/2`, `-2*pi`, `e^(2x)`.
 """
 
 import re
@@ -26,7 +26,7 @@ _MIXED_NUMBER = re.compile(
 )
 _REPEATING = re.compile(r"(?<![\w.}])(\d{0,15})\.(\d{0,15})\\overline\{(\d{1,15})\}")
 _DOTTED = re.compile(r"(?<![\w.}])(\d{0,15})\.(\d{0,15})\\dot\{?(\d)\}?")
-# 0.1666...: the last digits that stand there three times, or a longer period that stands there twice, go on for ever.
+# 0.1666...: a last digit written three times, or a longer period written twice, repeats for ever.
 _REPEATED = re.compile(
     r"(?<![\w.}])(\d{0,15})\.(\d{0,15}?)(?:(?P<one>\d)(?P=one){2,15}|(?P<more>\d{2,15})(?P=more){1,7})(?:\.\.\.|\\l?dots)"
 )
@@ -41,12 +41,12 @@ _INTERVAL = re.compile(r"(?:\\left)?[\[(].+,.+(?:\\right)?[\])]", re.DOTALL)
 _FUNCTIONS = "sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|arcsin|arccos|arctan|log|ln|exp|sqrt"
 _CONSTANTS = "pi|theta|alpha|beta|gamma|lambda|phi|omega|infinity|inf|oo"
 _NAME = rf"(?<![A-Za-z\\])(?:{_FUNCTIONS}|{_CONSTANTS})(?![A-Za-z])"
-# Numbers, single letters and known names, and what joins them: any other word makes a text prose, which is left alone.
+# Numbers, single letters, known names, and what joins them. A text with any other word is prose, and left alone.
 _PLAIN = re.compile(
     rf"(?:{_NAME}|(?<![A-Za-z\\])(?:[A-Za-z]|and|or)(?![A-Za-z])|[0-9.]"
     r"|[-+*/^()\[\]{},;:=<>!|_\s])+"
 )
-# What of it needs putting into LaTeX.
+# What of it has to be put into LaTeX.
 _SIGNS = re.compile(rf"\*|\^\(|{_NAME}|[<>!]=")
 _OPENS_GROUP = re.compile(r"(\\sqrt|\\exp|\^)\s?\(")
 _BARE_ROOT = re.compile(r"\\sqrt\s?([0-9]+|[A-Za-z](?![A-Za-z]))")
@@ -84,7 +84,7 @@ def _plain_character(character: str) -> str:
 
 
 def mixed_number(text: str) -> str | None:
-    """`3 1/2`, perhaps with a unit, as a formula."""
+    """`3 1/2`, perhaps with a unit, as a formula; None for other texts."""
     match = _MIXED_NUMBER.fullmatch(plain_characters(text))
     if match is None:
         return None
@@ -95,13 +95,13 @@ def mixed_number(text: str) -> str | None:
 
 
 def as_list(answer: str) -> str:
-    """`3, 5 and 7` with commas; another text as it is."""
+    """`3, 5 and 7` with commas; any other text unchanged."""
     is_list = "and" in answer and len(answer) <= _MAX_CHARS and _LIST.fullmatch(answer)
     return _AND.sub(", ", answer) if is_list else answer
 
 
 def rewrite(answer: str) -> str:
-    r"""An answer in a notation that math-verify reads as it is meant."""
+    r"""An answer in a notation that math-verify reads as intended."""
     answer = as_latex(plain_characters(answer))
     if "..." in answer or "dot" in answer:
         answer = _DOTTED.sub(_repeating, _REPEATED.sub(_repeating, answer))
@@ -124,7 +124,7 @@ def _repeating(match: re.Match) -> str:
 
 
 def as_interval(answer: str, reference: str) -> str:
-    """An inequality in one letter as an interval, where the reference is an interval; else the answer as it is."""
+    """An inequality in one letter as an interval, if the reference is one; else the answer unchanged."""
     inequality = plain_characters(answer)
     if len(answer) > _MAX_CHARS or not _INTERVAL.fullmatch(reference) or not _RELATION.search(inequality):
         return answer
@@ -133,7 +133,7 @@ def as_interval(answer: str, reference: str) -> str:
 
 
 def _interval(inequality: str) -> str | None:
-    """Of `1 < x <= 3` or `x > 2`, whose missing end is infinity."""
+    """The interval of `1 < x <= 3`, or of `x > 2`, whose missing end is infinity; None for others."""
     parts = [part.strip() for part in _RELATION.split(inequality)]
     signs = [
         ("<" if sign.startswith(("<", "\\l")) else ">", "e" in sign or "=" in sign)
@@ -154,10 +154,10 @@ def _interval(inequality: str) -> str | None:
 
 
 def as_latex(answer: str) -> str:
-    r"""An answer in plain-text mathematics as LaTeX; any other as it is.
+    r"""An answer in plain-text mathematics as LaTeX; any other unchanged.
 
-    Powers `**` and `^(...)`, roots, products `*`, the names of functions, Greek letters and infinity. Nothing is
-    guessed: a text with a word that is no such name, or with a backslash, is left alone.
+    It reads powers `**` and `^(...)`, roots, products `*`, and the names of functions, Greek letters and infinity.
+    Nothing is guessed: a text with any other word, or with a backslash, is left alone.
 
     Examples:
         >>> as_latex("-2*pi"), as_latex("sqrt(x**2 + 1)/2"), as_latex("2 * apples")
@@ -177,7 +177,7 @@ def as_latex(answer: str) -> str:
 
 
 def _groups(text: str) -> str:
-    """`sqrt(...)`, `exp(...)` and `^(...)` with braces, where the parenthesis closes."""
+    """`sqrt(...)`, `exp(...)` and `^(...)` with braces, if all their parentheses close."""
     closing: list[int | None] = []
     pieces: list[str] = []
     at = 0

@@ -22,9 +22,9 @@ from ..cores import available_cores
 from ..errors import UserError
 from .verdict import LIMITED, GraderError, Verdict, shorten
 
-# Items side by side have the same reference, which each worker reads anew: so many go to one worker.
+# Neighbouring items often share a reference, which each worker reads anew: so many go to one worker at a time.
 _CHUNK = 32
-# sympy keeps what it has seen; a fresh process costs half a second.
+# SymPy's caches grow; a fresh process costs half a second.
 _ITEMS_PER_WORKER = 20_000
 _START_SECONDS = 120.0
 
@@ -54,12 +54,11 @@ def check_limits(num_workers: int | None, timeout: float, memory_limit: int) -> 
 
 
 class WorkerPool:
-    """Runs `judge`, or a function of the user's, in worker processes, each of which a thread waits for.
+    """Runs `judge`, or the user's function at the import path `grader`, in worker processes, with a thread for each.
 
     A worker that hangs is killed, and one that dies is replaced; only the item it was working on is affected. An item
     whose worker died (rather than hung) is tried once more in a fresh process, because an earlier item may have eaten
-    the memory. Any thread may use the pool: one at a time does, and the others wait. `grader` is the import path of
-    the user's function; None: `judge`.
+    the memory. Any thread may use the pool; they take turns.
     """
 
     def __init__(self, num_workers: int, timeout: float, memory_limit: int, grader: str | None = None):
@@ -71,10 +70,10 @@ class WorkerPool:
         self._finalizer = weakref.finalize(self, _close_all, self._workers)
 
     def run(self, items: Sequence[Item]) -> Generator[tuple[int, Verdict], None, None]:
-        """Yield (index into `items`, verdict), in any order. Close the iterator where it is left early.
+        """Yield (index into `items`, verdict), in any order. Close the iterator if you leave it early.
 
-        Pairs are judged fastest where those of one reference are side by side. The status is "timeout" or "error"
-        where a limit was hit. A `GraderError` says that a worker cannot start, or that the user's function fails.
+        Pairs are judged fastest if those of one reference are neighbours. The status is "timeout" or "error" if a
+        limit was hit. Raises a `GraderError` if a worker cannot start, or if the user's function fails.
         """
         size = min(_CHUNK, len(items) // (4 * self.num_workers) + 1)
         chunks = [range(len(items))[start : start + size] for start in range(0, len(items), size)]
@@ -122,13 +121,13 @@ class WorkerPool:
 
 
 class Pipes:
-    """What a process is told, and the lines that it answers."""
+    """A process's standard input, and its output line by line."""
 
     def __init__(self, process: subprocess.Popen):
         assert process.stdin and process.stdout
         self._input, self._output, self._errors = process.stdin, process.stdout, process.stderr
         self._rest = b""
-        self._poll = select.poll()  # and not `select`, which knows no descriptor above 1023
+        self._poll = select.poll()  # `select` itself knows no descriptor above 1023
         self._poll.register(self._output, select.POLLIN)
 
     def write(self, data: bytes) -> None:
@@ -140,7 +139,7 @@ class Pipes:
         """The next line; an `EOFError` where the process has ended, a `TimeoutError` at the deadline."""
         while b"\n" not in self._rest:
             left = deadline - time.monotonic()
-            # What was written in time counts, though this thread may have been kept from reading it.
+            # What was written in time counts, even if this thread was kept from reading it.
             if left < -1.0 or not self._poll.poll(1000 * min(max(0.0, left), 1e6)):
                 raise TimeoutError
             received = os.read(self._output.fileno(), 1 << 16)
@@ -178,7 +177,7 @@ class _Worker:
         self._is_ready = self.has_ended = False
 
     def wait_until_ready(self) -> None:
-        """Return once it has imported what it needs; it may be killed meanwhile."""
+        """Return once it has imported what it needs. It may be killed meanwhile."""
         if self._is_ready:
             return
         try:
@@ -196,7 +195,8 @@ class _Worker:
         self._is_ready = True
         if not message["memory_limited"]:
             warnings.warn(
-                "memory_limit: this system does not limit a process's address space. Watch it yourself", stacklevel=2
+                "memory_limit: this system does not limit a process's address space. Watch the memory yourself",
+                stacklevel=2,
             )
 
     def judge(self, item: Item) -> Verdict | None:
@@ -221,7 +221,7 @@ class _Worker:
         return _no_verdict(item, status) if status in LIMITED else Verdict(score, answer, status)
 
     def _message(self, deadline: float, kind: str) -> dict[str, Any]:
-        """The next message of this kind and number: a user's function may write to descriptors not its own."""
+        """The next message of this kind and number: a user's function may write to this pipe too."""
         while True:
             line = self._pipes.line(deadline)
             try:

@@ -20,18 +20,18 @@ _verifier = lru_cache(get_score_answer_fn)
 def score(completions: Sequence, answer: Sequence, metadata: Sequence, **kwargs: Any) -> list[float | None]:
     """Score completions with the verifier of the reasoning-gym task that each row comes from.
 
-    The verifier gets the row's entry and what stands in the last `<answer>` tag (reasoning-gym's own habit), else the
-    answer that `extract_answer` finds, else the whole text (grids and the like are answers without a mark).
+    The verifier gets the row's entry and what stands in the last `<answer>` tag, as in reasoning-gym itself; else the
+    answer that `extract_answer` finds; else the whole text, because grids and the like have no mark.
 
     Args:
-        completions: strings or lists of messages.
-        answer: column `answer` of the entries.
-        metadata: column `metadata` of the entries, as dicts or JSON; names the task in `source_dataset`.
-        kwargs: further columns; `question`, if there, is handed to the verifier.
+        completions: Strings, or lists of messages.
+        answer: Column `answer` of the entries.
+        metadata: Column `metadata` of the entries, as dicts or JSON; its `source_dataset` names the task.
+        kwargs: Further columns; the verifier gets `question`, if there is one.
 
     Returns:
-        1.0 where the verifier gives full marks, else 0.0. Its partial credit is not passed on: a text that merely
-        contains the right answer gets up to 0.99 from it, and above 0.5 is correct everywhere here.
+        1.0 if the verifier gives full marks, else 0.0. Partial credit does not count: a text that merely contains the
+        right answer gets up to 0.99, and a score above 0.5 is correct.
 
     Examples:
         >>> score(["so the answer is 4"], answer=["4"], metadata=[{"source_dataset": "chain_sum"}])

@@ -27,10 +27,10 @@ def call_grader(
 ) -> list[float | None]:
     """Call a reward function as TRL's GRPOTrainer does, and check what comes back.
 
-    Keyword lists: `prompts`, `completions`, `answer`, `solution` (the same list), and every further column. A function
-    without `**kwargs` gets the ones it names. Coroutine functions are awaited in one event loop, which stays for the
-    next call, so that they may hold a client open. TRL's own reward functions read messages only, so they get messages
-    also where the prompt is plain.
+    The function gets lists by keyword: `prompts`, `completions`, `answer`, `solution` (the same list), and every
+    further column; without `**kwargs`, only those that it names. Coroutine functions are awaited in one event loop,
+    which stays for the next call, so they may hold a client open. TRL's own reward functions read only messages, so
+    they get messages even if the prompt is plain.
 
     Args:
         grader: The function.
@@ -44,7 +44,7 @@ def call_grader(
         A score or None for each completion.
 
     Raises:
-        GraderError: The function raises, returns another number of scores, or a score that is no finite number.
+        GraderError: The function raises, or does not return one finite number or None per completion.
 
     Examples:
         >>> def shares_first_letter(completions, answer, **columns):
@@ -53,7 +53,7 @@ def call_grader(
         [1.0, 0.0]
 
     Relations:
-        `BulkGrader` calls it, in batches or in workers, and grades with "math" and "exact" much faster.
+        Prefer `BulkGrader`, which calls it in batches or in workers, and is much faster with "math" and "exact".
     """
     name = name or getattr(grader, "__qualname__", None) or type(grader).__qualname__
     if (getattr(grader, "__module__", None) or "").startswith("trl.rewards"):
@@ -88,14 +88,14 @@ def check_signature(grader: Grader, columns: Sequence[str], name: str) -> None:
     ]
     if missing:
         raise GraderError(
-            f"grader {name!r} wants the argument {missing[0]!r}, and there is none: it is called by name, with lists, "
-            f"and there are {', '.join(dict.fromkeys(given))}. Write def {name.rpartition(':')[2]}(completions, "
-            "answer, **kwargs), which returns one score for each completion."
+            f"grader {name!r} needs the argument {missing[0]!r}, which it is not given: it gets lists by name, which "
+            f"are {', '.join(dict.fromkeys(given))}. Write def {name.rpartition(':')[2]}(completions, answer, "
+            "**kwargs), which returns one score for each completion."
         )
 
 
 def _parameters(function: Callable) -> list[inspect.Parameter]:
-    """What a function takes; empty where Python does not know."""
+    """A function's parameters; empty if Python does not know them."""
     try:
         return list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
@@ -117,7 +117,7 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 
 
 def reference_column(name: str, completions: Sequence, **columns: Sequence | None) -> Sequence:
-    """The first of these columns that is there, as the references of grader `name`."""
+    """The first of these columns that is not None: the references of grader `name`."""
     references = next((column for column in columns.values() if column is not None), None)
     if references is None:
         names = " or ".join(f"`{column}`" for column in columns)

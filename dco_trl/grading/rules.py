@@ -1,4 +1,4 @@
-"""Verdicts by rule, where math-verify takes one number from a text and forgets the rest: units, bases, two numbers."""
+"""Verdicts by rule, where math-verify reads one number and drops the rest: units, bases, a second number."""
 
 import re
 from decimal import Decimal
@@ -93,10 +93,10 @@ _UNITS = _units()
 
 
 def settle(reference: str, answer: str) -> float | None:
-    """The verdict on a pair that a rule settles, else None. A string comparison: nothing is evaluated.
+    """The verdict on a pair that a rule settles, else None. Only strings are compared: nothing is evaluated.
 
-    Decimal numbers, with a power of ten or without, are compared exactly; numerals with a base by their values;
-    quantities whose units are known and differ by their values in a common unit; sequences with dots by their terms.
+    Decimal numbers, with or without a power of ten, are compared exactly; numerals with a base, by their values;
+    quantities whose units are known and differ, by their values in a common unit; sequences with dots, by their terms.
     An answer that names two different numbers, or says what the answer is not, is not a number.
     """
     if len(reference) > _MAX_CHARS or len(answer) > _MAX_CHARS:
@@ -120,7 +120,7 @@ def settle(reference: str, answer: str) -> float | None:
 
 
 def number(text: str) -> Decimal | None:
-    """The value of a plain decimal number, with or without thousands separators, or times a power of ten."""
+    """The value of a plain decimal number, which may have thousands separators or a power of ten; else None."""
     if _NUMBER.fullmatch(text):
         return Decimal(text.replace("{,}", "").replace(",", ""))
     if "10" in text or "e" in text or "E" in text:
@@ -140,14 +140,14 @@ def _names_two_numbers(answer: str) -> bool:
 
 
 def _compare_sequences(reference: str, answer: str) -> float | None:
-    r"""`1, 2, \ldots, n` is `1, 2, 3, ..., n`; where dots stand for anything else, the strings decide."""
+    r"""`1, 2, \ldots, n` is `1, 2, 3, ..., n`. Where dots stand for anything else, the strings decide."""
     if _REPEATED_DIGITS.search(reference) or _REPEATED_DIGITS.search(answer):
         return None
     return float(_sequence(reference) == _sequence(answer))
 
 
 def _sequence(text: str) -> tuple[str, ...]:
-    """The terms of a list, written out where a list of integers with a constant step can be."""
+    """The terms of a list. Integers with a constant step are written out, if they are not too many."""
     text = _IDLE.sub("", _DOTS.sub("...", text))
     terms = [term for term in _SEPARATOR.split(text.strip("{}$")) if term]
     if terms.count("...") != 1:

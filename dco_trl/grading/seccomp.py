@@ -1,8 +1,8 @@
 """A filter of system calls that allows by list: what a Python program needs, and nothing that leaves its process.
 
-No socket but a local pair, no call that names another process, no memory that is not mapped, no file without a name,
-no change of modes, owners and times, no namespace, mount, key, tracer or further filter. Numbers and arguments are
-checked by the kernel, in a BPF program that no process can take off again and every child inherits.
+It allows no socket but a local pair, no call that names another process, no memory that is not mapped, no file without
+a name, no change of modes, owners and times, and no namespace, mount, key, tracer or further filter. The kernel checks
+numbers and arguments in a BPF program, which no process can take off again and every child inherits.
 https://docs.kernel.org/userspace-api/seccomp_filter.html
 """
 
@@ -35,9 +35,9 @@ getresgid 120 150, getpgrp 111 -, exit 60 93, exit_group 231 94,
 recvfrom 45 207, shutdown 48 210, getsockname 51 204, getpeername 52 205, getsockopt 55 209
 """
 _OF_PROCESSES = "execve 59 221, setsid 112 157, wait4 61 260, waitid 247 95"
-# Answered by whoever watches the program.
+# The watcher of the program answers these.
 GATED = {"clone": (56, 220), "fork": (57, None), "vfork": (58, None), "kill": (62, 129), "tgkill": (234, 131)}
-# glibc falls back to older calls, whose arguments can be checked, where these are not there.
+# Without these, glibc falls back to older calls, whose arguments can be checked.
 _NOT_THERE = "clone3 435 435, openat2 437 437"
 
 # Allowed with arguments. A condition is (index, mask, value): the argument's 32 low bits under the mask are the value.
@@ -55,7 +55,7 @@ _IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ,
 _PRCTL = (3, 15, 16, 23, 0x53564D41)  # PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_CAPBSET_READ, PR_SET_VMA
 # What `fork` and a new thread ask for. Left out: every namespace, CLONE_PARENT, CLONE_PTRACE.
 _CLONE = 0xFF | 0x100 | 0x200 | 0x400 | 0x800 | 0x4000 | 0x10000 | 0x40000 | 0x80000 | 0x100000 | 0x200000 | 0x1000000
-_LAST_KNOWN = 450  # a newer call than these is "not there", for libraries to fall back
+_LAST_KNOWN = 450  # newer calls are "not there", so that libraries fall back
 
 
 # Numbers on both machines, and the conditions.
@@ -87,15 +87,15 @@ _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
 
 def unsupported() -> str | None:
-    """Why no filter can be made for this machine; None where one can."""
+    """Why no filter can be made for this machine; None if one can."""
     machine = platform.machine()
     return None if machine in _MACHINES else f"no filter of system calls is written for the processor {machine!r}"
 
 
 def allow_by_list(processes: bool) -> None:
-    """Refuse this thread, for good, every system call that is not in the list; the refused ones give `EPERM`.
+    """Refuse this thread, for good, every system call that is not in the list. Refused calls give `EPERM`.
 
-    `processes` allows new processes and threads, programs, and signals: where `notify_gated` was called before.
+    `processes` allows new processes and threads, programs, and signals. Call `notify_gated` before.
     """
     arch, column = _MACHINES[platform.machine()]
     program = [*_check_machine(arch)]
@@ -116,7 +116,7 @@ def allow_by_list(processes: bool) -> None:
 
 
 def notify_gated() -> int:
-    """Stop this thread and its children at each call of `GATED` until who holds the returned descriptor answers."""
+    """Stop this thread and its children at each call of `GATED` until the returned descriptor's holder answers."""
     arch, column = _MACHINES[platform.machine()]
     program = [*_check_machine(arch)]
     for numbers in GATED.values():
@@ -143,7 +143,7 @@ def _check_machine(arch: int) -> list[tuple[int, int, int, int]]:
 
 
 def _rule(number: int, conditions: tuple[tuple[int, int, int], ...]) -> list[tuple[int, int, int, int]]:
-    """Allow a call if its arguments are such; else go on behind this rule."""
+    """Allow a call if its arguments meet the conditions; else go on with the next rule."""
     checks = [
         (16 + 8 * (index % _HIGH) + (4 if index >= _HIGH else 0), mask, value) for index, mask, value in conditions
     ]

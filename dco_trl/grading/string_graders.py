@@ -30,9 +30,9 @@ def exact_grader(
     Args:
         completions: Strings, or lists of messages.
         answer: The references, one per completion.
-        solution: The same, where the data set calls them so; used if `answer` is absent.
-        normalize: What makes two answers the same: by default `normalize_answer`, for mathematics. `str.casefold`
-            ignores case, `str.strip` hardly anything. `functools.partial(exact_grader, normalize=...)` is a grader.
+        solution: The same under the data set's other usual name; used if `answer` is absent.
+        normalize: Maps equal answers to the same string. The default is for mathematics; `str.casefold` ignores case,
+            `str.strip` hardly anything. `functools.partial(exact_grader, normalize=...)` is a grader.
         thought_tags: Pairs of the tags around a thought, as in `strip_thoughts`.
         kwargs: Further columns; not used.
 
@@ -71,19 +71,19 @@ def regex_grader(
     thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS,
     **kwargs: Any,
 ) -> list[float | None]:
-    r"""Score 1 where the extracted answer matches the reference, a regular expression of Python, as a whole.
+    r"""Score 1 where the whole extracted answer matches the reference, a Python regular expression.
 
-    Begin the expression with `(?is).*` to search the answer instead, whatever its case and lines. An expression that
-    backtracks without end is stopped where verdicts have a time limit: in `BulkGrader` and the commands.
+    To search the answer instead, whatever its case and lines, put `(?is).*` before and `.*` after the expression. One
+    that backtracks without end is stopped where verdicts have a time limit: in `BulkGrader` and the commands.
 
     Args:
         completions: Strings, or lists of messages.
-        answer: The expressions, one per completion; absent, the column `pattern` or `solution`.
+        answer: The expressions, one per completion. Without it, the column `pattern` or `solution` counts.
         thought_tags: As in `exact_grader`.
         kwargs: Further columns.
 
     Returns:
-        1.0 or 0.0 for each completion; None where the expression is none.
+        1.0 or 0.0 for each completion; None if the expression is invalid or empty.
 
     Raises:
         GraderError: As `exact_grader`.
@@ -93,8 +93,7 @@ def regex_grader(
         [1.0, 0.0]
 
     Relations:
-        A list of right answers, where training is to know them: the column `completions` of
-        [`DCOTrainer`][dco_trl.trainer.DCOTrainer].
+        `exact_grader` compares with one string.
     """
     more = {name: kwargs.get(name) for name in ("pattern", "solution")}
     references = reference_column("regex", completions, answer=answer, **more)
@@ -121,19 +120,19 @@ def json_grader(
     thought_tags: Sequence[tuple[str, str]] = THOUGHT_TAGS,
     **kwargs: Any,
 ) -> list[float | None]:
-    """Score 1 where the completion's JSON equals the reference's: whatever the order of keys, spaces, 1 or 1.0.
+    """Score 1 where the completion's JSON equals the reference's.
 
     The JSON of a completion is the last code block that is JSON, else the whole text, else the last object or list in
-    it. `true` is not 1, and the order of a list counts.
+    it. The order of keys, spaces, and 1 or 1.0 do not matter; the order of a list does, and `true` is not 1.
 
     Args:
         completions: Strings, or lists of messages.
-        answer: The references, one per completion: JSON, or values that are no strings; absent, `solution`.
+        answer: The references, one per completion: JSON, or values other than strings. Without it, `solution` counts.
         thought_tags: As in `exact_grader`.
         kwargs: Further columns.
 
     Returns:
-        1.0 or 0.0 for each completion; None where the reference is no JSON.
+        1.0 or 0.0 for each completion; None if the reference is not JSON.
 
     Raises:
         GraderError: As `exact_grader`.
@@ -159,7 +158,7 @@ def json_grader(
 
 
 def json_answer(text: str) -> str:
-    """The JSON of a text in one spelling, for a vote: keys sorted, 1.0 as 1; without JSON, its answer."""
+    """The JSON of a text in one spelling (keys sorted, 1.0 as 1), or else its answer, for a vote."""
     return _last_json(text) or extract_answer(text, ())
 
 
@@ -175,7 +174,7 @@ def _number(text: str) -> float:
 _DECODER = json.JSONDecoder(parse_float=_number, parse_constant=_refuse)
 _NO_JSON = (ValueError, TypeError, RecursionError)
 _OPENING = re.compile(r"[\[{]")
-# Characters that are read in search of values in prose, per character of it.
+# How often the search for values in prose may read each character, on average.
 _MOST_READINGS = 8
 
 
@@ -190,13 +189,13 @@ def _one_spelling(value: Any) -> str:
 
 
 def _last_json(text: str) -> str | None:
-    """The last JSON in a text, in one spelling."""
+    """The last JSON in a text, in one spelling, or None."""
     for candidate in (*(block for _, block in code_blocks(text)), text):
         with suppress(*_NO_JSON):
             return _one_spelling(_DECODER.decode(candidate))
     found = None
     at, budget = 0, _MOST_READINGS * len(text) + 10_000
-    # Objects and lists one after the other; what is within one is part of it.
+    # Objects and lists one after the other; those within another are part of it.
     while budget > 0 and (opening := _OPENING.search(text, at)):
         start = opening.start()
         try:

@@ -1,4 +1,4 @@
-"""What a model thinks before it answers is no answer."""
+"""Leave out what a model thinks before it answers."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ _NAMES = (
     "think thinking thought thoughts reasoning reason reflection analysis scratchpad inner_monologue antThinking "
     "thought_process thinking_process chain_of_thought cot rationale"
 ).split()
-# An opening "" is never written: the prompt has it, or the tokenizer drops it.
+# An opening "" means that the text has none: the prompt has it, or the tokenizer drops it.
 THOUGHT_TAGS: tuple[tuple[str, str], ...] = (
     *((f"<{name}>", f"</{name}>") for name in (*_NAMES, "seed:think", "longcat_think", "mm:think")),
     *((f"<|{name}|>", f"<|/{name}|>") for name in _NAMES),
@@ -23,12 +23,12 @@ THOUGHT_TAGS: tuple[tuple[str, str], ...] = (
 
 
 def strip_thoughts(text: str, tags: Sequence[tuple[str, str]] = THOUGHT_TAGS) -> str:
-    """A completion without its thoughts: what stands after the last closing tag, up to a tag that is not closed.
+    """A completion without its thoughts: what stands after the last closing tag, up to an unclosed opening tag.
 
     Args:
         text: A completion.
-        tags: Pairs of an opening and a closing tag, whatever their case; an opening "" stands for none. By default
-            those of DeepSeek, Qwen, Magistral, Kimi, gpt-oss, Command, Granite, Seed and their like.
+        tags: Pairs of an opening and a closing tag, in any case; an opening "" stands for none. The default has those
+            of DeepSeek, Qwen, Magistral, Kimi, gpt-oss, Command, Granite, Seed and similar models.
 
     Returns:
         The rest, which may be empty.
@@ -40,8 +40,7 @@ def strip_thoughts(text: str, tags: Sequence[tuple[str, str]] = THOUGHT_TAGS) ->
         ('', ' c')
 
     Relations:
-        Every built-in grader reads a completion through it. Other tags are an argument of each, bound by
-        `functools.partial(math_grader, thought_tags=[...])`.
+        Every built-in grader calls it. Give other tags with `functools.partial(math_grader, thought_tags=[...])`.
     """
     pattern, kinds, signs = _USUAL if tags is THOUGHT_TAGS else _reader(tuple((o, c) for o, c in tags))
     if not any(sign in text for sign in signs):
@@ -70,7 +69,7 @@ def strip_thoughts(text: str, tags: Sequence[tuple[str, str]] = THOUGHT_TAGS) ->
 
 @lru_cache(maxsize=32)
 def _reader(tags: tuple[tuple[str, str], ...]) -> tuple[re.Pattern, dict[str, tuple[int, bool]], set[str]]:
-    """A pattern of every tag, what each is, and strings of which a text with a tag has one."""
+    """A pattern of all tags, what each tag is, and strings of which every text with a tag has one."""
     kinds: dict[str, tuple[int, bool]] = {}
     for kind, (opening, closing) in enumerate(tags):
         kinds |= {opening.lower(): (kind, True), closing.lower(): (kind, False)}

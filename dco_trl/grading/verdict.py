@@ -9,8 +9,8 @@ from threading import Lock
 from .. import __version__
 from ..errors import UserError
 
-# Raise it when a change in this folder can change a verdict of a built-in grader: run folders and the verdict cache
-# keep the verdicts of different numbers apart.
+# Raise it if a change in this folder can change a verdict of a built-in grader: run folders and the verdict cache keep
+# verdicts of different numbers apart.
 GRADERS_VERSION = 6
 LIMITED = ("timeout", "error")
 STATUSES = ("graded", "unparsed", *LIMITED)
@@ -18,7 +18,7 @@ MAX_SHOWN_CHARS = 1_000
 
 
 class GraderError(UserError):
-    """A grader cannot be loaded, fails, or returns what a grader may not return."""
+    """A grader cannot be loaded, fails, or returns something other than scores."""
 
 
 def builtin_source() -> str:
@@ -40,12 +40,12 @@ class Verdict:
 
     Args:
         score: Above 0.5 is correct; None: could not be graded.
-        answer: What the grader takes for the answer ("" if there is none), shortened to 1,000 characters: what a vote
-            counts. Of prose that `math` reads, the part that it compared.
+        answer: What the grader takes for the answer ("" if there is none), shortened to 1,000 characters; a vote
+            counts it. If `math` read prose, the part that it compared.
         status: "graded"; "unparsed", with score 0.0 (the text has no answer, or math-verify cannot read it) or None
-            (math-verify cannot read the reference, the answer has more than 10,000 characters, or a user's function
-            returned None); "timeout" or "error" (a limit was hit, or the worker died twice), with score None;
-            a program that ran out of time has score 0.0.
+            (math-verify cannot read the reference, the answer has more than 10,000 characters, or your function
+            returned None); "timeout" or "error" (a limit was hit, or the worker died twice), with score None. Under
+            `code`, a program that ran out of time has score 0.0.
     """
 
     score: float | None

@@ -1,7 +1,7 @@
 """A grading worker: reads items, writes one line of JSON per verdict, and may be killed at any moment.
 
-Started by `pool.py` as a process of its own, not by `multiprocessing`: nothing of the parent (its main module, torch,
-CUDA) is imported here. What the parent sends is pickled; what comes back is not, because the parent must not trust it.
+`pool.py` starts it as a process of its own, not by `multiprocessing`: nothing of the parent (its main module, torch,
+CUDA) is imported here. Items come pickled; verdicts go back as JSON, because the parent must not trust them.
 """
 
 import json
@@ -22,7 +22,7 @@ from .verdict import GraderError, Verdict
 
 
 def main(timeout: float, memory_limit: int, grader: str | None) -> None:
-    """Serve until standard input ends: the user's function of this import path, or, for None, `judge`, confined.
+    """Serve until standard input ends: the user's function at this import path, or for None `judge`, confined.
 
     The parent enforces `timeout`. `memory_limit` comes on top of what importing the user's function took.
     """
@@ -73,7 +73,7 @@ def _confined_judge(timeout: float, memory_limit: int) -> tuple[Callable[..., Ve
     confinement.confine()
 
     def evaluate(reference: str, answer: str) -> Verdict:
-        # For when the parent has died. The signal's default action ends the process even inside a long C call.
+        # In case the parent has died. The signal's default action ends the process even inside a long C call.
         signal.setitimer(signal.ITIMER_REAL, timeout + 5)
         try:
             return judge(reference, answer)
@@ -97,7 +97,7 @@ def _user_function(grader: str) -> Callable[..., Verdict]:
 
 
 def _end_with_parent(parent: int) -> None:
-    # An alarm would be in the way of a function that sets its own, as math-verify does.
+    # Not an alarm: the function may set its own, as math-verify does.
     while os.getppid() == parent:
         time.sleep(1)
     os.killpg(0, signal.SIGKILL)

@@ -271,8 +271,8 @@ def test_mistakes_of_grading_and_coverage(here, tmp_path, capsys):
     [
         ("a:b", "importing 'a' failed"),
         ("absent.py:b", "importing 'absent.py' failed: FileNotFoundError"),
-        ("my_graders.py:wants_text", "'my_graders.py:wants_text' wants the argument 'text', and there is none: it is"),
-        ("my_graders.py:wants_text", "there are completions, prompts, answer, solution, problem, completion. Write"),
+        ("my_graders.py:wants_text", "'my_graders.py:wants_text' needs the argument 'text', which it is not given"),
+        ("my_graders.py:wants_text", "which are completions, prompts, answer, solution, problem, completion. Write"),
         ("code", "grader 'code' found no tests among the columns ['answer', 'completion', 'problem']"),
     ],
 )

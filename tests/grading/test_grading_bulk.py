@@ -72,9 +72,9 @@ def test_prose_shows_what_was_read(bulk):
 
 
 def test_arguments_are_checked(bulk):
-    with pytest.raises(ValueError, match="answers has 1 rows and completions 2: each needs one"):
+    with pytest.raises(ValueError, match="answers has 1 rows for 2 completions: give one per completion"):
         bulk.grade(None, ["1", "2"], ["1"])
-    with pytest.raises(ValueError, match="level has 1 rows and completions 2"):
+    with pytest.raises(ValueError, match="level has 1 rows for 2 completions"):
         bulk.grade(["p", "p"], ["1", "2"], ["1", "2"], {"level": [1]})
     with pytest.raises(ValueError, match=r"answers\[1\] is None: a sample without a reference"):
         bulk.grade(None, ["1", "2"], ["1", None])
@@ -230,7 +230,7 @@ def test_a_system_without_a_limit_on_memory_is_warned_of(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.executable", str(worker))
     grader = BulkGrader("math", num_workers=1)
     with pytest.warns(
-        UserWarning, match="memory_limit: this system does not limit a process's address space. Watch it"
+        UserWarning, match="memory_limit: this system does not limit a process's address space. Watch the memory"
     ):
         grader.grade(None, ["0.5"], ["\\frac{1}{3}"], progress=False)
     grader.close()

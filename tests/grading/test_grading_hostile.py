@@ -186,8 +186,9 @@ from dco_trl.grading.confinement import _kernel_fence, confine, readable_folders
 secret, scratch = sys.argv[2:]
 server = socket.create_server(("127.0.0.1", 0))
 import sympy
-held = _kernel_fence(readable_folders()) if sys.argv[1] == "kernel" else confine() or True
-if not held:
+if sys.argv[1] == "both":
+    confine()
+elif not _kernel_fence(readable_folders()):
     print("no landlock")
     raise SystemExit
 def attempt(action):
