@@ -17,6 +17,7 @@ _SHORT_BINOMIAL = re.compile(r"\\binom(\d) ?(\d)")
 _SHORT_ROOT = re.compile(r"\\sqrt(\d)")
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,(?:\\!)?\d{3})+(?:\.\d+)?")
+_NEGATIVE = re.compile(r"(?:negative|minus)\s+(?=[\d.$\\])", re.IGNORECASE)
 _DECIMAL = re.compile(r"(-?)(\d*)\.(\d*)")
 
 
@@ -60,10 +61,12 @@ def normalize_answer(answer: str) -> str:
 
 
 def clean(answer: str) -> str:
-    """An answer without white space, emphasis, a full stop and math delimiters around it."""
+    """An answer without white space, emphasis, a full stop and math delimiters around it; "negative 3" is -3."""
     answer = answer.strip().strip("*`").strip()
     if answer.endswith(".") and not answer.endswith(".."):
         answer = answer[:-1].rstrip().rstrip("*`")
+    if sign := _NEGATIVE.match(answer):
+        return "-" + clean(answer[sign.end() :])
     for opening, closing in _DELIMITERS:
         if len(answer) > len(opening) + len(closing) and answer.startswith(opening) and answer.endswith(closing):
             inner = answer[len(opening) : -len(closing)]

@@ -24,6 +24,8 @@ _BINOMIAL = re.compile(r"\\binom\s?(\d)\s?(\d)")
 _MIXED_NUMBER = re.compile(
     r"(-?\d{1,15})(?: (\d{1,15})/(\d{1,15})|\\frac\{(\d{1,15})\}\{(\d{1,15})\})((?: [A-Za-z]+){0,3})"
 )
+_IMAGINARY = re.compile(r"(?<=\d)\s+(?=i(?![A-Za-z]))")  # math-verify reads the i of "2 i" as a letter
+_THIN_SPACE = re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))")
 _REPEATING = re.compile(r"(?<![\w.}])(\d{0,15})\.(\d{0,15})\\overline\{(\d{1,15})\}")
 _DOTTED = re.compile(r"(?<![\w.}])(\d{0,15})\.(\d{0,15})\\dot\{?(\d)\}?")
 # 0.1666...: a last digit written three times, or a longer period written twice, repeats for ever.
@@ -32,7 +34,7 @@ _REPEATED = re.compile(
 )
 # "3, 5 and 7"
 _ENTRY = r"-?(?:\d+(?:\.\d+)?(?:/\d+)?|\\frac\{\d+\}\{\d+\})"
-_LIST = re.compile(rf"{_ENTRY}(?:, {_ENTRY})*,? and {_ENTRY}")
+_LIST = re.compile(rf"{_ENTRY}(?:, ?{_ENTRY})*,? and {_ENTRY}")
 _AND = re.compile(r",? and ")
 _OR = re.compile(r"\s*(?:\\text\{\s*or\s*\}|\bor\b|\\lor\b|\\vee\b)\s*")
 _RELATION = re.compile(r"\\(?:leqslant|leq|le|geqslant|geq|ge|lt|gt)(?![A-Za-z])|<=|>=|<|>")
@@ -102,7 +104,7 @@ def as_list(answer: str) -> str:
 
 def rewrite(answer: str) -> str:
     r"""An answer in a notation that math-verify reads as intended."""
-    answer = as_latex(plain_characters(answer))
+    answer = _IMAGINARY.sub("", _THIN_SPACE.sub("", as_latex(plain_characters(answer))))
     if "..." in answer or "dot" in answer:
         answer = _DOTTED.sub(_repeating, _REPEATED.sub(_repeating, answer))
     if "binom" in answer:

@@ -22,8 +22,14 @@ THOUGHT_TAGS: tuple[tuple[str, str], ...] = (
 )
 
 
+# What a tokenizer writes at the end of a text whose special tokens were kept.
+_END_TOKEN = re.compile(r"<\|[\w-]{2,30}\|>|</s>|<eos>|<end_of_turn>")
+
+
 def strip_thoughts(text: str, tags: Sequence[tuple[str, str]] = THOUGHT_TAGS) -> str:
     """A completion without its thoughts: what stands after the last closing tag, up to an unclosed opening tag.
+
+    Special tokens at its end, such as `<|im_end|>` and `</s>`, go too.
 
     Args:
         text: A completion.
@@ -44,7 +50,7 @@ def strip_thoughts(text: str, tags: Sequence[tuple[str, str]] = THOUGHT_TAGS) ->
     """
     pattern, kinds, signs = _USUAL if tags is THOUGHT_TAGS else _reader(tuple((o, c) for o, c in tags))
     if not any(sign in text for sign in signs):
-        return text
+        return _without_end_tokens(text)
     start, end = 0, len(text)
     open_tags: dict[int, int] = {}  # kind to position, in the order in which they were opened
     for match in pattern.finditer(text):
@@ -64,7 +70,18 @@ def strip_thoughts(text: str, tags: Sequence[tuple[str, str]] = THOUGHT_TAGS) ->
     if open_tags:
         end = next(iter(open_tags.values()))
         start = min(start, end)
-    return text[start:end] if (start, end) != (0, len(text)) else text
+    return _without_end_tokens(text[start:end])
+
+
+def _without_end_tokens(text: str) -> str:
+    if not text.rstrip().endswith(">"):
+        return text
+    end = len(text)
+    for token in reversed(list(_END_TOKEN.finditer(text))):
+        if text[token.end() : end].strip():
+            break
+        end = token.start()
+    return text[:end]
 
 
 @lru_cache(maxsize=32)

@@ -11,7 +11,7 @@ from ..errors import UserError
 
 # Raise it if a change in this folder can change a verdict of a built-in grader: run folders and the verdict cache keep
 # verdicts of different numbers apart.
-GRADERS_VERSION = 6
+GRADERS_VERSION = 7
 LIMITED = ("timeout", "error")
 STATUSES = ("graded", "unparsed", *LIMITED)
 MAX_SHOWN_CHARS = 1_000

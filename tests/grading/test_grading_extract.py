@@ -102,6 +102,11 @@ def test_extract_answer(text, answer):
         ("analysis42assistantfinal41", "41"),
         ("a < b and [1, 2]", "a < b and [1, 2]"),
         ("thinking 42", "thinking 42"),
+        # Special tokens that a tokenizer kept.
+        ("<think>42</think>41<|im_end|>\n<|endoftext|>", "41"),
+        ("B</s> ", "B"),
+        ("if a <|x|> b </s>c>", "if a <|x|> b </s>c>"),
+        ("<|im_end|>41", "<|im_end|>41"),
         # Letters that only look like a tag's.
         *(
             ("<TH\u0130NK>x</think> 4", " 4"),
@@ -151,7 +156,8 @@ def test_any_text_gives_a_string(text):
         *("\\boxed{", "\\boxed", "\\boxed ", "{", "}", "####", "answer is ", "answer ", "<answer>", "</answer>", "$"),
         "\\",
         *("a. B", "\\boxed{answer is 5}", "\\boxed{\\text{answer is", "\\boxed{1} and ", "answer to ", "7, not "),
-        *("answer is not x but ", "correct option is ", "Final Answer\n", "#### Step\n", "<think>", "</think>"),
+        *("answer is not x but ", "correct option is ", "Final Answer\n", "#### Step\n", "<think>", "</think>", "</s>"),
+        *("<|im_end|>", "</s> ", "<|im_end|> x", "<|"),
     ],
 )
 @pytest.mark.slow
