@@ -114,8 +114,7 @@ def test_many_attempts_are_uniform_on_the_horses_that_can_win():
 
 @pytest.mark.parametrize("num_attempts", [2, 3, 256, 10**6, 10**9])
 @pytest.mark.parametrize(
-    "p",
-    [[0.9, 0.1], [0.5, 0.3, 0.2], [0.9, 0.05, 0.05], [1 - 1e-9, 1e-9 - 1e-15, 1e-15], [0.5 + 1e-12, 0.5 - 1e-12]],
+    "p", [[0.9, 0.1], [0.5, 0.3, 0.2], [0.9, 0.05, 0.05], [1 - 1e-9, 1e-9 - 1e-15, 1e-15], [0.5 + 1e-12, 0.5 - 1e-12]]
 )
 def test_optimal_policy_is_exact_to_rounding(p, num_attempts):
     with mpmath.workdps(80):
@@ -201,10 +200,7 @@ def test_bounds_at_the_ends():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (
-            lambda: win_probability([0.5, 1.1], 2),
-            r"`bet_probability` must hold probabilities in \[0, 1\], got 1.1",
-        ),
+        (lambda: win_probability([0.5, 1.1], 2), r"`bet_probability` must hold probabilities in \[0, 1\], got 1.1"),
         (lambda: win_probability(-0.1, 2), "`bet_probability` must hold .*, got -0.1"),
         (lambda: win_probability(math.nan, 2), "`bet_probability` must hold .*, got nan"),
         (lambda: win_probability(0.5, [4, -3]), "num_attempts must be whole numbers of at least 1, got -3"),

@@ -39,10 +39,7 @@ CURVE_K = [4**i for i in range(8)]
 
 
 def train_run(
-    num_attempts: int,
-    seed: int,
-    num_epochs: int = NUM_EPOCHS,
-    progress: Callable[[], None] = lambda: None,
+    num_attempts: int, seed: int, num_epochs: int = NUM_EPOCHS, progress: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
     """Train one model (N = 1: TRL's `SFTTrainer`), measure it as it learns, and return a record for JSON."""
     be_quiet()

@@ -204,12 +204,7 @@ class TransformersSampler:
 
     @torch.no_grad()
     def _generate(
-        self,
-        adapter: str | None,
-        prompts: list[list[int]],
-        uniforms: np.ndarray,
-        params: SamplingParams,
-        ends: Ends,
+        self, adapter: str | None, prompts: list[list[int]], uniforms: np.ndarray, params: SamplingParams, ends: Ends
     ) -> list[Sample]:
         """One sample of each prompt of a batch."""
         device, codec = self.model.device, self._codecs.of(adapter)

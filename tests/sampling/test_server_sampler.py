@@ -178,10 +178,7 @@ class TestRequests:
                 {"base_url": "http://host/v1?key=SECRET"},
                 "`base_url` must be .* without a query.*, got 'http://host/v1'",
             ),
-            (
-                {"base_url": "http://host:port/v1"},
-                "`base_url` is not an address .*such as http://127.0.0.1:8000/v1",
-            ),
+            ({"base_url": "http://host:port/v1"}, "`base_url` is not an address .*such as http://127.0.0.1:8000/v1"),
             ({"concurrency": 0}, "`concurrency` must be an integer of at least 1, got 0"),
             ({"samples_per_request": "many"}, "`samples_per_request` must be .* got 'many'"),
             ({"max_retries": -1}, "max_retries=-1 must be at least 0"),

@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from exact_answers import (
-    PROMPT,
-    PROMPT_IDS,
-    answer_probabilities,
-    chi_squared,
-    draw,
-    ids_of,
-    num_long_and_distinct,
-)
+from exact_answers import PROMPT, PROMPT_IDS, answer_probabilities, chi_squared, draw, ids_of, num_long_and_distinct
 from word_llama import CONTEXT, END_IDS, VOCABULARY, load_reference, make_word_model, make_word_tokenizer
 
 from dco_trl.sampling import SampleRequest, SamplingParams, TransformersSampler

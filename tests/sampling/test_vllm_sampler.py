@@ -6,15 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from exact_answers import (
-    MESSAGES,
-    PROMPT_IDS,
-    answer_probabilities,
-    chi_squared,
-    draw,
-    ids_of,
-    num_long_and_distinct,
-)
+from exact_answers import MESSAGES, PROMPT_IDS, answer_probabilities, chi_squared, draw, ids_of, num_long_and_distinct
 from word_llama import CONTEXT, END_IDS, load_reference
 
 from dco_trl.sampling import SampleRequest, SamplingParams, VLLMSampler, make_sampler, request_seed

@@ -98,10 +98,7 @@ def test_broadcasts_and_accepts_whole_floats():
         ),
         (lambda: pass_at_k([[8], [4]], [[1], [2]], [1, 8]), r"num_samples=4 \(entry \(1, 1\), counted from 0; 1 such"),
         (lambda: pass_at_k(8, 9, 1), r"num_correct=9 is more than num_samples=8 \(entry 0.* swapped, or some samples"),
-        (
-            lambda: pass_at_k([8, 8], [1, 1, 1], 1),
-            r"num_samples has shape \(2,\) and num_correct \(3,\): they must",
-        ),
+        (lambda: pass_at_k([8, 8], [1, 1, 1], 1), r"num_samples has shape \(2,\) and num_correct \(3,\): they must"),
         (lambda: pass_at_k(8, -1, 1), r"num_correct must be whole numbers of at least 0, got -1"),
         (lambda: pass_at_k(0, 0, 1), r"num_samples must be whole numbers of at least 1, got 0"),
         (lambda: pass_at_k(8, 1, 0), r"k must be whole numbers of at least 1, got 0"),
