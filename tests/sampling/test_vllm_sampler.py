@@ -2,8 +2,6 @@
 
 import inspect
 import json
-import subprocess
-import sys
 
 import pytest
 from exact_answers import MESSAGES, PROMPT_IDS, answer_probabilities, chi_squared, draw, ids_of, num_long_and_distinct
@@ -180,17 +178,6 @@ class TestStarting:
         # Were it to be seeded, its own worker extension would be refused before the missing model is.
         with pytest.raises(ValueError, match="vLLM could not start"):
             VLLMSampler(str(tmp_path / "nothing"), worker_extension_cls="some.Worker")
-
-
-def test_without_vllm_the_extra_is_named():
-    code = (
-        "import sys; sys.modules['vllm'] = None\n"
-        "from dco_trl.sampling import VLLMSampler\n"
-        "try:\n    VLLMSampler('model')\nexcept ImportError as error:\n    print(error)\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'dco-trl[vllm]'" in result.stdout
-    assert "sampler='transformers'" in result.stdout
 
 
 @pytest.mark.parametrize(
