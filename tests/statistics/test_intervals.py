@@ -105,15 +105,6 @@ def test_pairs_are_matched_by_id_and_runs_may_differ_in_samples():
     assert paired_difference(second, first, 1).difference[0] == -result.difference[0]
 
 
-def test_pairing_removes_what_the_problems_share():
-    rng = np.random.default_rng(2)
-    rates = rng.beta(0.3, 1, size=200)
-    first, second = rng.binomial(256, rates), rng.binomial(256, rates)
-    paired = paired_difference(as_run(256, first), as_run(256, second), 8)
-    alone = pass_at_k_curve(256, first, 8)
-    assert paired.high[0] - paired.low[0] < 0.25 * (alone.high[0] - alone.low[0])
-
-
 def test_different_problems_are_listed():
     first, second = as_run(4, [1] * 20), {"p0": (4, 1), "extra": (4, 1)}
     with pytest.raises(ValueError) as error:
