@@ -6,3 +6,8 @@ def square(number: int) -> dict:
     if number == 2:
         raise ValueError("two")
     return {"squared": number**2}
+
+
+def run_here(train, jobs, work_dir, workers) -> list[dict]:
+    """In place of `run_all`: the records of all jobs, run in this process."""
+    return [{**job, **train(**job), "seconds": 1.0} for job in jobs]

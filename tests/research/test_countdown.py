@@ -1,9 +1,11 @@
 """Countdown: problems and verdicts of reasoning-gym, and what is chosen where many expressions are right."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
+from research_jobs import run_here
 
 pytest.importorskip("reasoning_gym")
 
@@ -61,16 +63,9 @@ def test_validation_chooses_by_samples_and_test_is_reported():
 
 @pytest.mark.slow
 def test_the_command_trains_samples_and_reports(tmp_path, monkeypatch):
-    def train(method, seed, num_epochs):
-        return whole(method, seed, num_epochs, every=1, num_train=30, num_held_out=4)
-
-    whole = countdown.train
     monkeypatch.setattr(countdown, "be_quiet", lambda: None)  # it would silence the tests that follow
-    monkeypatch.setattr(
-        countdown,
-        "run_all",
-        lambda run, jobs, work_dir, workers: [{**job, **train(**job)} for job in jobs],  # in this process
-    )
+    monkeypatch.setattr(countdown, "train", partial(countdown.train, every=1, num_train=30, num_held_out=4))
+    monkeypatch.setattr(countdown, "run_all", run_here)
     output = tmp_path / "out.json"
     command = ["--work_dir", str(tmp_path / "runs"), "--output", str(output), "--seeds", "0", "--epochs", "2"]
     assert countdown.main(command) == 0

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from research_jobs import square
+from research_jobs import run_here, square
 
 from dco_trl.demo import task
 from research.common import processes
@@ -23,10 +23,6 @@ def test_finished_runs_are_kept_and_not_run_again(tmp_path, capfd):
 
 def run_main(module, monkeypatch, tmp_path) -> dict:
     """The script's results, its runs in this process."""
-
-    def run_here(train, jobs, work_dir, workers):
-        return [{**job, **train(**job), "seconds": 1.0} for job in jobs]
-
     output = tmp_path / "results.json"
     arguments = f"x --work_dir {tmp_path} --output {output} --seeds 1 --num_epochs 2"
     monkeypatch.setattr(module, "run_all", run_here)

@@ -6,6 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from research_jobs import run_here
 
 from research.options import tree_search as tree
 
@@ -75,9 +76,7 @@ def test_command(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tree, "NUM_TRAIN", 16)
     monkeypatch.setattr(tree, "NUM_TEST", 2)
     monkeypatch.setattr(tree, "NODES", 6)
-    monkeypatch.setattr(
-        tree, "run_all", lambda train, jobs, *others: [{**job, **train(**job), "seconds": 1.0} for job in jobs]
-    )
+    monkeypatch.setattr(tree, "run_all", run_here)
     output = tmp_path / "tree.json"
     arguments = f"x --work_dir {tmp_path} --output {output} --num_epochs 1 --seeds 1"
     monkeypatch.setattr(sys, "argv", arguments.split())
