@@ -1,4 +1,4 @@
-"""The `dco-trl` command. Each command is a module with a `main(argv)`, imported only when it is asked for."""
+"""The `dco-trl` command. Each command is a module with a `main(argv)`, which is imported when it is called."""
 
 import sys
 from importlib import import_module
@@ -10,12 +10,12 @@ COMMANDS = {
     "estimate": "count right and wrong samples of a training data set, for CoTDCOTrainer with sampler='none'",
     "coverage": "exact pass@k of short reference answers, from teacher-forced probabilities, no sampling",
     "schedule": "which model, adapter and temperature to sample for attempt 1, 2, 3, …",
-    "solve": "answer problems within a budget of attempts, verifying as it goes; resumable",
+    "solve": "answer problems within a budget of attempts, verifying each; resumable",
     "eval": "sample, grade and report in one go",
     "sample": "draw samples into a run folder; resumable",
     "import": "make a run of samples that another program drew",
-    "merge": "make one run of several that were drawn on machines that share nothing",
-    "grade": "grade a run's samples, again and again, without sampling anew",
+    "merge": "merge runs that machines without a shared disk have drawn",
+    "grade": "grade a run's samples, with as many graders as wanted, without sampling again",
     "report": "pass@k with intervals, plots and one HTML page for one or more runs",
 }
 

@@ -1,4 +1,4 @@
-"""What the commands share: parsing, reading the data set, and errors that are one message and exit status 2."""
+"""What the commands share: parsing, reading the data set, and errors as one message with exit status 2."""
 
 import difflib
 import json
@@ -17,7 +17,7 @@ from .config_file import with_config_file
 
 
 def option(help: str, **arguments: Any) -> Any:
-    """A field of a command's configuration, which is its flag `--field-name`: its help, then what `field` takes."""
+    """A field of a configuration, which is the flag `--field-name`; `arguments` go to `dataclasses.field`."""
     return field(metadata={"help": help}, **arguments)
 
 
@@ -26,17 +26,17 @@ class DatasetConfig:
     """The problems."""
 
     dataset: str = option("A .jsonl, .json, .parquet or .csv file, or a folder or name that `datasets` can load.")
-    split: str = option("Split of the data set, where it has several.", default="test")
+    split: str = option("Split of the data set, if it has several.", default="test")
     dataset_config: str | None = option("Configuration of a data set on the Hub.", default=None)
-    num_problems: int | None = option("Take only this many problems, from the first on.", default=None)
+    num_problems: int | None = option("Take only the first problems, this many.", default=None)
     prompt_column: str = option("Column with the prompt, plain or conversational.", default="prompt")
-    answer_column: str | None = option("Column with the reference answer. Unless given, `answer`.", default=None)
+    answer_column: str | None = option("Column with the reference answer. By default `answer`.", default=None)
     id_column: str | None = option(
-        "Column with unique ids. Unless given, `id` if unique, else the row's number.", default=None
+        "Column with unique ids. By default `id` if it is unique, else the row's number.", default=None
     )
     prompt_template: str | None = option(
-        r"Prompt built from columns, for example 'Question: {problem}\nAnswer:'. \n is a line break; braces of the "
-        "text are doubled. Replaces --prompt-column.",
+        r"Prompt built from columns, for example 'Question: {problem}\nAnswer:'. \n is a line break; double the "
+        "braces of the text. Replaces --prompt-column.",
         default=None,
     )
     chat: bool = option("Send a plain prompt as a user message, through the model's chat template.", default=False)
@@ -49,7 +49,7 @@ class ModelConfig:
     model: str = option("Folder or name of the model; the served name with --sampler server.")
     adapter: str | None = option("Folder of a LoRA adapter.", default=None)
     revision: str | None = option("Revision of the model on the Hub.", default=None)
-    dtype: str | None = option("float32, bfloat16 or float16. Unless given, as the model was saved.", default=None)
+    dtype: str | None = option("float32, bfloat16 or float16. By default as the model was saved.", default=None)
     batch_size: int = option("Sequences at a time; not for vllm and server.", default=64)
 
 
@@ -58,16 +58,17 @@ class ReportConfig:
     """What to report."""
 
     k: list[int] | None = option(
-        "Numbers of attempts to report, such as --k 1 16 256. Unless given, powers of four to 4096.", default=None
+        "Numbers of attempts to report, such as --k 1 16 256. By default powers of four to 4096.", default=None
     )
 
 
 def execute(
     command: str, argv: list[str], work: Callable[..., Any], run: str | None = None, runs: str | None = None
 ) -> int:
-    """Parse what `work` takes, config dataclasses and with `run` or `runs` positional arguments, and do it.
+    """Parse the arguments of `work`, call it, print what it returns, and return the exit status.
 
-    Its docstring is the description of `--help`; what it returns is printed. Returns the exit status.
+    `work` takes config dataclasses and, with `run` or `runs`, positional arguments. Its docstring describes it in
+    `--help`.
     """
     hints = get_type_hints(work)
     configs = [kind for name, kind in hints.items() if name != "return" and is_dataclass(kind)]
@@ -80,8 +81,8 @@ def parse(
 ) -> tuple[Any, ...]:
     """Parse a command line, and a YAML file with `--config`, into config dataclasses: `field_name` is `--field-name`.
 
-    With `run`, its help, an argument RUN follows them, and with `runs` a list, which a YAML file may have as `runs`.
-    Where the arguments are wrong, that is one message and `SystemExit` with status 2.
+    `run`, a help text, adds an argument RUN; `runs` adds a list, which a YAML file may hold as `runs`. Wrong arguments
+    are one message and `SystemExit` with status 2.
     """
     parser = TrlParser(list(configs), prog=f"dco-trl {command}", description=description, allow_abbrev=False)
     if run:
@@ -95,7 +96,7 @@ def parse(
             _check_types(config)
         if runs and not _fits(parsed[-1].runs, list[str]):
             raise UserError(f"runs must be a list of folders, got {parsed[-1].runs!r}")
-    except (ValueError, OSError) as error:  # a YAML file with unknown keys, or none at all
+    except (ValueError, OSError) as error:  # such as a YAML file with unknown keys, or a missing one
         parser.exit(2, f"dco-trl {command}: {error}\n")
     if run or runs:
         return (*parsed[:-1], parsed[-1].RUN if run else parsed[-1].runs)
@@ -103,7 +104,7 @@ def parse(
 
 
 def _check_flags(argv: list[str], parser: TrlParser) -> None:
-    """Name a flag that there is not before any that are missing: it is often one of them, misspelt."""
+    """Report an unknown flag before missing ones, since it is often one of them, misspelt."""
     for word in argv:
         flag = word.split("=")[0]
         if flag.startswith("--") and len(flag) > 2 and flag not in (*parser._option_string_actions, "--config"):
@@ -112,7 +113,7 @@ def _check_flags(argv: list[str], parser: TrlParser) -> None:
 
 
 def did_you_mean(name: str, known: Iterable[str], program: str, dashes: str = "--") -> str:
-    """What an unknown argument may have been meant for."""
+    """A hint at the argument that an unknown one may stand for."""
     close = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1)
     if close:
         return f"Did you mean '{dashes}{close[0].replace('_', '-') if '-' in name else close[0]}'?"
@@ -120,7 +121,7 @@ def did_you_mean(name: str, known: Iterable[str], program: str, dashes: str = "-
 
 
 def _check_types(config: Any) -> None:
-    """argparse converts what a shell gives, and leaves what a YAML file gives."""
+    """Check the types of values from a YAML file, which argparse does not convert."""
     for name, wanted in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if not _fits(value, wanted):
@@ -142,10 +143,10 @@ def _fits(value: Any, wanted: Any) -> bool:
 
 
 def status(command: str, work: Callable[[], Any]) -> int:
-    """Do a command's work, print what it returns, and give the exit status.
+    """Do a command's work, print what it returns, and return the exit status.
 
     Errors that the user caused, and those of opening files and importing libraries, are one message and status 2. Any
-    other is not expected, and its traceback is shown.
+    other error shows its traceback.
     """
     try:
         if (result := work()) is not None:
@@ -160,12 +161,12 @@ def status(command: str, work: Callable[[], Any]) -> int:
 
 
 def told(error: Exception) -> str:
-    """What a command says of an error."""
+    """An error's message as a command prints it."""
     return error.with_flag() if isinstance(error, UserError) else str(error)
 
 
 def print_whole(console: Any, *parts: Any) -> None:
-    """Print tables as wide as they are: a name that is broken over lines cannot be copied."""
+    """Print tables at their full width, so that names stay on one line and can be copied."""
     before, wide = console.width, console.options.update(width=100_000)
     console.width = max(before, *(console.measure(part, options=wide).maximum for part in parts))
     for part in parts:
@@ -175,7 +176,7 @@ def print_whole(console: Any, *parts: Any) -> None:
 
 @contextmanager
 def naming(name: str, kind: str = "model", adapter: str | None = None) -> Iterator[None]:
-    """Name the model or adapter that could not be loaded: not every message of Transformers and PEFT does."""
+    """Name the model or adapter that could not be loaded, as not every message of Transformers and PEFT does."""
     from safetensors import SafetensorError
 
     from ..runs.arms import adapter_base
@@ -192,8 +193,8 @@ def naming(name: str, kind: str = "model", adapter: str | None = None) -> Iterat
         ) from error
 
 
-# Where the reference stands, by grader and as data sets are published; None: there is none. For a grader that is not
-# here: programs bring their tests, and a function of one's own may know.
+# The columns where published data sets have the reference, by grader; None: no reference. Any other grader, such as
+# `code` or the user's function, may do without.
 _ANSWER_COLUMNS: dict[str, tuple[str | None, ...]] = {
     "math": ("answer",),
     "exact": ("answer",),
@@ -204,20 +205,20 @@ _ANSWER_COLUMNS: dict[str, tuple[str | None, ...]] = {
 
 
 def load_problems(config: DatasetConfig, grader: str = "exact") -> list:
-    """The problems that a command line names, with the references that a grader takes."""
+    """The problems of a command line, with the references that a grader takes."""
     return load_rows(config, *_ANSWER_COLUMNS.get(grader, ("answer", None)))[1]
 
 
 def load_rows(config: DatasetConfig, *columns: str | None) -> tuple[list[dict], list, str | None]:
-    """The rows that a command line names, their problems, and the column with the references.
+    """The rows of a command line, their problems, and the column with the references.
 
-    That is the one that was named, or the first of `columns` that any row has.
+    That column is the one that was named, or the first of `columns` that any row has.
     """
     from ..runs import problems_from_rows
     from ..runs.rows import read_rows
 
     source: Any = read_rows(config.dataset, split=config.split, config=config.dataset_config)
-    # Not the whole of a large data set for a few rows; a number below 1 is refused below.
+    # A few rows of a large data set do not need all of it. A number below 1 is refused below.
     rows = list(source if config.num_problems is None else islice(source, max(config.num_problems, 0)))
     present = {None, *(name for row in rows if isinstance(row, dict) for name in row)}
     column = config.answer_column or next((name for name in columns if name in present), columns[0])
@@ -235,12 +236,12 @@ def load_rows(config: DatasetConfig, *columns: str | None) -> tuple[list[dict], 
 
 
 def unescape(text: str) -> str:
-    r"""Line breaks and tabs written as \n and \t, which a shell hands over as two characters."""
+    r"""The text with \n and \t, which a shell passes as two characters, as line breaks and tabs."""
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def json_object(text: str | dict | None, argument: str) -> dict[str, Any]:
-    """Read an option that holds a JSON object; a YAML file may hold the mapping itself."""
+    """Read an option that holds a JSON object, or the mapping itself in a YAML file."""
     if not text:
         return {}
     try:

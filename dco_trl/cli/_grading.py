@@ -1,4 +1,4 @@
-"""How commands grade: their arguments, and the verdicts that these ask for."""
+"""How commands grade: their arguments, and grading with them."""
 
 import os
 from dataclasses import dataclass
@@ -16,29 +16,28 @@ class GradingConfig:
         "math, exact, choice, json, regex, code, package.module:function or file.py:function.", default="math"
     )
     num_workers: int | None = option(
-        "Worker processes. Unless given, one per CPU, divided by the processes that a launcher started here.",
+        "Worker processes. By default one per CPU, divided by the processes that a launcher started here.",
         default=None,
     )
     timeout: float = option("Seconds a verdict may take.", default=10.0)
     grader_in_process: bool = option(
-        "Run package.module:function in this process, in batches, without --timeout and a memory limit: for a grader "
-        "that holds a model. Otherwise it runs in worker processes, one sample per call.",
+        "Run package.module:function in this process, in batches, without --timeout and a memory limit, for a grader "
+        "that holds a model. By default it runs in worker processes, one sample per call.",
         default=False,
     )
     verdict_cache: str | None = option(
-        "Folder for verdicts to remember, shared by all runs; 'none' remembers none. Unless given, dco-trl in the "
-        "user's cache folder.",
+        "Folder that keeps verdicts for all runs; 'none' keeps none. By default dco-trl in the user's cache folder.",
         default=None,
     )
 
 
 def grade(run: str, grading: GradingConfig, **more: Any) -> Any:
-    """Grade what a grader has not graded yet of a run's samples, with further arguments of `grade_run`."""
+    """Grade the samples of a run that lack verdicts; `more` are further arguments of `grade_run`."""
     from ..runs import grade_run
 
     arguments = grading_limits(grading) | more
     if more.get("ray_workers") is not None and grading.verdict_cache is None:
-        arguments["cache_dir"] = None  # the cache in a user's home, which machines may share, is not safe to share
+        arguments["cache_dir"] = None  # machines may share the user's home, and the cache is not safe to share
     return grade_run(run, grading.grader, **arguments)
 
 

@@ -1,4 +1,4 @@
-"""How commands sample: their arguments, and the sampler and the draws that these ask for."""
+"""How commands sample: their arguments, and the sampler and the draws made from them."""
 
 import sys
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ class SamplerConfig:
 
     output: str = option("The run's folder.")
     sampler: Literal["transformers", "vllm", "server"] = option(
-        "What samples: Transformers, vLLM in process, or a served endpoint.", default="transformers"
+        "Transformers, vLLM in this process, or a served endpoint.", default="transformers"
     )
     base_url: str | None = option("Address of the endpoint for --sampler server: http://HOST:PORT/v1.", default=None)
     temperature: float = option("Divides the logits.", default=1.0)
@@ -27,19 +27,19 @@ class SamplerConfig:
     max_tokens: int = option("Longest completion, in tokens.", default=512)
     stop: list[str] | None = option(r"Strings that end a completion. \n is a line break.", default=None)
     schedule: str | None = option(
-        "A schedule of `dco-trl schedule`, upon the same --model: which adapter and temperature to sample for attempt "
+        "A schedule of `dco-trl schedule` for the same --model: which adapter and temperature to sample for attempt "
         "1, 2, 3, …",
         default=None,
     )
     seed: int = option("Seed of the draws. Runs of several arms may share it: their draws are independent.", default=0)
     chunk_size: int | None = option(
-        "Sequences per part that is written. Unless given, five minutes of work, and 16,384 at most.", default=None
+        "Sequences per part on disk. By default five minutes of work, and 16,384 at most.", default=None
     )
     ray_workers: int | None = option(
-        "Sample with so many copies of the sampler on a Ray cluster; not for server.", default=None
+        "Sample with this many copies of the sampler on a Ray cluster; not for server.", default=None
     )
     ray_address: str | None = option(
-        "Address of the Ray cluster. Unless given, this machine's, else a new one here.", default=None
+        "Address of the Ray cluster. By default this machine's, else a new one here.", default=None
     )
     sampler_kwargs: dict[str, Any] | str | None = option(
         "Further options of the sampler, as JSON, for example '{\"max_model_len\": 2048}' for vllm.", default=None
@@ -50,7 +50,7 @@ class SamplerConfig:
 class SamplingConfig(SamplerConfig):
     """How to sample, how much, and where to."""
 
-    num_samples: int = option("Samples per problem. Raised later, it adds to the run.", kw_only=True)
+    num_samples: int = option("Samples per problem. A larger number later adds to the run.", kw_only=True)
 
 
 def sample(
@@ -60,8 +60,8 @@ def sample(
     problems: list | None = None,
     first_sample: int = 0,
 ) -> Any:
-    """Draw samples of `problems`, those of `data` unless given, into a run folder; give `sample_run`'s summary."""
-    # What can be wrong without the model is found out before minutes are spent on loading it.
+    """Draw samples of `problems`, by default those of `data`, into a run folder, and return the summary."""
+    # Check what can be checked before loading the model, which takes minutes.
     from ..runs import sample_run
     from ..runs.sample import check_run_size
 
@@ -88,7 +88,7 @@ def sample(
 
 
 def sampling_params(sampling: SamplerConfig) -> "SamplingParams":
-    """How to sample, checked."""
+    """The sampling parameters of a command line."""
     from ..sampling import SamplingParams
 
     return SamplingParams(
@@ -102,7 +102,7 @@ def sampling_params(sampling: SamplerConfig) -> "SamplingParams":
 
 
 def load_schedule(model: ModelConfig, sampling: SamplerConfig, params: "SamplingParams") -> "FollowedSchedule | None":
-    """The schedule that a command line names, refused before minutes are spent on loading the model."""
+    """The schedule of a command line, checked before the model is loaded."""
     if sampling.schedule is None:
         return None
     from ..runs.schedule_file import follow
@@ -115,14 +115,14 @@ def load_schedule(model: ModelConfig, sampling: SamplerConfig, params: "Sampling
 def load_sampler(
     model: ModelConfig, sampling: SamplerConfig, progress: bool, schedule: "FollowedSchedule | None" = None
 ) -> "Sampler":
-    """The sampler that a command line names; with room for the adapters of a schedule."""
+    """The sampler of a command line, with room for the adapters of a schedule."""
     from ..sampling import make_sampler
 
     sampler_kwargs = json_object(sampling.sampler_kwargs, "sampler_kwargs")
     if model.dtype is not None:
         if sampling.sampler == "server":
             raise UserError(
-                f"{model.dtype!r} cannot be chosen with --sampler server: its model is loaded already. Leave it out, "
+                f"{model.dtype!r} cannot be chosen with --sampler server: its model is already loaded. Leave it out, "
                 "and start the endpoint with that dtype.",
                 "dtype",
             )
@@ -141,7 +141,7 @@ def load_sampler(
         which |= {"num_workers": sampling.ray_workers, "address": sampling.ray_address}
         cluster = RaySampler(sampling.sampler, model.model, **which, **sampler_kwargs)
         try:
-            cluster.identity()  # a worker is ready, or tells why not
+            cluster.identity()  # wait until a worker is ready, or raises its error
         except BaseException:
             cluster.close()
             raise

@@ -1,4 +1,4 @@
-"""What may be wrong with the YAML file of `--config`, each as one error that names the file and the key."""
+"""Checks of the YAML file of `--config`; each error names the file and the key."""
 
 import argparse
 from pathlib import Path
@@ -7,11 +7,10 @@ import yaml
 
 
 def with_config_file(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
-    """The arguments as TRL's parser wants them, with `--config FILE` in two words; the file is checked.
+    """Check the config file, and return the arguments with `--config FILE` as two words for TRL's parser.
 
     Raises:
-        ValueError: There is no file after `--config`, it is no YAML, or has a key that is no text, or a value of
-            another kind than the argument.
+        ValueError: No file follows `--config`, the file is not YAML, a key is not text, or a value has the wrong type.
         OSError: The file cannot be read.
     """
     argv = [word for given in argv for word in (given.split("=", 1) if given.startswith("--config=") else [given])]
@@ -35,7 +34,7 @@ def _check(path: str, parser: argparse.ArgumentParser) -> None:
             raise ValueError(f"the config file {path} has the key {key!r}, which is not text. Put it in quotes.")
         action = actions.get(key)
         if action is None or value is None or isinstance(value, str):
-            continue  # text is parsed as on the command line
+            continue  # argparse parses text as on the command line
         is_list = action.nargs == "+"
         if is_list and not isinstance(value, list):
             raise ValueError(

@@ -13,8 +13,8 @@ from ._common import DatasetConfig, ModelConfig, execute, load_rows, naming, opt
 
 NOTE = (
     "Exact coverage counts the reference's exact string only, in its usual tokens and followed by the end of "
-    "sequence. An answer written otherwise, or reached by way of an explanation, is not counted: where a grader "
-    "accepts more, it is a lower bound."
+    "sequence. It counts no other way of writing the answer and no explanation before it: where a grader accepts "
+    "more, it is a lower bound."
 )
 
 
@@ -26,11 +26,11 @@ class ArmsConfig(ModelConfig):
         "Folder or name of the model; several, without --adapter.", default_factory=list
     )
     adapter: list[str] | None = option(  # type: ignore[assignment]
-        "Folders of adapters, each loaded in turn upon the one model.", default=None
+        "Folders of adapters, each loaded in turn onto the one model.", default=None
     )
 
     def __post_init__(self) -> None:
-        # A YAML file may have one name in place of a list.
+        # A YAML file may hold one name in place of a list.
         self.model = [self.model] if isinstance(self.model, str) else self.model
         self.adapter = [self.adapter] if isinstance(self.adapter, str) else self.adapter
 
@@ -41,17 +41,17 @@ class CoverageConfig:
 
     k: list[int] = option("Numbers of attempts, of any size.", default_factory=lambda: [1, 4, 16, 64, 256, 1024, 4096])
     completion_template: str = option(
-        r"What the model is to write, from columns: for example ' {answer}'. \n is a line break.", default="{answer}"
+        r"What the model should write, from columns, for example ' {answer}'. \n is a line break.", default="{answer}"
     )
     temperature: list[float] = option(
-        "Divides the logits, as in sampling. Several are taken from the same logits.", default_factory=lambda: [1.0]
+        "Divides the logits, as in sampling. Several temperatures use the same logits.", default_factory=lambda: [1.0]
     )
-    run: str | None = option("A graded run on the same problems, to be shown beside.", default=None)
-    grader: str | None = option("Which grader of --run, if there are several.", default=None)
+    run: str | None = option("A graded run on the same problems, to show beside the exact values.", default=None)
+    grader: str | None = option("The grader of --run, if there are several.", default=None)
     output: str | None = option(
         "A .json file for the numbers and every problem's log-probability; or a .parquet file with the "
         "log-probabilities alone, of any number of models, adapters and temperatures, for `dco-trl schedule`; it is "
-        "written anew after each adapter.",
+        "rewritten after each adapter.",
         default=None,
     )
 
@@ -83,7 +83,7 @@ def coverage(data: DatasetConfig, model: ArmsConfig, config: CoverageConfig) -> 
     measured: list[tuple[Any, Any, dict]] = []
     for loaded, adapter in _each_model(model):
         measured += _measure(loaded, adapter, problems, model, config)
-        if path.suffix == ".parquet":  # after each, so that a run that is stopped leaves what it measured
+        if path.suffix == ".parquet":  # after each, so that an interrupted command keeps what it measured
             arms, exacts, _ = zip(*measured, strict=True)
             write_arms(path, arms, exacts[0].problem_ids, [exact.log_p for exact in exacts])
 
@@ -132,11 +132,11 @@ def coverage(data: DatasetConfig, model: ArmsConfig, config: CoverageConfig) -> 
 
 
 def _check_arms(model: ArmsConfig, config: CoverageConfig) -> None:
-    """Refuse what cannot work before a model is loaded."""
+    """Refuse wrong combinations before a model is loaded."""
     adapters = model.adapter or []
     if not model.model or (adapters and len(model.model) > 1):
         raise UserError(
-            "must be one model, with any number of adapters, or several models without: got "
+            "must be one model with any number of adapters, or several models without adapters: got "
             f"{len(model.model)} models and {len(adapters)} adapters",
             "model",
         )
@@ -148,7 +148,7 @@ def _check_arms(model: ArmsConfig, config: CoverageConfig) -> None:
             raise UserError(f"{adapter} holds no adapter (no adapter_config.json); give whole models by --model")
     if max(len(model.model), len(adapters)) * len(config.temperature) > 1:
         if config.run:
-            raise UserError("stands beside one model at one temperature alone: name no more of them", "run")
+            raise UserError("goes with one model at one temperature only: name no more of them", "run")
         if config.output and Path(config.output).suffix != ".parquet":
             raise UserError(
                 f"must be a .parquet file for several models, adapters or temperatures, got {config.output}", "output"
@@ -156,7 +156,7 @@ def _check_arms(model: ArmsConfig, config: CoverageConfig) -> None:
 
 
 def _each_model(model: ArmsConfig) -> Iterator[tuple[Any, str]]:
-    """Each model, or the one model with each of its adapters; a model is loaded once."""
+    """Each model, or the one model with each of its adapters; each model is loaded once."""
     from ..sampling import TransformersSampler
 
     sampler_kwargs: dict[str, Any] = {"dtype": model.dtype} if model.dtype else {}
@@ -175,7 +175,7 @@ def _each_model(model: ArmsConfig) -> Iterator[tuple[Any, str]]:
 def _measure(
     loaded: Any, adapter: str, problems: list, model: ArmsConfig, config: CoverageConfig
 ) -> Iterator[tuple[Any, Any, dict]]:
-    """The arm of each temperature, its log-probabilities, and who it is in full."""
+    """The arm of each temperature, its log-probabilities, and the sampler's identity."""
     from ..runs.arm import Arm
     from ..runs.arms import refuse_nan
     from ..sampling import exact_coverage
@@ -213,7 +213,7 @@ def _sampled(config: CoverageConfig, problems: list, ks: list[int]) -> dict[str,
     results = load_results(config.run, config.grader)
     if results.schedule is not None:
         raise UserError(
-            f"{config.run} was sampled along a schedule of several arms, and is shown beside one model at one "
+            f"{config.run} was sampled along a schedule of several arms, but is to be compared with one model at one "
             "temperature. Give a run of that model."
         )
     counts = [p.num_samples for p in results.problems]
@@ -226,7 +226,7 @@ def _sampled(config: CoverageConfig, problems: list, ks: list[int]) -> dict[str,
     if differs := [name for name, value in exact.items() if sampling.get(name, value) != value]:
         told = [", ".join(f"{name} {values[name]:g}" for name in differs) for values in (sampling, exact)]
         notes.append(
-            f"The run was sampled with {told[0]}, the exact values are for {told[1]}: they are not the same quantity."
+            f"The run was sampled with {told[0]}, but the exact values are for {told[1]}: the quantities differ."
         )
     cells, numbers = {}, []
     if possible:

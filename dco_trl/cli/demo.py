@@ -16,12 +16,12 @@ class DemoConfig:
         "More N's (4, 16, 64, 256, 1024, 4096) and five seeds. About 20 minutes on two cores.", default=False
     )
     num_attempts: list[int] | None = option(
-        "N's of the DCO runs. Unless given, 16 and 256, or those of --full.", default=None
+        "N's of the DCO runs. By default 16 and 256, or those of --full.", default=None
     )
-    seeds: int | None = option("Number of seeds. Unless given, 1, or 5 with --full.", default=None)
+    seeds: int | None = option("Number of seeds. By default 1, or 5 with --full.", default=None)
     seed: int = option("The first seed.", default=0)
-    epochs: int | None = option("Epochs per run. Unless given, 34; with fewer there is less to see.", default=None)
-    workers: int | None = option("Runs at a time, one thread each. Unless given, the number of cores.", default=None)
+    epochs: int | None = option("Epochs per run. By default 34; fewer show less of the effect.", default=None)
+    workers: int | None = option("Runs at a time, one thread each. By default the number of cores.", default=None)
 
 
 def main(argv: list[str]) -> int:
@@ -67,8 +67,8 @@ def demo(config: DemoConfig) -> None:
             lambda done, total: progress.update(bar, completed=done, total=total),
         )
     console.print(
-        "pass@k, %: how many of the held-out problems are solved by at least one of k sampled answers. Exact, from "
-        "the model's probabilities. * marks a run's best pass@256.\n"
+        "pass@k, %: the share of held-out problems that at least one of k sampled answers solves, computed exactly "
+        "from the model's probabilities. * marks a run's best pass@256.\n"
     )
     console.print(coverage_table(results["runs"]))
     if num_seeds > 1:
@@ -76,11 +76,11 @@ def demo(config: DemoConfig) -> None:
     for sentence in sentences(results):
         console.print(f"\n{sentence}")
     console.print(
-        "\nThe k attempts spent over the models after all epochs of all runs, planned on half of the held-out "
+        "\nSpreading the k attempts over the models after all epochs of all runs, planned on half of the held-out "
         "problems and measured on the other half:\n"
     )
     console.print(schedule_table(results["summary"]))
     numbers, picture, vector = save_results(results, config.output_dir)
-    # Paths stay on one line, to be copied.
+    # Paths stay on one line, so that they can be copied.
     lines = f"\nTook {results['seconds']:.0f} s.\nPicture: {picture} (and {vector.name})\nNumbers: {numbers}"
     console.print(lines, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`dco-trl estimate`: sample a training data set's prompts, grade, and write it again with the counts as columns."""
+"""`dco-trl estimate`: sample and grade a training data set's prompts, and write it with the counts as columns."""
 
 import json
 from dataclasses import dataclass, replace
@@ -17,16 +17,16 @@ OUTPUT_TYPES = (".jsonl", ".parquet")
 class TrainingDatasetConfig(DatasetConfig):
     """The training data set."""
 
-    split: str = option("Split of the data set, where it has several.", default="train")
+    split: str = option("Split of the data set, if it has several.", default="train")
 
 
 @dataclass
 class EstimateConfig(SamplingConfig):
-    """How to sample, and where to."""
+    """How to sample, and where to write."""
 
     output: str = option("The .jsonl or .parquet file to write.")
     run: str | None = option(
-        "Folder for the samples. Unless given, beside the output: OUT.samples for OUT.jsonl.", default=None
+        "Folder for the samples. By default beside the output: OUT.samples for OUT.jsonl.", default=None
     )
 
 
@@ -38,18 +38,18 @@ def main(argv: list[str]) -> int:
 def estimate(data: TrainingDatasetConfig, model: ModelConfig, sampling: EstimateConfig, grading: GradingConfig) -> str:
     """Sample the prompts of a training data set, grade, and write the data set again with the columns num_sampled and
     num_correct, for CoTDCOTrainer with sampler='none'. A sample cut off at --max-tokens counts as wrong; one that the
-    grader could not judge does not count. Rows with the same prompt share their samples. Stopped at any moment, the
-    same command goes on from there.
+    grader could not judge does not count. Rows with the same prompt share their samples. After an interruption, the
+    same command goes on.
     """
     from ..runs import load_results
     from ..runs.grade import check_grader
     from ..runs.problems import what_is_asked
 
-    # What can be wrong without the model is found out before hours are spent on sampling.
+    # Check what can be checked before sampling, which may take hours.
     output = Path(sampling.output)
     _check_output(output, data.dataset)
     rows, problems, _ = load_rows(data, "answer")
-    # The trainer has one count for rows with the same prompt, so one of them is sampled.
+    # The trainer has one count for all rows with the same prompt, so one of them is sampled.
     distinct: dict[str, Any] = {}
     for problem in problems:
         distinct.setdefault(what_is_asked(problem), problem)
@@ -135,7 +135,7 @@ def _has_new_prompts(data: DatasetConfig) -> bool:
 
 
 def _as_sampled(row: dict[str, Any], prompt: Any, data: DatasetConfig) -> dict[str, Any]:
-    """The prompt as it was sampled, and the completion in the same form: TRL wants both plain or both messages."""
+    """The prompt as it was sampled, and the completion in the same form, because TRL allows no mixture."""
     if not _has_new_prompts(data):
         return {}
     completion = row.get("completion")

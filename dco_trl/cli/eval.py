@@ -1,4 +1,4 @@
-"""`dco-trl eval`: sample, grade and report in one go; each step goes on where it was stopped."""
+"""`dco-trl eval`: sample, grade and report in one go; each step goes on where it was interrupted."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from ._sampling import SamplingConfig, sample
 class EvalConfig(ReportConfig):
     """What to report, and where."""
 
-    report: str | None = option("Folder for the report. Unless given, `report` in the run's folder.", default=None)
+    report: str | None = option("Folder for the report. By default `report` in the run's folder.", default=None)
 
 
 def main(argv: list[str]) -> int:
@@ -23,13 +23,13 @@ def main(argv: list[str]) -> int:
 def evaluate(
     data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, grading: GradingConfig, report: EvalConfig
 ) -> None:
-    """Sample, grade and report. Stopped at any moment, the same command goes on from there."""
+    """Sample, grade and report. After an interruption, the same command goes on."""
     from ..report import DEFAULT_K, print_report, write_report
     from ..runs import load_results
     from ..runs.grade import check_grader
 
     problems = load_problems(data, grading.grader)
-    check_grader(grading.grader, problems)  # what does not fit is better found before sampling than after
+    check_grader(grading.grader, problems)  # rather before sampling than after it
     print(sample(data, model, sampling, problems))
     summary = grade(sampling.output, grading)
     print(summary)

@@ -1,4 +1,4 @@
-"""`dco-trl grade`: grade a run's samples, again and again, with one grader after another."""
+"""`dco-trl grade`: grade a run's samples with one grader after another."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +9,14 @@ from ._common import execute, option
 
 @dataclass
 class GradeConfig(_grading.GradingConfig):
-    """And whether to begin anew, and where."""
+    """Whether to grade again, and where."""
 
     regrade: bool = option("Delete this grader's verdicts first, for a function that has changed.", default=False)
     ray_workers: int | None = option(
-        "Grade on a Ray cluster, so many parts at a time, each with --num-workers.", default=None
+        "Grade this many parts at a time on a Ray cluster, each with --num-workers.", default=None
     )
     ray_address: str | None = option(
-        "Address of the Ray cluster. Unless given, this machine's, else a new one here.", default=None
+        "Address of the Ray cluster. By default this machine's, else a new one here.", default=None
     )
 
 

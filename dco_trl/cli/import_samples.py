@@ -7,11 +7,11 @@ from ._common import DatasetConfig, execute, load_problems, option
 
 @dataclass
 class ImportConfig:
-    """Where to, and what they are samples of."""
+    """Where to write the run, and what was sampled."""
 
     output: str = option("The run's folder.")
-    model: str | None = option("Name of the model, for schedules. Unless given, the folder's name.", default=None)
-    temperature: float = option("At which they were drawn, for schedules.", default=1.0)
+    model: str | None = option("Name of the model, for schedules. By default the folder's name.", default=None)
+    temperature: float = option("Temperature of the samples, for schedules.", default=1.0)
 
 
 def main(argv: list[str]) -> int:
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
 
 
 def import_run(data: DatasetConfig, config: ImportConfig, paths: list[str]) -> str:
-    """Make a run of samples from elsewhere, which grade, report and schedule take."""
+    """Make a run of samples from elsewhere, for grade, report and schedule."""
     from ..runs.import_samples import import_samples
 
     problems = load_problems(data)

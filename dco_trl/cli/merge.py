@@ -1,4 +1,4 @@
-"""`dco-trl merge`: one run of several, each a range of samples that a machine drew by itself."""
+"""`dco-trl merge`: merge runs, each with the range of samples that one machine drew."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from ._common import execute, option
 
 @dataclass
 class MergeConfig:
-    """Where to."""
+    """Where to write."""
 
-    output: str = option("The folder of the whole run; one that is there gets what it lacks.")
+    output: str = option("The folder of the merged run; an existing one gets what it lacks.")
 
 
 def main(argv: list[str]) -> int:
@@ -18,8 +18,8 @@ def main(argv: list[str]) -> int:
 
 
 def merge(config: MergeConfig, runs: list[str]) -> str:
-    """Make one run of several, samples and verdicts, which were drawn with --first-sample on machines that share
-    nothing. Runs of different things, and a sample that is there twice, are refused.
+    """Merge the samples and verdicts of runs that machines without a shared disk have drawn with --first-sample. Runs
+    that draw from different things, and a sample that is there twice, are refused.
     """
     from ..runs.merge import merge_runs
 

@@ -10,10 +10,10 @@ from ._common import ReportConfig, execute, option
 
 @dataclass
 class ReportCommandConfig(ReportConfig):
-    """What to report, of which verdicts, and where."""
+    """What to report, from which verdicts, and where."""
 
     output: str = option("Folder for the report.", default="report")
-    grader: str | None = option("Whose verdicts to read, where a run was graded by more than one.", default=None)
+    grader: str | None = option("The grader whose verdicts to read, if a run has several.", default=None)
 
 
 def main(argv: list[str]) -> int:
@@ -22,8 +22,8 @@ def main(argv: list[str]) -> int:
 
 
 def report(config: ReportCommandConfig, runs: list[str]) -> str:
-    """Report graded runs: tables here, and Markdown, JSON, pictures and one HTML page in a folder. The first run is
-    the one that the others are compared with.
+    """Report graded runs: print tables, and write Markdown, JSON, pictures and one HTML page into a folder. The other
+    runs are compared with the first.
     """
     from ..report import DEFAULT_K, print_report, write_report
     from ..runs import load_results
@@ -32,7 +32,7 @@ def report(config: ReportCommandConfig, runs: list[str]) -> str:
         raise UserError("no RUN given; name at least one folder of a graded run, such as runs/ce")
     results = [load_results(run, config.grader) for run in runs]
     names = [result.name for result in results]
-    # Folders of one name in different places are told apart by their paths.
+    # Folders with the same name get their paths as names.
     results = [
         dataclasses.replace(result, name=Path(run).as_posix()) if names.count(result.name) > 1 else result
         for run, result in zip(runs, results, strict=True)

@@ -1,4 +1,4 @@
-"""`dco-trl sample`: draw samples into a run folder, chunk by chunk, going on where an earlier call was stopped."""
+"""`dco-trl sample`: draw samples into a run folder, chunk by chunk, from where an earlier call stopped."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,8 @@ class RangeConfig:
     """Which samples."""
 
     first_sample: int = option(
-        "Draw the --num-samples from this index on, for runs on machines that share nothing; `dco-trl merge` makes "
-        "them one.",
+        "Index of the first of the --num-samples to draw, for machines without a shared disk; `dco-trl merge` merges "
+        "their runs.",
         default=0,
     )
 
@@ -24,5 +24,5 @@ def main(argv: list[str]) -> int:
 
 
 def sample(data: DatasetConfig, model: ModelConfig, sampling: _sampling.SamplingConfig, which: RangeConfig) -> Any:
-    """Draw samples into a run folder. Stopped at any moment, the same command goes on from there."""
+    """Draw samples into a run folder. After an interruption, the same command goes on."""
     return _sampling.sample(data, model, sampling, first_sample=which.first_sample)

@@ -15,14 +15,14 @@ class ScheduleConfig:
 
     num_attempts: int = option("Attempts to plan, for each problem.")
     output: str = option("The .yaml file of the schedule.")
-    max_arms: int = option("Sample at most this many arms: an adapter takes memory while it is served.", default=8)
+    max_arms: int = option("Sample at most this many arms: each adapter takes memory while it is served.", default=8)
     given_arms: list[str] | None = option(
-        "Also compare with these arms, each alone, such as the last checkpoint of each run: the folder of an adapter "
-        "or model, with ', T=1.5' for a temperature other than 1.",
+        "Also compare with each of these arms alone, such as the last checkpoint of each run: the folder of an "
+        "adapter or model, with ', T=1.5' for a temperature other than 1.",
         default=None,
     )
-    figure: str | None = option("A picture: .png, .svg or .pdf.", default=None)
-    grader: str | None = option("Whose verdicts to read, where a run was graded by more than one.", default=None)
+    figure: str | None = option("Also draw a picture: .png, .svg or .pdf.", default=None)
+    grader: str | None = option("The grader whose verdicts to read, if a run has several.", default=None)
 
 
 def main(argv: list[str]) -> int:
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
 
 def schedule(config: ScheduleConfig, paths: list[str]) -> None:
     """Plan which arm (a model with an adapter and a temperature) to sample for attempt 1, 2, 3, …, so that the first k
-    are good for every k. The expected values are measured on problems that were not planned on.
+    attempts are good for every k. The expected values are measured on problems that the plan did not use.
     """
     require("dco-trl schedule", "eval", "matplotlib", "rich", "scipy")
     from rich.console import Console
@@ -93,12 +93,12 @@ def schedule(config: ScheduleConfig, paths: list[str]) -> None:
 def _position(name: str, names: list[str]) -> int:
     """The arm of that name, with or without a slash at its end."""
     if name.rstrip("/") not in names:
-        raise UserError(f"names {name!r}, which is none of the arms: {', '.join(map(repr, names))}", "given_arms")
+        raise UserError(f"names {name!r}, which is not among the arms: {', '.join(map(repr, names))}", "given_arms")
     return names.index(name.rstrip("/"))
 
 
 def _expected_row(i: int, k: int, expected: Any, names: list[str], best: int, given: list[int]) -> dict[str, Any]:
-    """What k attempts, the i-th number of them, are expected to give, as the schedule's file has it."""
+    """The expected coverage of k attempts, the i-th of the numbers, for the schedule's file."""
     curve, against = expected.curve, expected.best_arm
     row = {
         "k": k,
@@ -130,7 +130,7 @@ def _shown(value: float, low: float, high: float, sign: str = "") -> str:
 
 
 def _measurable(measured: Any, num_attempts: int) -> list[int]:
-    """Powers of four, and the number of attempts, as far as every arm has enough samples."""
+    """Powers of four, and the number of attempts, up to the samples that every arm has."""
     counted = measured.log_p != measured.log_p  # NaN
     most = int(measured.num_sampled[counted].min(initial=num_attempts))
     return sorted({4**i for i in range(most.bit_length()) if 4**i <= most} | {most})
@@ -152,7 +152,7 @@ def _notes(measured: Any, planned: Any, data: dict[str, Any], ks: list[int], con
 
     notes = [
         "Brackets are 95 % intervals over problems. Schedule and best arm were chosen on one half of the problems and "
-        'measured on the other, both ways; "which" is the best on all of them.'
+        'measured on the other, both ways; "which" is the best arm on all problems.'
     ]
     if measured.num_left_out:
         notes.append(f"{measured.num_left_out:,} problems were not measured by every arm and are left out.")
@@ -164,7 +164,7 @@ def _notes(measured: Any, planned: Any, data: dict[str, Any], ks: list[int], con
             "The arms are of several models: `sample`, `eval` and `solve` follow schedules of one model with adapters."
         )
     if ks[-1] < config.num_attempts:
-        notes.append(f"Some arm has {ks[-1]:,} samples of a problem: larger k are planned, and not measured.")
+        notes.append(f"Some arm has only {ks[-1]:,} samples of a problem: larger k are planned but not measured.")
     if config.max_arms < len(measured.arms):
         everything = plan_attempts(config.num_attempts, **data)
         num_used, num_useful = (len(set(order.arm.tolist())) for order in (planned, everything))

@@ -1,4 +1,4 @@
-"""`dco-trl solve`: answer problems within a budget of attempts, with a grader that accepts what is right."""
+"""`dco-trl solve`: answer problems within a budget of attempts, with a grader that verifies answers."""
 
 import sys
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ from ._sampling import SamplerConfig, load_sampler, load_schedule, sampling_para
 class SolveConfig:
     """What to spend."""
 
-    num_attempts: int = option("Budget per problem. Raised later, it goes on with the unsolved.")
+    num_attempts: int = option("Budget per problem. A larger one later goes on with the unsolved problems.")
 
 
 def main(argv: list[str]) -> int:
@@ -23,16 +23,16 @@ def main(argv: list[str]) -> int:
 def solve(
     data: DatasetConfig, model: ModelConfig, sampling: SamplerConfig, grading: GradingConfig, config: SolveConfig
 ) -> str:
-    """Sample in rounds and leave a problem alone once the grader accepts an answer. Answers go to answers.jsonl in
-    the --output folder. A grader of one's own needs no column with reference answers. Stopped at any moment, the same
-    command goes on from there.
+    """Sample in rounds, and stop sampling a problem once the grader accepts an answer. Answers go to answers.jsonl in
+    the --output folder. Your own grader needs no column with reference answers. After an interruption, the same
+    command goes on.
     """
     from ..checks import check_integer
     from ..runs.grade import check_grader
     from ..runs.solve import ANSWERS
     from ..runs.solve import solve as solve_problems
 
-    # What can be wrong without the model is found out before minutes are spent on loading it.
+    # Check what can be checked before loading the model, which takes minutes.
     check_integer("num_attempts", config.num_attempts)
     params = sampling_params(sampling)
     schedule = load_schedule(model, sampling, params)

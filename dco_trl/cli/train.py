@@ -30,7 +30,7 @@ from ..trainer.cot_config import STATE_NAME
 from ._common import did_you_mean, naming, option, told
 from .config_file import with_config_file
 
-# What a user's mistake raises, in TRL and below it, before the first step.
+# The errors that a user's mistake raises before the first step, in TRL and below it.
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, DatasetsError)
 
 _DESCRIPTION = """\
@@ -41,8 +41,8 @@ ModelConfig, ScriptArguments and DatasetMixtureConfig), on the command line or i
   dco-trl train --config recipe.yaml --learning_rate 1e-4
   accelerate launch -m dco_trl train --config recipe.yaml
 
-What DCO adds: --num_attempts (N), --loss_reduction, --coverage_at, and --eval_dataset_name for an evaluation set that
-is not a split of --dataset_name. Data sets are names on the hub, folders with train.jsonl and test.jsonl, or files
+DCO adds --num_attempts (N), --loss_reduction, --coverage_at, and --eval_dataset_name for an evaluation set that is not
+a split of --dataset_name. Data sets are names on the hub, folders with train.jsonl and test.jsonl, or files
 (.jsonl, .json, .parquet, .csv), with the columns `prompt` and `completion`. On a CPU, add `--use_cpu true`.
 """
 _COT_DESCRIPTION = """\
@@ -56,26 +56,25 @@ file; the command line wins.
   accelerate launch -m dco_trl train-cot --config recipe.yaml --sampler server \\
       --sampler_kwargs '{"base_url": "http://HOST:8000/v1"}'
 
-What it adds: --sampler and --sampler_kwargs (where rationales come from), --grader (what judges them),
---num_rationales, --sampling_interval and the rest of CoTDCOConfig. Data sets have the columns `prompt`, `completion`
-(rationale and answer) and `answer` (what is graded by). On a CPU, add `--use_cpu true`.
+It adds --sampler and --sampler_kwargs (where rationales come from), --grader (what judges them), --num_rationales,
+--sampling_interval and the rest of CoTDCOConfig. Data sets have the columns `prompt`, `completion` (rationale and
+answer) and `answer` (the reference for the grader). On a CPU, add `--use_cpu true`.
 """
 
 
 @dataclass
 class DCOScriptArguments(ScriptArguments):
-    """TRL's arguments for the data, and an evaluation set of its own."""
+    """TRL's arguments for the data, and a separate evaluation set."""
 
     eval_dataset_name: str | None = option(
-        "Path or name of the dataset to evaluate on. If not given, the split `dataset_test_split` of `dataset_name` "
-        "is used.",
+        "Path or name of the dataset to evaluate on. By default the split `dataset_test_split` of `dataset_name`.",
         default=None,
     )
 
 
 @dataclass
 class CoTDCOScriptArguments(DCOScriptArguments):
-    """And what grades sampled rationales."""
+    """Also the grader of sampled rationales."""
 
     grader: str = option(
         "'math', 'exact', or 'package.module:function' with the signature of a TRL reward function.", default="math"
@@ -83,7 +82,7 @@ class CoTDCOScriptArguments(DCOScriptArguments):
 
 
 def make_parser(config_class: type[DCOConfig] = DCOConfig) -> TrlParser:
-    """TRL's parser over the arguments of `trl sft`, with `DCOConfig` or `CoTDCOConfig` for `SFTConfig`."""
+    """TRL's parser for the arguments of `trl sft`, with `DCOConfig` or `CoTDCOConfig` for `SFTConfig`."""
     is_cot = issubclass(config_class, CoTDCOConfig)
     script_class = CoTDCOScriptArguments if is_cot else DCOScriptArguments
     dataclass_types: Any = (script_class, config_class, ModelConfig, DatasetMixtureConfig)
@@ -93,7 +92,7 @@ def make_parser(config_class: type[DCOConfig] = DCOConfig) -> TrlParser:
         usage="%(prog)s [--config FILE.yaml] [ARGUMENTS]",
         description=_COT_DESCRIPTION if is_cot else _DESCRIPTION,
         formatter_class=_HelpFormatter,
-        # A prefix of a flag is refused, as a prefix of a YAML key is: the next TRL release may make it ambiguous.
+        # Like a prefix of a YAML key, a prefix of a flag is refused: the next TRL release may make it ambiguous.
         allow_abbrev=False,
     )
 
@@ -105,14 +104,14 @@ def _command(config_class: type[DCOConfig]) -> str:
 def parse(
     argv: list[str], config_class: type[DCOConfig] = DCOConfig
 ) -> tuple[DCOScriptArguments, DCOConfig, ModelConfig, DatasetMixtureConfig]:
-    """Parse flags and `--config FILE`; unknown flags and keys, and neither model nor data, are a `ValueError`."""
+    """Parse flags and `--config FILE`. An unknown flag or key, and a missing model or data set, are a `ValueError`."""
     parser = make_parser(config_class)
     argv = with_config_file(argv, parser)
     try:
         parsed: Any = parser.parse_args_and_config(
             argv, return_remaining_strings=True, separate_remaining_strings=True
         )
-    except ValueError:  # from a value; what is missing comes first
+    except ValueError:  # a wrong value; report missing arguments first
         given, _ = parser.parse_known_args(argv)
         _check_model_and_data(given, given, given)
         raise
@@ -141,12 +140,12 @@ def _check_model_and_data(model_args: Any, script_args: Any, mixture: Any) -> No
 def load_data(
     script_args: DCOScriptArguments, training_args: DCOConfig, mixture: DatasetMixtureConfig
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
-    """The training set, and the evaluation set if there is to be any evaluation."""
+    """The training set, and the evaluation set if the run evaluates."""
     if mixture.datasets:
         if script_args.dataset_name:
             warnings.warn("`datasets` and `dataset_name` are both given: `dataset_name` is ignored.", stacklevel=2)
         data: Any = get_dataset(mixture)
-        # TRL's mixture names its splits itself.
+        # TRL names the splits of a mixture.
         train, test, where = data["train"], "test", "the mixture `datasets`"
     else:
         assert script_args.dataset_name is not None  # or `parse` had refused it
@@ -159,7 +158,7 @@ def load_data(
     if script_args.eval_dataset_name is not None:
         data = _load(script_args.eval_dataset_name, script_args)
         where = f"`eval_dataset_name={script_args.eval_dataset_name}`"
-        if len(data) == 1 and test not in data:  # a file: there is nothing to choose
+        if len(data) == 1 and test not in data:  # a file has one split
             (test,) = data
         return train, _split(data, test, where, "Set `dataset_test_split`.")
     ways_out = "Set `eval_dataset_name` or `dataset_test_split` (`test_split_size` for a mixture), or"
@@ -189,7 +188,7 @@ def make_trainer(
     model_args: ModelConfig,
     mixture: DatasetMixtureConfig,
 ) -> DCOTrainer:
-    """The trainer that the arguments describe, as `trl sft` makes its own."""
+    """The trainer that the arguments describe, made as `trl sft` makes its own."""
     assert model_args.model_name_or_path is not None  # or `parse` had refused it
     training_args.resume_from_checkpoint = checkpoint_to_resume(
         training_args.resume_from_checkpoint,
@@ -229,7 +228,7 @@ def _state_files(args: DCOConfig) -> tuple[str, ...]:
 
 
 def _check_output(folder: str) -> None:
-    """Raise an `OSError` now, and not after hours, for a folder that cannot be written."""
+    """Raise an `OSError` now, rather than after hours, if the folder cannot be written."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -240,7 +239,7 @@ def _check_output(folder: str) -> None:
 
 @contextmanager
 def _one_import_error() -> Iterator[None]:
-    """A tracker of `report_to` that is not installed is a RuntimeError of Transformers."""
+    """Turn Transformers' RuntimeError about a missing tracker of `report_to` into an ImportError."""
     try:
         yield
     except RuntimeError as error:
@@ -276,21 +275,21 @@ def main(argv: list[str], config_class: type[DCOConfig] = DCOConfig) -> int:
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=on_hub)
         trainer.accelerator.print(f"Model pushed to https://huggingface.co/{trainer.hub_model_id}.")
-    # Together: a process whose peer has gone can wait for it for ever while gloo's threads are taken down.
+    # All together: once a peer is gone, a process may wait for it forever while gloo's threads stop.
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     return 0
 
 
 def _interrupted(trainer: DCOTrainer) -> str:
-    """At which step, and how to go on."""
+    """The step of an interruption, and how to go on."""
     told = f"interrupted at step {trainer.state.global_step:,}"
     try:
         last = checkpoint_to_resume(True, trainer.args.output_dir, also=_state_files(trainer.args))
     except FileNotFoundError:
-        return f"{told}, before a checkpoint was saved (--save_strategy and --save_steps): it begins anew"
+        return f"{told}, before a checkpoint was saved (--save_strategy and --save_steps): training starts over"
     return f"{told}; the same command with `--resume_from_checkpoint true` goes on from {last}"
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults for each argument, and the description as it is written."""
+    """Shows the default of each argument, and the description as it is written."""

@@ -132,12 +132,12 @@ def test_coverage_from_a_yaml_file_with_one_name(here, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "--model must be one model, with any number of adapters, or several models without: got 0 models"),
+        ([], "--model must be one model with any number of adapters, or several models without adapters: got 0"),
         (["--model", "MODEL", "OTHER", "--adapter", "runs/ce"], "got 2 models and 1 adapters"),
         (["--model", "MODEL", "MODEL"], "--model names an entry twice"),
         (["--model", "MODEL", "--adapter", "OTHER"], "OTHER holds no adapter (no adapter_config.json)"),
         (["--model", "MODEL", "OTHER", "--output", "exact.json"], "--output must be a .parquet file for several"),
-        (["--model", "MODEL", "--temperature", "1", "2", "--run", "runs/x"], "--run stands beside one model at one"),
+        (["--model", "MODEL", "--temperature", "1", "2", "--run", "runs/x"], "--run goes with one model at one temp"),
         (["--model", "MODEL", "--temperature", "0"], "temperature must be above 0"),
     ],
 )
@@ -233,7 +233,7 @@ def test_a_schedule_of_graded_runs(here, tmp_path, capsys):
     assert main(["schedule", f"{tmp_path}/ce", f"{tmp_path}/dco", *arguments]) == 0
     out = capsys.readouterr().out
     assert "2 arms measured on 8 problems" in out
-    assert "Some arm has 6 samples of a problem: larger k are planned, and not measured." in out
+    assert "Some arm has only 6 samples of a problem: larger k are planned but not measured." in out
     assert "problems were solved by no arm" in out
     assert {arm.adapter for arm in read_schedule(tmp_path / "schedule.yaml").arms} <= {"runs/ce", "runs/dco"}
 
@@ -243,7 +243,7 @@ def test_a_schedule_of_graded_runs(here, tmp_path, capsys):
     [
         (["absent"], "absent holds no arms"),
         ([], "there are no arms: name files of `dco-trl coverage`"),
-        (["ARMS", "--given-arms", "runs/d"], "--given-arms names 'runs/d', which is none of the arms: 'runs/a"),
+        (["ARMS", "--given-arms", "runs/d"], "--given-arms names 'runs/d', which is not among the arms: 'runs/a"),
         (["ARMS", "--max-arms", "0"], "--max-arms must be an integer of at least 1, got 0"),
         (["ARMS", "--num-attempts", "0"], "--num-attempts must be an integer of at least 1, got 0"),
     ],
@@ -305,7 +305,7 @@ def test_eval_along_a_schedule_reports_it_and_goes_on(here, tmp_path, capsys, pl
     assert "the schedule plans 6 attempts: beyond them its last arm, runs/ce, goes on" in printed.err
     check_draws(tmp_path / "run", planned, 3, 8)
     assert main(["coverage", "--model", "MODEL", *TEMPLATE, "--run", str(tmp_path / "run")]) == 2
-    assert "was sampled along a schedule of several arms, and is shown beside one model" in capsys.readouterr().err
+    assert "was sampled along a schedule of several arms, but is to be compared" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
