@@ -1,4 +1,4 @@
-"""The report of one or more evaluated runs: tables, Markdown, JSON, pictures, and a page to look at."""
+"""The report of one or more evaluated runs: tables, Markdown, JSON, pictures, and an HTML page."""
 
 import io
 import json
@@ -43,41 +43,40 @@ def write_report(
 ) -> Report:
     r"""Write the report of one or more runs into a folder.
 
-    The files, written over where they are there already:
+    The files, which replace those of an earlier report:
 
-    - `report.html`: one page without any network access: the pictures with their values under the pointer, and a table
+    - `report.html`: one page without network access: the pictures with their values under the pointer, and a table
       of problems to sort and search, each with its distinct answers, their counts and verdicts, and a few raw samples;
     - `report.md`: the tables and links to the pictures;
     - `report.json`: every number, with intervals and manifests;
-    - `coverage`, `confidence` and `success`, as `.png` and `.svg` (with `-1`, `-2`, … in the name, one of each for
-      every group of runs, where the runs are not all on the same problems).
+    - `coverage`, `confidence` and `success`, as `.png` and `.svg`. If the runs are not all on the same problems, each
+      group of runs has its own, with `-1`, `-2`, … in the names.
 
-    pass@k is the unbiased estimate, averaged over problems, and given only where every problem has at least k samples.
-    Of a run along a schedule it is that of the first k attempts; the curves of its arms, alone, are drawn thinly.
-    Runs on the same problems are compared pair by pair with the first of them.
+    pass@k is the unbiased estimate, averaged over problems, for each k that every problem has samples for. With a
+    schedule it is that of the first k attempts; thin curves show each arm alone. Runs on the same problems are
+    compared pair by pair with the first of them.
 
-    The keys of `report.json`, each value of `k` with its `estimate` (or `difference`), `low`, `high`, `reliable`:
+    The keys of `report.json`, where each `k` has its `estimate` (or `difference`), `low`, `high` and `reliable`:
 
     - `k`, `confidence`, `interval_method`, `warnings`, `created`, `dco_trl`, `format`;
     - `groups`, runs on the same problems: `runs` (indices), `num_problems`, `k`, `majority_k`, `comparisons` (each
       with `baseline`, `run` and `pass_at_k`);
     - `runs`: `name`, `grader`, `manifest`, `num_problems`, `num_samples`, `samples` (counts), `pass_at_k`, `curve`,
-      `left_out`, `majority_at_k`, `at_least_m_of_k` (with `num_required`; neither along a schedule), `never_solved`,
-      `problems` (counts, and the most frequent answer of each), and `arms` (of a run along a schedule: `name`,
+      `left_out`, `majority_at_k` and `at_least_m_of_k` (with `num_required`; both empty with a schedule),
+      `never_solved`, `problems` (counts, and the most frequent answer of each), and `arms` (with a schedule: `name`,
       `num_samples` and `curve` of each arm alone).
 
     Args:
         results: The runs, as `load_results` reads them, with different names.
         output_dir: The folder, made if need be.
-        k: Numbers of attempts to report; those above the number of samples are left out, and the report says so.
+        k: Numbers of attempts to report. Those above the number of samples are left out with a note.
 
     Returns:
         The numbers, and the paths of the files.
 
     Raises:
-        ValueError: There is no run, two runs share a name, a run has no problems or a problem no samples or counts
-            that contradict each other, or k is not made of whole numbers from 1 up.
-        OSError: A file could not be written. An earlier report in the folder is then as it was.
+        ValueError: As for `summarise`.
+        OSError: A file could not be written. An earlier report in the folder is then unchanged.
 
     Examples:
         >>> import tempfile
@@ -89,7 +88,7 @@ def write_report(
         [(1, 0.75), (4, 1.0)]
 
     Relations:
-        `print_report` prints the tables. `dco-trl report` is this from the command line.
+        `print_report` prints the tables. `dco-trl report` calls this function.
     """
     summary = summarise(results, k)
     pictures = {"coverage": plot_coverage, "confidence": plot_confidence, "success": plot_success}
@@ -107,7 +106,7 @@ def write_report(
         "report.md": tables.markdown(summary),
         "report.json": numbers,
     }
-    # Model output may hold lone surrogates, which are no UTF-8.
+    # Model output may hold lone surrogates, which UTF-8 cannot encode.
     files = {name: text.encode("utf-8", errors="backslashreplace") for name, text in texts.items()}
     folder = Path(output_dir)
     _write(folder, {**plots, **files})
@@ -122,7 +121,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """Write the files, all under other names first, so that no report is ever half an old and half a new one."""
+    """Write all files under temporary names first, so that no report mixes old and new files."""
     unfinished = {folder / f".{name}.unfinished": folder / name for name in files}
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -38,25 +38,25 @@ DEFAULT_K = (1, 4, 16, 64, 256, 1024, 4096)
 CONFIDENCE = 0.95
 INTERVAL_METHOD = (
     "Brackets and bands are 95 % intervals for the mean over problems (BCa bootstrap; Student's for paired "
-    "differences), each k on its own. Where fewer than five problems' worth separate the mean from 0 or 1, or fewer "
-    "than six make a difference, the interval is too short; such values are marked with *."
+    "differences), separately for each k. Where fewer than five problems' worth separate the mean from 0 or 1, or "
+    "fewer than six problems differ, the interval is too short, and the value is marked with *."
 )
 
 
 def summarise(results: Sequence[RunResult], k: Sequence[int] = DEFAULT_K) -> Summary:
     """Compute everything a report shows about one or more runs.
 
-    Runs on the same problems (same ids, same reference answers) form a group and are compared pair by pair with the
-    group's first run; runs on other problems are summarised apart. pass@k is given only where every problem of the run
-    has at least k samples.
+    Runs on the same problems (same ids and reference answers) form a group and are compared pair by pair with the
+    group's first run. Runs on other problems are summarised separately. pass@k is given only for k up to the fewest
+    samples of a problem.
 
     Args:
-        results: The runs, each with a name of its own.
-        k: Numbers of attempts to report, at least 1. Those above the fewest samples of a problem are left out, and
-            listed as left out.
+        results: The runs, with different names.
+        k: Numbers of attempts to report, at least 1. Those above the fewest samples of a problem are listed as left
+            out.
 
     Returns:
-        The numbers; the keys of `report.json` in the documentation of `write_report` are its fields.
+        The numbers. Its fields are the keys of `report.json`, which `write_report` documents.
 
     Raises:
         ValueError: There is no run, two runs share a name, a run has no problems or one problem twice, a problem's
@@ -84,7 +84,7 @@ def summarise(results: Sequence[RunResult], k: Sequence[int] = DEFAULT_K) -> Sum
 
 
 def _check(results: Sequence[RunResult], k: Sequence[int]) -> None:
-    """A report never shows a damaged number."""
+    """Refuse results that contradict themselves: a report never shows a damaged number."""
     if not results:
         raise UserError("results: got no run; pass at least one, as `load_results(run_dir)` gives it")
     if twice := _twice([result.name for result in results]):
@@ -140,13 +140,13 @@ def _warnings(results: Sequence[RunResult], groups: list[list[int]]) -> list[str
             for members in groups
         )
         warnings.append(
-            f"The runs are not on the same problems (ids and reference answers differ), so they are reported "
+            f"The runs are not on the same problems (ids or reference answers differ), so they are reported "
             f"separately and not compared: {parts}."
         )
     if len({result.grader for result in results}) > 1:
         parts = ", ".join(f"{result.name}: {result.grader}" for result in results)
         warnings.append(
-            f"The runs were graded by different graders ({parts}); a difference between them may be the graders'."
+            f"The runs were graded by different graders ({parts}), which may cause a difference between the runs."
         )
     for members in groups:
         first, *others = (results[index] for index in members)
@@ -172,17 +172,17 @@ class Counts:
         # Samples and correct ones, shape (arms, 2, problems).
         by_arm = np.array([problem.by_arm for problem in result.problems], dtype=np.int64)
         self.by_arm = by_arm.reshape(len(self.ids), len(self.arms), 2).transpose(1, 2, 0)
-        # The largest k for which a problem has the samples.
+        # The largest k that each problem has the samples for.
         self.reach = self.num_samples
         if self.schedule is not None:
-            # Attempts of each arm among the first k never fall with k, so the first arm that runs out decides.
+            # An arm's attempts among the first k never fall with k, so the first arm to run out decides.
             needed = self.schedule.counts(np.arange(self.num_samples.max() + 1))
             of_arms = zip(needed.T, self.by_arm[:, 0], strict=True)
             self.reach = np.min([np.searchsorted(needs, n, side="right") - 1 for needs, n in of_arms], axis=0)
         self.fewest = int(self.reach.min())
 
     def pass_at_k(self, ks: list[int]) -> NDArray[np.float64]:
-        """Unbiased estimates, shape (problems, K): along the schedule, if there is one."""
+        """Unbiased estimates, shape (problems, K), along the schedule if there is one."""
         if self.schedule is None:
             return pass_at_k(self.num_samples[:, None], self.num_correct[:, None], ks)
         return scheduled_pass_at_k(self.schedule, ks, num_sampled=self.by_arm[:, 0], num_correct=self.by_arm[:, 1])
@@ -193,7 +193,7 @@ def _group(members: list[int], counts: list[Counts], runs: list[RunSummary]) -> 
     comparisons = []
     for index in others:
         ks = sorted({entry.k for entry in runs[first].pass_at_k} & {entry.k for entry in runs[index].pass_at_k})
-        if ks:  # otherwise no k was asked for that both have the samples for
+        if ks:  # or no requested k has enough samples in both runs
             position = {problem_id: i for i, problem_id in enumerate(counts[index].ids)}
             order = [position[problem_id] for problem_id in counts[first].ids]
             values = counts[first].pass_at_k(ks), counts[index].pass_at_k(ks)[order]
@@ -215,8 +215,8 @@ def _run(result: RunResult, counts: Counts, ks: list[int]) -> RunSummary:
         missing = [problem_id for problem_id, reach in zip(ids, counts.reach, strict=True) if not reach]
         raise UserError(
             f"run {result.name}: {len(missing):,} of {len(ids):,} problems ({missing[0]!r}) have no sample of the "
-            "schedule's first attempt, so that nothing can be said of any k. A range is missing: draw it, and merge "
-            "it into this run."
+            "schedule's first attempt, so no k can be estimated. A range is missing: draw it, and merge it into this "
+            "run."
         )
     reported = [k for k in ks if k <= fewest]
     never = never_solved(n, c, CONFIDENCE)
@@ -247,7 +247,7 @@ def _run(result: RunResult, counts: Counts, ks: list[int]) -> RunSummary:
 
 
 def curve_points(largest: int) -> list[int]:
-    """Return whole numbers from 1 to `largest`: four for each doubling, as far as whole numbers allow."""
+    """Return whole numbers from 1 to `largest`, about four for each doubling."""
     return sorted({round(2**step) for step in np.arange(0, np.log2(largest), 1 / 4)} | {largest})
 
 
@@ -256,7 +256,7 @@ def _curve(counts: Counts, ks: list[int]) -> list[Estimate]:
 
 
 def _arms(counts: Counts, ks: list[int]) -> list[ArmSummary]:
-    """Each arm alone, as far as every problem has samples of it."""
+    """Each arm alone, up to the samples of it that every problem has."""
     found = []
     for arm, (n, c) in zip(counts.arms, counts.by_arm, strict=True):
         fewest = int(n.min())
@@ -278,7 +278,7 @@ def _majority(problems: Sequence[ProblemResult], ks: list[int]) -> list[Estimate
 
 
 def _piles(problem: ProblemResult) -> list[tuple[str, int, int]]:
-    """What a vote counts: each answer, its samples, and those that were accepted; the most frequent first."""
+    """The piles of a vote: each answer, its samples, and the accepted ones; the most frequent first."""
     counts: Counter[str] = Counter()
     correct: Counter[str] = Counter()
     for answer in problem.answers:
@@ -289,7 +289,7 @@ def _piles(problem: ProblemResult) -> list[tuple[str, int, int]]:
 
 
 def _at_least(n: NDArray, c: NDArray, ks: list[int]) -> list[AtLeast]:
-    """More than half of k, for each k of which that is not all."""
+    """The chance that more than half of k samples are correct, for each k where that is not all of them."""
     pairs = [(k // 2 + 1, k) for k in ks if k // 2 + 1 < k]
     if not pairs:
         return []
@@ -303,7 +303,7 @@ def _estimates(curve: PassAtKCurve) -> list[Estimate]:
 
 
 def _rows(*columns: NDArray) -> Iterator[tuple]:
-    """Plain numbers, row by row."""
+    """The rows of some columns, as plain numbers."""
     return zip(*(column.tolist() for column in columns), strict=True)
 
 

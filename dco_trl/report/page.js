@@ -107,7 +107,7 @@ function problemTable(group, groupIndex) {
   const heading = report.groups.length > 1 ? [element("h3", {}, visible(group.title))] : [];
   return [...heading, element("div", { class: "tools" }, label, search, status),
     element("div", { class: "scroll" }, element("table", { class: "problems" },
-      element("caption", {}, "Choose a column's heading to sort by it, a problem to see its answers."),
+      element("caption", {}, "Choose a column's heading to sort by it, or a problem to see its answers."),
       element("thead", {}, element("tr", {}, ...headers)), body)), more];
 }
 

@@ -1,10 +1,10 @@
-"""The report as one HTML file that needs no network, and whose policy forbids it one.
+"""The report as one HTML file that needs no network and whose policy forbids any.
 
-Everything that comes from a model, a data set or a manifest is text: the template escapes it, and in the embedded JSON
-no character can end the script element; `page.js` puts it into the page through `textContent`. Scripts run by their
-hash alone, so markup that slipped through would still not run.
+Everything that comes from a model, a data set or a manifest is text. The template escapes it, no character in the
+embedded JSON can end the script element, and `page.js` puts it into the page through `textContent`. Only scripts with
+a known hash run, so even markup that slipped through would not.
 
-Of each problem the page holds enough to search and to sort, and as much text as fits.
+For each problem, the page holds enough to search and sort, and as much text as fits.
 """
 
 import base64
@@ -21,15 +21,15 @@ from ..runs.results import ProblemResult, RunResult
 from .summary import Group, Summary
 from .tables import PAIRED_TITLE, TITLE, flat, never_solved_text, notes, plot_suffix, tables
 
-# The details of all problems; the rest of the page is small beside them.
+# The most bytes for the details of all problems; the rest of the page is small.
 DETAIL_BYTES = 12_000_000
-# Enough of a prompt to recognise and to search a problem by; the whole of it is in the details.
+# Characters of a prompt to recognise and search a problem by; the details hold more.
 EXCERPT = 240
 
 
 @dataclass(frozen=True)
 class Caps:
-    """How much of each problem the page shows: distinct answers, their characters, raw samples, their characters."""
+    """How much of each problem the page shows: numbers of answers and raw samples, and characters of each text."""
 
     answers: int
     answer_length: int
@@ -46,7 +46,7 @@ class Caps:
         )
 
 
-# From generous to terse; the first under DETAIL_BYTES is taken. The last shows counts and one answer.
+# From generous to terse; the first that stays under DETAIL_BYTES is used.
 CAPS = (
     Caps(100, 300, 6, 4000, 8000),
     Caps(50, 200, 6, 2000, 4000),
@@ -100,12 +100,12 @@ def render(summary: Summary, results: Sequence[RunResult], pictures: Mapping[str
 
 
 def _asset(name: str) -> str:
-    # A parser turns \r\n into \n, and a hash is taken of what it sees.
+    # An HTML parser turns \r\n into \n before it hashes a script.
     return (files(__package__) / name).read_text(encoding="utf-8").replace("\r\n", "\n")
 
 
 def clear_cells(group: Group) -> set[tuple[str, int]]:
-    """Row's name and column of the paired differences whose interval leaves out 0."""
+    """Row name and column of the paired differences whose interval excludes 0."""
     return {
         (f"pass@{row.k}", column)
         for column, entry in enumerate(group.comparisons, start=1)
@@ -115,12 +115,12 @@ def clear_cells(group: Group) -> set[tuple[str, int]]:
 
 
 def script_json(value: Any) -> str:
-    """Return JSON that is safe inside a script element: nothing in it can end the element or open a comment."""
+    """Return JSON that can neither end a script element nor open a comment inside it."""
     return htmlsafe_json_dumps(value, allow_nan=False, separators=(",", ":"))
 
 
 def _group_data(summary: Summary, results: Sequence[RunResult], group: Group) -> dict[str, Any]:
-    """A group's table of problems without their details."""
+    """The table of problems of a group, without details."""
     runs = summary.runs_of(group)
     by_id = [{problem.problem_id: problem for problem in run.problems} for run in runs]
     return {
@@ -149,7 +149,7 @@ def _group_data(summary: Summary, results: Sequence[RunResult], group: Group) ->
 
 
 def details(summary: Summary, results: Sequence[RunResult]) -> tuple[Caps, list[tuple[str, str]]]:
-    """Return the details of every problem, by the ids of their elements, as much of them as the page may weigh."""
+    """Return the caps that fit, and the details of every problem under them, by the ids of their elements."""
     problems: dict[str, list[ProblemResult]] = {}
     for group_index, group in enumerate(summary.groups):
         runs = [results[index].problems for index in group.runs]
@@ -195,11 +195,11 @@ def _detail(problems: list[ProblemResult], caps: Caps) -> dict[str, Any]:
 
 
 def _examples(problem: ProblemResult) -> list[tuple[int, str, bool]]:
-    """Right and wrong samples in turn, so that a cap leaves some of each."""
+    """Right and wrong samples in turn, so that a cap keeps some of each."""
     kinds = [[example for example in problem.examples if example[2] is correct] for correct in (True, False)]
     return [kind[i] for i in range(len(problem.examples)) for kind in kinds if i < len(kind)]
 
 
 def _cut(text: str, length: int) -> list[Any]:
-    """The beginning of a text, and how many characters are left out."""
+    """The beginning of a text, and the number of characters left out."""
     return [text[:length], max(0, len(text) - length)]

@@ -1,8 +1,7 @@
-"""The pictures of a report: coverage against k, confidence, success rates. Summaries in, a matplotlib `Figure` out.
+"""The pictures of a report: coverage against k, confidence and success rates, each a matplotlib `Figure`.
 
 Figures are made without pyplot, so they need no display, keep no global state and are safe in any thread. Runs differ
-by colour (a palette that colour-blind readers can tell apart), by line style and by marker, so that a grey print still
-reads.
+by colour (a palette that colour-blind readers can tell apart), line style and marker, so a grey print is readable too.
 """
 
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ _ONE_ARM: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.7}
 
 
 def plot_coverage(runs: Sequence[RunSummary]) -> Figure:
-    """Plot pass@k against k on a log axis with its band, and thinly a schedule's arms."""
+    """Plot pass@k with its band against k on a log axis, and the arms of a schedule as thin lines."""
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
     axes = figure.subplots()
     for index, run in enumerate(runs):
@@ -62,15 +61,15 @@ def _columns(curve: Sequence[Estimate]) -> np.ndarray:
 
 
 def _powers_of_four(k: np.ndarray) -> list[int]:
-    """Indices of the points nearest to 1, 4, 16, …, for markers that do not crowd."""
+    """Indices of the points nearest to 1, 4, 16, …, which get the markers."""
     powers = 4.0 ** np.arange(0, np.log(k.max()) / np.log(4) + 1e-9)
     return sorted({int(np.abs(np.log(k) - np.log(power)).argmin()) for power in powers})
 
 
 def plot_confidence(runs: Sequence[RunSummary]) -> Figure:
-    """Plot, one panel per run, how sure the model is of its most frequent answer where it is right and where not.
+    """Plot, in a panel per run, the share of the most frequent answer, apart for right and wrong answers.
 
-    Figure 4 of the DCO paper, arXiv 2502.07154: cross-entropy training piles this up near 1, wrong answers too.
+    Figure 4 of the DCO paper, arXiv 2502.07154: cross-entropy training moves both towards 1.
     """
     columns = min(len(runs), 3)
     rows = -(-len(runs) // columns)
@@ -93,7 +92,7 @@ def plot_confidence(runs: Sequence[RunSummary]) -> Figure:
 
 
 def plot_success(runs: Sequence[RunSummary]) -> Figure:
-    """Plot how many problems have which success rate, on halving bins, never solved ones apart."""
+    """Plot a histogram of the problems' success rates on halving bins, with never solved problems apart."""
     figure = Figure(figsize=(7.0, 4.0), layout="constrained")
     axes = figure.subplots()
     width = 0.82 / len(runs)
@@ -103,7 +102,7 @@ def plot_success(runs: Sequence[RunSummary]) -> Figure:
     for index, run in enumerate(runs):
         labels, counts = count_success_rates([problem.success_rate for problem in run.problems], 1 / most)
         of_runs.append(counts)
-        # "never" stands half a bar apart: it is no rate on the axis.
+        # "never" stands half a bar apart, because it is not a rate on the axis.
         centres = np.arange(len(labels)) - np.where(np.arange(len(labels)) == 0, 0.4, 0.0)
         axes.bar(
             centres + (index - (len(runs) - 1) / 2) * width,
@@ -132,7 +131,7 @@ def plot_success(runs: Sequence[RunSummary]) -> Figure:
 def count_success_rates(rates: ArrayLike, smallest: float) -> tuple[list[str], np.ndarray]:
     """Count problems by success rate: never solved first, then bins that halve from 1 down to `smallest`.
 
-    Halving bins are the ones that matter for coverage: a problem with success rate 1/k takes about k attempts.
+    Halving bins suit coverage: a problem with success rate 1/k takes about k attempts.
 
     Examples:
         >>> count_success_rates([0, .25, .5, 1], 1 / 4)
@@ -141,7 +140,7 @@ def count_success_rates(rates: ArrayLike, smallest: float) -> tuple[list[str], n
     values = np.asarray(rates, dtype=float)
     steps = int(np.ceil(-np.log2(smallest) - 1e-9))
     labels = ["never", *(f"1/{2**step}" for step in range(steps, 0, -1)), "1"]
-    # Closed above: a rate of 1/2 belongs to the bin that ends there.
+    # A bin includes its upper end: a rate of 1/2 belongs to the bin that ends there.
     position = steps - np.clip(np.floor(-np.log2(values[values > 0])), 0, steps).astype(int)
     counts = np.bincount(position, minlength=steps + 1)
     return labels, np.concatenate([[np.count_nonzero(values == 0)], counts])

@@ -1,4 +1,4 @@
-"""The picture of a schedule: what it gives against k, and which arms its attempts go to."""
+"""The picture of a schedule: its coverage against k, and the share of attempts of each arm."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,18 @@ from .styles import PALETTE, SCHEDULE, coverage_axes, plain_text
 def plot_schedule(
     schedule: AttemptOrder, names: Sequence[str], expected: CrossFittedSchedule, given_arms: Sequence[int] = ()
 ) -> Figure:
-    """Plot coverage against k, beside the best single arm and an equal split, and each arm's share of k attempts.
+    """Plot coverage against k, with the best single arm and an equal split, and each arm's share of k attempts.
 
     Args:
         schedule: The schedule planned on all problems.
-        names: What to call its arms.
-        expected: What such a schedule gives on problems that it was not planned on.
+        names: The names of its arms.
+        expected: The coverage of such a schedule on problems that the plan did not use.
         given_arms: The arms that `expected` compares with, each alone; counted from 0.
     """
     attempts = default_ks(schedule.num_attempts)
     shares = schedule.counts(attempts) / attempts[:, None]
     sampled = np.flatnonzero(shares.any(axis=0))
-    # A page on GitHub would make what is wider smaller, letters too. The legends lie below, one line for each entry.
+    # GitHub would shrink a wider picture, letters included. The legends lie below, one line per entry.
     lines = max(3 + len(given_arms), len(sampled))
     figure = Figure(figsize=(8.8, 3.8 + 0.22 * lines), layout="constrained")
     left, right = figure.subplots(1, 2)

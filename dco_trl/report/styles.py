@@ -1,4 +1,4 @@
-"""Colours, markers and axes of the pictures, so that a method looks the same in all of them."""
+"""Colours, markers and axes, so that a method looks the same in every picture."""
 
 import io
 import math
@@ -16,12 +16,12 @@ from numpy.typing import ArrayLike
 
 from ..errors import UserError
 
-# Okabe and Ito, "Color Universal Design" (2008), without the yellow, which is too faint for a line on white.
+# Okabe and Ito, "Color Universal Design" (2008), without yellow, which is too faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RIGHT, WRONG = PALETTE[2], "#8C8C8C"
-# A schedule mixes methods, and has the colour of none.
+# A schedule mixes methods, so it has a colour of its own.
 SCHEDULE = "0.15"
 
 _METHODS = {
@@ -33,7 +33,7 @@ _METHODS = {
     "DFT": (PALETTE[6], "*"),
     "weight averaging": ("#117733", "h"),
 }
-# DCO is darker the larger its N: 16 is orange, 256 vermilion, 4096 wine.
+# A larger N is darker: 16 is orange, 256 vermilion, 4096 wine.
 _DCO_COLOURS = LinearSegmentedColormap.from_list("dco", ["#F4C95D", "#E69F00", "#D55E00", "#7A1B50", "#2E0A2B"], N=257)
 _DCO_MARKERS = {4: "v", 16: "s", 64: "P", 256: "^", 1024: "X", 4096: "D"}
 
@@ -50,20 +50,20 @@ def method_style(name: str) -> dict[str, Any]:
         n = int(dco[1])
         return {"color": to_hex(_DCO_COLOURS(math.log2(n) / 16)), "marker": _DCO_MARKERS.get(n, "h")}
     if name not in _METHODS:
-        raise UserError(f"name: got {name!r}, which is no method; give 'DCO, N = 256' or one of {', '.join(_METHODS)}")
+        raise UserError(f"name: got {name!r}, not a method; give 'DCO, N = 256' or one of {', '.join(_METHODS)}")
     colour, marker = _METHODS[name]
     return {"color": colour, "marker": marker}
 
 
 def plain_axes(axes: Axes) -> None:
-    """Leave the left and the bottom line, and a light grid behind the data."""
+    """Keep the left and bottom lines, and draw a light grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
 def attempts_axis(axes: Axes, ticks: ArrayLike) -> None:
-    """Make the horizontal axis that of k: base 2, with these ticks, as whole numbers."""
+    """Make the horizontal axis a base-2 axis of k with these ticks, as whole numbers."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(np.asarray(ticks, dtype=float).tolist()))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -71,12 +71,12 @@ def attempts_axis(axes: Axes, ticks: ArrayLike) -> None:
 
 
 def percent_axis(axes: Axes) -> None:
-    """Label the vertical axis in per cent, with the digits that the ticks need: 0.5%, 20%."""
+    """Label the vertical axis in per cent, with as many digits as the ticks need: 0.5%, 20%."""
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}%"))
 
 
 def coverage_axes(axes: Axes, largest: int, label: str) -> None:
-    """Make the axes those of a share from 0 to 1 against k, from 1 to `largest`."""
+    """Set up the axes for a share from 0 to 1 against k from 1 to `largest`."""
     base = 4 if largest >= 16 else 2
     attempts_axis(axes, [base**i for i in range(20) if base**i <= largest])
     percent_axis(axes)
@@ -90,7 +90,7 @@ def coverage_axes(axes: Axes, largest: int, label: str) -> None:
 def facing_histogram(axes: Axes, shares: ArrayLike, right: ArrayLike, bins: int = 20) -> list[np.ndarray]:
     """Draw a histogram on [0, 1] with right answers upwards and wrong ones downwards.
 
-    The height of a bar is the square root of its count, so that the few are seen beside the many.
+    A bar's height is the square root of its count, so that small counts stay visible beside large ones.
 
     Returns:
         Counts of right and of wrong answers in each bin.
@@ -119,23 +119,23 @@ def right_wrong_handles() -> list[Patch]:
 
 
 def plain_text(text: str) -> str:
-    """Return text that matplotlib shows as it is: no mathematics in dollars, no hiding of a leading underscore."""
+    """Escape dollars and a leading underscore, to which matplotlib gives a meaning."""
     text = text.replace("$", r"\$")
     return "\u200b" + text if text.startswith("_") else text
 
 
 def title_strip(axes: Axes, low: float, high: float, *lines: str) -> None:
-    """Give a strip of the horizontal axis lines of text: in what `svg_text` makes, they show under the pointer."""
-    # Not wholly transparent: no pointer finds what is.
+    """Attach lines of text to a strip of the horizontal axis; the SVG of `svg_text` shows them under the pointer."""
+    # Nearly transparent: a pointer does not find a fully transparent strip.
     axes.axvspan(low, high, facecolor="white", alpha=0.01, linewidth=0, zorder=9, gid="title:" + "\n".join(lines))
 
 
 def svg_text(figure: Figure) -> str:
-    """Return a figure as an SVG element, letters as text."""
+    """Return a figure as an SVG element that keeps letters as text."""
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         figure.savefig(file, format="svg", facecolor="white")
     svg = file.getvalue()
-    # The attribute has either quote, and its text may have line breaks.
+    # The attribute may use either quote, and its text may have line breaks.
     marked = r"""<g id=(["'])title:(.*?)\1>"""
     return re.sub(marked, r"<g><title>\2</title>", svg[svg.index("<svg") :], flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""Everything that a report shows, as plain dataclasses: `report.json` is `dataclasses.asdict` of a `Summary`."""
+"""Everything that a report shows, as plain dataclasses; `report.json` is `dataclasses.asdict` of a `Summary`."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured mean over problems with its interval; `reliable` is False where the interval is too short."""
+    """A mean over problems with its interval; `reliable` is False if the interval is too short."""
 
     k: int
     estimate: float
@@ -35,7 +35,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run less the baseline, on the same problems."""
+    """A run minus the baseline, on the same problems."""
 
     baseline: str
     run: str
@@ -44,7 +44,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A k that was asked for and left out, because some problems have too few samples."""
+    """A requested k that is left out because some problems have too few samples."""
 
     k: int
     problems_short: int
@@ -54,7 +54,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class ProblemSummary:
-    """The counts of one problem; the top answer is the most frequent one."""
+    """The counts of one problem; the top answer is the most frequent."""
 
     problem_id: str
     num_samples: int
@@ -78,7 +78,7 @@ class ProblemSummary:
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """An arm of a run along a schedule, alone: its samples of a problem, and its own pass@k as far as they reach."""
+    """One arm of a schedule alone: the fewest and most samples of a problem, and its pass@k up to the fewest."""
 
     name: str
     num_samples: dict[str, int]
@@ -90,12 +90,12 @@ class RunSummary:
     """One run.
 
     Attributes:
-        num_samples: Of a problem, the fewest and the most: `min`, `max`.
-        samples: Of all problems: `total`, `correct`, `truncated`, `unparsed`, `timeout`, `error`.
-        pass_at_k: At the k's asked for.
+        num_samples: The fewest and the most samples of a problem: `min`, `max`.
+        samples: Counts over all problems: `total`, `correct`, `truncated`, `unparsed`, `timeout`, `error`.
+        pass_at_k: pass@k at the requested k's.
         never_solved: Problems without a correct sample: `count`, and their `share` with its interval, `low`, `high`.
         curve: pass@k at enough k's to draw it.
-        arms: If it has a schedule.
+        arms: The arms of the run's schedule, if it has one.
     """
 
     name: str
@@ -116,7 +116,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs on the same problems: their indices, what is reported of them, and the comparisons with the first."""
+    """Runs on the same problems: their indices, the reported k's, and the comparisons with the first run."""
 
     runs: list[int]
     num_problems: int

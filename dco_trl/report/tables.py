@@ -1,4 +1,4 @@
-"""The report as text: the tables, for a terminal (rich) and for Markdown."""
+"""The tables of a report, for a terminal (rich) and for Markdown."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ PAIRED_TITLE = "Paired differences in percentage points, on the same problems"
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of text: the first cell of the header and of each row names the rest."""
+    """A table of text; the first cell of each row names it."""
 
     title: str
     header: list[str]
@@ -25,19 +25,19 @@ class TextTable:
 
 
 def percent(share: float) -> str:
-    """Return a share as text, with more digits where it is tiny: "12.3 %", "0.024 %"."""
+    """Return a share as text, with more digits if it is tiny: "12.3 %", "0.024 %"."""
     return f"{100 * share:.3f} %" if 0 < share < 0.001 else f"{100 * share:.1f} %"
 
 
 def with_interval(entry: Estimate) -> str:
-    """Return an estimate and its interval as text: "12.3 % [10.1, 14.7]", with * where the interval is too short."""
+    """Return an estimate and its interval as text: "12.3 % [10.1, 14.7]", with * if the interval is too short."""
     value, low, high = 100 * entry.estimate, 100 * entry.low, 100 * entry.high
     digits = 3 if 0 < value < 0.1 else 1
     return f"{value:.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]{'' if entry.reliable else '*'}"
 
 
 def difference(entry: Difference) -> str:
-    """Return a difference in points and its interval: "-3.1 [-5.0, -1.2]", with * where a few problems decide."""
+    """Return a difference in points and its interval: "-3.1 [-5.0, -1.2]", with * if the interval is too short."""
     mark = "" if entry.reliable else "*"
     return f"{100 * entry.difference:+.1f} [{100 * entry.low:+.1f}, {100 * entry.high:+.1f}]{mark}"
 
@@ -95,7 +95,7 @@ def print_report(summary: Summary, console: Console | None = None) -> None:
     Relations:
         `write_report` writes the same tables to `report.md`.
     """
-    # Names and warnings come from files: no markup, no emoji codes in them.
+    # Names and warnings come from files, so they are not markup and have no emoji codes.
     console = console or Console(highlight=False, emoji=False)
     for warning in summary.warnings:
         console.print(f"[bold yellow]warning:[/] {escape(warning)}")
@@ -141,12 +141,12 @@ def markdown(summary: Summary) -> str:
 
 
 def plot_suffix(summary: Summary, group_index: int) -> str:
-    """Return what follows "coverage" in the name of a group's picture: nothing where there is one group."""
+    """Return the suffix of a group's pictures, which is empty if there is one group."""
     return "" if len(summary.groups) == 1 else f"-{group_index + 1}"
 
 
 def notes(summary: Summary, runs: list[RunSummary]) -> list[str]:
-    """Return how to read the numbers of these runs, and what was left out and why."""
+    """Return notes on how to read the numbers of these runs, and on what was left out and why."""
     lines = [summary.interval_method]
     for run in runs:
         if run.arms:
@@ -174,7 +174,7 @@ def flat(manifest: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def never_solved_text(run: RunSummary) -> str:
-    """Return how many problems no sample solved."""
+    """Return the number and share of problems that no sample solved."""
     return f"{run.never_solved['count']:,} ({percent(run.never_solved['share'])})"
 
 

@@ -279,7 +279,7 @@ def test_success_figure_has_one_bar_per_run_and_bin():
 
 def test_a_method_has_one_colour_and_dco_is_darker_the_larger_n():
     for name in ("SFT", "DCO, N = 1"):
-        with pytest.raises(ValueError, match=f"got '{name}', which is no method; give 'DCO, N = 256' or one of cross"):
+        with pytest.raises(ValueError, match=f"got '{name}', not a method; give 'DCO, N = 256' or one of cross"):
             method_style(name)
     assert method_style("cross-entropy") == {"color": PALETTE[0], "marker": "o"}
     colours = [matplotlib.colors.to_rgb(method_style(f"DCO, N = {4**i}")["color"]) for i in range(1, 7)]
