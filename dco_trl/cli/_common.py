@@ -62,18 +62,25 @@ class ReportConfig:
     )
 
 
-def execute(
-    command: str, argv: list[str], work: Callable[..., Any], run: str | None = None, runs: str | None = None
-) -> int:
-    """Parse the arguments of `work`, call it, print what it returns, and return the exit status.
+def command(
+    name: str, run: str | None = None, runs: str | None = None
+) -> Callable[[Callable[..., Any]], Callable[[list[str]], int]]:
+    """Make the `main(argv)` of a command, which returns the exit status, from the function that does its work.
 
-    `work` takes config dataclasses and, with `run` or `runs`, positional arguments. Its docstring describes it in
-    `--help`.
+    The function takes config dataclasses and, with `run` or `runs`, positional arguments. Its docstring describes the
+    command in `--help`, and what it returns is printed.
     """
-    hints = get_type_hints(work)
-    configs = [kind for name, kind in hints.items() if name != "return" and is_dataclass(kind)]
-    arguments = parse(command, argv, *configs, run=run, runs=runs, description=work.__doc__ or "")
-    return status(command, lambda: work(*arguments))
+
+    def decorate(work: Callable[..., Any]) -> Callable[[list[str]], int]:
+        def main(argv: list[str]) -> int:
+            hints = get_type_hints(work)
+            configs = [kind for name, kind in hints.items() if name != "return" and is_dataclass(kind)]
+            arguments = parse(name, argv, *configs, run=run, runs=runs, description=work.__doc__ or "")
+            return status(name, lambda: work(*arguments))
+
+        return main
+
+    return decorate
 
 
 def parse(

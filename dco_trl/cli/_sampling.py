@@ -1,6 +1,8 @@
 """How commands sample: their arguments, and the sampler and the draws made from them."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,37 +63,26 @@ def sample(
     first_sample: int = 0,
 ) -> Any:
     """Draw samples of `problems`, by default those of `data`, into a run folder, and return the summary."""
-    # Check what can be checked before loading the model, which takes minutes.
     from ..runs import sample_run
     from ..runs.sample import check_run_size
 
     check_run_size(sampling.num_samples, sampling.chunk_size, first_sample)
-    params = sampling_params(sampling)
-    schedule = load_schedule(model, sampling, params)
     problems = load_problems(data) if problems is None else problems
-    print(f"{len(problems):,} problems × {sampling.num_samples:,} samples", file=sys.stderr)
-    sampler = load_sampler(model, sampling, progress=True, schedule=schedule)
-    try:
+    told = f"{len(problems):,} problems × {sampling.num_samples:,} samples"
+    with prepared(data, model, sampling, told) as given:
         return sample_run(
-            sampling.output,
-            problems,
-            sampler,
-            sampling.num_samples,
-            params,
-            schedule=schedule,
-            chunk_size=sampling.chunk_size,
-            dataset=asdict(data),
-            first_sample=first_sample,
+            sampling.output, problems, num_samples=sampling.num_samples, first_sample=first_sample, **given
         )
-    finally:
-        sampler.close()
 
 
-def sampling_params(sampling: SamplerConfig) -> "SamplingParams":
-    """The sampling parameters of a command line."""
+@contextmanager
+def prepared(
+    data: DatasetConfig, model: ModelConfig, sampling: SamplerConfig, told: str, progress: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Arguments that `sample_run` and `solve` share. `told` is printed before the model is loaded."""
     from ..sampling import SamplingParams
 
-    return SamplingParams(
+    params = SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
@@ -99,9 +90,22 @@ def sampling_params(sampling: SamplerConfig) -> "SamplingParams":
         stop=tuple(unescape(text) for text in sampling.stop or ()),
         seed=sampling.seed,
     )
+    schedule = _load_schedule(model, sampling, params)
+    print(told, file=sys.stderr)
+    sampler = _load_sampler(model, sampling, progress, schedule)
+    try:
+        yield {
+            "sampler": sampler,
+            "params": params,
+            "schedule": schedule,
+            "chunk_size": sampling.chunk_size,
+            "dataset": asdict(data),
+        }
+    finally:
+        sampler.close()
 
 
-def load_schedule(model: ModelConfig, sampling: SamplerConfig, params: "SamplingParams") -> "FollowedSchedule | None":
+def _load_schedule(model: ModelConfig, sampling: SamplerConfig, params: "SamplingParams") -> "FollowedSchedule | None":
     """The schedule of a command line, checked before the model is loaded."""
     if sampling.schedule is None:
         return None
@@ -112,8 +116,8 @@ def load_schedule(model: ModelConfig, sampling: SamplerConfig, params: "Sampling
     return follow(sampling.schedule, {**named, "sampler": sampling.sampler, "adapter": model.adapter}, params)
 
 
-def load_sampler(
-    model: ModelConfig, sampling: SamplerConfig, progress: bool, schedule: "FollowedSchedule | None" = None
+def _load_sampler(
+    model: ModelConfig, sampling: SamplerConfig, progress: bool, schedule: "FollowedSchedule | None"
 ) -> "Sampler":
     """The sampler of a command line, with room for the adapters of a schedule."""
     from ..sampling import make_sampler

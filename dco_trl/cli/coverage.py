@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..extras import require
-from ._common import DatasetConfig, ModelConfig, execute, load_rows, naming, option, print_whole, unescape
+from ._common import DatasetConfig, ModelConfig, command, load_rows, naming, option, print_whole, unescape
 
 NOTE = (
     "Exact coverage counts the reference's exact string only, in its usual tokens and followed by the end of "
@@ -56,12 +56,8 @@ class CoverageConfig:
     )
 
 
-def main(argv: list[str]) -> int:
-    """Run the command."""
-    return execute("coverage", argv, coverage)
-
-
-def coverage(data: DatasetConfig, model: ArmsConfig, config: CoverageConfig) -> None:
+@command("coverage")
+def main(data: DatasetConfig, model: ArmsConfig, config: CoverageConfig) -> None:
     """Exact pass@k of short reference answers, without sampling. The answer is the column `completion` if there is
     one, else `answer`, unless --answer-column names another. Only its exact string counts, in its usual tokens and
     followed by the end of sequence: where a grader accepts more, exact coverage is a lower bound.

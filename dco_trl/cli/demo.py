@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..checks import check_integer
 from ..extras import require
-from ._common import execute, option
+from ._common import command, option
 
 
 @dataclass
@@ -24,12 +24,8 @@ class DemoConfig:
     workers: int | None = option("Runs at a time, one thread each. By default the number of cores.", default=None)
 
 
-def main(argv: list[str]) -> int:
-    """Run the command."""
-    return execute("demo", argv, demo)
-
-
-def demo(config: DemoConfig) -> None:
+@command("demo")
+def main(config: DemoConfig) -> None:
     """Train a tiny model, made on the spot, to multiply two-digit numbers: once with cross-entropy (TRL's SFTTrainer),
     and once with DCO for each N. Print pass@k on held-out problems epoch by epoch, and save the numbers and a picture.
     Nothing is downloaded.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ._common import DatasetConfig, ModelConfig, execute, load_rows, option
+from ._common import DatasetConfig, ModelConfig, command, load_rows, option
 from ._grading import GradingConfig, grade
 from ._sampling import SamplingConfig, sample
 
@@ -30,12 +30,8 @@ class EstimateConfig(SamplingConfig):
     )
 
 
-def main(argv: list[str]) -> int:
-    """Run the command."""
-    return execute("estimate", argv, estimate)
-
-
-def estimate(data: TrainingDatasetConfig, model: ModelConfig, sampling: EstimateConfig, grading: GradingConfig) -> str:
+@command("estimate")
+def main(data: TrainingDatasetConfig, model: ModelConfig, sampling: EstimateConfig, grading: GradingConfig) -> str:
     """Sample the prompts of a training data set, grade, and write the data set again with the columns num_sampled and
     num_correct, for CoTDCOTrainer with sampler='none'. A sample cut off at --max-tokens counts as wrong; one that the
     grader could not judge does not count. Rows with the same prompt share their samples. After an interruption, the

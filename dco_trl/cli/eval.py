@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._common import DatasetConfig, ModelConfig, ReportConfig, execute, load_problems, option
+from ._common import DatasetConfig, ModelConfig, ReportConfig, command, load_problems, option
 from ._grading import GradingConfig, grade
 from ._sampling import SamplingConfig, sample
 
@@ -15,12 +15,8 @@ class EvalConfig(ReportConfig):
     report: str | None = option("Folder for the report. By default `report` in the run's folder.", default=None)
 
 
-def main(argv: list[str]) -> int:
-    """Run the command."""
-    return execute("eval", argv, evaluate)
-
-
-def evaluate(
+@command("eval")
+def main(
     data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, grading: GradingConfig, report: EvalConfig
 ) -> None:
     """Sample, grade and report. After an interruption, the same command goes on."""

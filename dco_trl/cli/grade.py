@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from . import _grading
-from ._common import execute, option
+from ._common import command, option
+from ._grading import GradingConfig, grade
 
 
 @dataclass
-class GradeConfig(_grading.GradingConfig):
+class GradeConfig(GradingConfig):
     """Whether to grade again, and where."""
 
     regrade: bool = option("Delete this grader's verdicts first, for a function that has changed.", default=False)
@@ -20,12 +20,8 @@ class GradeConfig(_grading.GradingConfig):
     )
 
 
-def main(argv: list[str]) -> int:
-    """Run the command."""
-    return execute("grade", argv, grade, run="the run's folder")
-
-
-def grade(grading: GradeConfig, run: str) -> Any:
+@command("grade", run="the run's folder")
+def main(grading: GradeConfig, run: str) -> Any:
     """Grade the samples of a run that this grader has not graded yet."""
     more = {"regrade": grading.regrade, "ray_workers": grading.ray_workers, "ray_address": grading.ray_address}
-    return _grading.grade(run, grading, **more)
+    return grade(run, grading, **more)

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
-from ._common import DatasetConfig, execute, load_problems, option
+from ._common import DatasetConfig, command, load_problems, option
+
+_FILES = (
+    "JSON Lines or Parquet with problem_id and text (and correct, if judged), output-rs*.jsonl of NeMo-Skills, or "
+    "logs of inspect_ai"
+)
 
 
 @dataclass
@@ -14,16 +19,8 @@ class ImportConfig:
     temperature: float = option("Temperature of the samples, for schedules.", default=1.0)
 
 
-def main(argv: list[str]) -> int:
-    """Run the command."""
-    runs = (
-        "JSON Lines or Parquet with problem_id and text (and correct, if judged), output-rs*.jsonl of NeMo-Skills, or "
-        "logs of inspect_ai"
-    )
-    return execute("import", argv, import_run, runs=runs)
-
-
-def import_run(data: DatasetConfig, config: ImportConfig, paths: list[str]) -> str:
+@command("import", runs=_FILES)
+def main(data: DatasetConfig, config: ImportConfig, paths: list[str]) -> str:
     """Make a run of samples from elsewhere, for grade, report and schedule."""
     from ..runs.import_samples import import_samples
 

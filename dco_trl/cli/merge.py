@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ._common import execute, option
+from ._common import command, option
 
 
 @dataclass
@@ -12,12 +12,8 @@ class MergeConfig:
     output: str = option("The folder of the merged run; an existing one gets what it lacks.")
 
 
-def main(argv: list[str]) -> int:
-    """Run the command."""
-    return execute("merge", argv, merge, runs="the runs' folders")
-
-
-def merge(config: MergeConfig, runs: list[str]) -> str:
+@command("merge", runs="the runs' folders")
+def main(config: MergeConfig, runs: list[str]) -> str:
     """Merge the samples and verdicts of runs that machines without a shared disk have drawn with --first-sample. Runs
     that draw from different things, and a sample that is there twice, are refused.
     """

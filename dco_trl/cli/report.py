@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from ._common import ReportConfig, execute, option
+from ._common import ReportConfig, command, option
 
 
 @dataclass
@@ -16,12 +16,8 @@ class ReportCommandConfig(ReportConfig):
     grader: str | None = option("The grader whose verdicts to read, if a run has several.", default=None)
 
 
-def main(argv: list[str]) -> int:
-    """Run the command."""
-    return execute("report", argv, report, runs="folders of graded runs")
-
-
-def report(config: ReportCommandConfig, runs: list[str]) -> str:
+@command("report", runs="folders of graded runs")
+def main(config: ReportCommandConfig, runs: list[str]) -> str:
     """Report graded runs: print tables, and write Markdown, JSON, pictures and one HTML page into a folder. The other
     runs are compared with the first.
     """

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from . import _sampling
-from ._common import DatasetConfig, ModelConfig, execute, option
+from ._common import DatasetConfig, ModelConfig, command, option
+from ._sampling import SamplingConfig, sample
 
 
 @dataclass
@@ -18,11 +18,7 @@ class RangeConfig:
     )
 
 
-def main(argv: list[str]) -> int:
-    """Run the command."""
-    return execute("sample", argv, sample)
-
-
-def sample(data: DatasetConfig, model: ModelConfig, sampling: _sampling.SamplingConfig, which: RangeConfig) -> Any:
+@command("sample")
+def main(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, which: RangeConfig) -> Any:
     """Draw samples into a run folder. After an interruption, the same command goes on."""
-    return _sampling.sample(data, model, sampling, first_sample=which.first_sample)
+    return sample(data, model, sampling, first_sample=which.first_sample)

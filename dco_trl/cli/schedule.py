@@ -6,7 +6,9 @@ from typing import Any
 
 from ..errors import UserError
 from ..extras import require
-from ._common import execute, option, print_whole
+from ._common import command, option, print_whole
+
+_MEASURED = "files of `dco-trl coverage`, checkpoints with eval_log_p.parquet, training runs, or graded runs"
 
 
 @dataclass
@@ -25,13 +27,8 @@ class ScheduleConfig:
     grader: str | None = option("The grader whose verdicts to read, if a run has several.", default=None)
 
 
-def main(argv: list[str]) -> int:
-    """Run the command."""
-    measured = "files of `dco-trl coverage`, checkpoints with eval_log_p.parquet, training runs, or graded runs"
-    return execute("schedule", argv, schedule, runs=measured)
-
-
-def schedule(config: ScheduleConfig, paths: list[str]) -> None:
+@command("schedule", runs=_MEASURED)
+def main(config: ScheduleConfig, paths: list[str]) -> None:
     """Plan which arm (a model with an adapter and a temperature) to sample for attempt 1, 2, 3, …, so that the first k
     attempts are good for every k. The expected values are measured on problems that the plan did not use.
     """

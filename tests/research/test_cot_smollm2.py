@@ -1,12 +1,9 @@
 """Chains of thought with SmolLM2: the commands that the script gives, and what it makes of their counts."""
 
-from functools import wraps
-
 import numpy as np
 import pytest
 
-from dco_trl.cli import eval as eval_cli
-from dco_trl.cli import train
+from dco_trl.cli import _common, main, train
 from dco_trl.runs import Problem, RunStore, grade_run
 from dco_trl.trainer import CoTDCOConfig, DCOConfig
 from research.chain_of_thought import smollm2 as script
@@ -26,9 +23,11 @@ def test_training_differs_in_what_is_compared_alone(method, tmp_path):
 
 def test_held_out_problems_are_sampled_with_a_seed_for_each_epoch_and_run(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(eval_cli, "evaluate", wraps(eval_cli.evaluate)(lambda *configs: seen.append(configs)))
+    parse = _common.parse
+    monkeypatch.setattr(_common, "parse", lambda *given, **more: seen.append(parse(*given, **more)) or ())
+    monkeypatch.setattr(_common, "status", lambda *given: 0)
     for seed, epoch in ((0, 3), (0, 6), (1, 3)):
-        assert eval_cli.main(script.eval_command(tmp_path / "t.jsonl", epoch, seed, tmp_path, script.Sizes())[1:]) == 0
+        assert main(script.eval_command(tmp_path / "t.jsonl", epoch, seed, tmp_path, script.Sizes())) == 0
     assert len({sampling.seed for _, _, sampling, *_ in seen}) == 3
     data, model, sampling, *_ = seen[1]
     assert model.model == str(tmp_path / "model" / "checkpoint-48") and sampling.sampler == "vllm"
