@@ -176,10 +176,8 @@ def test_coverage_of_the_paired_interval(a, b, power, num_problems):
     for k in (1, 8, 64):
         found = difference_of_means(*(pass_at_k(64, c, k) for c in counts), np.arange(NUM_TRIALS))
         covered = covers(found, ((1 - many) ** k - (1 - many**power) ** k).mean())
-        if found.reliable.mean() > 0.9:
-            assert 0.925 <= covered.mean() <= 0.975, k
-        elif found.reliable.mean() > 0.1:  # chosen by the flag itself, the rest is somewhat off
-            assert 0.9 <= covered[found.reliable].mean(), k
+        if found.reliable.mean() > 0.1:  # of fewer it says little
+            assert 0.925 <= covered[found.reliable].mean() <= (0.975 if found.reliable.mean() > 0.9 else 1), k
 
 
 def test_where_the_interval_does_not_hold_it_says_so():
