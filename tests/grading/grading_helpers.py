@@ -2,15 +2,30 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import pytest
 
+from dco_trl.grading import BulkGrader, GradingStats, Verdict
 from dco_trl.grading.code_sandbox import unconfinable
 
 needs_confinement = pytest.mark.skipif(
     unconfinable() is not None, reason=f"programs are not confined: {unconfinable()}"
 )
+
+
+def grade(
+    grader: Any, completions: list, answers: list, columns: Any = None, prompts: Any = None, **options: Any
+) -> tuple[list[Verdict], GradingStats]:
+    """The verdicts of a `BulkGrader`, of one worker unless told otherwise, and its counts."""
+    with BulkGrader(grader, **{"num_workers": 1} | options) as bulk:
+        return bulk.grade(prompts, completions, answers, columns, progress=False), bulk.stats
+
+
+def scores(*arguments: Any, **options: Any) -> list[float | None]:
+    """The scores of `grade`."""
+    return [verdict.score for verdict in grade(*arguments, **options)[0]]
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -19,7 +34,7 @@ def until(condition: Callable[[], object]) -> None:
         if condition():
             return
         time.sleep(0.05)
-    pytest.fail("it did not come to this in 30 seconds")
+    pytest.fail("the condition was not met in 30 seconds")
 
 
 def has_ended(pid: int) -> bool:

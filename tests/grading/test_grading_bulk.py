@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
-from grading_helpers import has_ended, until
+from grading_helpers import grade, has_ended, scores, until
 
 from dco_trl.grading import BulkGrader, GraderError, Verdict, exact_grader, math_grader
 from dco_trl.grading.pool import WorkerPool
@@ -126,8 +126,7 @@ def test_a_pair_that_kills_every_worker_is_an_error(tmp_path, monkeypatch):
         "math_verify.parse = parse\n"
     )
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    with BulkGrader("math", num_workers=1) as grader:
-        verdicts = grader.grade(None, ["0.5", "kill", "\\frac{2}{4}"], ["\\frac{1}{2}"] * 3, progress=False)
+    verdicts, _ = grade("math", ["0.5", "kill", "\\frac{2}{4}"], ["\\frac{1}{2}"] * 3)
     assert [(v.score, v.status) for v in verdicts] == [(1.0, "graded"), (None, "error"), (1.0, "graded")]
 
 
@@ -186,22 +185,17 @@ def test_a_worker_loads_little_and_is_limited():
     ("name", "reason"), [("math", "encodings|dco_trl"), ("operator:eq", "What it printed is above")]
 )
 def test_a_worker_that_cannot_start_says_why(name, reason, monkeypatch):
-    grader = BulkGrader(name, num_workers=1)
     monkeypatch.setattr("dco_trl.grading.pool.sys.path", [])
     monkeypatch.setenv("PYTHONHOME", "/nowhere")
     with pytest.raises(GraderError, match=f"a grading worker could not start:\n(.|\n)*({reason})"):
-        grader.grade(None, ["0.5"], ["\\frac{1}{3}"], progress=False)
-    grader.close()
+        grade(name, ["0.5"], ["\\frac{1}{3}"])
 
 
 def test_a_worker_that_is_too_slow_to_start_is_named(monkeypatch):
     monkeypatch.setattr("dco_trl.grading.pool._START_SECONDS", 0.001)
-    grader = BulkGrader("math", num_workers=1)
-    with pytest.raises(
-        GraderError, match="a grading worker did not start within 0.001 seconds. Use fewer num_workers"
-    ):
-        grader.grade(None, ["0.5"], ["\\frac{1}{3}"], progress=False)
-    grader.close()
+    text = "a grading worker did not start within 0.001 seconds. Use fewer num_workers"
+    with pytest.raises(GraderError, match=text):
+        grade("math", ["0.5"], ["\\frac{1}{3}"])
 
 
 @pytest.mark.slow
@@ -224,16 +218,13 @@ def test_an_error_does_not_wait_for_workers_that_start(tmp_path):
 
 
 def test_a_system_without_a_limit_on_memory_is_warned_of(monkeypatch, tmp_path):
-    worker = tmp_path / "worker"  # says what one says where the system has no such limit, and ends
+    worker = tmp_path / "worker"  # reports what one reports where the system has no such limit, and ends
     worker.write_text("""#!/bin/sh\necho '{"ready": true, "memory_limited": false}'\n""")
     worker.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(worker))
-    grader = BulkGrader("math", num_workers=1)
-    with pytest.warns(
-        UserWarning, match="memory_limit: this system does not limit a process's address space. Watch the memory"
-    ):
-        grader.grade(None, ["0.5"], ["\\frac{1}{3}"], progress=False)
-    grader.close()
+    text = "memory_limit: this system does not limit a process's address space. Watch the memory"
+    with pytest.warns(UserWarning, match=text):
+        grade("math", ["0.5"], ["\\frac{1}{3}"])
 
 
 @pytest.mark.slow
@@ -272,15 +263,14 @@ def test_a_users_function_sees_each_row_once():
 
 
 def test_a_row_without_a_prompt_takes_it_from_no_other():
-    with BulkGrader(lambda completions, prompts: [float(prompt == "q") for prompt in prompts]) as grader:
-        verdicts = grader.grade([None, "q"], ["a", "b"], ["1", "1"], progress=False)
-    assert [verdict.score for verdict in verdicts] == [0.0, 1.0]
+    is_q = lambda completions, prompts: [float(prompt == "q") for prompt in prompts]  # noqa: E731
+    assert scores(is_q, ["a", "b"], ["1", "1"], prompts=[None, "q"]) == [0.0, 1.0]
 
 
 def test_exact_compares_the_whole_of_a_long_answer():
     long = "x + " * 5000 + "1"
     completions = [f"\\boxed{{{text}}}" for text in (long.replace(" ", ""), long, long + "0")]
-    verdicts = BulkGrader("exact").grade(None, completions, [long] * 3, progress=False)
+    verdicts, _ = grade("exact", completions, [long] * 3)
     assert [v.score for v in verdicts] == exact_grader(completions, answer=[long] * 3) == [1.0, 1.0, 0.0]
     assert all(len(v.answer) == 1000 for v in verdicts)
     assert len({v.answer for v in verdicts}) == 3  # cut, and still told apart by a vote
@@ -292,6 +282,5 @@ def test_a_bar_on_standard_error(capsys):
         grader.grade(None, ["0.5", "0.25", "1"], ["\\frac13", "\\frac14", "1"])
     shown = capsys.readouterr()
     assert "grading (math): 100%" in shown.err and "2/2" in shown.err and shown.out == ""
-    with BulkGrader(lambda completions, **k: [1.0] * len(completions)) as grader:
-        grader.grade(None, ["1", "2", "1"], ["1"] * 3, progress=False)
+    grade(lambda completions, **k: [1.0] * len(completions), ["1", "2", "1"], ["1"] * 3)
     assert capsys.readouterr().err == ""

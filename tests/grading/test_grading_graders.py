@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from grading_helpers import grade, scores
 
 from dco_trl.grading import (
     BulkGrader,
@@ -42,14 +43,6 @@ def test_math_as_a_reward_function():
     assert math_grader([], answer=[]) == []
 
 
-@pytest.mark.parametrize("grader", [exact_grader, math_grader])
-def test_references_are_asked_for(grader):
-    with pytest.raises(GraderError, match="needs the reference answers: give the data set a column named `answer`"):
-        grader(["1"])
-    with pytest.raises(GraderError, match="got 2 references for 1 completions"):
-        grader(["1"], answer=["1", "2"])
-
-
 def test_load_grader(tmp_path, monkeypatch):
     assert load_grader("math") is math_grader and load_grader("exact") is exact_grader
     assert load_grader(len) is len
@@ -77,6 +70,7 @@ def test_grader_name():
     assert grader_name("a:b") == "a:b"
     assert list(map(grader_name, (math_grader, exact_grader, code_grader))) == ["math", "exact", "code"]
     assert grader_name(message) == f"{__name__}:message"
+    assert BulkGrader("exact").name == "exact"
 
 
 @pytest.mark.slow
@@ -86,12 +80,9 @@ def test_trl_accuracy_reward():
     answers = ["$\\frac{1}{2}$", "$\\frac{1}{2}$", "$1$"]
     direct = grader(completions=[message(c) if isinstance(c, str) else c for c in completions], solution=answers)
     assert direct == [1.0, 0.0, 0.0]
-    with BulkGrader("trl.rewards:accuracy_reward") as bulk:
-        verdicts = bulk.grade(["p"] * 3, completions, answers, progress=False)
-        assert [v.score for v in verdicts] == direct
-        [unread] = bulk.grade(None, ["$1$"], ["no formula"], progress=False)
-    assert [v.answer for v in verdicts] == ["\\frac{1}{2}", "3", "no formula"]
-    assert (unread.score, unread.status) == (None, "unparsed")
+    verdicts, _ = grade("trl.rewards:accuracy_reward", [*completions, "$1$"], [*answers, "no formula"])
+    assert [v.score for v in verdicts] == [*direct, None] and verdicts[3].status == "unparsed"
+    assert [v.answer for v in verdicts] == ["\\frac{1}{2}", "3", "no formula", "1"]
 
 
 @pytest.mark.slow
@@ -104,11 +95,9 @@ def test_reasoning_gym(task):
     wrong = [f"the answer is {e['answer']}7" for e in entries]
     bare = [e["answer"] for e in entries]
     columns = {name: [e[name] for e in entries] * 3 for name in ("question", "metadata")}
-    with BulkGrader("dco_trl.grading.reasoning_gym:score") as bulk:
-        verdicts = bulk.grade(columns["question"], right + wrong + bare, bare * 3, columns, progress=False)
-    scores = [v.score for v in verdicts]
-    assert scores[:4] == scores[8:] == [scorer(e["answer"], e) for e in entries] == [1.0] * 4
-    assert scores[4:8] == [0.0] * 4  # though chain_sum gives partial credit for a number that contains the right one
+    found = scores("dco_trl.grading.reasoning_gym:score", right + wrong + bare, bare * 3, columns)
+    assert found[:4] == found[8:] == [scorer(e["answer"], e) for e in entries] == [1.0] * 4
+    assert found[4:8] == [0.0] * 4  # though chain_sum gives partial credit for a number that contains the right one
 
 
 def test_reasoning_gym_reads_metadata_as_json():
@@ -170,8 +159,7 @@ def test_coroutines_share_one_event_loop():
         await asyncio.sleep(0)
         return [1.0] * len(completions)
 
-    with BulkGrader(grader) as bulk:
-        verdicts = bulk.grade(None, [str(i) for i in range(1030)], ["a"] * 1030, progress=False)
+    verdicts, _ = grade(grader, [str(i) for i in range(1030)], ["a"] * 1030)
     with ThreadPoolExecutor(4) as executor:
         list(executor.map(lambda i: call_grader(grader, None, ["a"], ["a"]), range(8)))
 
@@ -211,10 +199,7 @@ def _raise(completions, **kwargs):
         (lambda completions, **k: [1.0], "must return one score per completion: 2 expected, got 1"),
         (lambda completions, **k: 1.0, "must return a list of scores, one per completion, got float: '1.0'"),
         (lambda completions, **k: None, "must return a list of scores, one per completion, got NoneType"),
-        (
-            lambda completions, **k: [1.0, math.nan],
-            "returned nan as score 1: return a finite number .*, or None",
-        ),
+        (lambda completions, **k: [1.0, math.nan], "returned nan as score 1: return a finite number .*, or None"),
         (lambda completions, **k: [math.inf, 0.0], "returned inf as score 0: return a finite number"),
         (lambda completions, **k: [10**5000, 0.0], "returned inf as score 0: return a finite number"),
         (lambda completions, **k: [1.0, "yes"], "must return numbers or None: score 1 is str 'yes'"),
@@ -224,8 +209,8 @@ def _raise(completions, **kwargs):
 def test_faulty_functions_are_named(function, text):
     with pytest.raises(GraderError, match=text):
         call_grader(function, ["p", "p"], ["a", "b"], ["1", "1"])
-    with BulkGrader(function) as bulk, pytest.raises(GraderError, match=text):
-        bulk.grade(["p", "p"], ["a", "b"], ["1", "1"], progress=False)
+    with pytest.raises(GraderError, match=text):
+        grade(function, ["a", "b"], ["1", "1"], prompts=["p", "p"])
 
 
 def test_the_package_is_light_to_import():

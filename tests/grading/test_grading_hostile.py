@@ -8,6 +8,7 @@ import sys
 
 import psutil
 import pytest
+from grading_helpers import grade
 from lengths import GENERATED_TEXTS
 
 from dco_trl.grading import BulkGrader, exact_grader
@@ -113,8 +114,7 @@ def test_hand_made_strings(tmp_path):
 @pytest.mark.slow
 def test_hostile_references():
     references = ["9^{9^{9^{9}}}", "\\boxed{" * 100, "\x00", "\ud800", "1" * 20_000, "{" * 500]
-    with BulkGrader("math", num_workers=1, timeout=TIMEOUT) as grader:
-        verdicts = grader.grade(None, ["0.5"] * 6 + references, references * 2, progress=False)
+    verdicts, _ = grade("math", ["0.5"] * 6 + references, references * 2, timeout=TIMEOUT)
     assert not any(v.score == 1.0 for v in verdicts[:6])
     assert len(verdicts) == 12 and verdicts[6].score == 1.0  # the same string, whatever its value
 
@@ -125,9 +125,8 @@ def test_generated_strings(tmp_path, monkeypatch):
     texts = generated(0, GENERATED_TEXTS)
     assert len(set(texts)) > 0.9 * len(texts)
     children_before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    with BulkGrader("math", num_workers=2, timeout=TIMEOUT, memory_limit=512 << 20) as grader:
-        verdicts = grader.grade(None, texts, ["\\frac{1}{2}"] * len(texts), progress=False)
-    stats = grader.stats
+    limits = {"num_workers": 2, "timeout": TIMEOUT, "memory_limit": 512 << 20}
+    verdicts, stats = grade("math", texts, ["\\frac{1}{2}"] * len(texts), **limits)
     assert len(verdicts) == len(texts) == stats.graded + stats.unparsed + stats.timeout + stats.error
     if children_before < 512 << 10:  # kilobytes; otherwise another test had a larger child
         assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 512 << 10

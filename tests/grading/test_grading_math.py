@@ -8,12 +8,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from grading_helpers import grade
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lengths import MATH_PROBLEMS
 from math_verify import parse, verify
 
-from dco_trl.grading import BulkGrader, Verdict, extract_answer, extract_reference
+from dco_trl.grading import Verdict, extract_answer, extract_reference
 from dco_trl.grading.math_verdict import judge, math_verify_parse, quick_verdict
 
 DATA = Path(os.environ.get("DCO_TRL_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data")
@@ -65,9 +66,8 @@ def test_identical_to_math_verify_on_math():
     for gold in rng.sample(answers, MATH_PROBLEMS) + rng.sample(odd, MATH_PROBLEMS):
         for answer in [gold, *wrong_variants(gold, rng, answers)]:
             pairs.append((gold, f"so it is $\\boxed{{{answer}}}$" if rng.random() < 0.5 else answer))
-    with BulkGrader("math", num_workers=1) as grader:
-        verdicts = grader.grade(None, [a for _, a in pairs], [g for g, _ in pairs], progress=False)
-    assert grader.stats.timeout == grader.stats.error == 0
+    verdicts, stats = grade("math", [a for _, a in pairs], [g for g, _ in pairs])
+    assert stats.timeout == stats.error == 0
     different = [
         (gold, answer, verdict)
         for (gold, answer), verdict in zip(pairs, verdicts, strict=True)
@@ -95,8 +95,7 @@ def test_identical_to_math_verify_on_whole_completions():
             for other in (row, rng.choice(rows)):
                 texts.append(template.format(**other))
                 golds.append(row["answer"])
-    with BulkGrader("math", num_workers=1) as grader:
-        verdicts = grader.grade(None, texts, golds, progress=False)
+    verdicts, _ = grade("math", texts, golds)
     whole = [verify(parse(f"\\boxed{{{gold}}}"), parse(text)) for gold, text in zip(golds, texts, strict=True)]
     assert [v.score == 1.0 for v in verdicts] == whole
 

@@ -4,10 +4,9 @@ import functools
 
 import numpy as np
 import pytest
-from grading_helpers import needs_confinement
+from grading_helpers import grade, needs_confinement, scores
 
 from dco_trl.grading import (
-    BulkGrader,
     GraderError,
     choice_grader,
     exact_grader,
@@ -172,14 +171,14 @@ def test_regex(text, pattern, score):
     assert regex_grader([text], pattern=[pattern]) == [score]
 
 
-@pytest.mark.parametrize("grader", [choice_grader, json_grader, regex_grader])
+@pytest.mark.parametrize("grader", [choice_grader, exact_grader, json_grader, math_grader, regex_grader])
 def test_references_are_needed(grader):
     name = grader.__name__.removesuffix("_grader")
-    with pytest.raises(GraderError, match=f"grader '{name}' needs the reference answers: .* named `answer` or `"):
+    missing = f"grader '{name}' needs the reference answers: give the data set a column named `answer` or `"
+    with pytest.raises(GraderError, match=missing):
         grader(["x"])
-    with pytest.raises(
-        GraderError, match=f"grader '{name}': one reference per completion is needed, got 2 references"
-    ):
+    too_many = f"grader '{name}': one reference per completion is needed, got 2 references for 1 completions"
+    with pytest.raises(GraderError, match=too_many):
         grader(["x"], answer=["x", "y"])
     assert grader([], answer=[]) == []
 
@@ -189,16 +188,12 @@ def test_references_are_needed(grader):
 )
 def test_by_name_in_workers(name, text, reference):
     assert load_grader(name).__name__ == f"{name}_grader"
-    with BulkGrader(name, num_workers=1) as grader:
-        assert grader.name == name
-        verdicts = grader.grade(None, [text, "wrong"], [reference] * 2, progress=False)
-    assert [verdict.score for verdict in verdicts] == [1.0, 0.0]
+    assert scores(name, [text, "wrong"], [reference] * 2) == [1.0, 0.0]
 
 
 @pytest.mark.slow
 def test_an_expression_without_end_is_stopped():
-    with BulkGrader("regex", num_workers=1, timeout=1.0) as grader:
-        verdicts = grader.grade(None, ["a" * 40 + "b", "a"], ["(a|a)*c"] * 2, progress=False)
+    verdicts, _ = grade("regex", ["a" * 40 + "b", "a"], ["(a|a)*c"] * 2, timeout=1.0)
     assert [(verdict.score, verdict.status) for verdict in verdicts] == [(None, "timeout"), (0.0, "graded")]
 
 
@@ -206,44 +201,36 @@ def test_an_expression_without_end_is_stopped():
 def test_code_leaves_thoughts_out():
     right, wrong = "```python\nx = 1\n```", "```python\nx = 2\n```"
     texts = [f"<think>{wrong}</think>{right}", f"<think>{right}</think>{wrong}", f"<think>{right}"]
-    with BulkGrader("code", num_workers=1) as grader:
-        verdicts = grader.grade(None, texts, [""] * 3, {"test_list": [["assert x == 1"]] * 3}, progress=False)
-    assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 0.0]
-    assert [verdict.answer for verdict in verdicts] == ["x = 1", "x = 2", ""]
+    verdicts, _ = grade("code", texts, [""] * 3, {"test_list": [["assert x == 1"]] * 3})
+    assert [(verdict.score, verdict.answer) for verdict in verdicts] == [(1.0, "x = 1"), (0.0, "x = 2"), (0.0, "")]
 
 
 def test_thought_tags_are_an_argument():
     text, tags = "(hm) \\boxed{B} (so) The answer is A.", [("(hm)", "(so)")]
-    for grader, reference in ((choice_grader, "A"), (exact_grader, "A"), (regex_grader, "A"), (math_grader, "A")):
-        assert grader([text], answer=[reference]) == [0.0]
-        assert grader([text], answer=[reference], thought_tags=tags) == [1.0]
-        with BulkGrader(functools.partial(grader, thought_tags=tags)) as bulk:
-            verdicts = bulk.grade(None, [text], [reference], progress=False)
-        assert [(verdict.score, verdict.answer) for verdict in verdicts] == [(1.0, "A")]
+    for grader in (choice_grader, exact_grader, regex_grader, math_grader):
+        assert grader([text], answer=["A"]) == [0.0]
+        assert grader([text], answer=["A"], thought_tags=tags) == [1.0]
+        [verdict], _ = grade(functools.partial(grader, thought_tags=tags), [text], ["A"])
+        assert (verdict.score, verdict.answer) == (1.0, "A")
 
 
 def test_exact_with_another_normalisation():
     texts, references = ["The answer is Paris.", "paris", "1,000"], ["PARIS", "Rome", "1000"]
     assert exact_grader(texts, answer=references) == [0.0, 0.0, 1.0]
     assert exact_grader(texts, answer=references, normalize=str.casefold) == [1.0, 0.0, 0.0]
-    with BulkGrader(functools.partial(exact_grader, normalize=str.casefold)) as grader:
-        verdicts = grader.grade(None, texts, references, progress=False)
-    assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 0.0]
+    assert scores(functools.partial(exact_grader, normalize=str.casefold), texts, references) == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.slow
 def test_a_vote_counts_one_spelling_of_a_choice_and_of_json():
     options = [["red", "blue"]] * 5
     completions = ["The answer is (B).", "b", "blue", "The answer is A", "no idea"]
-    with BulkGrader("choice") as grader:
-        verdicts = grader.grade(None, completions, ["B"] * 5, {"choices": options}, progress=False)
-        assert [verdict.answer for verdict in verdicts] == ["B", "B", "B", "A", "no idea"]
-        assert [verdict.score for verdict in verdicts] == [1, 1, 1, 0, 0]
-        without = grader.grade(None, ["(b) so", "B."], ["B"] * 2, progress=False)
-        assert [verdict.answer for verdict in without] == ["B", "B"]
+    verdicts, _ = grade("choice", completions, ["B"] * 5, {"choices": options})
+    assert [verdict.answer for verdict in verdicts] == ["B", "B", "B", "A", "no idea"]
+    assert [verdict.score for verdict in verdicts] == [1, 1, 1, 0, 0]
+    assert [verdict.answer for verdict in grade("choice", ["(b) so", "B."], ["B"] * 2)[0]] == ["B", "B"]
     first, other = '{"a": true, "b": [1, 2.5]}', '{"a": 1, "b": [1, 2.5]}'
     texts = ['{"b": [1.0, 2.5], "a": true}', '```json\n{"a":true,"b":[1,2.5]}\n```', other, "none", "1e999"]
-    with BulkGrader("json") as grader:
-        verdicts = grader.grade(None, texts, [texts[0]] * 5, progress=False)
+    verdicts, _ = grade("json", texts, [texts[0]] * 5)
     assert [verdict.score for verdict in verdicts] == [1, 1, 0, 0, 0]
     assert [verdict.answer for verdict in verdicts] == [first, first, other, "none", "Infinity"]

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from grading_helpers import grade
 
-from dco_trl.grading import BulkGrader, math_grader
+from dco_trl.grading import math_grader
 from dco_trl.grading.notation import as_interval, mixed_number, rewrite
 from dco_trl.grading.rules import settle
 
@@ -19,9 +20,8 @@ ROWS = [
 
 @pytest.mark.slow
 def test_the_table():
-    with BulkGrader("math", num_workers=1) as grader:
-        verdicts = grader.grade(None, [row[3] for row in ROWS], [row[2] for row in ROWS], progress=False)
-    assert grader.stats.timeout == grader.stats.error == 0
+    verdicts, stats = grade("math", [row[3] for row in ROWS], [row[2] for row in ROWS])
+    assert stats.timeout == stats.error == 0
     given = [f"{verdict.score:.0f}" for verdict in verdicts]
     wrong = [(row, score) for row, score in zip(ROWS, given, strict=True) if score != row[1]]
     assert not wrong, "\n".join(f"given {score}: {row}" for row, score in wrong)
