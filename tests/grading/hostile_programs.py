@@ -1,8 +1,8 @@
-"""Programs that a grader of code must survive: each in one line, `;` standing for a line break.
+"""Programs that a grader of code must survive: one per line, in which `;` stands for a line break.
 
 `TARGET` is a file outside the scratch folder, `PORT` a port that listens on this machine, `PARENT` the grading process.
-`PROGRAMS` run until they end or are ended. Each of `REFUSED` tries one call, and passes if it gets through. `CONTAINED`
-pass if they are held.
+`PROGRAMS` run until they end or are ended. Each of `REFUSED` tries one call, and passes if it gets through. Those of
+`CONTAINED` pass if they are held within bounds.
 """
 
 # ruff: noqa: E501
@@ -135,25 +135,18 @@ import sys;sys.setrecursionlimit(10**9);f=lambda: f();f()
 """
 
 # Calls that have no function in Python or C: their numbers on x86_64 and aarch64.
-NUMBERS = {
-    **{"bpf": (321, 280), "keyctl": (250, 219), "add_key": (248, 217), "userfaultfd": (323, 282), "kcmp": (312, 272)},
-    **{"perf_event_open": (298, 241), "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190)},
-    **{"mq_open": (240, 180), "io_setup": (206, 0), "memfd_create": (319, 279), "seccomp": (317, 277)},
-    **{"ioprio_set": (251, 30), "sched_setattr": (314, 274), "migrate_pages": (256, 238), "move_pages": (279, 239)},
-    **{"get_robust_list": (274, 100), "rt_sigqueueinfo": (129, 138), "tkill": (200, 130), "timerfd": (283, 85)},
-    **{"signalfd": (289, 74), "remap_file_pages": (216, 234), "name_to_handle_at": (303, 264), "clone": (56, 220)},
-    **{
-        "open_by_handle_at": (304, 265),
-        "execveat": (322, 281),
-        "personality": (135, 92),
-        "rt_tgsigqueueinfo": (297, 240),
-    },
-    **{"vmsplice": (278, 75), "splice": (275, 76), "tee": (276, 77), "fallocate": (285, 47)},
-    **{"timer_create": (222, 107), "setfsuid": (122, 151), "process_vm_readv": (310, 270)},
-    **{"process_vm_writev": (311, 271), "clock_settime": (227, 112), "sched_rr_get_interval": (148, 127)},
-    **{"syslog": (103, 116), "acct": (163, 89), "swapon": (167, 224), "sync": (162, 81), "pivot_root": (155, 41)},
-}
-NUMBER = {name: both[platform.machine() == "aarch64"] for name, both in NUMBERS.items()}
+NUMBERS = """
+bpf 321 280, keyctl 250 219, add_key 248 217, userfaultfd 323 282, kcmp 312 272, perf_event_open 298 241,
+shmget 29 194, msgget 68 186, semget 64 190, mq_open 240 180, io_setup 206 0, memfd_create 319 279, seccomp 317 277,
+ioprio_set 251 30, sched_setattr 314 274, migrate_pages 256 238, move_pages 279 239, get_robust_list 274 100,
+rt_sigqueueinfo 129 138, tkill 200 130, timerfd 283 85, signalfd 289 74, remap_file_pages 216 234,
+name_to_handle_at 303 264, clone 56 220, open_by_handle_at 304 265, execveat 322 281, personality 135 92,
+rt_tgsigqueueinfo 297 240, vmsplice 278 75, splice 275 76, tee 276 77, fallocate 285 47, timer_create 222 107,
+setfsuid 122 151, process_vm_readv 310 270, process_vm_writev 311 271, clock_settime 227 112,
+sched_rr_get_interval 148 127, syslog 103 116, acct 163 89, swapon 167 224, sync 162 81, pivot_root 155 41
+"""
+COLUMN = 1 + (platform.machine() == "aarch64")
+NUMBER = {row.split()[0]: int(row.split()[COLUMN]) for row in NUMBERS.split(",")}
 PRELUDE = """
 import ctypes, fcntl, os, resource, signal, socket
 C = ctypes.CDLL(None, use_errno=True)
@@ -342,7 +335,7 @@ fcntl.ioctl(os.open('/dev/urandom',os.O_RDONLY),0x5203,b'x'*8)
 import shutil;os.mkdir('d');open('d/x','w').write('#!/bin/sh');os.execv('d/x',['x'])
 """
 
-# Each holds what it can get, and says whether that is within bounds.
+# Each takes what it can get, and passes if that is within bounds.
 CONTAINED = """
 n=0;fds=[];while True:;    try: a,b=socket.socketpair();    except OSError: break;    fds+=[a,b];    for s in (a,b):;        s.setblocking(False);        try:;            while True: n+=s.send(b'x'*65536);        except BlockingIOError: pass;assert len(fds)<128 and n<64<<20,n
 n=0;fds=[];while True:;    try: r,w=os.pipe();    except OSError: break;    fds+=[r,w];    os.set_blocking(w,False);    try:;        while True: n+=os.write(w,b'x'*65536);    except BlockingIOError: pass;assert len(fds)<128 and n<8<<20,n
@@ -360,7 +353,7 @@ assert not [name for name in os.environ if name not in ('HOME','TMPDIR','PATH','
 for fd in range(3,300):;    try: os.fstat(fd);    except OSError: continue;    import stat;    assert stat.S_ISFIFO(os.fstat(fd).st_mode),fd
 """
 
-# Ended by the watcher, for what they hold together. The memory limit is 256 MiB.
+# The watcher ends these for what they hold together. The memory limit is 256 MiB.
 EXCESSIVE = """
 i=0;held=[];while True:;    f=open(str(i),'wb');    os.unlink(str(i));    f.write(b'x'*(1<<23));    f.flush();    held.append(f);    i+=1
 while True:;    for i in range(90): open(str(i),'wb').write(b'x'*(1<<22))
@@ -371,7 +364,7 @@ import mmap;for _ in range(5):;    if os.fork()==0:;        m=mmap.mmap(-1,100<<
 if os.fork(): signal.pause();os.setsid();if os.fork(): os._exit(0);while True:;    for i in range(90): open(str(i),'wb').write(b'x'*(1<<22))
 """
 
-# Ways to go on when the grading process is killed. `MARK` is the name that each gives its processes.
+# Ways to go on after the grading process is killed. Each names its processes `MARK`.
 OUTLIVING = """
 while True: pass
 if os.fork(): signal.pause();while True: pass
@@ -386,7 +379,7 @@ import multiprocessing as m,time;ps=[m.Process(target=time.sleep,args=(600,)) fo
 
 
 def programs(block: str, prelude: str = "") -> list[str]:
-    """The programs of a block, `;` and the names of calls replaced."""
+    """The programs of a block, with `;` and the names of calls replaced."""
     found = []
     for line in block.strip().splitlines():
         for name, number in NUMBER.items():

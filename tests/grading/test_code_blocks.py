@@ -1,4 +1,4 @@
-"""Which blocks a Markdown text has: CommonMark's rules, what models write besides, and texts made to take long."""
+"""Which blocks a Markdown text has: by CommonMark's rules, as models write them, and in texts made to take long."""
 
 import pytest
 from grading_helpers import cpu_seconds
@@ -19,6 +19,7 @@ def first(text: str) -> tuple[str, str] | None:
         ("```\nx = 1\n```\n```Python\nx = 2\n```", "python", "x = 2\n"),
         ("```\r\nx = 1\r\n```\r\n", "", "x = 1\n"),
         ("\ufeff```py\nx = 1\n```", "py", "x = 1\n"),
+        ("~~~python\nx = 1\n~~~", "python", "x = 1\n"),
         ("~~~python\nx = '```'\n```\n~~~", "python", "x = '```'\n```\n"),
         ("````md\n```\nx\n```\n````", "md", "```\nx\n```\n"),
         ("``` python solution.py\nx = 1\n```", "python", "x = 1\n"),
@@ -71,7 +72,7 @@ def test_further_choices(text, codes):
 )  # fmt: skip
 @pytest.mark.slow
 def test_time_is_linear(unit):
-    """Twice the text takes about twice the time; where it were quadratic, eight times as long would take 64 times."""
+    """Eight times the text takes about eight times as long; if it were quadratic, 64 times."""
 
     short, long = (
         cpu_seconds(lambda text: list(code_blocks(text)), "``` \n" + unit * (size // len(unit)))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from grading_helpers import needs_confinement, until
+from grading_helpers import has_ended, needs_confinement, until
 from hostile_programs import CONTAINED, EXCESSIVE, NUMBER, OUTLIVING, PRELUDE, PROGRAMS, REFUSED, programs
 
 from dco_trl.grading import GraderError, code_grader, code_sandbox
@@ -153,10 +153,8 @@ def test_hostile_programs_are_contained(tmp_path, monkeypatch):
     scratches = tmp_path / "scratches"  # a place of its own for what programs write: other tests run programs too
     scratches.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratches))
-    with (
-        socket.create_server(("127.0.0.1", 0)) as server,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
-    ):
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with socket.create_server(("127.0.0.1", 0)) as server, datagrams:
         server.settimeout(0.1)
         port = server.getsockname()[1]
         datagrams.bind(("127.0.0.1", port))
@@ -181,11 +179,8 @@ def test_hostile_programs_are_contained(tmp_path, monkeypatch):
 
 
 def named(mark: str) -> list[int]:
-    return [
-        p.pid
-        for p in psutil.process_iter(["name", "status"])
-        if p.info["name"] == mark and p.info["status"] != "zombie"
-    ]
+    found = psutil.process_iter(["name", "status"])
+    return [p.pid for p in found if p.info["name"] == mark and p.info["status"] != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.parametrize("number", range(len(OUTLIVING.strip().splitlines())))
@@ -267,7 +262,7 @@ def test_where_something_is_missing_no_program_runs(refused, message):
     done = under([refused[platform.machine() == "aarch64"]])
     last = done.stderr.splitlines()[-1]
     assert last.startswith(
-        "dco_trl.grading.verdict.GraderError: grader 'code' runs the model's programs, and " + message
+        f"dco_trl.grading.verdict.GraderError: grader 'code' runs the model's programs, and {message}"
     )
     assert last.endswith("`code_grader(…, unsafe=True)`") and "Linux 5.13 or newer" in last and done.stdout == ""
 
@@ -295,11 +290,7 @@ def test_the_files_of_landlocks_first_version():
     [
         ("landlock_version", lambda: 0, "this kernel offers no Landlock, which Linux 5.13 brought and `lsm=landlock`"),
         ("unsupported", lambda: "no filter of system calls is written for the processor 'riscv64'", "'riscv64'"),
-        (
-            "_CHILDREN",
-            "/proc/none",
-            "which processes descend from which: it has no /proc/none",
-        ),
+        ("_CHILDREN", "/proc/none", "which processes descend from which: it has no /proc/none"),
         ("sys", type("Mac", (), {"platform": "darwin"}), "only Linux confines them, and this is darwin"),
     ],
 )
@@ -307,9 +298,8 @@ def test_a_platform_that_cannot_confine_is_refused_unless_told_otherwise(patched
     unconfinable.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(code_sandbox, patched, value)
-        with pytest.raises(
-            GraderError, match=f"runs the model's programs, and .*{message}.*`code_grader.*unsafe=True"
-        ):
+        text = f"runs the model's programs, and .*{message}.*`code_grader.*unsafe=True"
+        with pytest.raises(GraderError, match=text):
             code_grader(["x = 1"], test_list=[["assert x"]])
         with pytest.raises(GraderError, match=message):
             run_program("x = 1")
@@ -355,5 +345,5 @@ def test_a_watcher_that_is_killed_costs_one_program():
             child = psutil.Process(watcher._process.pid).children()
             watcher._process.kill()
             assert waiting.result() == Outcome("killed", "with the process that watches it")
-        until(lambda: not any(process.is_running() and process.status() != "zombie" for process in child))
+        until(lambda: all(has_ended(process.pid) for process in child))
         assert watcher.run(Program("x = 1")) == Outcome("passed")

@@ -239,9 +239,6 @@ SOLUTION = "def f(x):\n    return 2 * x\n"
     "completion",
     [
         SOLUTION,
-        "~~~python\n" + SOLUTION + "~~~",
-        "1. The idea.\n2. The program:\n\n   ```python\n   def f(x):\n       return 2 * x\n   ```\n",
-        "```python title=solution.py\n" + SOLUTION + "```",
         "```python\n" + SOLUTION.rstrip() + "```\nThis works.",
         "```python\n" + SOLUTION.rstrip() + "```",
         "```python\ndef f(x): return 3\n```\nBetter:\n```python\n" + SOLUTION + "```",
@@ -252,8 +249,6 @@ SOLUTION = "def f(x):\n    return 2 * x\n"
         "```python\n" + SOLUTION + "```\n```",
         "```python\n" + SOLUTION,
         "```python\ndef f(x):\n    '''\n    ```\n    f(2)\n    ```\n    '''\n    return 2 * x\n```",
-        "```python\ndef f(x):\n    s = '```'\n    return 2 * x\n```",
-        "<answer>\n```python\n" + SOLUTION + "```\n</answer>",
         "    return 2 * x\n",
         "    return 2 * x\n```\nThis doubles.",
     ],

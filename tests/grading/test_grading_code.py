@@ -12,23 +12,13 @@ from dco_trl.grading.code_sandbox import Outcome, Watcher, run_program
 pytestmark = needs_confinement
 
 
-def grade(rows, completions, **options):
-    return code_grader(
-        completions,
-        [row["prompt"] for row in rows],
-        test=[row["test"] for row in rows],
-        entry_point=[row["entry_point"] for row in rows],
-        **options,
-    )
-
-
 # ------------------------------------------------------------------ verdicts
 
 
 @pytest.mark.slow
 def test_a_completion_may_be_the_rest_of_the_prompt_or_a_program():
     prompt = 'import math\n\ndef helper(x):\n    return x\n\ndef area(r):\n    """Area of a circle."""\n'
-    row = {"prompt": prompt, "test": "def check(f):\n    assert abs(f(1) - 3.14159) < 1e-4", "entry_point": "area"}
+    row = {"test": ["def check(f):\n    assert abs(f(1) - 3.14159) < 1e-4"], "entry_point": ["area"]}
     for completion in (
         "    return helper(math.pi) * r ** 2\n",
         "```python\n    return math.pi * r ** 2\n```",
@@ -36,9 +26,9 @@ def test_a_completion_may_be_the_rest_of_the_prompt_or_a_program():
         "First:\n```py\narea = 0\n```\nSo:\n```python\nfrom math import pi\ndef area(r):\n    return pi * r**2\n```",
         [{"role": "assistant", "content": "```\ndef area(r):\n    return math.pi * r * r\n```"}],
     ):
-        assert grade([row], [completion]) == [1.0], completion
+        assert code_grader([completion], [prompt], **row) == [1.0], completion
     for completion in ("", "I do not know.", "```python\n```", "    return 3\n", "def area(r):\n    return r"):
-        assert grade([row], [completion]) == [0.0], completion
+        assert code_grader([completion], [prompt], **row) == [0.0], completion
 
 
 def test_mbpp_rows():
@@ -82,9 +72,8 @@ def test_outcomes_name_what_happened():
     assert run_program("import os\nos._exit(3)", [("", "")]).detail == "it ended with exit code 3"
     assert run_program("import os\nos._exit(0)").detail == "it ended before its tests"
     assert run_program("x = '\ud800'").status == "failed"  # not to be encoded, not to be run
-    assert run_program("class E(Exception):\n    def __str__(self): raise E\nraise E").detail.startswith(
-        "an exception"
-    )
+    silent = "class E(Exception):\n    def __str__(self): raise E\nraise E"
+    assert run_program(silent).detail == "an exception that cannot be printed"
 
 
 def test_the_same_program_runs_once(monkeypatch):
