@@ -1,6 +1,6 @@
-"""Fuzz the graders: any text against any text, plain numbers in any dress, whatever a user's function may return.
+"""Fuzz the graders: any text against any text, plain numbers in any form, whatever a user's function may return.
 
-    python tests/fuzz/fuzz_graders.py 10000      # so many examples of each property; an example is several cases
+    python tests/fuzz/fuzz_graders.py 10000      # examples of each property; an example is several cases
 
 No text may hang a grader (each verdict has its limit), raise anything but `GraderError`, or be accepted where plain
 numbers differ.
@@ -85,7 +85,7 @@ def fuzz_texts(examples: int) -> int:
                 for reference, completion, verdict in zip(references, completions, verdicts, strict=True):
                     assert verdict.status in STATUSES and verdict.score in (0.0, 1.0, None)
                     assert verdict.status in ("graded", "unparsed") or verdict.score is None
-                    # Long texts without a mark have no answer; a reference of that kind is one as a whole.
+                    # A long text without a mark has no answer, but as a reference it is one as a whole.
                     answer = extract_answer(completion)
                     assert verdict.score != 1.0 or answer, (reference, completion)
                     if completion == reference and normalize_answer(answer):
@@ -97,7 +97,7 @@ def fuzz_texts(examples: int) -> int:
 
 
 def fuzz_numbers(examples: int) -> int:
-    """Plain numbers in any dress are equal exactly where their values are."""
+    """Plain numbers in any form are equal exactly if their values are."""
     dressed = st.tuples(NUMBERS, st.sampled_from(DRESSES), st.sampled_from(DRESSES))
     near = st.sampled_from([Decimal(d) for d in ("0", "0", "0.001", "-0.001", "1", "1000", "0.1", "-10")])
     with BulkGrader("math", num_workers=1, timeout=TIMEOUT) as bulk:
@@ -118,7 +118,7 @@ def fuzz_numbers(examples: int) -> int:
 
 
 def fuzz_results(examples: int) -> int:
-    """Whatever a user's function returns, one gets finite scores or a `GraderError`."""
+    """Whatever a user's function returns, the result is finite scores or a `GraderError`."""
 
     def check(result: object, count: int) -> None:
         try:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,6 +14,12 @@ from dco_trl.grading.code_sandbox import unconfinable
 needs_confinement = pytest.mark.skipif(
     unconfinable() is not None, reason=f"programs are not confined: {unconfinable()}"
 )
+
+
+def table(name: str) -> list[list[str]]:
+    """The rows of a file of tab-separated cells, in which ⏎ stands for a new line."""
+    lines = (Path(__file__).parent / name).read_text().split("\n")
+    return [line.replace("⏎", "\n").split("\t") for line in lines if line and not line.startswith("# ")]
 
 
 def grade(

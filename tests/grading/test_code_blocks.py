@@ -50,7 +50,7 @@ def test_no_block(text):
 @pytest.mark.parametrize(
     ("text", "codes"),
     [
-        # The fence at the end of a line of code is none in Markdown: the longer reading comes first.
+        # In Markdown, a fence at the end of a line of code is none: the longer reading comes first.
         ("```py\nreturn x```\nSo.", ["return x```\nSo.", "return x\n"]),
         ("```py\na```\n\n```py\nb```\nSo.", ["a```\n\n```py\nb```\nSo.", "b\n", "a\n"]),
         ("So:\n    ```py\n    x\n    ```", ["x\n\n"]),  # indented too far

@@ -1,4 +1,4 @@
-"""Verdicts beside the published harness: HumanEval and mutants of it, and rows like MBPP's."""
+"""Verdicts compared with the published harness's: HumanEval, mutants of it, and rows like MBPP's."""
 
 import gzip
 import json
@@ -92,7 +92,7 @@ def test_fifty_rows_in_the_manner_of_mbpp():
     assert ours == [1.0, 0.0] * 25
 
 
-# Where ours is another verdict than the published harness's, and why.
+# Where our verdict differs from the published harness's, and why.
 EXCEPTIONS = {
     "def f(x):\n    print(10**5000)\n    return x\n": "numbers of any length are printed",
     "import pickle\nclass A: pass\ndef f(x):\n    return pickle.loads(pickle.dumps(A())) and x\n": "it is a module",

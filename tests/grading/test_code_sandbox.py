@@ -1,4 +1,4 @@
-"""Programs stay in: two hundred calls refused, limits held, nothing that outlives the grading process."""
+"""Programs are confined: two hundred calls are refused, limits hold, nothing outlives the grading process."""
 
 import fcntl
 import os
@@ -72,7 +72,7 @@ def test_every_call_that_is_not_listed_is_refused():
     column = seccomp._MACHINES[platform.machine()][1]
     listed = set(seccomp._numbers(seccomp._ALLOWED + "," + seccomp._OF_PROCESSES, column))
     listed |= {numbers[column] for numbers, _ in seccomp._conditional(0)} | {n[column] for n in seccomp.GATED.values()}
-    # x86_64's 335 and 336 are for probes of the kernel itself, which it answers before any filter, with a signal.
+    # x86_64's 335 and 336 are for the kernel's own probes. It answers them with a signal, before any filter.
     others = sorted(set(range(1100)) - listed - {335, 336})
     assert len(others) > 950
     attempt = f"for n in {others}:\n    C.syscall.restype = ctypes.c_long\n"
@@ -94,7 +94,6 @@ def test_other_numberings_of_calls_end_the_program(program):
     assert run_program(PRELUDE + program) == Outcome("killed", f"by signal {signal.SIGSYS.value}")
 
 
-# What a right program may use.
 @pytest.mark.parametrize(
     "program",
     [
@@ -150,7 +149,7 @@ def test_hostile_programs_are_contained(tmp_path, monkeypatch):
     target.parent.mkdir()
     target.write_text("mine")
     before = target.stat()
-    scratches = tmp_path / "scratches"  # a place of its own for what programs write: other tests run programs too
+    scratches = tmp_path / "scratches"  # separate, because other tests run programs too
     scratches.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratches))
     datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -214,7 +213,7 @@ def test_stale_folders_go_and_those_in_use_stay(tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------ where the kernel or an outer sandbox gives less
 
-# Refuses some system calls, and then runs what is asked for.
+# Refuses some system calls, then runs a program.
 OUTER = """
 import sys
 from dco_trl.grading import seccomp
@@ -268,7 +267,7 @@ def test_where_something_is_missing_no_program_runs(refused, message):
 
 
 def test_the_files_of_landlocks_first_version():
-    """Linux 5.13 to 6.1: what it does not guard, emptying a file, the filter refuses."""
+    """Linux 5.13 to 6.1: Landlock does not guard against emptying a file, so the filter refuses it."""
     code = (
         "import os, sys\nfrom dco_trl.grading import landlock, seccomp\nlandlock.landlock_version = lambda: 1\n"
         "landlock.restrict_files([sys.prefix, sys.base_prefix])\nseccomp.allow_by_list(processes=False)\n"

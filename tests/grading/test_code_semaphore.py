@@ -1,4 +1,4 @@
-"""The semaphore of confined programs is `multiprocessing`'s own, but for the file."""
+"""The semaphore of confined programs behaves as `multiprocessing`'s own, without a file."""
 
 import threading
 from _multiprocessing import SemLock as Host

@@ -1,4 +1,4 @@
-"""What decides about a program: what it does, in every usual idiom, and not what it says or replaces."""
+"""What a program does decides about it, in every usual idiom, and not what it says or replaces."""
 
 import functools
 import json
@@ -179,7 +179,7 @@ def test_functions():
     assert function(truth, "", "true") == [1.0, 1.0, 0.0]  # equal in Python, as in the harness
 
 
-# A program that does not give 4, in front of `assert f(2) == 4` or HumanEval's `check`, and says that it passed.
+# Each is added to a program whose f(2) is not 4, in front of `assert f(2) == 4` or HumanEval's `check`.
 LIARS = [
     "import os\nwrite = os.write\nos.write = lambda fd, b: write(fd, b.replace(b'failed', b'passed'))",
     "import json\ndumps = json.dumps\njson.dumps = lambda *a, **k: dumps(*a, **k).replace('failed', 'passed')",
@@ -290,7 +290,7 @@ def test_extraction_does_not_hold_up_the_grading_process(unit):
 
 @pytest.mark.parametrize("code", ["code", code_grader, functools.partial(code_grader, timeout=0.5)])
 def test_a_time_out_is_told_apart_from_a_failure(code):
-    """By the grader's name, and by the function itself, whose own arguments stay."""
+    """Under the grader's name, and under the function itself, which keeps its own arguments."""
     assert load_grader("code") is code_grader
     limit = {} if isinstance(code, functools.partial) else {"timeout": 0.5}
     with BulkGrader(code, num_workers=2, **limit) as grader:

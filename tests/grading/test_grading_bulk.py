@@ -62,7 +62,7 @@ def test_messages_numbers_and_nothing(bulk):
 
 def test_references_that_cannot_be_read(bulk):
     verdicts = bulk.grade(None, ["1", "\\text{}", "1"], ["\\text{}", "\\text{}", ""], progress=False)
-    # The same string is right whatever it means; nothing else can be told.
+    # The same string is right whatever it means; other pairs have no verdict.
     assert [(v.score, v.status) for v in verdicts] == [(None, "unparsed"), (1.0, "graded"), (None, "unparsed")]
 
 
@@ -116,7 +116,7 @@ def test_a_dying_worker_is_replaced_and_its_pair_tried_again():
 
 
 def test_a_pair_that_kills_every_worker_is_an_error(tmp_path, monkeypatch):
-    # A math-verify whose process dies on one string, as a crash in a compiled library would make it.
+    # A math-verify whose process dies on one string, as of a crash in a compiled library.
     (tmp_path / "sitecustomize.py").write_text(
         "import math_verify, signal\n"
         "real = math_verify.parse\n"

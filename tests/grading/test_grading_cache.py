@@ -1,4 +1,4 @@
-"""The verdict cache: what it remembers, for whom, and what happens when the file is damaged, locked or shared."""
+"""The verdict cache: what it stores, for whom, and what happens if the file is damaged, locked or shared."""
 
 import re
 import sqlite3

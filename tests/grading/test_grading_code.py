@@ -1,4 +1,4 @@
-"""The grader of code: rows as they are published, limits and refusals."""
+"""The grader of code: published rows, limits and refusals."""
 
 import base64
 import json
@@ -10,9 +10,6 @@ from dco_trl.grading import BulkGrader, GraderError, code_grader
 from dco_trl.grading.code_sandbox import Outcome, Watcher, run_program
 
 pytestmark = needs_confinement
-
-
-# ------------------------------------------------------------------ verdicts
 
 
 @pytest.mark.slow
@@ -81,9 +78,6 @@ def test_the_same_program_runs_once(monkeypatch):
     monkeypatch.setattr(Watcher, "run", lambda self, program: ran.append(program) or run(self, program))
     assert code_grader(["x = 1"] * 50, test_list=[["assert x"]] * 50) == [1.0] * 50
     assert len(ran) == 1
-
-
-# ------------------------------------------------------------------ refusals
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The two built-in graders, the loader, and reward functions of others: TRL's, reasoning-gym's, the user's."""
+"""`math` and `exact`, the loader, and reward functions from elsewhere: TRL's, reasoning-gym's, the user's."""
 
 import asyncio
 import math
@@ -151,7 +151,7 @@ def test_coroutine_arrays_and_callable_objects():
 
 
 def test_coroutines_share_one_event_loop():
-    """So that a client may be held open: over calls, batches of 1,024 rows, and threads."""
+    """They may hold a client open over calls, batches of 1,024 rows, and threads."""
     loops = []
 
     async def grader(completions, **kwargs):
@@ -214,7 +214,7 @@ def test_faulty_functions_are_named(function, text):
 
 
 def test_the_package_is_light_to_import():
-    """Neither torch nor TRL nor vLLM nor even math-verify: a worker imports this package, and the command line too."""
+    """It loads neither torch, TRL, vLLM nor math-verify: workers and the command line import it."""
     code = (
         "import sys; from dco_trl.grading import BulkGrader, load_grader; load_grader('math');"
         "print([m for m in ('torch', 'trl', 'transformers', 'vllm', 'math_verify') if m in sys.modules])"

@@ -103,7 +103,7 @@ def test_hand_made_strings(tmp_path):
     assert not any(v.score == 1.0 for v in verdicts[::3])
     by_name = dict(zip(texts, verdicts[::3], strict=True))
     assert by_name["a megabyte in a box"].status == "unparsed"
-    # Too long for math-verify, which would take its time: not sent, and without a verdict.
+    # Too long for math-verify, which would need very long: not sent, and without a verdict.
     assert (by_name["a megabyte in a box"].score, len(by_name["a megabyte in a box"].answer)) == (None, 1000)
     assert all(len(v.answer) <= 1000 for v in verdicts)
     assert grader.stats.graded + grader.stats.unparsed + grader.stats.timeout + grader.stats.error == len(completions)
@@ -172,7 +172,7 @@ def test_a_worker_can_still_import():
 
 
 def test_the_repository_and_the_home_folder_are_not_readable():
-    """With an editable install, the package's own folder is, and nothing beside it."""
+    """With an editable install, only the package's own folder of the repository is readable."""
     for path in (__file__, os.path.expanduser("~"), "/", "/etc", "/home", "/root", os.getcwd()):
         for event in ("os.listdir", "os.scandir"):
             with pytest.raises(PermissionError, match="lists no folder but those of its own code"):
@@ -219,7 +219,7 @@ except PermissionError:
 @pytest.mark.parametrize("fence", ["kernel", "both"])
 @pytest.mark.slow
 def test_a_confined_process_reads_its_code_and_nothing_else(tmp_path, fence):
-    """Each fence refuses by itself: the first case has the kernel's only, and no audit hook."""
+    """Each fence refuses by itself: the first case has only the kernel's, and no audit hook."""
     (tmp_path / "secret.txt").write_text("secret")
     (tmp_path / "module_beside_the_secret.py").write_text("")
     ran = subprocess.run(

@@ -36,7 +36,7 @@ def math_rows():
 
 
 def verified(gold: str, answer: str) -> bool:
-    """math-verify in this process, with its own limits; nothing of the grader's caches and fast paths."""
+    """math-verify in this process, with its own limits, without the grader's caches and fast paths."""
     parsed = math_verify_parse.__wrapped__
     return verify(parsed(extract_reference(gold), 5), parsed(extract_answer(answer), 5))
 
@@ -101,7 +101,7 @@ def test_identical_to_math_verify_on_whole_completions():
 
 
 def test_every_math_reference_is_equal_to_itself():
-    """The string comparison says 1; math-verify must, too. The exceptions are references that it cannot read."""
+    """The string comparison gives 1, and math-verify must, too."""
     answers = sorted({row["answer"] for row in math_rows()})
     # One in 24 keeps this test short.
     unequal = [a for a in answers[::24] if a and quick_verdict(*(extract_reference(a),) * 2).score != 1.0]

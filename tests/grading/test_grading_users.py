@@ -1,4 +1,4 @@
-"""A function of the user's, named by its import path: in workers that may be killed, under the same limits."""
+"""A user's function, named by its import path, runs in workers that may be killed, under the same limits."""
 
 import os
 import subprocess

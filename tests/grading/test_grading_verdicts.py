@@ -1,21 +1,15 @@
-"""The verdicts of `math` on a table of pairs: what is right, and, where it differs, what is given."""
-
-from pathlib import Path
+"""The verdicts of `math` on a table of pairs, with the right verdict and the one that is given."""
 
 import pytest
-from grading_helpers import grade
+from grading_helpers import grade, table
 
 from dco_trl.grading import math_grader
 from dco_trl.grading.notation import as_interval, mixed_number, rewrite
 from dco_trl.grading.rules import settle
 
-# Right verdict, given verdict, reference, answer. Where the two verdicts differ, the pair is disputed: math-verify
-# sees it otherwise, and no safe rule settles it. ⏎ stands for a new line.
-ROWS = [
-    line.replace("⏎", "\n").split("\t")
-    for line in (Path(__file__).parent / "verdicts.tsv").read_text().split("\n")
-    if line and not line.startswith("#")
-]
+# Right verdict, given verdict, reference, answer. If the verdicts differ, the pair is disputed: math-verify reads it
+# otherwise, and no safe rule settles it.
+ROWS = table("verdicts.tsv")
 
 
 @pytest.mark.slow
