@@ -18,8 +18,9 @@ _DRESS = re.compile(r"\\(?:left|right|[,;:! ])|[`*_$\"'“”‘’「」【】{
 # Letters of other alphabets that look like A and C and have no other place among the options.
 _LOOKALIKES = str.maketrans("АСΑΒ", "ACAB")
 _INTRODUCTION = re.compile(
-    r"[\W_]*(?:(?:it s|it is|(?:i )?(?:choose|pick|select)|clearly|definitely|so|thus|therefore|hence)\b[\W_]*)?"
-    r"(?:(?:the|my)\s)?(?:(?:correct|right|best|final)\s)?(?:(?:option|choice|answer|letter)\b(?:\sis)?[\W_]*)?",
+    r"[\W_]*(?:i (?:think|believe|guess) (?:that )?)?(?:(?:it s|it (?:is|must be|should be)|"
+    r"(?:i (?:would |d |ll |will )?)?(?:choose|pick|select|go with)|clearly|definitely|so|thus|therefore|hence)\b[\W_]*)?"
+    r"(?:(?:the|my)\s)?(?:(?:correct|right|best|final)\s)?(?:(?:option|choice|answer|letter|ans)\b(?:\sis)?[\W_]*)?",
     re.IGNORECASE,
 )
 # A letter or number that stands alone: "(C)", "C)", "C.", "C - Paris", "C because". Not "A dog" or "E coli".
@@ -38,6 +39,12 @@ _ANOTHER = re.compile(
     r"[\s\])>}.,;:(]*(?:(?:or|and|und|maybe|perhaps|possibly|both|nor|either)\b|[,;&/|+])[\W_]*"
     r"(?:(?:or|and|maybe|perhaps|possibly|option|choice)\b[\W_]*)*(?:[A-Z]|\d{1,3}|[a-z](?=[)\]]))(?![\w'’])"
     r"|[\s\])>}.:]*[\[(]?[A-Z](?=\s?(?:[)\].,;:/|]|$|[A-Z]\b))",
+)
+# "A is wrong", "B isn't right" (without its apostrophe).
+_DENIED = re.compile(
+    r"[\W_]*(?:(?:is|was)\s(?:not|never|wrong|incorrect|false|untrue|impossible|eliminated|ruled out|out)"
+    r"|isn t|wasn t|cannot|can t|doesn t|does not)\b",
+    re.IGNORECASE,
 )
 _MARKED = re.compile(r"[\[(]\s?([A-Z])\s?[\])]|(?<![\w'’])([A-Z])(?=[):])|^\s*([A-Z])\.(?=\s)", re.MULTILINE)
 
@@ -141,7 +148,7 @@ def _label(answer: str, labels: list[str] | None, texts: list[str]) -> str | Non
     if match is None or label is None or not is_option or _SPECIES.match(plain, match.start()):
         return None
     marked = {"".join(found) for found in _MARKED.findall(plain)}
-    if _ANOTHER.match(rest) or len(marked | {label}) > 1 and label in marked:
+    if _DENIED.match(rest) or _ANOTHER.match(rest) or len(marked | {label}) > 1 and label in marked:
         return None
     # "B. London", where London is option A.
     beside = of_text.get(normalize_answer(rest.strip(" ).:,;-–—]")).casefold(), label)

@@ -21,6 +21,7 @@ RIGHT_B = (
     *("<think>A</think>B", "ANSWER: $B$", "Answer: \\textbf{(B)}", "\\(\\text{B}\\)", "**Answer: (B)** Paris"),
     *("Answer: B\n\nA is wrong.", "answer: b", "The answer is clearly B.", "It's B.", "B is correct"),
     *("(B) because (A) is wrong", "Answer: B, not A", "B - Paris", "The answer is B rather than A"),
+    *("I would choose B.", "I'd go with (B).", "I think it's B", "It must be B.", "Ans: B", "I'll pick option B"),
     *("B. the cell membrane", "\\boxed{B: A polygenic score}", "Answer: B. I think so."),
 )
 NO_LETTER = (
@@ -28,7 +29,8 @@ NO_LETTER = (
     *("either B or C", "Answer: A) B) C)", "Answer: A. B. C.", "(B) (C)", "B | C", "\\boxed{B}, \\boxed{C}"),
     *("The answer is B (or C)", "B, maybe C", "E coli", "C. elegans", "B cells", "D minor", "C++", "A+", "D'accord"),
     *("Don't know", "None of the above", "Vitamin B", "The answer is not B", "(A) 5 (B) 6", "AB", "B. or C."),
-    "<think>B",
+    *("B is wrong. C is wrong.", "B isn't right", "(B) cannot be true", "Option B is not right. C.", "B is ruled out"),
+    *("<think>B", "I would choose a Basset."),
 )
 LONG = "Let us see what the options are and think about each of them in turn. " * 6
 
