@@ -53,14 +53,6 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(place, monkeypatch, tmp_path):
-    monkeypatch.chdir(place)
-    monkeypatch.syspath_prepend(str(place))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return place
-
-
 def estimate(*arguments, output, num_samples=12, dataset="train.jsonl", grader="estimate_graders:even"):
     return main(
         ["estimate", "--model", "MODEL", "--dataset", str(dataset), "--output", str(output), "--grader", grader]

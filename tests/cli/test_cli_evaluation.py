@@ -15,7 +15,7 @@ from dco_trl.cli import main
 from dco_trl.cli._common import status
 from dco_trl.runs import RunStore, load_results
 
-# Short, and a little model of characters answers nothing right: what is tested is the way from command to report.
+# Short: the tiny model of characters answers nothing right, and the tests follow a command to its report.
 SAMPLING = ["--prompt-template", "{problem}=", "--max-tokens", "3"]
 
 
@@ -32,13 +32,6 @@ def place(tmp_path_factory):
         "def wants_text(text, **kwargs):\n    return [0.0]\n"
     )
     return folder
-
-
-@pytest.fixture
-def here(place, monkeypatch, tmp_path):
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return place
 
 
 def dco_trl(*arguments):
@@ -85,7 +78,7 @@ def test_the_four_commands_word_for_word(here):
     ]
     assert sorted(keys) == sorted((f"q{i}", j) for i in range(6) for j in range(16))
 
-    # grade: once, again, and with a grader of one's own.
+    # grade: once, again, and with your own grader.
     for grader, told in [
         ("math", "96 samples graded by math (96 of them now)"),
         ("math", "96 samples graded by math (0 of them now)"),
@@ -186,7 +179,9 @@ def test_mistakes_are_one_message_and_status_2(here, tmp_path, capsys, arguments
         (["eval", "--num-smaples=3"], "unknown argument: '--num-smaples'. Did you mean '--num-samples'?"),
         (["report", "run", "--quxquxqux"], "'--quxquxqux'. `dco-trl report --help` lists what there is."),
         (["grade"], "the following arguments are required: RUN"),
+        (["grade", "run", "--grade", "x", "--oops", "1"], "unknown argument: '--grade'. Did you mean '--grader'?"),
         (["sample", "--sampler", "vlm"], "invalid choice: 'vlm'"),
+        (["sample", "--config", "absent.yaml"], "No such file or directory: 'absent.yaml'"),
     ],
 )
 def test_wrong_arguments(capsys, argv, told):
@@ -220,33 +215,20 @@ def test_wrong_arguments(capsys, argv, told):
         ("env: {3: 4}", "c.yaml has 3: 4, which cannot be an environment variable. Write text such as 'env: {"),
         ("env: {a=b: c}", "has 'a=b': 'c', which cannot be an environment variable"),
         ('env: {a: "\\0"}', "has 'a': '\\x00', which cannot be an environment variable"),
+        ("num_sample: 3", "Unknown arguments from config file: ['--num_sample', '3']"),
     ],
 )
 @pytest.mark.slow
 def test_what_a_yaml_file_can_get_wrong(here, tmp_path, capsys, line, told):
     config = tmp_path / "c.yaml"
     text = f"model: MODEL\ndataset: problems.jsonl\nnum_samples: 1\noutput: {tmp_path}/run\n{line}\n"
-    if line.startswith("num_samples"):
+    if line.startswith("num_samples:"):
         text = text.replace("num_samples: 1\n", "", 1)
     config.write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(SystemExit) as stopped:
         main(["sample", "--config", str(config)])
     err = capsys.readouterr().err
     assert stopped.value.code == 2 and "dco-trl sample: " in err and told in err and "Traceback" not in err
-
-
-def test_unknown_keys_and_flags(here, tmp_path, capsys):
-    config = tmp_path / "c.yaml"
-    config.write_text("model: MODEL\ndataset: problems.jsonl\nnum_samples: 1\noutput: run\nnum_sample: 3\n")
-    for argv in (["sample", "--config", str(config)], ["grade", "run", "--grade", "x", "--oops", "1"]):
-        with pytest.raises(SystemExit) as stopped:
-            main(argv)
-        assert stopped.value.code == 2
-    err = capsys.readouterr().err
-    assert "num_sample" in err and "unknown argument: '--grade'. Did you mean '--grader'?" in err
-    with pytest.raises(SystemExit):
-        main(["sample", "--config", str(tmp_path / "absent.yaml")])
-    assert "No such file" in capsys.readouterr().err
 
 
 def test_mistakes_of_grading_and_coverage(here, tmp_path, capsys):
@@ -329,7 +311,7 @@ def test_conversations_are_trained_measured_and_solved_from_one_file(here, tmp_p
 
 @pytest.mark.parametrize("command", ["sample", "eval", "estimate", "grade"])
 def test_a_missing_library_is_one_message(here, tmp_path, capsys, monkeypatch, command):
-    # As where an extra is not installed; which one is named is tested with the extras.
+    # As without an extra; tests/test_extras.py tests which one is named.
     monkeypatch.setitem(sys.modules, "dco_trl.runs", None)
     arguments = ["--model", "m", "--dataset", "problems.jsonl", "--num-samples", "1", "--output", f"{tmp_path}/r"]
     assert main([command, *(["run"] if command == "grade" else arguments)]) == 2

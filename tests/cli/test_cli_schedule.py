@@ -38,12 +38,6 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(place, monkeypatch):
-    monkeypatch.chdir(place)
-    return place
-
-
 def exact(model, adapter, temperature):
     loaded = TransformersSampler(model, adapter=adapter)
     problems = read_problems("problems.jsonl", prompt_template="{problem}=")

@@ -56,12 +56,6 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(place, monkeypatch):
-    monkeypatch.chdir(place)
-    return place
-
-
 def train(*arguments, config="config.yaml") -> int:
     return main(["train", "--config", config, *arguments])
 

@@ -1,4 +1,4 @@
-"""The manifest: what a run is draws of, what may differ when it goes on, and what a damaged one looks like."""
+"""The manifest: what a run is draws of, what may differ when it goes on, and how damage is reported."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from dco_trl.sampling import SamplingParams
 
 
 class Served(KnownSampler):
-    """A sampler that says of itself whatever it is given."""
+    """A sampler with further entries in its identity."""
 
     def __init__(self, **identity):
         super().__init__()
@@ -22,8 +22,8 @@ class Served(KnownSampler):
         return {**super().identity(), **self.extra}
 
 
-def draw(folder, samples=2, problems=2, **identity):
-    return sample_run(folder, make_problems(problems), Served(**identity), samples, progress=False)
+def draw(folder, samples=2, problems=2, params=None, **identity):
+    return sample_run(folder, make_problems(problems), Served(**identity), samples, params, progress=False)
 
 
 def manifest(folder):
@@ -40,15 +40,19 @@ def manifest(folder):
         ({"dtype": "bfloat16"}, {"dtype": "float16"}, "dtype: the run has 'bfloat16', now 'float16'"),
         # A version at the top is free; an option of that name is not.
         ({"options": {"version": 1}}, {"options": {"version": 2}}, "options.version: the run has 1, now 2"),
+        ({}, {"model": "other"}, "model: the run has 'known', now 'other'"),
+        ({}, {"problems": 3}, "num_problems: the run has 2, now 3"),
+        ({}, {"params": SamplingParams(temperature=0.5)}, "sampling.temperature: the run has 1.0, now 0.5"),
+        ({}, {"params": SamplingParams(stop=("a",))}, "sampling.stop: the run has [], now ['a']"),
     ],
 )
-def test_the_whole_identity_is_compared(tmp_path, before, after, told):
+def test_whatever_changes_the_draws_is_compared(tmp_path, before, after, told):
     draw(tmp_path / "run", **before)
-    written = manifest(tmp_path / "run")
+    written = contents(tmp_path / "run")
     with pytest.raises(StoreError) as error:
         draw(tmp_path / "run", samples=3, **after)
     assert told in str(error.value) and "must not be mixed" in str(error.value)
-    assert manifest(tmp_path / "run") == written
+    assert "Nothing was changed" in str(error.value) and contents(tmp_path / "run") == written
     assert draw(tmp_path / "run", samples=3, **before).num_drawn == 2
 
 
@@ -71,7 +75,7 @@ def test_passwords_stay_out_of_the_run(tmp_path):
     draw(tmp_path / "run", base_url=secret, extra_body={"mirrors": [secret, 3]})
     assert manifest(tmp_path / "run")["base_url"] == "http://host:8000/v1"
     assert manifest(tmp_path / "run")["extra_body"] == {"mirrors": ["http://host:8000/v1", 3]}
-    # Another password is the same endpoint, and text with an @ that is no address is left alone.
+    # Another password is the same endpoint, and an @ outside an address is left alone.
     other = "http://host:8000/v1"
     draw(tmp_path / "run", base_url=other, extra_body={"mirrors": [other, 3]})
     dataset = {"dataset": secret + "/test.jsonl", "prompt_template": "me@home: {q} http://host/a@b"}
@@ -162,7 +166,7 @@ def test_changed_or_missing_problems_are_noticed(tmp_path):
     problems.write_bytes((tmp_path / "other/problems.parquet").read_bytes())
     with pytest.raises(StoreError, match="problems.parquet is damaged or missing .its SHA-256 is not the one in"):
         RunStore(tmp_path / "run")
-    # With a hash to match, it is still not what was sampled.
+    # With a matching hash, it is still not what was sampled.
     manifest = tmp_path / "run/manifest.json"
     whole = manifest.read_text()
     forged = json.loads(whole) | {"problems_sha256": hashlib.sha256(problems.read_bytes()).hexdigest()}

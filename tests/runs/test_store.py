@@ -31,7 +31,6 @@ from dco_trl.runs import Problem, RunStore, StoreError, grade_run, load_results
 from dco_trl.runs.drawing import plan
 from dco_trl.runs.files import write_part
 from dco_trl.runs.store import grader_slug
-from dco_trl.sampling import SamplingParams
 
 SCRIPT = Path(__file__).with_name("known_sampler.py")
 
@@ -117,24 +116,6 @@ def test_a_lost_part_is_drawn_again(tmp_path):
     assert draw(run).num_drawn == len(lost)
     assert keys(run) == exactly(4, 6)
     assert read(part(run, 5)) == lost  # the same draws, in a part of a new number
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"params": SamplingParams(temperature=0.5)}, "sampling.temperature: the run has 1.0, now 0.5"),
-        ({"params": SamplingParams(stop=("a",))}, "sampling.stop: the run has [], now ['a']"),
-        ({"sampler": KnownSampler(name="other")}, "model: the run has 'known', now 'other'"),
-        ({"problems": 5}, "num_problems: the run has 4, now 5"),
-    ],
-)
-def test_a_changed_manifest_refuses_to_resume_and_says_what_changed(tmp_path, change, told):
-    draw(tmp_path / "run")
-    before = contents(tmp_path / "run")
-    with pytest.raises(StoreError) as error:
-        draw(tmp_path / "run", samples=9, **change)
-    assert told in str(error.value) and "Nothing was changed" in str(error.value)
-    assert contents(tmp_path / "run") == before
 
 
 def test_a_changed_answer_refuses_and_other_columns_do_not(tmp_path):
