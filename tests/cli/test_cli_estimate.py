@@ -1,4 +1,4 @@
-"""`dco-trl estimate` as a user types it, on a tiny checkpoint on disk, up to training on what it wrote."""
+"""`dco-trl estimate` as a user types it, on a tiny checkpoint on disk, up to training on its output."""
 
 import json
 import tempfile
@@ -16,13 +16,13 @@ from dco_trl import CoTDCOConfig, CoTDCOTrainer
 from dco_trl.cli import main
 from dco_trl.sampling import TransformersSampler
 
-# Samples of a little model of characters: about half of them end at one of these, the others are cut off.
+# About half of the samples of a tiny model of characters end at one of these; the others are cut off.
 STOPS = list("02468aeiou ")
 GRADERS = '''
 import re
 
 def even(completions, **kwargs):
-    """Right: an even number of characters. Nobody can judge a text with one of x, y, z."""
+    """Right: an even number of characters. A text with one of x, y, z cannot be judged."""
     return [None if re.search("[xyz]", text) else float(len(text) % 2 == 0) for text in completions]
 
 def even_message(completions, **kwargs):
@@ -80,7 +80,7 @@ def test_counts_beside_every_column(here, tmp_path, capsys):
     rows = read(output)
     assert [{k: v for k, v in row.items() if not k.startswith("num_")} for row in rows] == ROWS
 
-    # Counted anew: cut off is wrong whatever it says, not judged does not count.
+    # Count independently: a sample that was cut off is wrong in any case; one that was not judged does not count.
     drawn, sampled, correct = samples_in(tmp_path / "new/counted.samples"), Counter(), Counter()
     truncated = accepted = ungraded = 0
     for sample in drawn:
@@ -90,10 +90,10 @@ def test_counts_beside_every_column(here, tmp_path, capsys):
         ungraded += is_unjudged and not is_cut
         sampled[sample["problem_id"]] += is_cut or not is_unjudged
         correct[sample["problem_id"]] += not is_cut and not is_unjudged and len(sample["text"]) % 2 == 0
-    # Six problems in seven rows: row 3 repeats the prompt of row 0, and has its counts.
+    # Six problems in seven rows: row 3 repeats the prompt of row 0 and has its counts.
     assert Counter(sample["problem_id"] for sample in drawn) == dict.fromkeys("012456", 12)
     assert counts(output) == [(sampled[i], correct[i]) for i in "0120456"]
-    # The case is not an easy one: there is something of each kind, also what the semantics turn on.
+    # The case is not trivial: there are samples of each kind.
     assert 0 < sum(correct.values()) < sum(sampled.values()) < len(drawn) and truncated and ungraded
     assert accepted
     assert any(s["finish_reason"] == "length" and set(s["text"]) & set("xyz") for s in drawn)
@@ -177,7 +177,7 @@ def test_a_stopped_run_goes_on(here, tmp_path, monkeypatch, capsys):
     assert "30 samples are there, 42 are to be drawn" in capsys.readouterr().err
     assert first.read_bytes() == before
     assert stopped.read_bytes() == whole.read_bytes()
-    # Nothing is left to draw, also for the other format; more samples add to those there are.
+    # Nothing is left to draw, even for the other format; a larger number adds samples.
     assert estimate(output=tmp_path / "stopped.parquet") == 0
     assert "nothing to draw" in capsys.readouterr().out
     assert [row["num_sampled"] for row in pq.read_table(tmp_path / "stopped.parquet").to_pylist()] == [

@@ -142,7 +142,7 @@ def test_coverage_refuses_what_cannot_work(here, capsys, arguments, told):
 
 @pytest.fixture(scope="module")
 def arms_file(tmp_path_factory):
-    """Six arms on 60 problems: three specialists (sure of a third each), and three that are worse everywhere."""
+    """Six arms on 60 problems: three specialists for a third each, and three that are worse everywhere."""
     rng = np.random.default_rng(0)
     p = np.full((6, 60), 1e-3)
     for arm in range(3):
@@ -170,7 +170,7 @@ def test_a_schedule_of_files(arms_file, tmp_path, capsys):
     assert list(rows) == [1, 4, 16, 64]
     measured = read_arms([arms_file])
     expected = cross_fit_schedule([16], log_p=measured.log_p, max_arms=8)
-    # The order of the folds depends on the problems alone, and the schedule's prefix on nothing that follows.
+    # The folds depend only on the problems, and the schedule's prefix on nothing that follows.
     assert rows[16]["schedule"] == pytest.approx(expected.curve.estimate[0])
     assert rows[16]["best_arm_coverage"] == pytest.approx(expected.best_arm.first[0])
     assert rows[16]["difference"] > 0.4 and rows[16]["difference_low"] > 0.3
@@ -251,7 +251,7 @@ def test_schedule_refuses(arms_file, tmp_path, capsys, arguments, told):
 
 @pytest.fixture
 def planned(tmp_path):
-    """A file: of six attempts, the first and the last two are of the first arm, two of the second and one of MODEL."""
+    """The file of a schedule of six attempts: 1 of the first arm, 2 of the second, 1 of MODEL, 2 of the first."""
     arms = [Arm("MODEL", "runs/ce", 1.0), Arm("MODEL", "runs/dco", 1.5), Arm("MODEL")]
     order = AttemptOrder(*map(np.array, ([0, 1, 2, 0], [1, 2, 1, 2])), 3, *[np.array([6])] * 3)
     write_schedule(tmp_path / "schedule.yaml", order, arms)
@@ -259,7 +259,7 @@ def planned(tmp_path):
 
 
 def check_draws(run, planned, max_tokens, num_attempts):
-    """Each sample is that of its arm's own sampler, asked for it alone."""
+    """Each sample equals the one that a sampler of its arm draws alone."""
     store, schedule = RunStore(run), read_schedule(planned)
     rows = [row for part in store.sample_parts() for row in store.read_samples(part).to_pylist()]
     drawn = {(row["problem_id"], row["sample_index"]): (row["text"], row["arm"]) for row in rows}
@@ -356,7 +356,7 @@ def test_a_schedule_finds_its_adapters_from_its_own_folder(here, tmp_path, monke
     command = ["sample", "--model", "there/MODEL", "--dataset", "there/problems.jsonl", *TEMPLATE[2:], "--max-tokens"]
     assert main([*command, "3", "--schedule", "there/plans/schedule.yaml", "--num-samples", "2", "--output", "o"]) == 0
     assert "16 samples drawn" in capsys.readouterr().out
-    # A hub's name is no folder, and stays what it is.
+    # A name on the hub is not a folder and stays as it is.
     write_schedule("there/s.yaml", schedule, [Arm("org/base", "org/adapter"), Arm("org/base")])
     assert read_schedule("there/s.yaml").arms[0] == Arm("org/base", "org/adapter")
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny_models import save_checkpoint
 
 from dco_trl.cli import main
-from dco_trl.cli.train import DCOScriptArguments, _load, make_parser, parse
+from dco_trl.cli.train import DCOScriptArguments, _load, parse
 
 ROWS = [{"prompt": f"{a}*{b}=", "completion": str(a * b), "answer": str(a * b)} for a in (3, 7, 12) for b in (2, 5, 9)]
 CONFIG = """\
@@ -42,7 +42,7 @@ def write_rows(path, rows):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a model, data, and a recipe, to work in."""
+    """A folder with a model, data and a recipe, to work in."""
     folder = tmp_path_factory.mktemp("place")
     save_checkpoint(folder / "MODEL", initializer_range=0.2)
     write_rows(folder / "data/train.jsonl", ROWS[:8])  # whole batches, for one process and for two
@@ -146,7 +146,7 @@ def test_mixture_of_local_files(here, tmp_path):
 
 @pytest.mark.slow
 def test_one_attempt_is_trl_sft(here, tmp_path):
-    """The command's final weights are those of TRL's own script on the same file."""
+    """The command's final weights equal those of TRL's own script with the same file."""
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
     from trl.scripts.sft import main as sft
 
@@ -164,7 +164,7 @@ def test_one_attempt_is_trl_sft(here, tmp_path):
 def test_accelerate_launch_on_two_processes_is_one_process(here, tmp_path):
     arguments = ["--config", "config.yaml", *EVALUATE, "--eval_dataset_name", "data/test.jsonl", "--save_steps", "4"]
     two = [*arguments, "--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "two")]
-    # `--cpu` would leave several processes to MPI. This is the launcher for GPUs, with `use_cpu` in the file.
+    # With `--cpu`, MPI would start the processes. This is the launcher for GPUs, with `use_cpu` in the file.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     done = subprocess.run([*launch, "-m", "dco_trl", "train", *two], capture_output=True, text=True)
@@ -196,26 +196,17 @@ def test_command_line_wins_over_the_file_and_either_spelling_works(here):
 
 
 @pytest.mark.parametrize("command", ["train", "train-cot"])
-def test_the_cot_command_takes_and_names_more(capsys, command, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(SystemExit):
+def test_help_names_what_a_command_adds(capsys, command):
+    with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
-    printed = capsys.readouterr().out
-    assert printed.startswith(f"usage: dco-trl {command} [--config FILE.yaml] [ARGUMENTS]")
-    for argument in ("--grader GRADER", "--sampler_kwargs SAMPLER_KWARGS", "--num_rationales NUM_RATIONALES"):
-        assert (argument in printed) == (command == "train-cot")
-
-
-def test_help_names_what_dco_adds_first(capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(SystemExit) as exit:
-        main(["train", "--help"])
-    assert exit.value.code == 0
-    usage, description = capsys.readouterr().out.split("options:")[0].split("\n\n", 1)
-    assert usage == "usage: dco-trl train [--config FILE.yaml] [ARGUMENTS]"
-    for argument in ("--num_attempts", "--loss_reduction", "--coverage_at", "--eval_dataset_name"):
-        assert argument in description
-        assert argument in make_parser().format_help()
+    assert stopped.value.code == 0
+    head, arguments = capsys.readouterr().out.split("options:", 1)
+    usage, description = head.split("\n\n", 1)
+    assert usage == f"usage: dco-trl {command} [--config FILE.yaml] [ARGUMENTS]"
+    for added in ("--grader GRADER", "--sampler_kwargs SAMPLER_KWARGS", "--num_rationales NUM_RATIONALES"):
+        assert (added in arguments) == (command == "train-cot")
+    for added in ("--num_attempts", "--loss_reduction", "--coverage_at", "--eval_dataset_name"):
+        assert added in arguments and (added in description or command == "train-cot")
 
 
 # ------------------------------------------------------- mistakes: one message, status 2
@@ -351,7 +342,7 @@ def test_status_reaches_the_shell(here):
 
 
 def test_a_folder_of_data_that_holds_runs_too_is_its_own_files_alone(tmp_path):
-    # `datasets` takes every file below a folder for data; a run inside writes Parquet and JSON.
+    # `datasets` takes every file below a folder for data, but a run inside it writes Parquet and JSON too.
     rows = '{"prompt": "1+1=", "completion": " 2"}\n'
     (tmp_path / "train.jsonl").write_text(rows * 2)
     (tmp_path / "test.jsonl").write_text(rows)

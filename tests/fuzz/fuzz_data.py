@@ -1,4 +1,4 @@
-"""Fuzz data sets and config files: a problem that can be asked, graded and stored, or one error that says why not.
+"""Fuzz data sets and config files: each gives problems that can be asked, graded and stored, or one clear error.
 
 python tests/fuzz/fuzz_data.py 10000      # so many examples of each property
 """
@@ -24,7 +24,7 @@ from dco_trl.runs.rows import read_dataset
 
 KINDS = ("jsonl", "json", "csv", "parquet")
 COLUMNS = ("prompt", "answer", "id", "level", "", "a.b", "{", "\ud83d", "pr\u00f6mpt")
-# Surrogates too: any code point that Python takes for a character.
+# Any code point that Python takes for a character, including surrogates.
 TEXTS = st.one_of(st.text(max_size=8), st.text(st.characters(codec=None), max_size=4), st.sampled_from(["", " ", "2"]))
 VALUES = json_values(TEXTS, TEXTS)
 MESSAGES = st.lists(
@@ -105,7 +105,7 @@ def fuzz_rows(examples: int) -> int:
 
 
 def fuzz_files(examples: int) -> int:
-    """Files of each kind: rows written as they may be, then flipped, cut or doubled at any byte."""
+    """Files of each kind, with some bytes changed, cut off or doubled."""
     damage = st.lists(
         st.tuples(st.integers(0, 2**16), st.one_of(st.integers(0, 255), st.sampled_from(["cut", "double", "\ufeff"]))),
         max_size=3,
@@ -136,7 +136,7 @@ def fuzz_files(examples: int) -> int:
 
 
 def fuzz_config_files(examples: int) -> int:
-    """YAML with lines that belong there and others: parsed with the right types, or one message and status 2."""
+    """YAML with right and wrong lines is parsed with the right types, or gives one message and status 2."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.yaml")
         command = f"--config {path} --model m --dataset d --num_samples 1 --output o".split()

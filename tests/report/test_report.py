@@ -1,4 +1,4 @@
-"""The report's numbers against the estimators, what it leaves out and warns of, and what it writes."""
+"""The report's numbers equal the estimators'; what it leaves out, warns about and writes."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing fetched, nothing run that a model wrote, and the table works."""
+"""The page in a real browser fetches nothing, runs nothing that a model wrote, and has a working table."""
 
 import re
 
@@ -16,7 +16,7 @@ PROBLEMS, SAMPLES = 500, 4096
 
 
 def synthetic_run(name, seed):
-    """A run of 500 x 4,096, duplicate-heavy as real ones are, with a script in every text of one problem."""
+    """A run of 500 x 4,096 with many duplicates, as real runs have, and a script in every text of one problem."""
     rng = np.random.default_rng(seed)
     problems = []
     for i in range(PROBLEMS):
@@ -47,7 +47,7 @@ def report(tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, report):
-    """The open page; at the end, nothing went wrong in it and nothing was asked of a network."""
+    """The open page. At the end, it must have reported no error and used no network."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     tab = context.new_page()
     errors, requests = [], []
@@ -68,7 +68,7 @@ def first_ids(tab, count=5):
 
 def test_it_is_light_and_renders_on_demand(opened, report):
     assert report.html.stat().st_size < 13e6
-    # What makes it open quickly, whatever the machine: a screenful of the table, and no details.
+    # The page opens quickly on any machine, because it shows 100 rows and no details.
     assert opened.locator("button.open").count() == 100
     assert opened.locator("tr.detail:not([hidden]), tr.detail pre").count() == 0
     assert opened.evaluate("document.querySelectorAll('*').length") < 8000
@@ -82,7 +82,7 @@ def test_policy_forbids_the_network(opened):
 
 
 def titles(tab, picture):
-    """The titles of the strips of a picture, from left to right, as lines; each is where the pointer finds it."""
+    """The titles of a picture's strips, from left to right, as lines, after a check that the pointer finds each."""
     tab.locator(".plot svg").nth(picture).scroll_into_view_if_needed()
     strips = tab.evaluate(
         """(i) => [...document.querySelectorAll(".plot")[i].querySelectorAll("title")].map((title) => {

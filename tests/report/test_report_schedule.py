@@ -30,7 +30,7 @@ def schedule(blocks=BLOCKS, attempts=ATTEMPTS, names=("runs/ce", "runs/<b>dco</b
 
 
 def scheduled_run(correct, num_samples=(3, 5), name="scheduled", **changes):
-    """`correct` has the correct samples of each arm for each problem."""
+    """`correct` holds the number of correct samples of each arm for each problem."""
     problems = tuple(
         dataclasses.replace(
             problem(f"p{i}", sum(c), sum(num_samples), **changes),
@@ -50,7 +50,7 @@ def test_pass_at_k_is_that_of_the_first_attempts():
     values = scheduled_pass_at_k(schedule().schedule, [1, 4, 8], num_sampled=n, num_correct=c)
     assert [entry.estimate for entry in got.pass_at_k] == pytest.approx(values.mean(axis=0))
     assert all(entry.low <= entry.estimate <= entry.high for entry in got.pass_at_k)
-    # By hand: the first attempt is of arm 0, three samples, c of them right.
+    # By hand: the first attempt is of arm 0, which has three samples, c of them right.
     assert got.pass_at_k[0].estimate == pytest.approx(np.mean([c[0] / 3 for c in CORRECT]))
     assert [entry.k for entry in got.left_out] == [16] and got.left_out[0].fewest == 8
     assert got.majority_at_k == [] and got.never_solved["count"] == 2
@@ -100,7 +100,7 @@ def test_a_schedule_is_compared_with_a_run_of_one_arm_pair_by_pair():
     first, second = summary.runs
     for row, a, b in zip(comparison.pass_at_k, first.pass_at_k, second.pass_at_k, strict=True):
         assert row.difference == pytest.approx(b.estimate - a.estimate)
-    # Problem by problem: a run against itself differs by nothing, and its interval says so.
+    # The difference is paired: a run against itself differs by 0 with a narrow interval.
     (comparison,) = summarise([along, dataclasses.replace(along, name="again")], k=(4,)).groups[0].comparisons
     assert comparison.pass_at_k[0].difference == 0 and comparison.pass_at_k[0].low == pytest.approx(0, abs=0.25)
 

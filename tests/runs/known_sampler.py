@@ -1,4 +1,4 @@
-"""A sampler of a known distribution, and a run of it as a process of its own, to be killed, starved and measured.
+"""A sampler of a known distribution, also as a process that tests can kill, starve of disk and measure.
 
 python known_sampler.py RUN PROBLEMS SAMPLES CHUNK SECONDS_PER_CHUNK TEXT_LENGTH [GRADER]
 """
@@ -54,7 +54,7 @@ def rows(run):
 
 
 class ArmSampler(KnownSampler):
-    """Right only under the adapter of the problem's parity, or at temperature 2: what a schedule is for."""
+    """Right only with the adapter of the problem's parity, or at temperature 2, so that a schedule helps."""
 
     def sample(self, requests, params):
         drawn = super().sample(requests, params)
@@ -68,7 +68,7 @@ class ArmSampler(KnownSampler):
         return sample if is_right else Sample("The answer is 99.", (1, 2), 2, "stop")
 
     def draw_arm(self, arm, stream, index, seed):
-        """The draw of one attempt, alone; with the seed that the sampler is given."""
+        """The draw of one attempt alone, with the seed that the sampler gets."""
         params = SamplingParams(temperature=arm.temperature, seed=seed)
         return self.under(arm.adapter, stream, params, self.draw(stream, index, params))
 
@@ -84,7 +84,7 @@ def make_schedule(folder):
 
 
 def sampler_params(sampler, params=None, schedule=None):
-    """What a run gives the sampler: the seed is of these arms."""
+    """The parameters that a run gives the sampler; their seed depends on the arms."""
     return Attempts((), sampler, params or SamplingParams(), schedule).sampler_params
 
 
@@ -123,18 +123,18 @@ def make_problems(count):
 
 
 def slow_grader(completions, **kwargs):
-    """Takes as long for a part as a kill needs to come in between."""
+    """Takes long enough for a part that a kill can interrupt it."""
     time.sleep(0.01)
     return [float(text.endswith(" 0.")) for text in completions]
 
 
 def is_even(completions, **kwargs):
-    """Right where a text has an even number of characters."""
+    """Right if a text has an even number of characters."""
     return [float(len(text) % 2 == 0) for text in completions]
 
 
 def environment():
-    """For processes that import this module."""
+    """The environment of processes that import this module."""
     here = str(Path(__file__).parent)
     return {**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path]), "OMP_NUM_THREADS": "1"}
 

@@ -29,7 +29,7 @@ def save_checkpoint_log_p(folder, rows, dataset="", base=None, fingerprint=None)
 
 
 def save_run(folder, texts, **sampling):
-    """A graded run of two problems, named as rows are: "0" (answer 2) and "1" (answer 4)."""
+    """A graded run of two problems with the names of rows: "0" (answer 2) and "1" (answer 4)."""
     problems = [Problem("0", "1+1=", "2"), Problem("1", "2+2=", "4")]
     with RunStore.writing(folder, {"model": "MODEL", "sampling": sampling}, problems) as store:
         store.write_samples([(p, i, text, 1, "stop") for p, row in texts.items() for i, text in enumerate(row)])

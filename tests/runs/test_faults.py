@@ -1,4 +1,4 @@
-"""Killed, or out of disk, at any moment: what was written stays, and the run that goes on equals one never stopped."""
+"""Kills and full disks at any moment: what was written stays, and the resumed run equals one that never stopped."""
 
 import json
 import random
@@ -31,7 +31,7 @@ def held(folder, pid):
 
 
 def kill(command, is_time, seed):
-    """Start a process, kill it shortly after `is_time`, and say whether it was still at work."""
+    """Start a process, kill it shortly after `is_time`, and return whether it was still at work."""
     moments = random.Random(seed)
     forked = Forked(*command)
     while forked.process.is_alive() and not is_time(forked.process.pid):
@@ -102,7 +102,7 @@ def estimating(tmp_path_factory):
     """`dco-trl estimate` of a tiny checkpoint, as a command that writes the file it is given."""
     folder = tmp_path_factory.mktemp("place")
     save_checkpoint(folder / "MODEL", initializer_range=0.2)
-    # The note is long, and Parquet makes it short: of all files only the output is large.
+    # Parquet compresses the long note, so only the output is a large file.
     rows = [{"prompt": f"{a}+1=", "completion": str(a + 1), "answer": a + 1, "note": "x" * 9_000} for a in range(8)]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -1,4 +1,4 @@
-"""Folders that one process at a time writes to, and files that are there whole or not at all."""
+"""Folders that one process at a time writes to, and files that are whole or absent."""
 
 import errno
 import os
@@ -75,7 +75,7 @@ def test_what_is_not_held_is_not_written(tmp_path):
 
 
 def test_a_lock_ends_with_its_process_and_no_child_has_it(tmp_path):
-    """A forked child does not hold its parent's folder, neither by what it believes nor by living on."""
+    """A forked child cannot write to its parent's folder, and does not keep it locked by living on."""
     code = (
         "import os, sys, time; from dco_trl.runs import Problem, RunStore, StoreError\n"
         "with RunStore.writing(sys.argv[1], {'model': 'm'}, [Problem('p0', 'a', 'b')]) as store:\n"

@@ -1,4 +1,4 @@
-"""Samples from elsewhere become runs that grade, report and schedule take.
+"""Samples from elsewhere become runs for grade, report and schedule.
 
 `samples/inspect.eval` and `inspect.parquet` were written by inspect_ai 0.3.285 (its mock model, and its `samples_df`);
 the rows of `output-rs*.jsonl` follow NeMo-Skills' documentation, since it was not installable here.
@@ -52,7 +52,7 @@ INSPECT = [3, 1, 3, 1]
         (["plain.parquet"], [2, 1, 2, 0]),
         ([SAMPLES / "output-rs0.jsonl", SAMPLES / "output-rs1.jsonl"], [2, 1, 2, 1]),
         ([SAMPLES / "inspect.parquet"], INSPECT),
-        # Its libraries warn of each other.
+        # Its libraries warn about each other.
         pytest.param([SAMPLES / "inspect.eval"], INSPECT, marks=pytest.mark.filterwarnings("default")),
     ],
     ids=lambda value: Path(value[0]).name if isinstance(value[0], str | Path) else "",
@@ -69,7 +69,7 @@ def test_each_format_becomes_a_graded_run_that_can_be_graded_anew(problems, file
     assert [p.num_samples for p in load_results("run", "math").problems] == counts[::2]
     [arm] = read_arms(["run"], "imported").arms
     assert arm.name == "theirs, T=0.7"
-    # The same again changes nothing; other samples are another run.
+    # The same call changes nothing; other samples are another run.
     assert main([*command, "--model", "theirs", "--temperature", "0.7"]) == 0
     assert load_results("run", "imported").problems == found
     assert main([*command[:2], "--dataset", "problems.jsonl", "--output", "run", "--model", "others"]) == 2

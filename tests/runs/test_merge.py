@@ -1,4 +1,4 @@
-"""One run of several: ranges drawn apart are what one process draws, each sample once, or nothing is copied."""
+"""Merged ranges equal the run of one process, with each sample once, or nothing is copied."""
 
 import shutil
 
@@ -29,14 +29,14 @@ def test_ranges_drawn_apart_are_one_run(tmp_path, capsys, monkeypatch):
     assert rows(tmp_path / "ce") == rows(whole)
     assert load_results(tmp_path / "ce").problems == load_results(whole).problems  # the verdicts came along
     assert grade_run(tmp_path / "ce", "exact", progress=False).num_new == 0
-    # Once more, as after a kill in between: what is there stays, what is missing is copied.
+    # Again, as after a kill: what is there stays, and what is missing is copied.
     part = RunStore(tmp_path / "ce").sample_parts()[3]
     part.unlink()
     for verdicts in (tmp_path / "ce/grades/exact").glob(f"{part.stem}-*"):
         verdicts.unlink()
     assert merge_runs(ranges, tmp_path / "ce") == 750
     assert load_results(tmp_path / "ce").problems == load_results(whole).problems
-    # And it goes on as any run.
+    # And sampling continues it like any run.
     assert sample_run(tmp_path / "ce", make_problems(5), KnownSampler(), 160, progress=False).num_drawn == 50
 
 
@@ -62,11 +62,11 @@ def test_what_is_not_one_run_is_refused_before_anything_is_copied(tmp_path, caps
     with pytest.raises(StoreError, match="there are no runs to merge: name the folders"):
         merge_runs([], tmp_path / "whole")
     assert not (tmp_path / "whole").exists()
-    # Nor does the whole get what it has drawn itself meanwhile.
+    # The same holds for samples that the merged run has drawn itself meanwhile,
     draw(tmp_path / "whole", 0, 10)
     assert main(["merge", str(first), "--output", str(tmp_path / "whole")]) == 2
     assert "sample 0 of problem 'p0' is in" in capsys.readouterr().err
-    # Nor where the whole has verdicts of another version.
+    # and for its verdicts of another version.
     (tmp_path / "whole/grades/exact/grader.json").write_text('{"grader": "exact", "source": "another"}')
     later = draw(tmp_path / "later", 50, 50)
     with pytest.raises(StoreError, match="verdicts of grader 'exact' with source '"):

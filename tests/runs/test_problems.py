@@ -61,7 +61,7 @@ def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path, kind):
 
 
 def test_what_is_unusual_and_right(tmp_path):
-    # A field longer than the csv module's own limit, line breaks of every kind, and separators inside a text.
+    # A field longer than the csv module's own limit, line breaks of every kind, and separators inside text.
     long = "x" * 200_000
     limit = csv.field_size_limit()
     (problem, second) = read_problems(

@@ -1,4 +1,4 @@
-"""A cluster of two machines, of which workers, machines and drivers are lost: samples and verdicts of one process."""
+"""A cluster of two machines loses workers, machines and drivers, and still gives the results of one process."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from dco_trl.trainer import PassAtKCallback
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 PROBLEMS, PARAMS = make_problems(6), SamplingParams(max_tokens=6)
-# In float64 a sample does not depend on the rounding of its batch, which differs between blocks.
+# In float64, the rounding of a batch, which differs between blocks, changes no sample.
 OPTIONS = {"dtype": "float64", "batch_size": 32}
 
 
@@ -47,7 +47,7 @@ def cluster():
             ("VLLM_CPU_KVCACHE_SPACE", "1"),
         ):
             patch.setenv(name, value)
-        # Ray's own helper writes the cluster's address there, wherever the cluster's folder is.
+        # Ray's own helper writes the cluster's address into this folder, even if the cluster's folder is elsewhere.
         os.makedirs(ray._common.utils.get_default_ray_temp_dir(), exist_ok=True)
         made = Cluster(
             initialize_head=True,
@@ -194,7 +194,7 @@ def test_a_callback_measures_pass_at_k_on_the_cluster(cluster, checkpoint, tmp_p
 
 
 class Late:
-    """Ready after longer than the patience of the test."""
+    """Ready only after the patience of the test has ended."""
 
     def identity(self):
         time.sleep(1.5)
@@ -233,7 +233,7 @@ def test_an_address_without_a_cluster_is_named():
 @pytest.mark.vllm
 @pytest.mark.long
 def test_vllm_in_a_worker(cluster, checkpoint):
-    """It takes its own executor, although it finds Ray around it."""
+    """vLLM uses its own executor although it runs inside Ray."""
     pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'dco-trl[vllm]'")
     sampler = sampling.RaySampler(
         "vllm", checkpoint, num_workers=1, max_model_len=64, seed_each_request=True, dtype="float32"

@@ -1,4 +1,4 @@
-"""Sample, grade, read: counts against what the sampler is known to have drawn."""
+"""Sample, grade and read a run: the counts are those of the known draws."""
 
 import functools
 import importlib
@@ -25,7 +25,7 @@ PARAMS = SamplingParams(seed=5)
 
 
 def loose_grader(completions, level, **kwargs):
-    """Right where the text ends in an even digit, or the problem's level is 2; no opinion about fives."""
+    """Right if the text ends in an even digit or the problem's level is 2; no opinion about fives."""
     return [
         None if text.endswith("5.") else float(int(text[-2]) % 2 == 0 or at_level == 2)
         for text, at_level in zip(completions, level, strict=True)
@@ -154,7 +154,7 @@ def test_a_grader_with_arguments_bound_is_as_its_module(tmp_path, monkeypatch):
 
 
 def test_the_source_of_a_built_in_grader_is_one_number_and_the_packages_version():
-    """Not a hash of one file, which a change in another would get past."""
+    """A hash of one file would miss a change in another file."""
     source = f"dco_trl {__version__}, graders {GRADERS_VERSION}"
     builtin = ("exact", "choice", "json", "regex", "dco_trl.grading.reasoning_gym:score")
     assert {grader_source(name) for name in builtin} == {source}
@@ -197,7 +197,7 @@ def test_evaluate_estimates_the_known_success_rates(tmp_path):
     rates = 1 / (np.arange(12) + 2)
     for k in (1, 4, 16):
         exact = 1 - (1 - rates) ** k
-        # Monte Carlo: the estimator's deviation for n = 400 is below that of its first-order expansion by far.
+        # Monte Carlo: for n = 400, the estimator deviates far less than its first-order expansion.
         spread = k * (1 - rates) ** (k - 1) * np.sqrt(rates * (1 - rates) / 400)
         assert abs(pass_at_k(400, correct, k).mean() - exact.mean()) < 5 * np.sqrt((spread**2).sum()) / 12 + 1e-3
 
@@ -221,7 +221,7 @@ def test_what_cannot_be_read_is_said(tmp_path, sampled):
 def test_old_verdicts_never_judge_new_samples(sampled):
     grade_run(sampled, "exact", progress=False)
     before = sum(p.num_correct for p in load_results(sampled).problems)
-    # The last part is damaged, moved out as the message asks, and drawn anew: the same keys, other texts.
+    # The last part is damaged, moved out as the message asks, and drawn again: the same keys, other texts.
     last = RunStore(sampled).sample_parts()[-1]
     lost = read(last)
     last.unlink()

@@ -1,4 +1,4 @@
-"""A schedule as a YAML file: read back as it was written, and refused where it is none."""
+"""A schedule as a YAML file is read back as it was written; anything else is refused."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Sampling along a schedule: the store keeps each sample's arm, and a run goes on, or refuses, as with one arm."""
+"""Sampling along a schedule: the store keeps each sample's arm, and a run resumes or refuses as with one arm."""
 
 import json
 from dataclasses import replace
@@ -35,7 +35,7 @@ def rows_of(folder):
 
 
 def expected_rows(schedule, num_samples, seed=0):
-    """Every attempt alone, its arm from the counts."""
+    """Every attempt drawn alone, with its arm derived from the counts."""
     arm_of = np.diff(schedule.schedule.counts(np.arange(num_samples + 1)), axis=0).argmax(axis=1)
     seed = sampler_params(ArmSampler(), SamplingParams(seed=seed), schedule).seed
     return {
@@ -175,7 +175,7 @@ def test_models_and_adapters_that_moved_draw_what_they_drew(tmp_path):
 
 
 def test_a_schedule_is_checked_once(tmp_path, schedule):
-    """What was found to be followed before a model is loaded is not looked at again."""
+    """A schedule that was checked before the model is loaded is not checked again."""
     followed = follow(schedule, {"model": "known"}, SamplingParams())
     (tmp_path / "odd" / "adapter_config.json").unlink()
     assert follow(followed, {"model": "other"}, SamplingParams(temperature=2)) is followed
@@ -187,7 +187,7 @@ def test_a_server_is_told_how_to_serve_the_model(tmp_path, schedule):
     sampler.identity = lambda: {"sampler": "server", "model": "served", "adapter": ""}
     with pytest.raises(StoreError, match=r"serve it under that name too \(--served-model-name known\)"):
         run(tmp_path / "run", 4, schedule, sampler=sampler)
-    # Its adapters may lie on its own disk, or have names there.
+    # A server may have the adapters on its own disk, or know them by name.
     (tmp_path / "odd" / "adapter_config.json").unlink()
     sampler.identity = lambda: {"sampler": "server", "model": "known", "adapter": ""}
     assert run(tmp_path / "run", 4, schedule, sampler=sampler).num_drawn == 36

@@ -21,7 +21,7 @@ REJECTS_AFTER = {"calls": None}
 
 
 def first_right(stream, num_attempts):
-    """Index of the first right answer, by asking for every draw alone."""
+    """Index of the first right answer when each draw is made alone."""
     sampler = KnownSampler()
     params = sampler_params(sampler)
     draws = (sampler.draw(stream, i, params) for i in range(num_attempts))
@@ -33,7 +33,7 @@ def read_answers(run):
 
 
 def samples_of(run):
-    """Indices per problem; a sample that is there twice is an error."""
+    """Indices per problem; a duplicate sample is an error."""
     return {problem_id: indices.tolist() for problem_id, indices in RunStore(run).present().items()}
 
 
@@ -43,7 +43,7 @@ def solved(folder, num_attempts=20, **arguments):
 
 
 def breaks_down(completions, **kwargs):
-    """A verifier without a reference, which fails after some calls."""
+    """A verifier that needs no reference and fails after some calls."""
     if REJECTS_AFTER["calls"] is not None:
         REJECTS_AFTER["calls"] -= 1
         if REJECTS_AFTER["calls"] < 0:
@@ -88,7 +88,7 @@ def test_a_smaller_budget_tells_what_it_would_have_given(tmp_path, budget):
     alone = solved(tmp_path / "alone", budget)
     found = solved(tmp_path / "run", budget)
     assert [(a.attempt, a.solved) for a in found.answers] == [(a.attempt, a.solved) for a in alone.answers]
-    # The larger one's rounds may end later.
+    # The rounds of the larger budget may end later.
     assert all(0 <= a.attempts - b.attempts <= budget / 2 for a, b in zip(found.answers, alone.answers, strict=True))
     assert max(answer.attempts for answer in found.answers) <= budget
     assert solved(tmp_path / "run", 20) == larger
@@ -107,7 +107,7 @@ class LateSampler(KnownSampler):
 
 
 def test_of_several_right_answers_the_first_counts(tmp_path):
-    # A round holds the attempts 5 and 6, and each is a chunk of its own.
+    # One round holds the attempts 5 and 6, each a chunk of its own.
     [answer] = solved(tmp_path / "run", problems=PROBLEMS[:1], sampler=LateSampler(), chunk_size=1).answers
     assert (answer.attempt, answer.attempts) == (5, 6)
 

@@ -1,4 +1,4 @@
-"""The sample store: nothing lost, nothing twice, nothing destroyed."""
+"""The sample store loses, repeats and destroys nothing."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ def part(run, number, folder="samples"):
 
 
 def footer_hash(data):
-    """Of the footer with its length and the letters behind it, which is found from the file's end."""
+    """The hash of the footer with the length and letters after it, found from the file's end."""
     return hashlib.sha256(data[-8 - int.from_bytes(data[-8:-4], "little") :]).hexdigest()[:16]
 
 
@@ -58,7 +58,7 @@ def test_a_run_has_each_sample_once_in_parts_of_bounded_size(tmp_path):
     expected = KnownSampler().draw(2, 3, sampler_params(KnownSampler()))
     known = {"problem_id": "p2", "sample_index": 3, "text": expected.text, "num_tokens": 2}
     assert rows[15] == {**known, "finish_reason": expected.finish_reason}
-    # The folder needs no library of ours, and no pickle.
+    # Reading the folder needs neither this package nor pickle.
     assert {path.suffix for path in contents(tmp_path / "run")} == {".json", ".parquet"}
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     assert manifest["model"] == "known" and manifest["sampling"]["temperature"] == 1.0
@@ -89,7 +89,7 @@ def test_running_again_draws_nothing_and_more_samples_add_to_the_run(tmp_path):
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["num_samples"] == 11
     assert [session["num_samples"] for session in manifest["sessions"]] == [6, 6, 3, 11]
-    # A run that grew is the run that was drawn at once.
+    # A run that grew equals a run that was drawn at once.
     draw(tmp_path / "once", samples=11)
     rows = [
         sorted(map(str, (r for p in (f / "samples").iterdir() for r in read(p)))) for f in (run, tmp_path / "once")
@@ -177,7 +177,7 @@ def test_a_flipped_bit_is_found_by_whoever_reads_it_and_by_nobody_else(tmp_path)
 
 
 def test_what_is_there_is_asked_of_the_key_columns_alone(tmp_path):
-    """On a run of long texts, `present` reads a fraction of the bytes."""
+    """With long texts, `present` reads a fraction of the bytes."""
     samples = [("p0", i, f"{i} " + os.urandom(2_000).hex(), 1, "stop") for i in range(1500)]
     with RunStore.writing(tmp_path / "run", {"model": "m"}, make_problems(1)) as store:
         path = store.write_samples(samples)
@@ -268,5 +268,5 @@ def test_memory_does_not_grow_with_the_run(tmp_path):
         report = json.loads(done.stdout.splitlines()[-1])
         assert report["samples"] == 100 * samples
         peaks[samples] = max(report["kib"]) / 2**20
-    # Eight times the samples, of which the larger run holds 110 MB as text alone.
+    # Eight times the samples; the text alone of the larger run is 110 MB.
     assert peaks[2048] < peaks[256] + 0.08 and peaks[2048] < 2.0, peaks
