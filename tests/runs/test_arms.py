@@ -37,6 +37,13 @@ def save_run(folder, texts, **sampling):
     return folder
 
 
+def write(folder, arm, problem_ids):
+    """The file of one arm on problems of one letter each, as a list."""
+    file = folder / f"{len(list(folder.iterdir()))}.parquet"
+    write_arms(file, [arm], list(problem_ids), np.full((1, len(problem_ids)), -1.0))
+    return [file]
+
+
 def test_what_is_written_is_read(tmp_path):
     file = tmp_path / "new" / "arms.parquet"
     write_arms(file, ARMS, ["x", "y", "z"], LOG_P)
@@ -108,17 +115,17 @@ def test_checkpoints_that_were_evaluated_on_other_rows_are_refused(tmp_path, dat
     [
         (lambda path: [], "there are no arms: name files of `dco-trl coverage`"),
         (lambda path: [path], "holds no arms: it is neither a file of `dco-trl coverage` nor a graded run nor a"),
-        (lambda path: [write(path / "a", ARMS[:1], ["x"])] * 2, r"arm 'runs/a' was read before\. Name each"),
+        (lambda path: write(path, ARMS[0], "x") * 2, r"arm 'runs/a' was read before\. Name each"),
+        # The same folder with a slash and without a fingerprint.
         (
-            # The same folder, once with a slash and without a fingerprint.
-            lambda path: [write(path / "a", ARMS[:1], ["x"]), write(path / "b", [Arm("MODEL", "runs/a/")], ["x"])],
-            r"b: arm 'runs/a' was read before\. Name each",
+            lambda path: write(path, ARMS[0], "x") + write(path, Arm("MODEL", "runs/a/"), "x"),
+            r"arm 'runs/a' was read before\. Name each",
         ),
         (
-            lambda path: [write(path / "a", ARMS[:1], ["x"]), write(path / "b", ARMS[1:2], ["y"])],
+            lambda path: write(path, ARMS[0], "x") + write(path, ARMS[1], "y"),
             r"no problem was measured by all 2 arms, by their ids \(runs/a on \['x'\]; runs/a, T=1.5 on \['y'\]\)",
         ),
-        (lambda path: [write(path / "a", ARMS[:1], ["x", "x"])], r"has problem 'x' twice\. Measure each"),
+        (lambda path: write(path, ARMS[0], "xx"), r"has problem 'x' twice\. Measure each"),
         (lambda path: [path / "absent.parquet"], "absent.parquet holds no arms"),
         (
             lambda path: [save_run(path / "run", {"0": ["2"], "1": ["4"]}, temperature=1.0, top_p=0.9)],
@@ -140,7 +147,7 @@ def test_what_is_not_measured_arms_is_refused(tmp_path, make, told):
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path, change, told):
-    file = write(tmp_path / "arms.parquet", ARMS[:1], ["x"])
+    [file] = write(tmp_path, ARMS[0], "x")
     pq.write_table(change(pq.read_table(file)), file)
     with pytest.raises(StoreError, match=told):
         read_arms([file])
@@ -150,11 +157,6 @@ def test_a_damaged_file_is_refused(tmp_path):
     (tmp_path / "arms.parquet").write_bytes(b"PAR1 and nothing else")
     with pytest.raises(StoreError, match="arms.parquet holds no measured arms"):
         read_arms([tmp_path / "arms.parquet"])
-
-
-def write(file, arms, problem_ids):
-    write_arms(file, arms, problem_ids, np.full((len(arms), len(problem_ids)), -1.0))
-    return file
 
 
 def test_the_nan_of_a_diverged_model_names_its_arm(tmp_path):

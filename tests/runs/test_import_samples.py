@@ -103,10 +103,7 @@ def test_what_is_known_of_a_sample_comes_along(problems):
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        (
-            {"problem": "a", "completion": "x"},
-            r"columns \['completion', 'problem'\]. Samples have `problem_id`",
-        ),
+        ({"problem": "a", "completion": "x"}, r"columns \['completion', 'problem'\]. Samples have `problem_id`"),
         ({"problem_id": "c", "text": "x"}, "row 0 is of problem 'c', but the data set has 'a', 'b' and so on. Give"),
         ({"problem_id": "a", "text": None}, "row 0 has no text but None: leave out rows that were not sampled"),
         ({"problem_id": "a", "text": "x", "correct": "yes"}, "row 0 has the verdict 'yes': write true or false"),

@@ -9,6 +9,7 @@ from dco_trl.runs.files import StoreError
 from dco_trl.runs.schedule_file import read_schedule, write_schedule
 from dco_trl.statistics import plan_attempts
 
+MODEL = {"model": "MODEL"}
 ARMS = [Arm("MODEL"), Arm("MODEL", "runs/never"), Arm("MODEL", "runs/dco", 1.5, "f" * 16)]
 LOG_P = [[-0.1, -9.0, -9.0], [-20.0] * 3, [-2.0, -2.0, -3.0]]
 
@@ -35,34 +36,27 @@ def test_what_is_written_is_read_without_the_arms_that_are_not_sampled(tmp_path)
     ("changes", "told"),
     [
         ({"format": 2}, "its format is 2, and this version of dco-trl reads 1"),
-        ({"arms": []}, "it has 0 arms, and its blocks are for 2"),
-        ({"arms": [{"model": "MODEL"}, {"modell": "MODEL"}]}, "must be a mapping with model and, as it needs"),
-        ({"arms": [{"model": "MODEL"}, {"adapter": "runs/dco"}]}, "must be a mapping with model and, as it needs"),
-        ({"arms": [{"model": "MODEL"}, "runs/dco"]}, "the arm runs/dco must be a mapping with model"),
-        ({"arms": "MODEL"}, "it has 0 arms, and its blocks are for 2"),
-        ({"arms": None}, "it has 0 arms, and its blocks are for 2"),
-        ({"arms": [{"model": "MODEL"}] * 2}, "the arm 'MODEL' is there twice: give its blocks one number"),
+        *(({"arms": arms}, "it has 0 arms, and its blocks are for 2") for arms in ([], "MODEL", None)),
+        *(
+            ({"arms": [MODEL, arm]}, "the arm .* must be a mapping with model and, as it needs")
+            for arm in ({"modell": "MODEL"}, {"adapter": "runs/dco"}, "runs/dco")
+        ),
+        ({"arms": [MODEL, MODEL]}, "the arm 'MODEL' is there twice: give its blocks one number"),
         (
-            {
-                "arms": [
-                    {"model": "MODEL", "adapter": "a"},
-                    {"model": "MODEL", "adapter": "a/", "model_fingerprint": "x"},
-                ]
-            },
+            {"arms": [{**MODEL, "adapter": "a"}, {**MODEL, "adapter": "a/", "model_fingerprint": "x"}]},
             "the arm 'a' is there twice: give its blocks one number",
         ),
-        ({"arms": [{"model": "MODEL"}, {"model": 3}]}, "must name its model and its adapter as text"),
-        ({"arms": [{"model": "MODEL"}, {"model": "MODEL", "temperature": 0}]}, "must have a temperature above 0"),
+        ({"arms": [MODEL, {"model": 3}]}, "must name its model and its adapter as text"),
         *(
-            ({"arms": [{"model": "MODEL"}, {"model": "M", "temperature": bad}]}, "must have a temperature above 0")
-            for bad in (-1, float("nan"), float("inf"), "hot", True, None)
+            ({"arms": [MODEL, {"model": "M", "temperature": bad}]}, "must have a temperature above 0")
+            for bad in (0, -1, float("nan"), float("inf"), "hot", True, None)
         ),
         ({"num_attempts": 65}, "its num_attempts is 65, and its blocks add up to 64"),
-        ({"blocks": []}, "blocks must be a list of pairs of an arm and its number of attempts"),
-        ({"blocks": None}, "blocks must be a list of pairs of an arm and its number of attempts"),
-        ({"blocks": [[0, -3]]}, "`attempts of a block` must be an integer of at least 1, got -3"),
-        ({"blocks": [[0, 0]]}, "`attempts of a block` must be an integer of at least 1, got 0"),
-        ({"blocks": [[0, 1.5]]}, "`attempts of a block` must be an integer of at least 1, got 1.5"),
+        *(({"blocks": none}, "blocks must be a list of pairs of an arm and its number of") for none in ([], None)),
+        *(
+            ({"blocks": [[0, n]]}, f"`attempts of a block` must be an integer of at least 1, got {n}")
+            for n in (-3, 0, 1.5)
+        ),
         ({"blocks": [[-1, 1]]}, "`arm of a block` must be an integer of at least 0, got -1"),
         ({"num_arms": 0}, "`num_arms` must be an integer of at least 1, got 0"),
         ({"k": [4, 0]}, "k must be"),
