@@ -146,7 +146,10 @@ def refuse_nan(arm: str, problem_ids: Sequence[str], log_p: NDArray) -> None:
 def adapter_base(folder: Path) -> str | None:
     """The model that an adapter in a folder belongs to; None for a folder without an adapter."""
     config = folder / "adapter_config.json"
-    return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config.is_file() else None
+    try:
+        return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config.is_file() else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{config} is damaged ({error!r}). Restore it from the adapter's training run.") from error
 
 
 def _read(path: Path, grader: str | None) -> Mapping[Arm, _Measured]:

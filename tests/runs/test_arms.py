@@ -157,6 +157,13 @@ def test_a_damaged_file_is_refused(tmp_path):
     (tmp_path / "arms.parquet").write_bytes(b"PAR1 and nothing else")
     with pytest.raises(StoreError, match="arms.parquet holds no measured arms"):
         read_arms([tmp_path / "arms.parquet"])
+    save_checkpoint_log_p(tmp_path / "checkpoint-1", {0: -1.0}, base="MODEL")
+    for content in ("{", "[]", "{}"):
+        (tmp_path / "checkpoint-1/adapter_config.json").write_text(content)
+        with pytest.raises(
+            StoreError, match="adapter_config.json is damaged .*Restore it from the adapter's"
+        ):
+            read_arms([tmp_path / "checkpoint-1"])
 
 
 def test_the_nan_of_a_diverged_model_names_its_arm(tmp_path):
