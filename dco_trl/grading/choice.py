@@ -18,8 +18,8 @@ _DRESS = re.compile(r"\\(?:left|right|[,;:! ])|[`*_$\"'“”‘’「」【】{
 # Letters of other alphabets that look like A and C and have no other place among the options.
 _LOOKALIKES = str.maketrans("АСΑΒ", "ACAB")
 _INTRODUCTION = re.compile(
-    r"[\W_]*(?:i (?:think|believe|guess) (?:that )?)?(?:(?:it s|it (?:is|must be|should be)|"
-    r"(?:i (?:would |d |ll |will )?)?(?:choose|pick|select|go with)|clearly|definitely|so|thus|therefore|hence)\b[\W_]*)?"
+    r"[\W_]*(?:i (?:think|believe|guess) (?:that )?)?(?:(?:it s|it (?:is|must be|should be)|clearly|definitely|so|"
+    r"thus|therefore|hence|(?:i (?:would |d |ll |will )?)?(?:choose|pick|select|go with))\b[\W_]*)?"
     r"(?:(?:the|my)\s)?(?:(?:correct|right|best|final)\s)?(?:(?:option|choice|answer|letter|ans)\b(?:\sis)?[\W_]*)?",
     re.IGNORECASE,
 )
