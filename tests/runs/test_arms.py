@@ -160,9 +160,7 @@ def test_a_damaged_file_is_refused(tmp_path):
     save_checkpoint_log_p(tmp_path / "checkpoint-1", {0: -1.0}, base="MODEL")
     for content in ("{", "[]", "{}"):
         (tmp_path / "checkpoint-1/adapter_config.json").write_text(content)
-        with pytest.raises(
-            StoreError, match="adapter_config.json is damaged .*Restore it from the adapter's"
-        ):
+        with pytest.raises(StoreError, match="adapter_config.json is damaged .*Restore it from the adapter's"):
             read_arms([tmp_path / "checkpoint-1"])
 
 
