@@ -1,4 +1,4 @@
-"""Exact probabilities of every answer of a tiny model, draws of it, and the test that they follow them."""
+"""Exact probabilities of every answer of a tiny model, draws from it, and the test that they agree."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ def ids_of(samples) -> list[tuple[int, ...]]:
 
 
 def num_long_and_distinct(groups) -> int:
-    """How many samples are too long to coincide by chance, all of which differ."""
+    """How many samples are too long to coincide by chance; asserts that these all differ."""
     long = [sample.token_ids for samples in groups for sample in samples if sample.num_tokens > 8]
     assert len(set(long)) == len(long)
     return len(long)
@@ -72,7 +72,7 @@ def answer_probabilities(
 
 
 def chi_squared(token_ids: Sequence[tuple[int, ...]], probabilities: dict[tuple[int, ...], float]) -> float:
-    """p-value of the samples under the probabilities; answers expected fewer than 5 times are put together.
+    """p-value of the samples under the probabilities; answers expected fewer than 5 times are pooled.
 
     0 if an answer occurred that has no probability at all.
     """

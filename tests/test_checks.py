@@ -1,4 +1,4 @@
-"""The checks of arguments that no room's own tests reach."""
+"""Checks of arguments that no room's own tests cover."""
 
 import re
 

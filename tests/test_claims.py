@@ -1,4 +1,4 @@
-"""The headline figures of README and of the results pages, computed from the committed data."""
+"""The headline figures of the README and the results pages, computed from the committed data."""
 
 import json
 import re

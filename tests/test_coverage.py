@@ -33,7 +33,7 @@ def exact(log_p: float, num_attempts: int) -> tuple[mpmath.mpf, mpmath.mpf]:
 
 @pytest.fixture
 def unchecked_types():
-    """Switch jaxtyping off, which refuses wrong types first: users run without it, and see our own errors."""
+    """Switch off jaxtyping, which refuses wrong types first; users run without it and see our own errors."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -77,7 +77,7 @@ def problems():
 
 @torch.no_grad()
 def greedy_by_hand(model, prompt, longest):
-    """The likeliest tokens one by one, and the probability of them all, or 0 where no end of sequence comes."""
+    """The probability and text of the likeliest tokens one by one; 0 and None if no end of sequence comes."""
     ids, probability, text = TOKENIZER(prompt).input_ids, 1.0, ""
     for _ in range(longest):
         p, token = (value.item() for value in model(torch.tensor([ids])).logits[0, -1].double().softmax(-1).max(0))
@@ -110,7 +110,7 @@ def test_sampling_agrees_with_the_exact_coverage_within_its_error(model, problem
     exact = exact_coverage(model, TOKENIZER, problems, progress=False)
     coverage = [exact_pass_at_k(log_p, check["k"]) for log_p in exact.log_p]
     assert check["exact"] == pytest.approx(np.mean(coverage)) and 0.15 < check["exact"] < 0.85
-    # The standard error is that of the unbiased estimate from all samples, which is below that of rounds of 16.
+    # The standard error is that of the unbiased estimate from all samples, smaller than that of rounds of 16.
     counts = np.random.default_rng(0).binomial(400, np.exp(exact.log_p), size=(4000, len(problems)))
     assert check["standard_error"] == pytest.approx(pass_at_k(400, counts, 16).mean(axis=1).std(), rel=0.05)
     rounds = np.random.default_rng(0).random((4000, 25, len(problems))) < np.array(coverage)
@@ -120,7 +120,7 @@ def test_sampling_agrees_with_the_exact_coverage_within_its_error(model, problem
 
 
 def make_run(num_attempts, at_1, at_256, seed=0):
-    """A record with the given pass@1 and pass@256 an epoch, and something between them elsewhere."""
+    """A record with the given pass@1 and pass@256 per epoch, interpolated at other k."""
     rng = np.random.default_rng(num_attempts)
     epochs = [1, *range(3, 3 * len(at_1), 3)]
     found = [{"probability": rng.random(500).tolist(), "correct": (rng.random(500) < 0.2).tolist()} for _ in epochs]
@@ -241,7 +241,7 @@ def test_seeds_are_shown_one_by_one():
 
 
 def test_a_schedule_is_measured_on_other_problems_than_it_is_planned_on():
-    # Each of four epochs answers a quarter of the problems, and no other: attempts are worth spreading.
+    # Each of four epochs answers its own quarter of the problems, so it pays to spread attempts.
     log_p = np.full((4, 400), -40.0)
     for epoch in range(4):
         log_p[epoch, epoch::4] = np.log(0.5)
@@ -250,7 +250,7 @@ def test_a_schedule_is_measured_on_other_problems_than_it_is_planned_on():
     # The best epoch on one half is worse on the other.
     assert found["best_epoch"] == pytest.approx([0.125, 0.25 * (1 - 0.5**4), 0.25], abs=0.05)
     assert found["coverage"] == pytest.approx([0.125, 0.5, 1 - 0.5**16], abs=0.05)
-    # Luck that holds on no other problems: planned and measured on the same ones, it would look like skill.
+    # Luck does not carry over to other problems, but if planned and measured on the same ones it looks like skill.
     noise = np.where(np.random.default_rng(0).random((60, 400)) < 0.05, 0.0, -40.0)
     assert np.exp(noise).mean(1).max() > 0.07 > schedule([1], noise)["coverage"][0] > 0.03
 
@@ -366,7 +366,7 @@ def test_command_says_what_is_wrong_and_exits_with_2(capsys):
 
 @pytest.mark.slow
 def test_command_trains_prints_and_saves(tmp_path):
-    """The real trainers, at two epochs: everything but the shape of the result."""
+    """The real trainers for two epochs: everything but the shape of the result."""
     arguments = ["--epochs", "2", "--num_attempts", "256", "--output_dir", "out"]
     command = [sys.executable, "-m", "dco_trl", "demo", *arguments]
     environment = {**os.environ, "COLUMNS": "80"}
@@ -394,7 +394,7 @@ def test_command_trains_prints_and_saves(tmp_path):
     assert results["hardware"]["cores"] >= 1 and results["seconds"] > 0
     [schedule] = [line for line in lines if line.startswith("one schedule over all")]
     assert schedule.split()[-1] == percent(scheduled["coverage"][-1])
-    # Four models: on no k much below the best of them.
+    # A schedule over four models is at no k much below the best of them.
     assert all(a > b - 0.02 for a, b in zip(scheduled["coverage"], scheduled["best_epoch"], strict=True))
     assert "pass@16 is " in done.stdout and "±" in done.stdout
     assert len(list((tmp_path / "out").iterdir())) == 3

@@ -1,8 +1,8 @@
 """Every command and every block of code in the README and the guide is executed, on tiny models and data.
 
-What is replaced, and nothing else: models' names stand for tiny checkpoints in folders of the same names; numbers of
-samples and steps are small; vLLM (tested elsewhere) gives way to Transformers; training happens on the CPU. Commands
-that take minutes (`make`, `dco-trl train` with a recipe, the benchmarks) have tests of their own: here their arguments
+Only this is replaced: models' names stand for tiny checkpoints in folders of the same names, numbers of samples and
+steps are small, Transformers takes the place of vLLM (tested elsewhere), and training runs on the CPU. Commands that
+take minutes (`make`, `dco-trl train` with a recipe, the benchmarks) have tests of their own; here only their arguments
 are checked.
 """
 
@@ -65,7 +65,7 @@ def commands(path: Path) -> list[list[str]]:
 def commands_of(shell: str) -> list[list[str]]:
     lines = shell.replace("\\\n", " ").replace(" && ", "\n").splitlines()
     split = [shlex.split(line, comments=True) for line in lines]
-    # Settings of the environment before a command.
+    # Environment variables before a command are left out.
     return [words[next(i for i, word in enumerate(words) if "=" not in word) :] for words in split if words]
 
 
@@ -80,7 +80,7 @@ def test_documents_have_code():
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """A folder as the documents assume it: models under their names, data, an adapter."""
+    """The folder that the documents assume: models under their names, and data."""
     monkeypatch.chdir(tmp_path)
     checkpoint = save_checkpoint("checkpoint", max_position_embeddings=1024)
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -101,7 +101,7 @@ def save_adapter(folder: str) -> None:
 
 
 def run_dco_trl(words: list[str]) -> None:
-    """Run the command as it stands, made small."""
+    """Run the command, made small."""
     words = list(words)
     for i, word in enumerate(words):
         if word in SMALL:
@@ -118,7 +118,7 @@ def run_dco_trl(words: list[str]) -> None:
         words += ["--max-tokens", SMALL["--max-tokens"]]
     if words[0] in ("grade", "report"):
         folders = [word for word in words[1 : words.index("--output") if "--output" in words else 2] if word[0] != "-"]
-        for folder in folders:  # runs that a document takes for granted
+        for folder in folders:  # runs that a document assumes
             if not Path(folder, "manifest.json").exists():
                 sample = "sample --model MODEL --dataset data/test.jsonl --num-samples 2 --output"
                 run_dco_trl([*sample.split(), folder])
@@ -128,7 +128,7 @@ def run_dco_trl(words: list[str]) -> None:
 
 
 def small(code: str) -> str:
-    """A block of Python, made small and for a CPU where it is not."""
+    """A block of Python, made small, and to run on a CPU."""
     code = code.replace('sampler="vllm"', 'sampler="transformers", max_rationale_tokens=4')
     cpu = "" if "use_cpu=True" in code else "use_cpu=True, bf16=False, "
     return re.sub(r'(output_dir="[^"]*")', rf'\1, {cpu}max_steps=1, report_to="none"', code)
@@ -136,7 +136,7 @@ def small(code: str) -> str:
 
 @pytest.mark.slow
 def test_the_blocks_of_the_readme_run_one_after_the_other(tmp_path, monkeypatch):
-    """In an empty folder: there is the clone's `examples`, and what stands for the hub, a model and a data set."""
+    """In a folder with the clone's `examples`, and a model and a data set in place of the hub's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     save_checkpoint("HuggingFaceTB/SmolLM2-135M", max_position_embeddings=1024)
@@ -176,7 +176,7 @@ def run_script(words: list[str]) -> None:
 @pytest.mark.parametrize("path", [path for path in GUIDE[1:] if commands(path)], ids=name_of)
 def test_commands_of_the_guide_run(path, world):
     for words in commands(path):
-        # A cluster, and samples from elsewhere, have tests of their own.
+        # Clusters and imported samples have tests of their own.
         if words[0] != "dco-trl" or words[1] in ("train", "train-cot", "demo", "import") or "--ray-workers" in words:
             check_arguments(words)
         else:
@@ -201,7 +201,7 @@ def test_make_targets_that_are_named_exist():
 
 
 def check_arguments(words: list[str]) -> None:
-    """The command exists and takes these arguments; training recipes are parsed as a run would."""
+    """The command exists and takes these arguments; training recipes are parsed as in a run."""
     if words[0] == "accelerate":
         assert all((ROOT / word).is_file() for word in words if word.endswith(".yaml")), words
         words = ["dco-trl", *words[words.index("dco_trl") + 1 :]]
@@ -228,7 +228,7 @@ def check_arguments(words: list[str]) -> None:
 
 @functools.cache
 def help_of(program: str, command: str) -> str:
-    """What `--help` prints; a script is run in this process, which has imported most of what it needs."""
+    """What `--help` prints. A script runs in this process, which has imported most of what it needs."""
     with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit) as exit:
         dco_trl([command, "--help"]) if program == "dco-trl" else run_script([command, "--help"])
     assert not exit.value.code
@@ -236,7 +236,7 @@ def help_of(program: str, command: str) -> str:
 
 
 def flags_of_vllm() -> str:
-    """What names the arguments of vLLM's engine, without importing it; where it is missing, all that are there."""
+    """The source that names the arguments of vLLM's engine; without vLLM, all words of the guide."""
     spec = importlib.util.find_spec("vllm")
     if spec is None:
         return "\n".join(word for path in GUIDE for words in commands(path) for word in words)
@@ -266,7 +266,7 @@ def test_python_of_the_guide_runs(path, world, capsys):
         "trainer": SimpleNamespace(add_callback=added.append, processing_class=None, model=make_model()),
     }
     for code in blocks(path, "python"):
-        exec(compile(small(code), str(path), "exec"), names)  # each block goes on where the one before it stopped
+        exec(compile(small(code), str(path), "exec"), names)  # each block continues where the last one stopped
         printed = capsys.readouterr().out
         for output in blocks(path, "text"):
             assert output in printed

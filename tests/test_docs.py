@@ -1,4 +1,4 @@
-"""Every public name has a docstring, and a place in the reference."""
+"""Every public name has a docstring and a place in the reference; the pages are built, and can be read offline."""
 
 import dataclasses
 import doctest
@@ -21,7 +21,7 @@ REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 PACKAGES = ["dco_trl", "dco_trl.grading", "dco_trl.runs", "dco_trl.sampling", "dco_trl.statistics", "dco_trl.trainer"]
 NAMES = [(package, name) for package in PACKAGES for name in importlib.import_module(package).__all__]
 USERS_MAKE = {"DCOConfig", "CoTDCOConfig", "Problem", "SampleRequest", "SamplingParams"}
-# Where the docstrings' examples run in no time and without a model.
+# Modules whose docstrings' examples run quickly and without a model.
 EXAMPLES = """
     coverage problem theory runs.problems runs.sample runs.store sampling.fingerprint sampling.protocol
     grading.boxes grading.choice grading.code_blocks grading.extract grading.graders grading.normalize
@@ -88,7 +88,7 @@ def site(tmp_path_factory):
 def test_the_reference_shows_examples_as_code(site):
     page = (site[0] / "reference" / "index.html").read_text()
     assert 'class="gp">&gt;&gt;&gt;' in page
-    assert not re.search(r"<p>(&gt;){3}|<blockquote>\s*<blockquote>", page)  # and not as quotations of quotations
+    assert not re.search(r"<p>(&gt;){3}|<blockquote>\s*<blockquote>", page)  # rather than nested quotations
 
 
 @pytest.mark.slow
@@ -107,7 +107,7 @@ def test_pages_need_no_network_show_formulas_and_cut_no_table(site, browser):
 
     tab.goto(address + "method/")
     box = tab.locator("math mfrac").first.bounding_box()
-    assert box["width"] > 50 and box["height"] > 20  # a fraction stands as one: numerator over denominator
+    assert box["width"] > 50 and box["height"] > 20  # a fraction is shown as one: numerator over denominator
     assert "\\frac" not in tab.locator("article").inner_text()
     tab.close()
 

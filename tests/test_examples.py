@@ -19,7 +19,7 @@ from dco_trl.cli.train import parse
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RECIPES = sorted(path for path in (EXAMPLES / "recipes").glob("*.yaml") if "cot" not in path.stem)
 COT_RECIPES = sorted(path for path in (EXAMPLES / "recipes").glob("*.yaml") if "cot" in path.stem)
-# Recipes with four-bit weights train here with ordinary ones where bitsandbytes is not installed.
+# Without bitsandbytes, recipes with four-bit weights train with ordinary ones here.
 WHOLE_WEIGHTS = [] if find_spec("bitsandbytes") else ["--load_in_4bit", "false"]
 PROBLEMS = [
     {"id": "a", "problem": " What is 2+2? ", "answer": "4", "solution": "count"},
@@ -88,7 +88,7 @@ def test_splits_are_disjoint_and_seeded(here, monkeypatch, capsys, script):
     assert {split: len(part) for split, part in ids.items()} == {"train": 35, "validation": 10, "test": 5}
     assert sorted(sum(ids.values(), []), key=int) == [str(i) for i in range(50)]
     assert first == again and first["test"] != other["test"]
-    # A test split is kept as it is, and what it has is in no other.
+    # A test split is kept as it is, and its rows are in no other split.
     write_rows("source/test.jsonl", rows[7])
     kept = prepared(script, monkeypatch, "source", "kept", validation=10)
     assert [row["id"] for row in kept["test"]] == ["7"] and len(kept["train"]) + len(kept["validation"]) == 49
@@ -155,7 +155,7 @@ def test_smollm2_from_the_package(here, monkeypatch):
     model = AutoModelForCausalLM.from_pretrained("models/SmolLM2", dtype=torch.float32)
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", config["eos_token_id"])
 
-    # It is the real model: it knows things, and it ends its turn.
+    # It is the real model: it knows facts, and it ends its turn.
     chat = [{"role": "user", "content": "What is the capital of France?"}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     output = model.generate(**inputs, max_new_tokens=30, do_sample=False)[0, inputs["input_ids"].shape[1] :]
@@ -202,7 +202,7 @@ def test_qlora_recipes_quantise(recipe):
     assert model_args.load_in_4bit and model_args.use_bnb_nested_quant and model_args.bnb_4bit_quant_type == "nf4"
     assert model_args.dtype == "bfloat16" and model_args.use_peft and args.gradient_checkpointing
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 128
-    if config_class is CoTDCOConfig:  # otherwise another model would be sampled than is trained
+    if config_class is CoTDCOConfig:  # otherwise the model that is sampled would not be the one that is trained
         assert args.sampler_kwargs["quantization"] == "bitsandbytes"
 
 

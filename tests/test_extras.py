@@ -16,13 +16,13 @@ from tiny_models import save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# Distributions whose packages are named otherwise, and the one that a grader asks for by itself.
-DISTRIBUTIONS = {
-    **{"yaml": "pyyaml", "math_verify": "math-verify", "latex2sympy2_extended": "latex2sympy2-extended"},
-    "markdown_it": "markdown-it-py",
+# Packages whose distributions have other names.
+DISTRIBUTIONS = {"yaml": "pyyaml", "markdown_it": "markdown-it-py"}
+NOT_DECLARED = {
+    "antlr4": "comes with math-verify[antlr4_13_2]",
+    "inspect_ai": "is needed only to read its logs",
+    "reasoning_gym": "is needed only by its grader",
 }
-NOT_DECLARED = {"antlr4": "comes with math-verify[antlr4_13_2]", "reasoning_gym": "is asked for by its own grader"}
-NOT_DECLARED["inspect_ai"] = "is asked for by who has its logs"
 EVAL_PACKAGES = ("math_verify", "latex2sympy2_extended", "matplotlib", "rich", "scipy")
 TRAIN = """
 from datasets import Dataset
@@ -50,7 +50,7 @@ def run_without(packages: tuple[str, ...], code: str, folder: Path) -> subproces
 def test_what_is_imported_is_declared(file):
     declared = names(PROJECT["dependencies"]).union(*map(names, PROJECT["optional-dependencies"].values()))
     third_party = {name for name in imports(file)[0] if name not in NOT_DECLARED}
-    assert {DISTRIBUTIONS.get(name, name).replace("lazy_loader", "lazy-loader") for name in third_party} <= declared
+    assert {DISTRIBUTIONS.get(name, name).replace("_", "-") for name in third_party} <= declared
 
 
 def test_the_bare_package_declares_no_package_of_an_extra():
@@ -59,7 +59,7 @@ def test_the_bare_package_declares_no_package_of_an_extra():
 
 
 def test_what_is_pinned_installs_on_the_oldest_python():
-    """The pins are made with one Python 3.11; Debian 12's is an older one, on which a pin may not install."""
+    """The pins come from one Python 3.11; Debian 12 has an older one, on which a pin may not install."""
     oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
     lines = (ROOT / "constraints-cpu.txt").read_text().splitlines()
     pinned = {tuple(line.split("==")) for line in lines if "==" in line}
@@ -128,7 +128,7 @@ def test_training_from_the_shell_needs_no_extra(tmp_path):
 @pytest.mark.slow
 @pytest.mark.long
 def test_the_bare_package_installs_and_trains(tmp_path):
-    """From nothing: an environment of its own, the package without extras, two steps, and an extra added later."""
+    """A new environment, the package without extras, two training steps, and an extra added later."""
     python = tmp_path / "venv" / "bin" / "python"
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
@@ -150,7 +150,7 @@ def test_the_bare_package_installs_and_trains(tmp_path):
     save_checkpoint(tmp_path / "MODEL")
     assert "steps: 2" in (done := run(str(python), "-c", TRAIN)).stdout, done.stderr
 
-    # The command of the error message works, although no registry has the package.
+    # The command in the error message works, although no registry has the package.
     done = run(str(python), "-c", "from dco_trl import CoTDCOTrainer")
     command = re.search(r"`pip install '(.*?)'`", done.stderr).group(1)
     done = run(*pip, "install", *constraints, command)

@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom in a fresh kernel, and is committed as such a run of today's code left it."""
+"""Every notebook runs from top to bottom in a fresh kernel, and is committed with the outputs of such a run."""
 
 import atexit
 import contextlib
@@ -67,7 +67,7 @@ def cell_with(name: str, text: str):
 
 @contextlib.contextmanager
 def repository_served():
-    """The address of this repository, as a host of repositories serves the files of its branch `main`."""
+    """The address of a server that serves this repository like a hosted branch `main`."""
 
     class Branch(SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -103,7 +103,7 @@ def test_runs_from_top_to_bottom_outside_the_clone(path, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Specifying null_placement:FutureWarning")  # datasets, as it calls pyarrow 25
 def test_table1_trains_the_real_models_way_and_goes_on(tmp_path, monkeypatch):
-    """As it is, but for the model, the data, the processor and the epochs: one, and after a stop another."""
+    """Unchanged, except for the model, the data, the processor and the epochs: one, then another after a stop."""
     monkeypatch.chdir(tmp_path)
     save_checkpoint(tmp_path / "MODEL", max_position_embeddings=128)
     (tmp_path / "DATA").mkdir()
@@ -171,7 +171,7 @@ def test_sets_its_size(path):
 def test_installs_from_the_repository_what_is_missing(path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "dco_trl" else find(name))
-    # A shell takes the place of the main module, and ends with the process.
+    # A shell replaces the main module, and ends with the process.
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     shell, asked = InteractiveShell(config=Config(HistoryManager={"enabled": False})), []
     atexit.unregister(shell.atexit_operations)
@@ -193,7 +193,7 @@ def test_links_lead_to_files(path):
     text = "".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
     links = re.findall(rf"\]\((?:\.\./\.\./|{re.escape(ADDRESS or 'no address')}/blob/main/)([^)#]*)", text)
     assert all((ROOT / link).exists() for link in links), links
-    # In Colab nothing lies beside a notebook.
+    # In Colab there are no files beside a notebook.
     assert not ADDRESS or "](../" not in text
 
 

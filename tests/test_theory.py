@@ -63,14 +63,14 @@ def test_value_of_offer_of_the_analogy():
 @settings(deadline=None, max_examples=300)
 @given(p=distributions, num_attempts=attempts)
 def test_optimality_conditions(p, num_attempts):
-    """The problem is concave: they are enough."""
+    """The problem is concave, so these conditions are sufficient."""
     q = optimal_policy(p, num_attempts)
     assert q.dtype == np.float64 and q.shape == p.shape
     assert (q >= 0).all()
     assert q.sum() == pytest.approx(1, abs=1e-12)
     assert (q[p == 0] == 0).all()
-    # Stationarity, in logs: the gain of one more bet, p_i (1 - q_i)^(N-1), is equal where there is a bet, and no
-    # larger elsewhere. 1 - q has an absolute error of a rounding, which N - 1 multiplies.
+    # Stationarity, in logs: the gain of one more bet, p_i (1 - q_i)^(N-1), is equal wherever there is a bet, and no
+    # larger elsewhere. The rounding error of 1 - q is multiplied by N - 1.
     bet = q > 0
     if bet.sum() > 1:
         gain = np.log(p[bet]) + (num_attempts - 1) * np.log1p(-q[bet])

@@ -1,4 +1,4 @@
-"""Draws from several adapters in one call: the check finds tokens that are not what the model would draw."""
+"""Draws from several adapters in one call: the check finds tokens that the model would not draw."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-# The script is imported by name, as it is when it is run.
+# The script is imported under the name that it runs under.
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import adapters_in_one_call as script

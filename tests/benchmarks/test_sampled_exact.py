@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# The script is imported by name, as it is when it is run.
+# The script is imported under the name that it runs under.
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import sampled_exact

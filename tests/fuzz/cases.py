@@ -1,4 +1,4 @@
-"""What the fuzz scripts share: a property on many random inputs, and how far it is."""
+"""What the fuzz scripts share: checking a property on many random inputs, and its progress."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ Property = Callable[[int], int]
 
 
 def json_values(leaves: st.SearchStrategy, keys: st.SearchStrategy) -> st.SearchStrategy:
-    """Values that JSON or Python may hold, with these besides numbers and the like."""
+    """Values that JSON or Python may hold: numbers and the like, these leaves, and nested lists and dictionaries."""
     return st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | leaves,
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),

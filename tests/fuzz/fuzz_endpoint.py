@@ -1,6 +1,6 @@
 """Fuzz the endpoint's side: any status, headers and content, and right answers with one thing wrong.
 
-    python tests/fuzz/fuzz_endpoint.py 10000      # so many examples of each property
+    python tests/fuzz/fuzz_endpoint.py 10000      # examples of each property
 
 The sampler returns as many samples as asked for, each of which can be stored, or raises `EndpointError`.
 """

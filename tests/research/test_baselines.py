@@ -1,4 +1,4 @@
-"""The comparison with rivals: objectives against their papers' formulas, measurement, selection, resuming."""
+"""The comparison with other methods: objectives against their papers, measurement, selection, resuming."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def tokens(num_tokens=7, vocabulary=5, scale=3.0):
 
 
 def naive(name, z, y, **setting):
-    """One token's loss, written out from the paper, in Python numbers that autograd follows."""
+    """One token's loss, written out from the paper, token by token, for autograd."""
     exps = [torch.exp(v) for v in z]
     pi = [e / sum(exps) for e in exps]
     if name == "label smoothing":
@@ -103,7 +103,7 @@ def make(method, setting, tmp_path, problems, **overrides):
 
 
 def loss_and_gradient(trainer, row_slice=slice(None)):
-    """Of one batch, through the whole trainer, the way `Trainer` counts its tokens."""
+    """Loss and gradient of one batch through the whole trainer, with tokens counted as `Trainer` counts them."""
     batch = next(iter(trainer.get_train_dataloader()))
     batch = {name: value[row_slice] for name, value in batch.items()}
     trainer.model.train()
@@ -136,7 +136,7 @@ def test_token_losses_use_the_labels_and_the_mean_of_sft_trainer(tmp_path, probl
     batch, loss, gradient = loss_and_gradient(rival)
     their_batch, their_loss, their_gradient = loss_and_gradient(trls)
     assert torch.equal(batch["input_ids"], their_batch["input_ids"])
-    # Six prompt tokens a row are not trained on; answers and their end of sequence are.
+    # The six prompt tokens of a row are not trained on; answers and their end of sequence are.
     assert (batch["labels"][:, : task.PROMPT_LENGTH] == -100).all()
     assert all(row[row != -100][-1] == task.VOCABULARY.index("<eos>") for row in batch["labels"])
     assert loss == pytest.approx(their_loss, rel=1e-5)
@@ -286,7 +286,7 @@ def test_validation_decides_and_test_is_reported():
     chosen = {"setting": {"beta": 0.3}, "epoch": 2, "temperature": 1.0, "validation": 0.3, "test": 0.4}
     assert at_one == {"method": "GEM", **chosen}
     tuned = selection.choose(runs, Selection("GEM", ("GEM",), any_temperature=True), k=1)
-    # The earliest of equals.
+    # Among equals, the earliest is chosen.
     assert (tuned["setting"], tuned["epoch"], tuned["temperature"], tuned["test"]) == ({"beta": 0.7}, 1, 2.0, 0.05)
     last = selection.choose(runs[1:2], Selection("GEM", ("GEM",), any_epoch=False), k=1)
     assert (last["epoch"], last["validation"], last["test"]) == (2, 0.1, 1.0)

@@ -1,4 +1,4 @@
-"""The fine-tuning comparison on chains of thought: its problems, its sampler, its runs and what is made of them."""
+"""The fine-tuning comparison on chains of thought: its problems, its sampler, its runs and its report."""
 
 import json
 
@@ -146,7 +146,7 @@ def test_shifted_counts_weigh_rates_with_other_log_odds():
 
 @pytest.fixture
 def few_problems(monkeypatch):
-    """Little to train on, and runs in this process."""
+    """Few problems, and runs in this process."""
     for name, count in (("NUM_TRAIN", 40), ("NUM_VALIDATION", 8), ("NUM_TEST", 8)):
         monkeypatch.setattr(task, name, count)
     monkeypatch.setattr(training, "be_quiet", lambda: None)  # it would silence the tests that follow

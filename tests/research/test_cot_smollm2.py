@@ -1,4 +1,4 @@
-"""Chains of thought with SmolLM2: the commands that the script gives, and what it makes of their counts."""
+"""Chains of thought with SmolLM2: the commands that the script runs, and what it makes of their counts."""
 
 import numpy as np
 import pytest

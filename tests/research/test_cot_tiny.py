@@ -38,7 +38,7 @@ def test_held_out_problems_are_not_trained_on():
 
 
 class Parrot:
-    """Writes the right answer as often as it is told."""
+    """Writes the right answer as often as asked."""
 
     def __init__(self, rows, right):
         self.rows, self.right = rows, right

@@ -1,4 +1,4 @@
-"""Countdown: problems and verdicts of reasoning-gym, and what is chosen where many expressions are right."""
+"""Countdown: problems and verdicts of reasoning-gym, and the choice where many expressions are right."""
 
 import json
 from functools import partial

@@ -18,7 +18,7 @@ def test_a_maze_is_a_spanning_tree_with_one_path(size):
     for goal in [(row, column) for row in range(size) for column in range(size) if (row, column) != start]:
         prompt, moves = write(edges, start, goal, size), solve(edges, start, goal)
         assert len(prompt) == size**2 + 1 and is_solved(prompt, moves)
-        # Every other string of moves near it is refused: a change, a move less, a move more, a detour.
+        # Similar strings of moves are all refused: a changed move, one less, one more, a detour.
         others = {moves[:i] + move + moves[i + 1 :] for i in range(len(moves)) for move in MOVES} - {moves}
         others |= {moves[:-1], moves + "R", moves + "LR", "RL" + moves, "", "x"}
         assert not any(is_solved(prompt, other) for other in others)

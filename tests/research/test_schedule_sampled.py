@@ -1,4 +1,4 @@
-"""Samples along a schedule beside what exact probabilities expect: a case that can be counted by hand."""
+"""Samples along a schedule against what exact probabilities predict: a case that can be counted by hand."""
 
 import json
 

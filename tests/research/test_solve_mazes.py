@@ -1,4 +1,4 @@
-"""Mazes solved within a budget beside what exact probabilities expect."""
+"""Mazes solved within a budget, against what exact probabilities predict."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_the_command_trains_solves_and_compares(tmp_path, monkeypatch, capsys):
     kept = (tmp_path / "run" / "test.jsonl").read_text().splitlines()
     assert len(kept) == 20 and all(set(json.loads(line)) == {"prompt"} for line in kept)
     for row in json.loads(output.read_text())["rows"]:
-        # Chernoff's bound for a sum of independent tries, few of which are expected to succeed: < 1e-6 by chance.
+        # By Chernoff's bound for a sum of independent tries, this fails by chance with a probability below 1e-6.
         solved, exact = row["solved"], row["exact"]
         assert len(kept) * (rel_entr(solved, exact) + rel_entr(1 - solved, 1 - exact)) < np.log(1e6)
     assert "| 256 |" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""TailSFT as read here: what an epoch leaves out, and that the rest is cross-entropy."""
+"""TailSFT as understood here: what an epoch leaves out, and that the rest is cross-entropy."""
 
 import pytest
 import torch

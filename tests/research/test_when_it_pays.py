@@ -1,4 +1,4 @@
-"""The statistics of a cross-entropy run that DCO's gain is held against: by hand, and what the page states of them."""
+"""The statistics of cross-entropy runs that are compared with DCO's gain: by hand, and as stored."""
 
 import json
 

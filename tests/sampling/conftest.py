@@ -1,4 +1,4 @@
-"""Endpoints that fail on purpose, whose failed requests are repeated at once."""
+"""Endpoints that fail on purpose, whose failed requests are retried at once."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def vllm_like(monkeypatch):
 
 @pytest.fixture
 def trained_folder(adapters, tmp_path):
-    """An adapter's folder as training leaves it, with a tokenizer of its own: another end, and another template."""
+    """An adapter's folder as training leaves it: its tokenizer has another end of sequence and another template."""
     import shutil
 
     from word_llama import make_word_tokenizer

@@ -101,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
             ids = {"token_ids": [5, 6, 1]} if body.get("return_token_ids") else {}
             reason = "stop" if callable(what) else REASONS.get(what, what)
             choices.append({"index": index, "finish_reason": reason, **said, **ids})
-        # In reverse: the index counts.
+        # In reverse order: what counts is the index.
         answer = {"id": "1", "choices": choices[::-1], "usage": {"completion_tokens": 7}}
         self.reply(200, what(answer) if callable(what) else answer)
 
@@ -110,7 +110,7 @@ MISSING = object()
 
 
 def changed(**changes):
-    """An answer whose first choice is changed."""
+    """A function that changes the first choice of an answer."""
 
     def change(answer):
         choice = {**answer["choices"][0], **changes}

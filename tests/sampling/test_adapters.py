@@ -1,4 +1,4 @@
-"""What an adapter's folder holds beside LoRA: training's tokenizer, and embeddings of a vocabulary that grew."""
+"""What an adapter's folder holds beside LoRA: training's tokenizer, and embeddings of a larger vocabulary."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ GROWN = len(VOCABULARY) + 2
 
 @pytest.fixture(scope="module", params=[["embed_tokens", "lm_head"], None], ids=["modules_to_save", "resized"])
 def grown(request, checkpoint, tmp_path_factory):
-    """An adapter's folder with two tokens more, one of them the new end of sequence, and the model it came from."""
+    """The folder of an adapter with two more tokens, one of them the new end of sequence, and its model."""
     torch.manual_seed(0)
     tokenizer = make_word_tokenizer()
     tokenizer.add_special_tokens({"eos_token": "<stop>", "additional_special_tokens": ["<think>"]})
@@ -49,24 +49,24 @@ def test_a_vocabulary_that_grew_is_sampled_and_measured(grown, checkpoint, adapt
         log_p = model(torch.tensor([[*PROMPT_IDS, 5]])).logits[0, -2:].double().log_softmax(-1)
     np.testing.assert_allclose(exact.log_p, log_p[0, 5] + log_p[1, stop], rtol=1e-5)
 
-    # Beside it, neither the model alone nor an adapter without these tokens draws one: each as if it were alone.
+    # Beside it, the model alone and an adapter without these tokens draw none of them, as if each were alone.
     alone = TransformersSampler(str(checkpoint), batch_size=2000, progress=False)
     requests = [SampleRequest(PROMPT, 500, adapter=adapter) for adapter in ("", str(adapters[0]), str(folder))]
     expected = [alone.sample([request], params)[0] for request in requests[:2]]
     groups = sampler.sample(requests, params)
     assert groups == [*expected, samples[:500]]
-    # Whatever was loaded first.
+    # Which adapter was loaded first makes no difference.
     late = TransformersSampler(str(checkpoint), adapter=str(adapters[0]), batch_size=2000, progress=False)
     assert late.sample([replace(requests[1], adapter=None)], params) == [expected[1]]
     assert late.sample(requests, params) == groups
-    # Taken off, it leaves the model as it was.
+    # Unloading it leaves the model as it was.
     sampler.load_adapter(None)
     assert sampler.model.config.vocab_size == len(VOCABULARY)
     assert sampler.sample([SampleRequest(PROMPT, 500)], params) == [expected[0]]
 
 
 def test_each_adapter_is_sampled_with_the_tokenizer_in_its_folder(checkpoint, adapters, trained_folder):
-    """`eos_token="g"` of a training run: its samples end there, and the others' do not."""
+    """The samples of an adapter trained with `eos_token="g"` end at it, and those of the others do not."""
     sampler = TransformersSampler(str(checkpoint), batch_size=2000, progress=False)
     requests = [SampleRequest(MESSAGES, 2000, adapter=str(adapter)) for adapter in (trained_folder, adapters[0])]
     own, others = sampler.sample(requests, SamplingParams(max_tokens=3))

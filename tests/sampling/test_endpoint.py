@@ -1,4 +1,4 @@
-"""An endpoint that is slow, away, overloaded, or answers nonsense: what passes is repeated, the rest is one error."""
+"""An endpoint that is slow, down, overloaded, or answers nonsense: temporary failures are retried, others an error."""
 
 import re
 import signal
@@ -90,7 +90,7 @@ def test_values_of_retry_after(endpoint, wait, monkeypatch):
     draw(endpoint.sampler(), 1)
     assert len(endpoint.bodies) == 2
     [waited] = [seconds for seconds in waits if seconds]
-    # Never at once, which would burn all retries.
+    # Never at once, which would use up all retries.
     assert waited == 7 if wait == "7" else 0.007 < waited <= 0.01
 
 
@@ -105,7 +105,7 @@ def test_ctrl_c_ends_it(endpoint):
     endpoint.script = ["drip"] * 100
     sampler = endpoint.sampler()
     interrupt = (threading.main_thread().ident, signal.SIGINT)
-    # Libraries loaded by other tests may have put a handler of their own.
+    # Libraries that other tests loaded may have set a handler of their own.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.5, signal.pthread_kill, interrupt).start()
     try:
@@ -171,5 +171,5 @@ def test_finish_reasons_are_understood(endpoint, said, meant):
 
 @pytest.mark.parametrize("fuzz", PROPERTIES, ids=lambda fuzz: fuzz.__name__)
 def test_any_answer_is_a_sample_or_an_endpoint_error(fuzz):
-    """Some cases; `make fuzz` runs as many as wanted."""
+    """Some cases; `make fuzz` runs as many as you want."""
     fuzz(EXAMPLES)

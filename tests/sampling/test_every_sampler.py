@@ -1,4 +1,4 @@
-"""What every sampler keeps to, against exact probabilities: Transformers, vLLM in process, and vLLM's own server."""
+"""What holds for every sampler, against exact probabilities: Transformers, vLLM in process, and vLLM's server."""
 
 import contextlib
 from functools import cache
@@ -40,7 +40,7 @@ def sampler(request, checkpoint):
 
 @pytest.fixture(scope="module")
 def exact(checkpoint):
-    """Probabilities of the answers of up to two tokens."""
+    """Probabilities of answers of up to two tokens."""
 
     @cache
     def probabilities(prompt_ids=tuple(PROMPT_IDS), adapter=None, **restriction):
@@ -51,13 +51,13 @@ def exact(checkpoint):
 
 @pytest.mark.parametrize("temperature, other", [(1.0, 1.7), (1.7, 1.0)])
 def test_samples_follow_the_exact_distribution(sampler, exact, temperature, other):
-    # Prompts of different length in one call: a text, messages, and tokens, which are continued as they are.
+    # Prompts of different lengths in one call: text, messages, and tokens, which are continued as they are.
     prompts = {tuple(PROMPT_IDS): PROMPT, tuple(MESSAGES_IDS): MESSAGES, (11,): [11]}
     requests = [SampleRequest(prompt, 3000, stream=i) for i, prompt in enumerate(prompts.values())]
     groups = sampler.sample(requests, SamplingParams(temperature=temperature, max_tokens=2, seed=12))
     for prompt_ids, samples in zip(prompts, groups, strict=True):
         assert chi_squared(ids_of(samples), exact(prompt_ids, temperature=temperature)) > 1e-3
-        # The test can tell: the other temperature's distribution is refused.
+        # The test can tell the difference: the other temperature's distribution is rejected.
         assert chi_squared(ids_of(samples), exact(prompt_ids, temperature=other)) < 1e-6
 
 

@@ -96,7 +96,7 @@ def test_a_tokenizer_without_an_end_takes_the_generation_configs():
 
 
 def test_probabilities_of_all_answers_sum_to_one():
-    # Every string of two characters and its end, every shorter one, and everything that goes on.
+    # Every string of one or two characters with its end, and everything else.
     model, tokenizer = make_model(initializer_range=0.3), make_tokenizer()
     characters = [t for t in tokenizer.get_vocab() if len(t) == 1]
     one = [problem("5*5=", c, c) for c in characters]
@@ -187,12 +187,12 @@ def test_completion_templates():
     plain = measure(model, tokenizer, problem("1+1=", " 2 m")).log_p
     filled = measure(model, tokenizer, problem("1+1=", "2", unit="m"), completion_template=" {answer} {unit}")
     assert filled.log_p == plain
-    # As in training, an end that is there is not added again.
+    # As in training, an end that is there already is not added again.
     assert measure(model, tokenizer, problem("1+1=", " 2 m<eos>")).log_p == plain
 
 
 def test_an_answer_that_is_also_another_column_is_refused():
-    """Prompt-completion rows have ` 2` as reference, and may have `2` in a column `answer`."""
+    """Prompt-completion rows have the reference ` 2`, and may have a column `answer` with `2`."""
     model, tokenizer = make_model(), make_tokenizer()
     row = Problem("0", "1+1=", " 2", {"answer": "2"})
     with pytest.raises(
@@ -217,7 +217,7 @@ def test_templates_without_an_end_and_prompts_that_tokenise_otherwise_are_report
         exact = exact_coverage(model, tokenizer, [problem([{"role": "user", "content": "q"}], "2")], progress=False)
     assert "1 of 1 answers do not end with an end of sequence (first: '0')" in caplog.text
     assert "1 of 1 prompts tokenise differently alone and before their answer" in caplog.text
-    assert exact.num_tokens == [3]  # ':', '2', line break: from where the two part
+    assert exact.num_tokens == [3]  # ':', '2', line break: from where the two differ
 
 
 @pytest.mark.parametrize(

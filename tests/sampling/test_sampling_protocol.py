@@ -36,7 +36,7 @@ class TestSamplingParams:
             (ValueError, {"stop": ("a", "")}, "holds an empty string, which would end every completion at once"),
             (TypeError, {"temperature": "hot"}, "temperature='hot' must be a number, such as 1.0"),
             (TypeError, {"top_p": None}, "top_p=None must be a number"),
-            # Not taken for its letters.
+            # One string is not taken for a list of its letters.
             (TypeError, {"stop": "###"}, r"stop='###' must be a tuple of strings; write stop=\('###',\)"),
         ],
     )

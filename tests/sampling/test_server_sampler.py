@@ -1,4 +1,4 @@
-"""ServerSampler: what it sends to an endpoint, what it makes of the answers, and what is only true of a real one."""
+"""ServerSampler: what it sends, what it makes of the answers, and what only a real server shows."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type":
 
 
 def sample(endpoint, *requests, options=None, **params):
-    """What the endpoint is sent for these requests, one after another."""
+    """What is sent to the endpoint for these requests, one after another."""
     endpoint.sampler(concurrency=1, **(options or {})).sample(requests, SamplingParams(**{"max_tokens": 2, **params}))
     return [body for body in endpoint.bodies if "model" in body]
 
@@ -198,7 +198,7 @@ class TestRequests:
 
 
 class TestWeights:
-    """What becomes of the weights of a real server stands in `test_cot_server.py` of the trainer."""
+    """`tests/trainer/test_cot_server.py` tests what happens to the weights of a real server."""
 
     @pytest.mark.parametrize("emptied", [{"success": True}, b""])  # vLLM from 0.26 on, and before
     def test_a_vllm_server_is_told_where_they_are_and_to_forget_its_prompts(self, vllm_like, checkpoint, emptied):
@@ -280,7 +280,7 @@ class TestIdentity:
 @pytest.mark.slow
 @pytest.mark.xdist_group("vllm")
 class TestWithVLLM:
-    """What `test_every_sampler.py` does not hold of vLLM's own server."""
+    """What `test_every_sampler.py` does not test of vLLM's own server."""
 
     def test_messages_are_rendered_alike_here_and_there(self, vllm_server, checkpoint):
         greedy = dict(prompt=MESSAGES, temperature=0, max_tokens=8)

@@ -67,7 +67,7 @@ class TestDraws:
 
 class TestEnds:
     def test_a_batch_that_ends_by_end_of_sequence_alone_needs_no_stop_string(self, sampler):
-        for index in range(20):  # one sample a batch: sooner or later it ends by its end of sequence
+        for index in range(20):  # one sample per batch: sooner or later one ends by its end of sequence
             [alone] = draw(sampler, 1, first_index=index, max_tokens=12, stop=("no such word",))
             [free] = draw(sampler, 1, first_index=index, max_tokens=12)
             assert alone == free
@@ -102,7 +102,7 @@ class TestAgainstGenerate:
     PROMPTS = ["a b c", "g", "a b c d e f g a b c", "b a"]
 
     def greedy(self, model, prompt_ids, max_tokens):
-        """`generate` alone: no batch, no padding, no shared cache, no generation config of the model's."""
+        """`generate` alone: no batch, no padding, no shared cache, none of the model's generation config."""
         model.generation_config = transformers.GenerationConfig(eos_token_id=list(END_IDS), pad_token_id=0)
         ids = torch.tensor([prompt_ids])
         output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False)
@@ -152,7 +152,7 @@ class TestAgainstGenerate:
             lambda module, args, output: positions.append(output.shape[0] * output.shape[1])
         )
         draw(sampler, 200, prompt="a b c d e f g a b c", max_tokens=1)
-        # Two batches; in each, nine prompt tokens once, and the tenth, whose logits are drawn from, for every row.
+        # Two batches. In each, nine prompt tokens are computed once, and the tenth, whose logits count, for each row.
         assert positions == [9, 100, 9, 100]
 
 

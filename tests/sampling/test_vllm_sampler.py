@@ -1,4 +1,4 @@
-"""The real vLLM, in process: what `test_every_sampler.py` does not hold of it."""
+"""The real vLLM, in process: what `test_every_sampler.py` does not test of it."""
 
 import inspect
 import json
@@ -14,7 +14,7 @@ NEEDS_VLLM = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.xdist_group("vllm"
 
 @pytest.fixture
 def base_sampler(vllm_sampler):
-    """The shared sampler without an adapter, before and after."""
+    """The shared sampler, without an adapter before and after the test."""
     vllm_sampler.load_adapter(None)
     yield vllm_sampler
     vllm_sampler.load_adapter(None)
@@ -60,7 +60,7 @@ class TestWithEngine:
         whole = ids_of(draw(base_sampler, 384, **params))
         chunks = [draw(base_sampler, 128, first_index=first, **params) for first in (0, 128, 256)]
         assert num_long_and_distinct(chunks) > 30
-        # Seeds follow the index, so chunks give (but for rounding in other batch shapes) what one request gives.
+        # Seeds follow the index, so chunks give what one request gives, except for rounding in other batch shapes.
         assert sum(a == b for a, b in zip(whole, ids_of(sum(chunks, [])), strict=True)) > 300
 
     def test_a_special_token_stops_as_a_token(self, base_sampler):
@@ -83,7 +83,7 @@ class TestWithEngine:
         assert sum(a == b for a, b in zip(whole, parts, strict=True)) > 40
 
     def test_the_model_alone_still_needs_a_call_of_its_own(self, base_sampler, adapters):
-        """A greedy request without an adapter, alone and in one call of vLLM with one that has an adapter."""
+        """A greedy request without an adapter, alone and in one call of vLLM with requests that have one."""
         from vllm import SamplingParams as VLLMSamplingParams
 
         greedy = VLLMSamplingParams(temperature=0, max_tokens=12)
@@ -125,7 +125,7 @@ class TestWithEngine:
         import vllm
 
         identity = base_sampler.identity()
-        # Of the fixture's options, memory and speed leave the distribution as it is, and dtype has its own entry.
+        # The fixture's options of memory and speed do not change the distribution, and dtype has its own entry.
         assert identity["engine_kwargs"] == {"generation_config": "auto"}
         assert identity["dtype"] == "torch.float32"
         assert identity["sampler"] == "vllm"
@@ -175,7 +175,7 @@ class TestStarting:
 
     def test_an_engine_in_this_process_is_not_seeded(self, vllm_environment, tmp_path, monkeypatch):
         monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        # Were it to be seeded, its own worker extension would be refused before the missing model is.
+        # If it were seeded, the worker extension would be refused before the missing model.
         with pytest.raises(ValueError, match="vLLM could not start"):
             VLLMSampler(str(tmp_path / "nothing"), worker_extension_cls="some.Worker")
 

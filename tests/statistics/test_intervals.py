@@ -186,7 +186,7 @@ def test_where_the_interval_does_not_hold_it_says_so():
     found = mean_curve(pass_at_k(64, counts, 32), np.arange(1, 301), num_resamples=200)
     assert not found.reliable[found.estimate < 1].any()
     assert covers(found, beta_pass_at_k(3.0, 1.0, 32)).mean() < 0.5  # .9998: nearly all problems are solved
-    # Equally likely answers but for one problem in fifty: with 20 problems, most of which show no difference.
+    # The runs differ on one problem in fifty; with 20 problems, most samples of problems show no difference.
     better = rng.random((20, 2000)) < 0.02
     pairs = difference_of_means(np.zeros(better.shape), better * 0.5, np.arange(2000))
     differ = better.any(axis=0)

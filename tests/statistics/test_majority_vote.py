@@ -67,7 +67,7 @@ def test_ends():
     assert majority_at_k(counts, correct, 10) == 0.0
     assert majority_at_k([4, 4], [True, False], 8) == 0.5
     assert majority_at_k([4, 4], [False, False], 3) == 0.0
-    # An answer accepted in half of its samples wins like any other, and is then right half of the time.
+    # An answer accepted in half of its samples wins like any other, and is then right half the time.
     assert majority_at_k([6, 1], [0.5, False], [1, 7]) == pytest.approx([3 / 7, 0.5])
     assert majority_at_k([7, 2], [True, True], 4) == pytest.approx(1.0, abs=1e-14)
     assert majority_at_k([1], [True], 1) == 1.0

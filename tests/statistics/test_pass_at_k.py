@@ -50,7 +50,7 @@ def test_stays_exact_at_a_million_samples(c, k):
 
 
 def test_a_million_samples_with_many_correct_and_large_k_is_certain():
-    # 6324 terms are the most there can be; the failure probability is about e^-40.
+    # No sum has more than 6324 terms; the failure probability is about e^-40.
     assert pass_at_k(10**6, [500_000, 6324], [500_000, 6324]).tolist() == [1.0, 1.0]
 
 
@@ -127,7 +127,7 @@ def test_exact_pass_at_k_at_the_ends():
     assert exact_pass_at_k(0.0, 1) == 1.0
     assert exact_pass_at_k(1e-7, 5) == 1.0  # the rounding error of a sum of log-probabilities
     assert exact_pass_at_k(-np.inf, 10**9) == 0.0
-    # p = e^-720 is subnormal; a billion attempts lift the coverage out of there.
+    # p = e^-720 is subnormal, but the coverage of a billion attempts is not.
     assert exact_pass_at_k(-720.0, 10**9) == pytest.approx(np.exp(-720.0 + np.log(1e9)), rel=1e-12)
     assert exact_pass_at_k(-1e5, 10**9) == 0.0
     assert exact_pass_at_k([[-1.0], [-2.0]], [1, 2, 3]).shape == (2, 3)

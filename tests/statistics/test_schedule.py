@@ -65,7 +65,7 @@ def test_against_every_split_of_whole_attempts(kind):
 
 
 def test_the_first_attempts_are_the_greedy_choice():
-    """By the definition, one attempt at a time, in the naive formula."""
+    """By definition: one attempt at a time, with the naive formula."""
     p = rates(np.random.default_rng(1), 5, 40)
     split, counts = np.zeros(5, dtype=int), plan_attempts(32, log_p=np.log(p)).counts(np.arange(33))
     for k in range(1, 33):
@@ -215,7 +215,7 @@ def test_the_same_attempts_differ_by_nothing_and_equal_values_do_not_say_so():
 
 
 def test_luck_in_the_samples_is_no_gain():
-    """Thirty arms that are all alike: choosing among them on the problems measured would show a gain."""
+    """Thirty equal arms: choosing among them on the problems that are measured would show a gain."""
     rng = np.random.default_rng(9)
     p = rng.beta(0.5, 3, size=60)
     n = np.full((30, 60), 8)
@@ -245,7 +245,7 @@ def test_a_half_is_measured_with_what_the_other_chose():
             "log_p is NaN for arm 0 and problem 1 (counted from 0; 1 in all), and there are no counts of that arm",
         ),
         (
-            # Where arm 1 has counts, NaN is their place; arm 0 has none, and its NaN is no absence.
+            # Arm 1 has counts, so its NaN may stand for them; arm 0 has none, so its NaN is wrong.
             lambda: plan_attempts(
                 4, log_p=[[-1.0, np.nan], [np.nan, np.nan]], num_sampled=[[0, 0], [4, 0]], num_correct=np.zeros((2, 2))
             ),

@@ -182,7 +182,7 @@ def test_forgetting_discounts_all_or_some():
 
 
 def test_prior_of_forgotten_counts_keeps_the_spread_of_the_rates():
-    """Eight windows of one policy: the discounted counts are worth 16 samples, and have the noise of 24."""
+    """Eight windows of one policy: the discounted counts amount to 16 samples, and have the noise of 24."""
     rng = np.random.default_rng(0)
     rates = rng.beta(0.3, 2.0, size=5000)
     counts = SuccessCounts(rates.size)
@@ -224,7 +224,7 @@ def test_the_posterior_has_less_error_and_bias_than_the_plugin():
     plugin, posterior = plugin_weight(64, correct, 256) - truth, weight - truth
     assert abs(posterior.mean()) < 0.01 < 0.06 < plugin.mean()
     assert (posterior**2).mean() < 0.8 * (plugin**2).mean()
-    # Its own standard deviation tells the error.
+    # Its own standard deviation predicts the error.
     assert (posterior**2).mean() == pytest.approx((deviation**2).mean(), rel=0.15)
 
 
