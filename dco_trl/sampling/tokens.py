@@ -56,7 +56,7 @@ class Renderer:
     def texts_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of plain texts, without those that the tokenizer appends."""
         if self._appended is None:
-            self._appended = self._num_appended(next(filter(None, texts), "a"))
+            self._appended = self._num_appended(next(filter(str.strip, texts), "a"))  # whitespace may have no tokens
         return [ids[: len(ids) - self._appended] for ids in self.tokenizer(list(texts))["input_ids"]]
 
     def rendered(self, messages: Any, template_kwargs: Mapping[str, Any] | None = None, **how: Any) -> list[int]:

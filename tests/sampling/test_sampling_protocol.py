@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from trl import apply_chat_template
 from word_llama import make_word_tokenizer
@@ -126,6 +127,11 @@ class TestTokens:
     def test_a_prompt_without_tokens_is_refused(self, codec):
         with pytest.raises(ValueError, match=r"prompt=' ' has no tokens under the tokenizer of .* Remove it"):
             codec.prompt_ids(" ")
+
+    def test_a_text_without_tokens_does_not_tell_how_many_are_appended(self, codec):
+        around = TemplateProcessing(single="<user> $A <eos>", special_tokens=[("<user>", 3), ("<eos>", 1)])
+        codec.tokenizer.backend_tokenizer.post_processor = around
+        assert [codec.prompt_ids(text) for text in (" ", "a b c")] == [[3], [3, 5, 6, 7]]
 
     def test_the_end_of_sequence_is_the_tokenizers_and_the_generation_configs(self):
         tokenizer = make_word_tokenizer()
