@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from ..checks import check_integer
 from ..errors import UserError
 from ..extras import missing
 
@@ -50,8 +51,9 @@ class Endpoint:
     """Requests to one address, repeated after a temporary failure. The arguments are those of `ServerSampler`."""
 
     def __init__(self, base_url: str, api_key: str | None, max_retries: int, timeout: float):
-        if max_retries < 0 or not timeout > 0:
-            raise UserError(f"max_retries={max_retries} must be at least 0 and timeout={timeout} above 0 seconds.")
+        self.max_retries, self.timeout = check_integer("max_retries", max_retries, at_least=0), timeout
+        if not isinstance(timeout, int | float) or not timeout > 0:
+            raise UserError(f"must be a number of seconds above 0, got {timeout!r}.", "timeout")
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise UserError("api_key holds a character that no HTTP header can carry, such as a line break.")
         try:
@@ -66,7 +68,6 @@ class Endpoint:
                 f"{self.url!r}.",
                 "base_url",
             )
-        self.max_retries, self.timeout = max_retries, timeout
         self._address = str(address)
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 

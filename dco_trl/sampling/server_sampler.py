@@ -167,7 +167,7 @@ class ServerSampler:
     @property
     def adapter_name(self) -> str | None:
         """The adapter's name at the server, which another sampler's `load_adapter` takes; None without an adapter."""
-        return self._names[self._adapter] if self._adapter else None
+        return self._names.get(self._adapter)
 
     def reload_weights(self, folder: str) -> None:
         """Replace the server's own weights by those of another checkpoint folder of the same architecture.
@@ -282,12 +282,17 @@ class ServerSampler:
     def _sample(
         self, choice: Choice, prompt: Any, codec: Codec | None, ends: Ends | None, params: SamplingParams
     ) -> Sample:
+        reason = choice.finish_reason
+        if reason not in ("stop", "length", None):
+            raise EndpointError(
+                f"The endpoint at {self.base_url} ended a sample with finish_reason={reason!r}: it interfered with "
+                "the completion, so samples do not follow the model's distribution. Switch that off at the endpoint."
+            )
         if choice.token_ids is not None and codec is not None and ends is not None:
-            if choice.finish_reason == "stop" and choice.stopped_at is None:
+            if reason == "stop" and choice.stopped_at is None:
                 # An end that only the server knows, from the generation config of its model.
                 ends = ends._replace(ids=(*ends.ids, *choice.token_ids[-1:]))
             return codec.samples([prompt], [choice.token_ids], ends)[0]
-        reason = choice.finish_reason
         if choice.num_tokens is None:
             way_out = ONE_EACH if self.samples_per_request > 1 else ""
             raise EndpointError(
@@ -296,11 +301,6 @@ class ServerSampler:
             )
         if reason is None:
             reason = "length" if choice.num_tokens >= params.max_tokens else "stop"
-        elif reason not in ("stop", "length"):
-            raise EndpointError(
-                f"The endpoint at {self.base_url} ended a sample with finish_reason={reason!r}: it interfered with "
-                "the completion, so samples do not follow the model's distribution. Switch that off at the endpoint."
-            )
         return Sample(choice.text or "", choice.token_ids, choice.num_tokens, reason)
 
 

@@ -143,6 +143,12 @@ def test_token_ids_are_checked_against_the_tokenizer(vllm_like, checkpoint, toke
         draw(vllm_like.sampler(tokenizer=str(checkpoint), max_retries=0), 1)
 
 
+def test_an_interrupted_sample_is_refused_where_its_tokens_came_too(vllm_like, checkpoint):
+    vllm_like.script = ["abort"]
+    with pytest.raises(EndpointError, match="finish_reason='abort': it interfered with the completion"):
+        draw(vllm_like.sampler(tokenizer=str(checkpoint)), 1)
+
+
 def test_one_sample_a_request_is_the_way_out_where_there_were_several(endpoint, vllm_like):
     vllm_like.script = ["short", changed(token_ids=None)]
     with pytest.raises(EndpointError, match="returned 3 samples instead of the n=4 .*samples_per_request=1"):

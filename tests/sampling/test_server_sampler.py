@@ -163,6 +163,7 @@ class TestRequests:
         sampler = vllm_like.sampler(adapter=str(adapters[0]))
         with pytest.raises(EndpointError, match="could not unload adapter=.*'busy'"):
             sampler.load_adapter(str(adapters[1]))
+        assert sampler.adapter_name is None
         sampler.load_adapter(str(adapters[1]))
         loaded = [body["lora_path"] for body in vllm_like.bodies if body["path"] == "/v1/load_lora_adapter"]
         assert loaded == [str(adapter) for adapter in adapters] and sampler.adapter_name.startswith("dco-")
@@ -179,8 +180,10 @@ class TestRequests:
             ({"base_url": "http://host:port/v1"}, "`base_url` is not an address .*such as http://127.0.0.1:8000/v1"),
             ({"concurrency": 0}, "`concurrency` must be an integer of at least 1, got 0"),
             ({"samples_per_request": "many"}, "`samples_per_request` must be .* got 'many'"),
-            ({"max_retries": -1}, "max_retries=-1 must be at least 0"),
-            ({"timeout": 0}, "timeout=0 above 0 seconds"),
+            ({"max_retries": -1}, "`max_retries` must be an integer of at least 0, got -1"),
+            ({"max_retries": "3"}, "`max_retries` must be an integer of at least 0, got '3'"),
+            ({"timeout": 0}, "`timeout` must be a number of seconds above 0, got 0"),
+            ({"timeout": "30"}, "`timeout` must be a number of seconds above 0, got '30'"),
             ({"api_key": "SECRET\n"}, "api_key holds a character that no HTTP header can carry"),
         ],
     )
