@@ -4,6 +4,8 @@ import ast
 import builtins
 import re
 import symtable
+import threading
+import warnings
 from collections.abc import Collection, Iterator
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ from ..extras import require
 _NO_FENCE = re.compile(r"(?<=[^\s`])[ \t]*(?=```+[ \t]*$)|^(?=[ \t]+```)", re.MULTILINE)
 _LANGUAGE = re.compile(r"[\w+#-]+")
 _BUILTINS = frozenset(dir(builtins))
+_warnings_lock = threading.Lock()
 _UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)
 
 
@@ -74,8 +77,10 @@ class Names(NamedTuple):
 def names_in(source: str) -> Names | None:
     """The names of a source; None if it is not Python."""
     try:
-        tree = ast.parse(source)
-        top = symtable.symtable(source, "program.py", "exec")
+        with _warnings_lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's about the model's program, which could also be made errors
+            tree = ast.parse(source)
+            top = symtable.symtable(source, "program.py", "exec")
     except _UNREADABLE:
         return None
     defined, used = set(), set()

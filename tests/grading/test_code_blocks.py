@@ -3,7 +3,7 @@
 import pytest
 from grading_helpers import cpu_seconds
 
-from dco_trl.grading.code_blocks import code_blocks
+from dco_trl.grading.code_blocks import code_blocks, names_in
 
 DOCUMENTED = 'def f():\n    """\n    ```\n    x\n    ```\n    """\n'
 
@@ -60,6 +60,10 @@ def test_no_block(text):
 def test_further_choices(text, codes):
     found = [block for _, block in code_blocks(text)]
     assert found[: len(codes)] == codes
+
+
+def test_what_python_warns_of_is_a_program():
+    assert names_in("x = '\\d'\ny = 1 if 1else 2") is not None
 
 
 @pytest.mark.parametrize(
