@@ -21,15 +21,11 @@ _FORMATS = (
 # The most tests of a row; more are a mistake in the data set.
 _MOST_CASES = 10_000
 # What LiveCodeBench's harness puts in front of each program.
-_CUSTOMARY = (
-    "from string import *\nfrom re import *\nfrom datetime import *\nfrom collections import *\nfrom heapq import *\n"
-    "from bisect import *\nfrom copy import *\nfrom math import *\nfrom random import *\nfrom statistics import *\n"
-    "from itertools import *\nfrom functools import *\nfrom operator import *\nfrom io import *\nfrom sys import *\n"
-    "from json import *\nfrom builtins import *\nfrom typing import *\nimport string\nimport re\nimport datetime\n"
-    "import collections\nimport heapq\nimport bisect\nimport copy\nimport math\nimport random\nimport statistics\n"
-    "import itertools\nimport functools\nimport operator\nimport io\nimport sys\nimport json\n"
-    "sys.setrecursionlimit(50000)\n"
-)
+_MODULES = (
+    "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json"
+).split()
+_CUSTOMARY = "".join(f"from {name} import *\n" for name in (*_MODULES, "builtins", "typing"))
+_CUSTOMARY += "".join(f"import {name}\n" for name in _MODULES) + "sys.setrecursionlimit(50000)\n"
 
 
 def code_grader(

@@ -12,8 +12,7 @@ _ALIASES = (
 # A spacing command means nothing, and white space means something only between two digits or two letters.
 _SPACING = re.compile(r"\s?\\[!,;:]\s?")
 _IDLE_SPACE = re.compile(r" (?!(?<=\d )\d|(?<=[^\W\d_] )[^\W\d_])")
-_SHORT_FRACTION = re.compile(r"\\frac(\d) ?(\d)")
-_SHORT_BINOMIAL = re.compile(r"\\binom(\d) ?(\d)")
+_SHORT_FRACTION = re.compile(r"\\(frac|binom)(\d) ?(\d)")
 _SHORT_ROOT = re.compile(r"\\sqrt(\d)")
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,(?:\\!)?\d{3})+(?:\.\d+)?")
@@ -48,8 +47,7 @@ def normalize_answer(answer: str) -> str:
     answer = _TEXT.sub(r"\1", answer).replace("{,}", ",")
     answer = " ".join(_SPACING.sub("", answer).split())
     answer = _IDLE_SPACE.sub("", answer)
-    answer = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", answer)
-    answer = _SHORT_BINOMIAL.sub(r"\\binom{\1}{\2}", answer)
+    answer = _SHORT_FRACTION.sub(r"\\\1{\2}{\3}", answer)
     answer = _SHORT_ROOT.sub(r"\\sqrt{\1}", answer)
     if _THOUSANDS.fullmatch(answer):
         answer = answer.replace(",", "")

@@ -20,8 +20,6 @@ THOUGHT_TAGS: tuple[tuple[str, str], ...] = (
     *(("<|channel|>analysis", "<|channel|>final<|message|>"), ("<|channel>thought", "<channel|>")),
     *(("", "assistantfinal"), ("<unused94>", "<unused95>"), ("Here is my thought process:", "Here is my response:")),
 )
-
-
 # What a tokenizer writes at the end of a text whose special tokens were kept.
 _END_TOKEN = re.compile(r"<\|[\w-]{2,30}\|>|</s>|<eos>|<end_of_turn>")
 
@@ -29,7 +27,7 @@ _END_TOKEN = re.compile(r"<\|[\w-]{2,30}\|>|</s>|<eos>|<end_of_turn>")
 def strip_thoughts(text: str, tags: Sequence[tuple[str, str]] = THOUGHT_TAGS) -> str:
     """A completion without its thoughts: what stands after the last closing tag, up to an unclosed opening tag.
 
-    Special tokens at its end, such as `<|im_end|>` and `</s>`, go too.
+    Special tokens at its end, such as `<|im_end|>` and `</s>`, are left out too.
 
     Args:
         text: A completion.
