@@ -99,7 +99,7 @@ def names_in(source: str) -> Names | None:
 
 
 def extract_code(text: str, wanted: Collection[str] = ()) -> str:
-    r"""The program in a completion.
+    r"""The source of the program in a completion, possibly empty.
 
     With names: the last Python block that defines all of them, else one of them. Without: the last that calls
     something and uses no name that only another block defines, as an example of use does. Otherwise the last block
@@ -108,9 +108,6 @@ def extract_code(text: str, wanted: Collection[str] = ()) -> str:
     Args:
         text: The completion.
         wanted: What the tests name.
-
-    Returns:
-        Source code, possibly empty.
 
     Examples:
         >>> extract_code("```python\ndef f(x):\n    return x\n```\nUse it:\n```python\nprint(f(2))\n```", ["f"])

@@ -50,7 +50,7 @@ def progress_bar(grader: str, total: int, enabled: bool) -> tqdm:
 
 
 def values(column: Sequence) -> Iterator:
-    """The values of a list, a tuple, a NumPy array or a pyarrow array, as Python's, one chunk at a time."""
+    """The values of a list, a tuple, a NumPy array or a pyarrow array, as Python objects, one chunk at a time."""
     for start in range(0, len(column), _CHUNK):
         if hasattr(column, "to_pylist"):
             yield from column.slice(start, _CHUNK).to_pylist()  # type: ignore[attr-defined]

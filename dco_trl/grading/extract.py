@@ -155,14 +155,11 @@ def stated_answer(text: str) -> str:
 
 
 def extract_reference(reference: Any) -> str:
-    """The answer in a reference: as `extract_answer`, but a long unmarked reference is an answer as a whole.
+    """The answer in a reference: as `extract_answer`, but a long unmarked reference is as a whole the answer.
 
     Args:
         reference: A row's `answer` (or `solution`): a bare answer, or a worked solution that marks it; numbers become
             strings.
-
-    Returns:
-        The answer to compare with.
 
     Examples:
         >>> extract_reference(r"2 + 2, hence \\boxed{4}"), extract_reference("x = 4 or x = 5"), extract_reference(4)

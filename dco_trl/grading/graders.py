@@ -82,15 +82,12 @@ _NEEDED = {"math": "math_verify", "code": "markdown_it"}
 
 
 def load_grader(name: str | Grader) -> Grader:
-    """The grader of this name.
+    """The function of the grader with this name.
 
     Args:
         name: "math", "exact", "choice", "json", "regex", "code"; or "package.module:function" or "file.py:function",
             a function with the signature of TRL's reward functions. The current folder is searched too. A callable is
             returned unchanged.
-
-    Returns:
-        The function.
 
     Raises:
         GraderError: No such grader.
@@ -120,7 +117,7 @@ def load_grader(name: str | Grader) -> Grader:
     try:
         is_file = module_name.endswith(".py")
         module = _module_of(module_name) if is_file else importlib.import_module(module_name)
-    except GraderError:  # it says what it lacks
+    except GraderError:  # its message says what is missing
         raise
     except Exception as error:
         raise GraderError(
@@ -142,7 +139,7 @@ def _module_of(file: str) -> ModuleType:
     """The module in a file, which may import its neighbours."""
     if file not in sys.modules:
         spec = importlib.util.spec_from_file_location(file, file)
-        assert spec is not None and spec.loader is not None  # of a name that ends with .py
+        assert spec is not None and spec.loader is not None  # the name ends with .py
         sys.path.append(os.path.dirname(os.path.abspath(file)))
         sys.modules[file] = importlib.util.module_from_spec(spec)
         try:
@@ -158,9 +155,6 @@ def grader_name(grader: str | Grader) -> str:
 
     Args:
         grader: A built-in one's name, an import path, or a function.
-
-    Returns:
-        The name.
 
     Examples:
         >>> grader_name("exact"), grader_name("rewards:by_length")

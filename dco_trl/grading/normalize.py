@@ -1,4 +1,4 @@
-"""Make answers the same string if they differ only in what means nothing."""
+"""One string for answers that differ only in what means nothing."""
 
 import re
 
@@ -21,7 +21,7 @@ _DECIMAL = re.compile(r"(-?)(\d*)\.(\d*)")
 
 
 def normalize_answer(answer: str) -> str:
-    r"""An answer without what means nothing.
+    r"""The string that `exact` compares: an answer without what means nothing.
 
     This removes white space (but not between two digits or two letters), math delimiters, `\left` and `\right`,
     spacing commands, `\text{}` wrappers, degree and dollar signs, a full stop at the end and thousands separators.
@@ -30,9 +30,6 @@ def normalize_answer(answer: str) -> str:
 
     Args:
         answer: An extracted answer.
-
-    Returns:
-        The string that `exact` compares.
 
     Examples:
         >>> normalize_answer(r"$\left( \dfrac12, 1{,}000 \right)$")

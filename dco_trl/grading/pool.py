@@ -28,7 +28,7 @@ _CHUNK = 32
 _ITEMS_PER_WORKER = 20_000
 _START_SECONDS = 120.0
 
-# A pair (reference, answer) for math-verify; the arguments of `call_grader` for a function of the user's.
+# A pair (reference, answer) for math-verify; the arguments of `call_grader` for a user's function.
 Item = tuple[Any, ...]
 
 
@@ -39,7 +39,7 @@ def default_workers() -> int:
 
 
 def check_limits(num_workers: int | None, timeout: float, memory_limit: int) -> tuple[int, float, int]:
-    """The limits of a pool, checked."""
+    """The limits of a pool, checked, with a number of workers."""
     num_workers = default_workers() if num_workers is None else num_workers
     if num_workers < 1:
         raise UserError(f"num_workers must be at least 1, got {num_workers}")
@@ -113,7 +113,7 @@ class WorkerPool:
         worker = self._workers.get(i)
         if worker is None or worker.has_ended:
             worker = self._workers[i] = _Worker(*self._options)
-            if self._is_abandoned:  # since: `run` may not have seen it
+            if self._is_abandoned:  # meanwhile: `run` may not have seen it
                 worker.close()
                 raise InterruptedError
         worker.wait_until_ready()
@@ -136,7 +136,7 @@ class Pipes:
             self._input.flush()
 
     def line(self, deadline: float) -> bytes:
-        """The next line; an `EOFError` where the process has ended, a `TimeoutError` at the deadline."""
+        """The next line. Raises an `EOFError` if the process has ended, and a `TimeoutError` at the deadline."""
         while b"\n" not in self._rest:
             left = deadline - time.monotonic()
             # What was written in time counts, even if this thread was kept from reading it.
@@ -160,7 +160,7 @@ class _Worker:
         code = f"from dco_trl.grading.worker import main; main({timeout!r}, {memory_limit!r}, {grader!r})"
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-            "PYTHONHASHSEED": "0",  # sympy orders by hash here and there: the same verdict every time
+            "PYTHONHASHSEED": "0",  # SymPy orders by hash in places: the same verdict every time
         }
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", code],
@@ -200,7 +200,7 @@ class _Worker:
             )
 
     def judge(self, item: Item) -> Verdict | None:
-        """The verdict on an item; None where the process died of it."""
+        """The verdict on an item; None if the process died of it."""
         try:
             data = pickle.dumps(item)
         except Exception as error:

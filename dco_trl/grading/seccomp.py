@@ -82,7 +82,7 @@ _HIGH = 0x100  # added to an argument's index: its high word
 _LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 _ALLOW, _KILL, _NOTIFY, _ERRNO = 0x7FFF0000, 0x80000000, 0x7FC00000, 0x00050000
 _ENOSYS = 38
-# The kernel's name of the machine, the column of its numbers, and whether x32 calls have to be told apart.
+# The kernel's name of the machine, and the column of its numbers.
 _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
 

@@ -34,9 +34,6 @@ def strip_thoughts(text: str, tags: Sequence[tuple[str, str]] = THOUGHT_TAGS) ->
         tags: Pairs of an opening and a closing tag, in any case; an opening "" stands for none. The default has those
             of DeepSeek, Qwen, Magistral, Kimi, gpt-oss, Command, Granite, Seed and similar models.
 
-    Returns:
-        The rest, which may be empty.
-
     Examples:
         >>> strip_thoughts("<think>42? No.</think>The answer is 41."), strip_thoughts("Hm, 42.</think> 41")
         ('The answer is 41.', ' 41')

@@ -22,7 +22,7 @@ class GraderError(UserError):
 
 
 def builtin_source() -> str:
-    """What the verdicts of the built-in graders depend on, other libraries apart."""
+    """What the verdicts of the built-in graders depend on, apart from other libraries."""
     return f"dco_trl {__version__}, graders {GRADERS_VERSION}"
 
 
