@@ -3,11 +3,10 @@
 from typing import Any
 
 import training
-from datasets import Dataset
 from light_grader import last_word
-from tiny_models import make_model, make_tokenizer
 
 from dco_trl import CoTDCOConfig, CoTDCOTrainer
+from dco_trl.sampling import Sample, SampleRequest, TransformersSampler
 
 ROWS = [
     {"prompt": f"{a}+{b}=", "completion": f"{a}+{b} {a + b}", "answer": str(a + b)}
@@ -24,14 +23,9 @@ def settings(**overrides) -> dict[str, Any]:
     return training.settings(**{"max_steps": -1, "num_train_epochs": 2, **own, **overrides})
 
 
-def make_cot_trainer(rows=None, grader=last_word, model=None, trainer_kwargs=None, **overrides) -> CoTDCOTrainer:
-    return CoTDCOTrainer(
-        make_model() if model is None else model,
-        args=CoTDCOConfig(**settings(**overrides)),
-        train_dataset=Dataset.from_list(ROWS if rows is None else rows),
-        grader=grader,
-        **{"processing_class": make_tokenizer(), **(trainer_kwargs or {})},
-    )
+def make_cot_trainer(rows=ROWS, grader=last_word, model=None, **options) -> CoTDCOTrainer:
+    options = {"train_dataset": rows, "grader": grader, **settings(**options)}
+    return training.construct(CoTDCOTrainer, CoTDCOConfig, model, options)
 
 
 def trained(*args, **kwargs) -> CoTDCOTrainer:
@@ -40,10 +34,20 @@ def trained(*args, **kwargs) -> CoTDCOTrainer:
     return trainer
 
 
-def steps_of(trainer) -> list[dict[str, float]]:
-    return [entry for entry in trainer.state.log_history if "grad_norm" in entry]
-
-
 def weights_after(trainer, **train_kwargs) -> dict:
     trainer.train(**train_kwargs)
     return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+
+
+def record_samples(monkeypatch) -> list[tuple[SampleRequest, list[Sample]]]:
+    """Each request to the Transformers sampler from now on, and what it draws for it."""
+    recorded: list[tuple[SampleRequest, list[Sample]]] = []
+    sample = TransformersSampler.sample
+
+    def recording(self, requests, params):
+        groups = sample(self, requests, params)
+        recorded.extend(zip(requests, groups, strict=True))
+        return groups
+
+    monkeypatch.setattr(TransformersSampler, "sample", recording)
+    return recorded

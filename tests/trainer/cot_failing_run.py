@@ -29,7 +29,7 @@ else:
         output_dir=folder,
         sampler="server",
         sampler_kwargs={"base_url": "http://127.0.0.1:9/v1"},
-        trainer_kwargs={"peft_config": LoraConfig(r=4, target_modules=["q_proj"])},
+        peft_config=LoraConfig(r=4, target_modules=["q_proj"]),
     )
     if rank == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))  # as on a full disk

@@ -12,6 +12,7 @@ import torch
 from cot import make_cot_trainer
 from peft import LoraConfig, get_peft_model
 from sharding import let_accelerate_shard_on_a_cpu
+from training import token_log_probs
 from transformers import AutoModelForCausalLM
 from word_llama import ROWS, make_word_tokenizer
 
@@ -55,8 +56,7 @@ def log_probs(prompt: list[int], completion: list[int]) -> list[float]:
     if lora is not None:
         plain = get_peft_model(plain, lora)
     plain.load_state_dict(state)
-    values = plain(torch.tensor([[*prompt, *completion]])).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
-    return values.gather(-1, torch.tensor(completion)[:, None])[:, 0].tolist()
+    return token_log_probs(plain, prompt, completion).tolist()
 
 
 let_accelerate_shard_on_a_cpu()
@@ -74,7 +74,8 @@ for kind, lora in (("LoRA", LORA), ("full", None)):
         per_device_train_batch_size=3,
         learning_rate=6e-2 if lora else 3e-3,
         model_init_kwargs={"dtype": "float32"},
-        trainer_kwargs={"peft_config": lora, "processing_class": make_word_tokenizer()},
+        peft_config=lora,
+        processing_class=make_word_tokenizer(),
     )
     trainer.train()
     results[kind] = list(windows)

@@ -12,11 +12,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 from cot import make_cot_trainer
-from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
 from sharding import let_accelerate_shard_on_a_cpu
-from training import MANY, ROWS, dataset, make_trainer
+from training import MANY, ROWS, make_trainer, steps_of
 
 
 def train(settings: dict, folder: Path) -> dict:
@@ -28,15 +27,14 @@ def train(settings: dict, folder: Path) -> dict:
         "output_dir": str(folder),
         "use_cpu": "ACCELERATE_USE_DEEPSPEED" not in os.environ,
     }
-    kwargs = {"peft_config": lora}
     if is_cot:
-        make = functools.partial(make_cot_trainer, trainer_kwargs=kwargs, **settings)
+        make = functools.partial(make_cot_trainer, peft_config=lora, **settings)
     else:
-        kwargs |= {"eval_dataset": dataset(11), "train_dataset": Dataset.from_list([ROWS[row] for row in rows])}
-        make = functools.partial(make_trainer, num_attempts=MANY, trainer_kwargs=kwargs, **settings)
+        data = {"eval_dataset": ROWS[:11], "train_dataset": [ROWS[row] for row in rows]}
+        make = functools.partial(make_trainer, num_attempts=MANY, peft_config=lora, **data, **settings)
     trainer = make()
     trainer.train()
-    result = {"steps": [entry for entry in trainer.state.log_history if "grad_norm" in entry]}
+    result = {"steps": steps_of(trainer)}
     result["distributed_type"] = str(trainer.accelerator.distributed_type.value)
     if is_cot:
         counts, policy = trainer._windows.counts, trainer._windows._policy

@@ -144,7 +144,7 @@ def test_with_two_processes_one_samples_and_none_waits_for_ever(tmp_path, fails)
         *(({"every": every}, "every must be 'epoch' or a number of steps") for every in (0, "step", -1)),
         ({"sampler": "vllm"}, "sampler='vllm' is not known here"),
         ({"grader": "maths"}, "grader 'maths' is not known"),
-        ({"dataset": [{"prompt": "p"}]}, "no column of dataset to grade against"),
+        ({"dataset": [{"prompt": "p"}]}, "names 'answer', which is not a column of dataset; its columns are"),
         ({"dataset": [1]}, "dataset: row 0 is not an object with columns"),
     ],
 )

@@ -1,7 +1,5 @@
 """Conversations: what is read as prompt and completion, what is refused, and that p is the same either way."""
 
-import logging
-
 import pytest
 from datasets import Dataset, IterableDataset
 from test_one_attempt import MARKING, TEMPLATE, conversation, template
@@ -15,15 +13,13 @@ TWO_TURNS = [conversation(row, 2) for row in ROWS]
 
 
 def evaluated(rows, chat_template, **overrides):
-    kwargs = {"train_dataset": Dataset.from_list(rows), "eval_dataset": Dataset.from_list(rows)}
-    return make_trainer(trainer_kwargs={**kwargs, **template(chat_template)}, max_length=64, **overrides)
+    return make_trainer(train_dataset=rows, eval_dataset=rows, max_length=64, **template(chat_template), **overrides)
 
 
 @pytest.mark.parametrize("assistant_only_loss", [False, True])
 @pytest.mark.slow
 def test_single_turns_are_split_where_the_answer_cannot_be_marked(caplog, assistant_only_loss):
-    with caplog.at_level(logging.WARNING):
-        trainer = evaluated(ONE_TURN, TEMPLATE, assistant_only_loss=assistant_only_loss)
+    trainer = evaluated(ONE_TURN, TEMPLATE, assistant_only_loss=assistant_only_loss)
     for split in ("train", "eval"):
         assert f"The conversations of the {split} dataset have one assistant turn each. They are" in caplog.text
     expected = evaluated([{"prompt": r["messages"][:1], "completion": r["messages"][1:]} for r in ONE_TURN], TEMPLATE)
@@ -36,8 +32,7 @@ def test_single_turns_are_split_where_the_answer_cannot_be_marked(caplog, assist
 
 
 def test_conversations_whose_answers_are_marked_are_left_to_trl(caplog):
-    with caplog.at_level(logging.WARNING):
-        trainer = evaluated(ONE_TURN, MARKING, assistant_only_loss=True)
+    trainer = evaluated(ONE_TURN, MARKING, assistant_only_loss=True)
     assert "They are split into `prompt`" not in caplog.text
     assert "messages" in trainer.train_dataset.column_names
     assert trainer.evaluate()["eval_log_p"] < 0
@@ -64,7 +59,7 @@ def test_several_turns_that_cannot_be_marked_are_refused_with_the_way_out():
         evaluated([ONE_TURN[0], *TWO_TURNS[:2]], TEMPLATE)
     streamed = IterableDataset.from_generator(lambda: iter(ONE_TURN), features=Dataset.from_list(ONE_TURN).features)
     with pytest.raises(ValueError, match="does not mark the assistant's tokens.*one row per assistant turn"):
-        make_trainer(trainer_kwargs={"train_dataset": streamed, **template(TEMPLATE)}, assistant_only_loss=True)
+        make_trainer(train_dataset=streamed, assistant_only_loss=True, **template(TEMPLATE))
 
 
 @pytest.mark.parametrize("how", ["marked", "completion"])
@@ -72,9 +67,8 @@ def test_several_turns_in_one_row_are_reported_once(caplog, how):
     rows = [ONE_TURN[0], *TWO_TURNS[:2]]
     if how == "completion":
         rows = [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in rows]
-    kwargs = {"train_dataset": Dataset.from_list(rows), **template(MARKING if how == "marked" else TEMPLATE)}
-    with caplog.at_level(logging.WARNING):
-        trainer = make_trainer(trainer_kwargs=kwargs, assistant_only_loss=how == "marked", max_length=64)
+    options = {"assistant_only_loss": how == "marked", **template(MARKING if how == "marked" else TEMPLATE)}
+    trainer = make_trainer(train_dataset=rows, max_length=64, **options)
     assert len(trainer.train_dataset) == 3
     assert (
         caplog.text.count("2 of 3 rows of the train dataset (first: row 1) have several answers, usually turns") == 1

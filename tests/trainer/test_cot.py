@@ -7,15 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from cot import COUNTED, ROWS, TRAINED, make_cot_trainer, settings, steps_of, trained, weights_after
-from datasets import Dataset
-from tiny_models import make_model, make_tokenizer
-from training import assert_same_weights
+from cot import COUNTED, ROWS, TRAINED, make_cot_trainer, record_samples, settings, trained, weights_after
+from training import assert_same_weights, make_trainer, steps_of
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from dco_trl import CoTDCOConfig, CoTDCOTrainer
-from dco_trl.sampling import Sample, TransformersSampler
 from dco_trl.statistics import posterior_weight
 from dco_trl.trainer.rationales import Draws, RationaleDrawer
 from dco_trl.trainer.success_counts import SuccessCounts
@@ -30,10 +27,8 @@ def test_one_attempt_is_sft_bit_for_bit(batches):
     common = settings(gradient_accumulation_steps=2, **batches)
     ours = weights_after(make_cot_trainer(num_attempts=1, gradient_accumulation_steps=2, **batches))
     own = set(CoTDCOConfig.__dataclass_fields__) - set(SFTConfig.__dataclass_fields__)
-    args = SFTConfig(**{name: value for name, value in common.items() if name not in own})
-    rows = Dataset.from_list(ROWS)
-    sft = SFTTrainer(make_model(), args=args, train_dataset=rows, processing_class=make_tokenizer())
-    assert_same_weights(ours, weights_after(sft))
+    common = {name: value for name, value in common.items() if name not in own}
+    assert_same_weights(ours, weights_after(make_trainer(SFTTrainer, train_dataset=ROWS, **common)))
 
 
 @pytest.mark.parametrize("estimator", ["posterior", "plugin"])
@@ -121,15 +116,9 @@ def test_sampling_fires_once_a_window(all_draws, options, windows):
 @pytest.mark.slow
 def test_draws_never_repeat(monkeypatch):
     trainer = make_cot_trainer(num_train_epochs=3, num_rationales=16, weight_tolerance=0.0)
-    requested: list[tuple[int, int]] = []
-    sample = TransformersSampler.sample
-
-    def recorded(self, requests, params):
-        requested.extend((r.stream, r.first_index + i) for r in requests for i in range(r.num_samples))
-        return sample(self, requests, params)
-
-    monkeypatch.setattr(TransformersSampler, "sample", recorded)
+    recorded = record_samples(monkeypatch)
     trainer.train()
+    requested = [(r.stream, r.first_index + i) for r, _ in recorded for i in range(r.num_samples)]
     assert len(requested) == len(set(requested)) == trainer._windows.next_index.sum() > 0
 
 
@@ -144,14 +133,8 @@ def test_a_prompt_leaves_when_its_weight_is_known(tolerance, drawn, settled):
 def test_metrics_of_a_window(monkeypatch):
     # Every number from the samples themselves, over windows of three steps, each logged at its first.
     model = trained(num_train_epochs=8, **TRAINED).model
-    samples: list[tuple[int, Sample]] = []
-    starts, known = [], []
-    sample, weigh, open_window = TransformersSampler.sample, WindowSampler._weigh, WindowSampler.open
-
-    def sampled(self, requests, params):
-        groups = sample(self, requests, params)
-        samples.extend((r.stream, s) for r, group in zip(requests, groups, strict=True) for s in group)
-        return groups
+    samples, starts, known = record_samples(monkeypatch), [], []
+    weigh, open_window = WindowSampler._weigh, WindowSampler.open
 
     def weighed(self, window, metrics):
         known.append((self.counts.num_sampled.copy(), self.counts.num_correct.copy(), self.counts.prior))
@@ -165,7 +148,6 @@ def test_metrics_of_a_window(monkeypatch):
     def sometimes(completions, **_):  # no opinion on some, right on others
         return [None if len(text) % 3 == 0 else float(len(text) % 2) for text in completions]
 
-    monkeypatch.setattr(TransformersSampler, "sample", sampled)
     monkeypatch.setattr(WindowSampler, "_weigh", weighed)
     monkeypatch.setattr(WindowSampler, "open", opened)
     sampling = dict(max_rationale_tokens=6, count_memory=0.5, rationale_batch=5, num_rationales=13)
@@ -174,7 +156,7 @@ def test_metrics_of_a_window(monkeypatch):
     n, c, twin = np.zeros(12), np.zeros(12), SuccessCounts(12)
     assert len(starts) == len(known) == 6
     for window, (first, last) in enumerate(itertools.pairwise([*starts, len(samples)])):
-        step, drawn = steps[2 * window], samples[first:last]
+        step, drawn = steps[2 * window], [(r.stream, s) for r, group in samples[first:last] for s in group]
         problems = sorted({problem for problem, _ in drawn})
         num_drawn = np.array([sum(p == problem for p, _ in drawn) for problem in problems])
         whole = [(p, len(s.text)) for p, s in drawn if s.finish_reason == "stop"]
@@ -288,7 +270,7 @@ def test_resumed_is_never_stopped(tmp_path, options):
     stop = 5 if "ce_warmup_steps" in options else 3
     saving = dict(output_dir=str(tmp_path), save_strategy="steps", save_steps=stop)
     # The window must be what it would have been, so the run only ends early, it does not know that it will.
-    stopped = trained(**kwargs, **saving, trainer_kwargs={"callbacks": [StopAt(stop)]})
+    stopped = trained(**kwargs, **saving, callbacks=[StopAt(stop)])
     if "max_success_rate" in options:
         assert all(step["rows_kept"] < 1 for step in steps_of(stopped) if "rows_kept" in step)
     resumed = make_cot_trainer(**kwargs, **saving)
@@ -298,10 +280,9 @@ def test_resumed_is_never_stopped(tmp_path, options):
 
 @pytest.mark.slow
 def test_evaluation_is_that_of_the_reference_rationale():
-    evaluation = {"eval_dataset": Dataset.from_list(ROWS)}
-    metrics = trained(trainer_kwargs=evaluation, max_steps=1).evaluate()
+    metrics = trained(eval_dataset=ROWS, max_steps=1).evaluate()
     assert metrics["eval_loss"] > 0 and not any("coverage@" in name for name in metrics)
-    assert 0 < make_cot_trainer(trainer_kwargs=evaluation, coverage_at=[1]).evaluate()["eval_coverage@1"] < 1
+    assert 0 < make_cot_trainer(eval_dataset=ROWS, coverage_at=[1]).evaluate()["eval_coverage@1"] < 1
 
 
 # ------------------------------------------------------------------------- what is told of a window

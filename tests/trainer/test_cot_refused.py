@@ -76,11 +76,11 @@ def test_refused_data(rows, sampler, message):
 def test_refused_arguments():
     stream = IterableDataset.from_generator(lambda: iter(ROWS))
     with pytest.raises(TypeError, match="`train_dataset` must be a `Dataset`, got `IterableDataset`.*need numbers"):
-        CoTDCOTrainer(make_model(), args=CoTDCOConfig(**settings()), train_dataset=stream)
+        make_cot_trainer(stream)
     with pytest.raises(TypeError, match="`args` must be a `CoTDCOConfig`, got `NoneType`"):
         CoTDCOTrainer(make_model(), train_dataset=Dataset.from_list(ROWS))
     with pytest.raises(ValueError, match="`data_collator` must be TRL's own"):
-        make_cot_trainer(trainer_kwargs={"data_collator": lambda rows: rows})
+        make_cot_trainer(data_collator=lambda rows: rows)
     with pytest.raises(GraderError, match="grader 'maths' is not known"):
         make_cot_trainer(grader="maths")
 

@@ -6,15 +6,14 @@ from collections import deque
 
 import pytest
 import torch
-from cot import ROWS, last_word, make_cot_trainer, settings, steps_of, trained
-from datasets import Dataset
+from cot import ROWS, last_word, make_cot_trainer, record_samples, trained
 from peft import LoraConfig
 from tiny_models import make_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from training import steps_of, token_log_probs
 from transformers import PreTrainedTokenizerFast
 
-from dco_trl import CoTDCOConfig, CoTDCOTrainer
-from dco_trl.sampling import TransformersSampler
+from dco_trl import CoTDCOTrainer
 from dco_trl.trainer.window import Window
 
 SYMBOLS = ["<pad>", "<eos>", "a", "b", "c", "="]
@@ -29,18 +28,15 @@ def enumerable_trainer(**overrides) -> CoTDCOTrainer:
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
     torch.manual_seed(0)
-    return CoTDCOTrainer(
-        make_model(vocab_size=len(SYMBOLS), initializer_range=0.1, hidden_size=32),
-        args=CoTDCOConfig(**settings(max_rationale_tokens=3, loss_reduction="sequence", **overrides)),
-        train_dataset=Dataset.from_list([{"prompt": "a=", "completion": "cb", "answer": "b"}]),
+    return make_cot_trainer(
+        [{"prompt": "a=", "completion": "cb", "answer": "b"}],
         grader=lambda completions, answer, **_: [float(text.endswith("b")) for text in completions],
+        model=make_model(vocab_size=len(SYMBOLS), initializer_range=0.1, hidden_size=32),
         processing_class=PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>"),
+        max_rationale_tokens=3,
+        loss_reduction="sequence",
+        **overrides,
     )
-
-
-def log_probability(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
-    log_probs = model(torch.tensor([[*prompt, *completion]])).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
-    return log_probs.gather(-1, torch.tensor(completion)[:, None]).sum()
 
 
 def gradient(model, loss) -> torch.Tensor:
@@ -69,14 +65,14 @@ def test_the_expected_gradient_over_all_rationales(targets, num_targets):
     right = [[*text, 3, 1] for length in (0, 1) for text in itertools.product(range(len(SYMBOLS)), repeat=length)]
     right = [completion for completion in right if 1 not in completion[:-1]]
     right.append([3, 0, 1])  # padding is not part of the text
-    p = torch.stack([log_probability(model, [2, 5], completion) for completion in right]).exp().sum()
+    p = torch.stack([token_log_probs(model, [2, 5], completion).sum() for completion in right]).exp().sum()
     assert 0.02 < p < 0.7
     if targets == "sampled":
         expected = gradient(model, -torch.log(1 - (1 - p) ** num_attempts))
     else:
         q = p.detach()
         weight = num_attempts * q * (1 - q) ** (num_attempts - 1) / (1 - (1 - q) ** num_attempts)
-        expected = weight * gradient(model, -log_probability(model, [2, 5], [4, 3, 1]))
+        expected = weight * gradient(model, -token_log_probs(model, [2, 5], [4, 3, 1]).sum())
     draws = torch.stack([window_gradient(trainer, seed) for seed in range(num_draws)])
     # Along a few directions, the expected gradient's own among them.
     directions = torch.cat([expected[None], torch.randn(20, len(expected), dtype=torch.float64)])
@@ -109,7 +105,7 @@ def test_sampled_targets_are_the_models_own_correct_rationales():
 @pytest.mark.parametrize("reduction", ["token", "sequence", "sequence_mean"])
 @pytest.mark.parametrize("peft_config", [None, LoraConfig(r=4, target_modules=["q_proj"])], ids=["full", "LoRA"])
 def test_several_targets_share_the_weight_of_their_row(batches, reduction, peft_config):
-    options = dict(loss_reduction=reduction, trainer_kwargs={"peft_config": peft_config}, **batches)
+    options = dict(loss_reduction=reduction, peft_config=peft_config, **batches)
     trainer = make_cot_trainer(targets="sampled", num_targets=3, **options)
     long, short = [5, 6, 7, 8, 1], [9, 1]
     rationales = {0: [long, short, long], 1: [short], 3: [short, long]}  # 2 has none of its own
@@ -121,7 +117,7 @@ def test_several_targets_share_the_weight_of_their_row(batches, reduction, peft_
     reference = trainer._rows.reference(2)["input_ids"][len(trainer._rows.prompt_ids(2)) :]
     shares = {0: [(long, 2 / 3), (short, 1 / 3)], 1: [(short, 1)], 2: [(reference, 1)], 3: [(short, 0.5), (long, 0.5)]}
     terms = [
-        (w, s, -log_probability(model, trainer._rows.prompt_ids(r), ids), len(ids))
+        (w, s, -token_log_probs(model, trainer._rows.prompt_ids(r), ids).sum(), len(ids))
         for r, w in weights.items()
         for ids, s in shares[r]
     ]
@@ -133,22 +129,16 @@ def test_several_targets_share_the_weight_of_their_row(batches, reduction, peft_
 
 
 def test_as_many_correct_rationales_as_asked_for_are_targets(monkeypatch):
-    right: dict[int, list[list[int]]] = {}
-    sample = TransformersSampler.sample
-
-    def recorded(self, requests, params):
-        groups = sample(self, requests, params)
-        for request, group in zip(requests, groups, strict=True):
-            whole = [list(s.token_ids) for s in group if s.finish_reason == "stop"]
-            right.setdefault(request.stream, []).extend(whole)
-        return groups
-
-    monkeypatch.setattr(TransformersSampler, "sample", recorded)
+    recorded = record_samples(monkeypatch)
     sampling = dict(num_rationales=16, weight_tolerance=0.0, max_rationale_tokens=60)
     trainer = make_cot_trainer(
         grader=lambda completions, **_: [1.0] * len(completions), targets="sampled", num_targets=3, **sampling
     )
     window, _ = trainer._windows.open([[0, 1, 2, 3]], step=0)
+    right: dict[int, list[list[int]]] = {}
+    for request, group in recorded:
+        whole = [list(sample.token_ids) for sample in group if sample.finish_reason == "stop"]
+        right.setdefault(request.stream, []).extend(whole)
     assert window.rationales == {problem: some[:3] for problem, some in right.items() if some}
     assert max(map(len, window.rationales.values())) == 3
 

@@ -7,12 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from cot import last_word, settings, steps_of
-from datasets import Dataset
+from cot import make_cot_trainer
 from peft import LoraConfig
+from training import steps_of, token_log_probs
 from word_llama import ROWS, make_word_tokenizer
 
-from dco_trl import CoTDCOConfig, CoTDCOTrainer
 from dco_trl.sampling import TransformersSampler
 from dco_trl.trainer.rationales import RationaleDrawer
 
@@ -64,10 +63,9 @@ def greedy_by_vllm(sampler, prompts: list[list[int]]) -> list[tuple[list[int], l
 
 @torch.no_grad()
 def log_probs_by_training(model, prompt: list[int], completion: list[int]) -> list[float]:
-    model.eval()
-    log_probs = model(torch.tensor([[*prompt, *completion]])).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
+    log_probs = token_log_probs(model.eval(), prompt, completion)
     model.train()
-    return log_probs.gather(-1, torch.tensor(completion)[:, None])[:, 0].tolist()
+    return log_probs.tolist()
 
 
 @pytest.mark.parametrize("peft_config", [LORA, None], ids=["LoRA", "full"])
@@ -93,25 +91,21 @@ def test_vllm_samples_the_model_in_training(monkeypatch, shared_engine, checkpoi
 
     folders = []
     monkeypatch.setattr(RationaleDrawer, "draw", watched)
-    trainer = CoTDCOTrainer(
-        str(checkpoint),
-        args=CoTDCOConfig(
-            **settings(
-                sampler="vllm",
-                sampler_kwargs={"enforce_eager": True, "dtype": "float32"},
-                sampling_interval=2,
-                max_steps=5,
-                num_rationales=64,
-                rationale_batch=64,
-                per_device_train_batch_size=6,
-                targets="sampled",
-                num_targets=4,
-                learning_rate=6e-2 if peft_config else 3e-3,
-                model_init_kwargs={"dtype": "float32"},
-            )
-        ),
-        train_dataset=Dataset.from_list(ROWS),
-        grader=last_word,
+    trainer = make_cot_trainer(
+        ROWS,
+        model=str(checkpoint),
+        processing_class=None,  # the checkpoint's own
+        sampler="vllm",
+        sampler_kwargs={"enforce_eager": True, "dtype": "float32"},
+        sampling_interval=2,
+        max_steps=5,
+        num_rationales=64,
+        rationale_batch=64,
+        per_device_train_batch_size=6,
+        targets="sampled",
+        num_targets=4,
+        learning_rate=6e-2 if peft_config else 3e-3,
+        model_init_kwargs={"dtype": "float32"},
         peft_config=peft_config,
     )
     with caplog.at_level(logging.INFO):

@@ -11,10 +11,10 @@ from pathlib import Path
 import cot
 import pytest
 import torch
-from datasets import Dataset
 from test_equivalence import BATCHES, REDUCTIONS, assert_same_gradients, gradients
 from tiny_models import make_model
-from training import MANY, SFTTrainer, dataset, make_trainer
+from training import MANY, ROWS, make_trainer, steps_of
+from trl import SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from dco_trl import DCOTrainer
@@ -103,7 +103,7 @@ def test_a_training_step_reads_nothing_from_the_device(batches, settings, bare_t
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("batches", BATCHES)
 def test_nor_does_a_batch_of_evaluation(batches, reduction, bare_trl, device_is_meta):
-    data = {"trainer_kwargs": {"eval_dataset": dataset()}, "eval_packing": batches == "packed"}
+    data = {"eval_dataset": ROWS, "eval_packing": batches == "packed"}
     trainer = make_trainer(num_attempts=MANY, loss_reduction=reduction, **data, **BATCHES[batches])
     bare_trl()
     device_is_meta(trainer)
@@ -168,8 +168,7 @@ def test_a_whole_step_waits_for_the_device_no_more_often_than_trls(batches, redu
 
 @pytest.mark.slow
 def test_nor_does_one_of_the_cot_trainer():
-    rows = {"train_dataset": Dataset.from_list(cot.COUNTED)}
-    sft = waits_per_step(lambda **settings: make_trainer(SFTTrainer, trainer_kwargs=rows, **settings))
+    sft = waits_per_step(lambda **settings: make_trainer(SFTTrainer, train_dataset=cot.COUNTED, **settings))
     assert waits_per_step(lambda **settings: cot.make_cot_trainer(cot.COUNTED, sampler="none", **settings)) <= sft
 
 
@@ -207,7 +206,7 @@ def test_training_in_bfloat16_stays_near_float32(trainer_class):
         else:
             trainer = make_trainer(num_attempts=MANY, bf16=bf16)
         trainer.train()
-        return cot.steps_of(trainer)
+        return steps_of(trainer)
 
     for low, expected in zip(logged(True), logged(False), strict=True):
         for name in ("loss", "coverage_loss", "coverage_weight", "log_p"):

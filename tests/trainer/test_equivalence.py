@@ -6,7 +6,8 @@ import pytest
 import torch
 from peft import LoraConfig
 from tiny_models import FAMILIES, make_model
-from training import MANY, SFTTrainer, assert_same_run, assert_same_weights, dataset, make_trainer, run
+from training import MANY, ROWS, assert_same_run, assert_same_weights, make_trainer, run
+from trl import SFTTrainer
 
 from dco_trl import DCOTrainer
 
@@ -17,8 +18,8 @@ BATCHES = {
 }
 
 
-def lora() -> dict:
-    return {"peft_config": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")}
+def lora() -> LoraConfig:
+    return LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 # -------------------------------------------------------- one attempt is SFTTrainer
@@ -29,7 +30,8 @@ def lora() -> dict:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_attempt_is_sft_bit_for_bit(family, batches):
     settings = BATCHES[batches]
-    assert_same_run(run(DCOTrainer, family, num_attempts=1, **settings), run(SFTTrainer, family, **settings))
+    ours = run(model=make_model(family), num_attempts=1, **settings)
+    assert_same_run(ours, run(SFTTrainer, model=make_model(family), **settings))
 
 
 @pytest.mark.slow
@@ -47,7 +49,7 @@ def test_one_attempt_is_sft_bit_for_bit(family, batches):
 def test_one_attempt_is_sft_bit_for_bit_under(settings, batches, adapter):
     settings = {**BATCHES[batches], **settings}
     runs = [
-        run(trainer_class, trainer_kwargs=lora() if adapter else {}, **settings, **extra)
+        run(trainer_class, peft_config=lora() if adapter else None, **settings, **extra)
         for trainer_class, extra in ((DCOTrainer, {"num_attempts": 1}), (SFTTrainer, {}))
     ]
     assert_same_run(*runs)
@@ -127,10 +129,7 @@ def test_one_required_is_the_default_bit_for_bit():
 
 
 def test_evaluation_reports_at_least_m_of_k():
-    trainer = make_trainer(
-        num_attempts=64, num_required=2, coverage_at=[1, 16], trainer_kwargs={"eval_dataset": dataset()}
-    )
-    metrics = trainer.evaluate()
+    metrics = make_trainer(num_attempts=64, num_required=2, coverage_at=[1, 16], eval_dataset=ROWS).evaluate()
     assert "eval_at_least_2@1" not in metrics  # of one attempt, two cannot be right
     assert 0 < metrics["eval_at_least_2@16"] < metrics["eval_coverage@16"]
 
@@ -183,5 +182,5 @@ def test_resumed_is_never_stopped(tmp_path):
 def test_every_row_counts_once_in_an_epoch():
     trainer = make_trainer(num_attempts=MANY, max_steps=-1, num_train_epochs=1, per_device_train_batch_size=5)
     trainer.train()
-    assert len(trainer.train_dataset) == len(dataset())
-    assert trainer.state.global_step == math.ceil(len(dataset()) / 5)
+    assert len(trainer.train_dataset) == len(ROWS)
+    assert trainer.state.global_step == math.ceil(len(ROWS) / 5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny_models import make_model, make_tokenizer
-from training import MANY, ROWS, dataset, make_trainer
+from training import MANY, ROWS, make_trainer, token_log_probs
 
 from dco_trl import coverage_loss, coverage_weight
 
@@ -15,11 +15,10 @@ def log_probabilities(model, rows: list[dict]) -> torch.Tensor:
     """Log-probability of each row's whole answer, one row at a time, float64."""
     tokenizer, values = make_tokenizer(), []
     for row in rows:
-        prompt = tokenizer(row["prompt"])["input_ids"]
-        ids = torch.tensor([prompt + tokenizer(row["completion"])["input_ids"] + [tokenizer.eos_token_id]])
+        prompt, answer = (tokenizer(row[name])["input_ids"] for name in ("prompt", "completion"))
         with torch.no_grad():
-            log_probs = model.eval()(input_ids=ids).logits[0, :-1].log_softmax(-1)
-        values.append(log_probs.gather(-1, ids[0, 1:, None])[len(prompt) - 1 :].double().sum())
+            log_probs = token_log_probs(model.eval(), prompt, [*answer, tokenizer.eos_token_id])
+        values.append(log_probs.double().sum())
     return torch.stack(values)
 
 
@@ -38,7 +37,7 @@ def test_evaluation_is_exact_over_the_whole_set(batches):
         model=model,
         num_attempts=MANY,
         coverage_at=[1, 7, MANY],
-        trainer_kwargs={"eval_dataset": dataset(11)},  # 11 rows in batches of 5: the last one is partial
+        eval_dataset=ROWS[:11],  # 11 rows in batches of 5: the last one is partial
         **BATCHES[batches],
     )
     metrics = trainer.evaluate()
@@ -56,7 +55,7 @@ def test_evaluation_is_exact_over_the_whole_set(batches):
 
 
 def test_a_second_evaluation_starts_from_nothing():
-    trainer = make_trainer(num_attempts=MANY, trainer_kwargs={"eval_dataset": dataset()})
+    trainer = make_trainer(num_attempts=MANY, eval_dataset=ROWS)
     before = trainer.evaluate()["eval_log_p"]
     trainer.train()
     after = trainer.evaluate()["eval_log_p"]
@@ -66,8 +65,8 @@ def test_a_second_evaluation_starts_from_nothing():
 
 def test_several_evaluation_sets_keep_their_names():
     model, sets = make_model(), {"easy": ROWS[:4], "hard": ROWS[4:]}
-    evaluation = {"eval_dataset": {name: Dataset.from_list(rows) for name, rows in sets.items()}}
-    metrics = make_trainer(model=model, trainer_kwargs=evaluation).evaluate()
+    evaluation = {name: Dataset.from_list(rows) for name, rows in sets.items()}
+    metrics = make_trainer(model=model, eval_dataset=evaluation).evaluate()
     for name, rows in sets.items():
         expected = (1 - (1 - log_probabilities(model, rows).exp()) ** 16).mean().item()
         assert metrics[f"eval_{name}_coverage@16"] == pytest.approx(expected, rel=1e-4)
@@ -75,7 +74,8 @@ def test_several_evaluation_sets_keep_their_names():
 
 def test_predict_reports_coverage_too():
     trainer = make_trainer(prediction_loss_only=True)
-    prepared = trainer._prepare_dataset(dataset(), trainer.processing_class, trainer.args, False, None, "test")
+    rows, tokenizer = Dataset.from_list(ROWS), trainer.processing_class
+    prepared = trainer._prepare_dataset(rows, tokenizer, trainer.args, False, None, "test")
     assert 0 < trainer.predict(prepared).metrics["test_coverage@4096"] < 1
 
 
@@ -104,7 +104,7 @@ def test_a_second_log_starts_from_nothing():
 
 def test_training_metrics_survive_an_evaluation_between_two_logs():
     settings = dict(num_attempts=MANY, max_steps=4, logging_steps=4)
-    evaluation = {"eval_strategy": "steps", "eval_steps": 1, "trainer_kwargs": {"eval_dataset": dataset()}}
+    evaluation = {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": ROWS}
     plain, evaluated = make_trainer(**settings), make_trainer(**evaluation, **settings)
     for trainer in (plain, evaluated):
         trainer.train()
@@ -116,8 +116,7 @@ def test_training_metrics_survive_an_evaluation_between_two_logs():
 def test_best_model_can_be_chosen_by_coverage(tmp_path):
     best = dict(load_best_model_at_end=True, metric_for_best_model="eval_coverage@256", greater_is_better=True)
     steps = dict(max_steps=6, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2)
-    evaluation = {"trainer_kwargs": {"eval_dataset": dataset()}}
-    trainer = make_trainer(output_dir=str(tmp_path), num_attempts=MANY, **steps, **best, **evaluation)
+    trainer = make_trainer(output_dir=str(tmp_path), num_attempts=MANY, eval_dataset=ROWS, **steps, **best)
     trainer.train()
     evaluations = [entry["eval_coverage@256"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert trainer.state.best_metric == max(evaluations)

@@ -2,21 +2,16 @@
 
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from tiny_models import make_model, make_tokenizer, save_checkpoint
-from training import ROWS, dataset, make_trainer, settings
-
-from dco_trl import DCOConfig, DCOTrainer
+from tiny_models import make_model, save_checkpoint
+from training import ROWS, make_trainer
 
 
 def test_the_card_has_attempts_coverage_base_model_and_paper(tmp_path):
     base = save_checkpoint(tmp_path / "tiny-base")
     out = tmp_path / "out"
-    args = DCOConfig(
-        **settings(output_dir=str(out), save_strategy="steps", save_steps=3, eval_strategy="steps", eval_steps=1),
-        num_attempts=256,
-        coverage_at=[1, 64],
-    )
-    trainer = DCOTrainer(str(base), args=args, train_dataset=dataset(), eval_dataset=dataset(5))
+    steps = dict(save_strategy="steps", save_steps=3, eval_strategy="steps", eval_steps=1)
+    options = dict(num_attempts=256, coverage_at=[1, 64], eval_dataset=ROWS[:5], **steps)
+    trainer = make_trainer(model=str(base), output_dir=str(out), **options)
     trainer.train()
     card = (out / "README.md").read_text()
     assert "This model is a fine-tuned version of `tiny-base`." in card and "None" not in card
@@ -31,10 +26,8 @@ def test_the_card_has_attempts_coverage_base_model_and_paper(tmp_path):
 
 
 def test_several_evaluation_sets_and_a_sampled_pass_at_k(tmp_path):
-    trainer = make_trainer(
-        output_dir=str(tmp_path),
-        trainer_kwargs={"eval_dataset": {"easy_one": dataset(4), "hard": Dataset.from_list(ROWS[4:])}},
-    )
+    evaluation = {"easy_one": Dataset.from_list(ROWS[:4]), "hard": Dataset.from_list(ROWS[4:])}
+    trainer = make_trainer(output_dir=str(tmp_path), eval_dataset=evaluation)
     trainer.evaluate()
     trainer.log({"eval_pass@1": 0.25, "eval_pass@16": 0.5})
     trainer.create_model_card("name")
@@ -47,13 +40,7 @@ def test_several_evaluation_sets_and_a_sampled_pass_at_k(tmp_path):
 def test_a_model_of_a_hub_keeps_its_name_and_no_evaluation_is_no_table(tmp_path):
     model = make_model()
     model.config._name_or_path = "somebody/tiny-model"
-    trainer = DCOTrainer(
-        model,
-        args=DCOConfig(**settings(output_dir=str(tmp_path))),
-        train_dataset=dataset(),
-        processing_class=make_tokenizer(),
-    )
-    trainer.create_model_card("name")
+    make_trainer(model=model, output_dir=str(tmp_path)).create_model_card("name")
     card = (tmp_path / "README.md").read_text()
     assert "[somebody/tiny-model](https://huggingface.co/somebody/tiny-model)" in card
     assert "N = 16 attempts" in card and "Last evaluation" not in card

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from tiny_models import make_model, make_tokenizer
-from training import ROWS, SFTTrainer, assert_same_run, assert_same_weights, dataset, make_trainer, run
-
-from dco_trl import DCOTrainer
+from training import ROWS, assert_same_run, assert_same_weights, make_trainer, run
+from trl import SFTTrainer
 
 TEXT = [{"text": row["prompt"] + row["completion"]} for row in ROWS]
 # A line break stands behind the end of a turn, as in ChatML: a sampler stops before it.
@@ -43,61 +42,48 @@ def template(text: str, **changes: Any):
     return {"processing_class": tokenizer}
 
 
-# By name: rows, further arguments of the trainer, settings, and whether p is that of an answer.
-INPUTS: dict[str, tuple[list[dict], dict, dict, bool]] = {
-    "text": (TEXT, {}, {}, False),
-    "text, packed": (TEXT, {}, {"packing": True, "max_length": 24}, False),
-    "wrapped": (ROWS, {}, {"packing": True, "packing_strategy": "wrapped", "max_length": 16}, False),
-    "text, wrapped": (TEXT, {}, {"packing": True, "packing_strategy": "wrapped", "max_length": 16}, False),
-    "split": (ROWS, {}, {"packing": True, "packing_strategy": "bfd_split", "max_length": 6}, False),
+# By name: rows, options of the trainer, and whether p is that of an answer.
+INPUTS: dict[str, tuple[list[dict], dict, bool]] = {
+    "text": (TEXT, {}, False),
+    "text, packed": (TEXT, {"packing": True, "max_length": 24}, False),
+    "wrapped": (ROWS, {"packing": True, "packing_strategy": "wrapped", "max_length": 16}, False),
+    "text, wrapped": (TEXT, {"packing": True, "packing_strategy": "wrapped", "max_length": 16}, False),
+    "split": (ROWS, {"packing": True, "packing_strategy": "bfd_split", "max_length": 6}, False),
     "formatting": (
         [{"question": row["prompt"], "answer": row["completion"]} for row in ROWS],
         {"formatting_func": lambda row: row["question"] + row["answer"]},
-        {},
         False,
     ),
-    "tokenised": (tokenised(), {}, {}, False),
-    "tokenised, with labels": (tokenised(labels=[-100, 5, 6, -100]), {}, {}, True),
-    "tokenised, unprepared": (tokenised(), {}, {"dataset_kwargs": {"skip_prepare_dataset": True}}, False),
-    "dft": (ROWS, {}, {"loss_type": "dft"}, True),
-    "dft on text": (TEXT, {}, {"loss_type": "dft"}, False),
-    "label smoothing": (ROWS, {}, {"label_smoothing_factor": 0.1}, True),
-    "loss of one's own": (ROWS, {"compute_loss_func": mean_of_outputs}, {}, True),
-    "the prompt's loss too": (ROWS, {}, {"completion_only_loss": False}, False),
-    "an empty completion": ([*ROWS[:7], {"prompt": "1+1=", "completion": ""}], {}, {}, True),
-    "conversations": ([conversation(row) for row in ROWS], template(TEMPLATE), {}, False),
+    "tokenised": (tokenised(), {}, False),
+    "tokenised, with labels": (tokenised(labels=[-100, 5, 6, -100]), {}, True),
+    "tokenised, unprepared": (tokenised(), {"dataset_kwargs": {"skip_prepare_dataset": True}}, False),
+    "dft": (ROWS, {"loss_type": "dft"}, True),
+    "dft on text": (TEXT, {"loss_type": "dft"}, False),
+    "label smoothing": (ROWS, {"label_smoothing_factor": 0.1}, True),
+    "loss of one's own": (ROWS, {"compute_loss_func": mean_of_outputs}, True),
+    "the prompt's loss too": (ROWS, {"completion_only_loss": False}, False),
+    "an empty completion": ([*ROWS[:7], {"prompt": "1+1=", "completion": ""}], {}, True),
+    "conversations": ([conversation(row) for row in ROWS], template(TEMPLATE), False),
     "a tokenizer without an end of sequence": (
         [{"prompt": c["messages"][:1], "completion": c["messages"][1:]} for c in map(conversation, ROWS)],
         template(TEMPLATE, eos_token=None),
-        {},
         True,
     ),
     "several turns": (
         [conversation(row, 2) for row in ROWS],
-        template(MARKING),
-        {"assistant_only_loss": True, "max_length": 64},
+        {"assistant_only_loss": True, "max_length": 64, **template(MARKING)},
         True,
     ),
-    "keep_end": (ROWS, {}, {"truncation_mode": "keep_end", "max_length": 6}, True),
+    "keep_end": (ROWS, {"truncation_mode": "keep_end", "max_length": 6}, True),
 }
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")
 @pytest.mark.parametrize("name", INPUTS)
 def test_one_attempt_is_sft_bit_for_bit_on(name):
-    rows, arguments, settings, has_p = INPUTS[name]
-    data = {"train_dataset": Dataset.from_list(rows), "eval_dataset": Dataset.from_list(rows[:5])}
-    settings = {"eval_strategy": "steps", "eval_steps": 3, **settings}
-    processing_class = arguments.get("processing_class", make_tokenizer())
-    ours, theirs = (
-        make_trainer(
-            trainer_class,
-            trainer_kwargs={**data, **arguments, "processing_class": processing_class},
-            **settings,
-            **({"num_attempts": 1} if trainer_class is DCOTrainer else {}),
-        )
-        for trainer_class in (DCOTrainer, SFTTrainer)
-    )
+    rows, options, has_p = INPUTS[name]
+    options = {"eval_strategy": "steps", "eval_steps": 3, "train_dataset": rows, "eval_dataset": rows[:5], **options}
+    ours, theirs = make_trainer(num_attempts=1, **options), make_trainer(SFTTrainer, **options)
     assert ours.train_dataset.to_list() == theirs.train_dataset.to_list()
     ours.train(), theirs.train()
     timing = {"runtime", "samples_per_second", "steps_per_second"}
@@ -119,7 +105,7 @@ def test_nan_losses_are_trls_affair():
             model.lm_head.weight[3] = float("nan")
         return model
 
-    evaluation = {"trainer_kwargs": {"eval_dataset": dataset()}, "logging_nan_inf_filter": False}
+    evaluation = {"eval_dataset": ROWS, "logging_nan_inf_filter": False}
     ours = make_trainer(model=broken(), num_attempts=1, **evaluation)
     theirs = make_trainer(SFTTrainer, model=broken(), **evaluation)
     for trainer in (ours, theirs):
@@ -129,35 +115,32 @@ def test_nan_losses_are_trls_affair():
 
 
 def test_an_evaluation_set_without_answers_leaves_training_its_metrics():
-    trainer = make_trainer(num_attempts=1, trainer_kwargs={"eval_dataset": Dataset.from_list(TEXT)})
+    trainer = make_trainer(num_attempts=1, eval_dataset=TEXT)
     trainer.train()
     assert trainer.state.log_history[0]["log_p"] < 0
     assert not [key for key in trainer.evaluate() if "coverage" in key]
 
 
 def test_streaming_text():
-    from datasets import IterableDataset
-
     streamed = {"train_dataset": IterableDataset.from_generator(lambda: iter(TEXT))}
-    assert_same_run(run(num_attempts=1, trainer_kwargs=streamed), run(SFTTrainer, trainer_kwargs=streamed))
+    assert_same_run(run(num_attempts=1, **streamed), run(SFTTrainer, **streamed))
 
 
 @pytest.mark.parametrize("name", ["text", "wrapped", "split", "formatting", "tokenised", "dft", "label smoothing"])
 @pytest.mark.parametrize("more", [{"num_attempts": 16}, {"num_attempts": 1, "loss_reduction": "sequence"}])
 def test_what_needs_p_or_the_loss_is_refused(name, more):
-    rows, arguments, settings, _ = INPUTS[name]
+    rows, options, _ = INPUTS[name]
     with pytest.raises(ValueError, match="the answer|replaces TRL's loss|already carry|cuts|merges"):
-        make_trainer(trainer_kwargs={"train_dataset": Dataset.from_list(rows), **arguments}, **settings, **more)
+        make_trainer(train_dataset=rows, **options, **more)
 
 
 def test_the_baseline_of_conversations_is_told_to_be_another_experiment(caplog):
-    kwargs = {"train_dataset": Dataset.from_list([conversation(row) for row in ROWS]), **template(TEMPLATE)}
-    make_trainer(trainer_kwargs=kwargs, num_attempts=1)
+    rows, tokenizer = Dataset.from_list([conversation(row) for row in ROWS]), template(TEMPLATE)
+    make_trainer(train_dataset=rows, num_attempts=1, **tokenizer)
     assert "trains prompt and answer of `messages` rows alike; more attempts train the answer alone" in caplog.text
     way_out = re.search(r"dataset.map\(.*?remove_columns='messages'\)", caplog.text).group()
     caplog.clear()
-    split = eval(way_out, {"dataset": kwargs["train_dataset"]})
-    ours = make_trainer(trainer_kwargs={**kwargs, "train_dataset": split}, num_attempts=1)
-    many = make_trainer(trainer_kwargs=kwargs, num_attempts=2)
+    ours = make_trainer(train_dataset=eval(way_out, {"dataset": rows}), num_attempts=1, **tokenizer)
+    many = make_trainer(train_dataset=rows, num_attempts=2, **tokenizer)
     labels = [[row["labels"] for row in trainer.get_train_dataloader().dataset] for trainer in (ours, many)]
     assert labels[0] == labels[1] and "more attempts train" not in caplog.text

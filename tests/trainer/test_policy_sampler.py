@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from cot import make_cot_trainer, settings, trained
+from cot import make_cot_trainer, record_samples, settings, trained
 from peft import LoraConfig
 from tiny_models import make_model, make_tokenizer, save_checkpoint
 
 from dco_trl import CoTDCOConfig
-from dco_trl.sampling import EndpointError, TransformersSampler
+from dco_trl.sampling import EndpointError
 from dco_trl.trainer.policy_sampler import PolicySampler
 from dco_trl.trainer.sharded_weights import Replica
 
@@ -36,21 +36,16 @@ def test_rationales_are_sampled_from_the_prompt_that_is_trained_on(monkeypatch):
         {**common, "chat_template_kwargs": {"hint": hint}, "tools": given}
         for hint, given in (("short", None), ("long", tools), ("short", None))
     ]
-    graded, requested = [], {}
+    graded = []
 
     def grader(prompts, completions, answer, **columns):
         graded.append((prompts[0], completions[0][0]["role"], columns["tools"][0]))
         return [1.0] * len(completions)
 
-    sample = TransformersSampler.sample
-
-    def recorded(self, requests, params):
-        requested.update({request.stream: request.prompt for request in requests})
-        return sample(self, requests, params)
-
-    monkeypatch.setattr(TransformersSampler, "sample", recorded)
-    trainer = trained(rows, grader, max_steps=1, trainer_kwargs={"processing_class": tokenizer})
+    recorded = record_samples(monkeypatch)
+    trainer = trained(rows, grader, max_steps=1, processing_class=tokenizer)
     # The same messages rendered otherwise are another problem; rendered alike, the same.
+    requested = {request.stream: request.prompt for request, _ in recorded}
     assert {row: tokenizer.decode(ids) for row, ids in requested.items()} == {0: "1+2 short:", 1: "add 1+2 long:"}
     prepared = {row["dco_row"]: row for row in trainer.train_dataset}
     for row, ids in requested.items():
@@ -90,7 +85,7 @@ SERVER = {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY}}
             {"max_rationale_tokens": 254},
             "prompt has 4 tokens, which with `max_rationale_tokens=254` are more than the 256 of the context. Lower",
         ),
-        ({**SERVER, "trainer_kwargs": LORA}, "base model has no name or folder.*pass the folder as `model`"),
+        ({**SERVER, **LORA}, "base model has no name or folder.*pass the folder as `model`"),
         (SERVER, "The model has no name or folder that a sampler could load it from: it was made in memory"),
     ],
 )
@@ -158,7 +153,7 @@ def test_what_was_saved_for_the_sampler_is_removed_and_nothing_else(tmp_path, mo
         output_dir=str(tmp_path / "run"),
         sampler="server",
         sampler_kwargs={"base_url": NOBODY, "max_retries": 0},
-        trainer_kwargs=LORA,
+        **LORA,
     )
     with pytest.raises(EndpointError, match="could not list its models"):
         trainer.train()

@@ -1,7 +1,5 @@
 """Settings and data that would train something else than coverage: an error, or a warning with a number."""
 
-import logging
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ from accelerate import Accelerator, ParallelismConfig
 from datasets import Dataset, IterableDataset
 from peft import PrefixTuningConfig, PromptTuningConfig
 from tiny_models import make_model, make_tokenizer
-from training import MANY, ROWS, make_trainer, settings
+from training import MANY, ROWS, make_trainer, settings, steps_of
 from transformers import Trainer
 from trl import SFTConfig
 
@@ -19,7 +17,7 @@ UNPREPARED = {"dataset_kwargs": {"skip_prepare_dataset": True}}
 
 
 def on(rows: list[dict], **overrides) -> DCOTrainer:
-    return make_trainer(trainer_kwargs={"train_dataset": Dataset.from_list(rows)}, **overrides)
+    return make_trainer(train_dataset=rows, **overrides)
 
 
 def train_on(rows: list[dict], **overrides) -> DCOTrainer:
@@ -34,10 +32,7 @@ def train_on(rows: list[dict], **overrides) -> DCOTrainer:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            {"label_smoothing_factor": 0.1},
-            "`label_smoothing_factor=0.1` replaces TRL's loss.*Set it to 0: D",
-        ),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor=0.1` replaces TRL's loss.*Set it to 0: D"),
         ({"loss_type": "dft"}, "`loss_type='dft'` would be computed from.*already carry.*Use `loss_type='nll'`"),
         ({"packing": True, "packing_strategy": "wrapped"}, "`packing_strategy='wrapped'` cuts sequences.*'bfd'"),
         ({"packing": True, "packing_strategy": "bfd_split"}, "`packing_strategy='bfd_split'` cuts.*Use .*'bfd'"),
@@ -49,6 +44,15 @@ def train_on(rows: list[dict], **overrides) -> DCOTrainer:
         ({"coverage_at": [1, 0]}, r"`coverage_at\[1\]` must be an integer of at least 1, got 0"),
         ({"coverage_at": 16}, r"`coverage_at` must be a list of integers, such as \[1, 16\], got 16"),
         ({"coverage_at": "16"}, r"`coverage_at` must be a list of integers, such as \[1, 16\], got '16'"),
+        ({"unit": "step"}, r"`unit` must be one of \('sequence', 'turn'\), got 'step'"),
+        (
+            {"compute_loss_func": lambda outputs, labels, num_items_in_batch: outputs.loss},
+            "`compute_loss_func` replaces TRL's loss.*or use it with `num_attempts=1`",
+        ),
+        (
+            {"formatting_func": lambda row: row["prompt"] + row["completion"]},
+            "`formatting_func` merges prompt and completion.*`dataset.map`",
+        ),
     ],
 )
 def test_refused_setting(overrides, message):
@@ -61,29 +65,11 @@ def test_numpys_integers_are_integers():
     assert type(args.num_attempts) is int and args.coverage_at == [1, 7] and type(args.coverage_at[0]) is int
 
 
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        (
-            {"compute_loss_func": lambda outputs, labels, num_items_in_batch: outputs.loss},
-            "`compute_loss_func` replaces TRL's loss.*or use it with `num_attempts=1`",
-        ),
-        (
-            {"formatting_func": lambda row: row["prompt"] + row["completion"]},
-            "`formatting_func` merges prompt and completion.*`dataset.map`",
-        ),
-    ],
-)
-def test_refused_argument(argument, message):
-    with pytest.raises(ValueError, match=message):
-        make_trainer(trainer_kwargs=argument)
-
-
 def test_arguments_of_another_kind():
     with pytest.raises(TypeError, match="`args` must be a `DCOConfig`, got `SFTConfig`.*takes the same arguments"):
-        DCOTrainer(make_model(), args=SFTConfig(**settings()), train_dataset=Dataset.from_list(ROWS))
+        DCOTrainer(make_model(), args=SFTConfig(**settings()))
     with pytest.raises(TypeError, match="takes the arguments after `model` by name, and got 2 by position"):
-        DCOTrainer(make_model(), DCOConfig(**settings()), Dataset.from_list(ROWS))
+        DCOTrainer(make_model(), DCOConfig(**settings()), ROWS)
 
 
 @pytest.mark.parametrize(("size", "name"), [("cp_size", "Context"), ("sp_size", "Sequence"), ("dp_shard_size", None)])
@@ -157,7 +143,7 @@ def test_evaluation_rows_are_checked_too():
     with pytest.raises(ValueError, match=f"The eval {UNSEPARATED}"):
         make_trainer().evaluate(text)
     with pytest.raises(ValueError, match=f"The test {UNSEPARATED}"):
-        make_trainer(trainer_kwargs={"eval_dataset": {"test": text}})
+        make_trainer(eval_dataset={"test": text})
 
 
 def test_unprepared_rows_need_labels():
@@ -181,8 +167,7 @@ CUT, START = "lose labelled tokens: their p is the probability of a piece", "los
     ids=["start kept", "packed", "end kept"],
 )
 def test_truncated_rows_are_counted(caplog, options, told, num_left):
-    with caplog.at_level(logging.WARNING):
-        trainer = train_on([*ROWS[:5], *TOO_LONG], max_length=20, **options)
+    trainer = train_on([*ROWS[:5], *TOO_LONG], max_length=20, **options)
     said = {record.getMessage() for record in caplog.records}
     for text, count in told.items():
         row = 6 if text == START or "no labelled" in text else 5
@@ -194,8 +179,7 @@ def test_truncated_rows_are_counted(caplog, options, told, num_left):
 def test_several_answers_in_a_row_are_counted(caplog):
     one = {"input_ids": [4, 5, 6, 1], "labels": [-100, 5, 6, 1]}
     two = {"input_ids": [4, 5, 6, 1], "labels": [-100, 5, -100, 1]}
-    with caplog.at_level(logging.WARNING):
-        on([one, two, one, two, one])
+    on([one, two, one, two, one])
     [said] = [record.getMessage() for record in caplog.records if "several answers" in record.getMessage()]
     assert "2 of 5 rows of the train dataset (first: row 1) have several answers" in said
     assert "Set `unit='turn'`, which gives each its own; or make one row of each turn, with the messages" in said
@@ -216,24 +200,22 @@ def test_answers_without_a_prompt_or_an_end(caplog):
     assert "2 of 3 rows of the train dataset (first: row 1) have an answer without an end of sequence" in caplog.text
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
-    chat = Dataset.from_list([{"prompt": [QUESTION], "completion": [ANSWER]}])
-    kwargs = {"train_dataset": chat, "processing_class": tokenizer}
+    chat = {"train_dataset": [{"prompt": [QUESTION], "completion": [ANSWER]}], "processing_class": tokenizer}
     with pytest.raises(ValueError, match="No answer of the train dataset ends with an end.*Set `eos_token` to the"):
-        make_trainer(trainer_kwargs=kwargs)
+        make_trainer(**chat)
     model = make_model()  # whose generation config names the token that ends a turn
     model.generation_config.eos_token_id = [tokenizer.convert_tokens_to_ids("\n")]
-    make_trainer(model=model, trainer_kwargs=kwargs)
+    make_trainer(model=model, **chat)
 
 
 def test_whole_rows_raise_no_warning(caplog):
-    with caplog.at_level(logging.WARNING, logger="dco_trl"):
-        make_trainer()
+    make_trainer()
     assert not [record for record in caplog.records if record.name.startswith("dco_trl")]
 
 
 def test_streaming_rows_train():
     streamed = IterableDataset.from_generator(lambda: iter(ROWS))
-    trainer = make_trainer(num_attempts=MANY, trainer_kwargs={"train_dataset": streamed})
+    trainer = make_trainer(num_attempts=MANY, train_dataset=streamed)
     trainer.train()
     assert trainer.state.log_history[0]["coverage_weight"] < 1
 
@@ -269,7 +251,7 @@ def test_nan_logits_are_one_clear_error():
     with pytest.raises(FloatingPointError, match=message.format(1)):
         make_trainer(model=model).train()
     with pytest.raises(FloatingPointError, match=message.format(0)):
-        make_trainer(model=model, trainer_kwargs={"eval_dataset": Dataset.from_list(ROWS)}).evaluate()
+        make_trainer(model=model, eval_dataset=ROWS).evaluate()
 
 
 LONG = [{"prompt": f"{a}=", "completion": "because of this and that the answer is 4"} for a in range(12)]
@@ -277,8 +259,7 @@ LONG = [{"prompt": f"{a}=", "completion": "because of this and that the answer i
 
 @pytest.mark.parametrize(("rows", "num_attempts", "times"), [(LONG, 16, 1), (ROWS, 1, 0), (ROWS, MANY, 0)])
 def test_says_once_that_dco_is_cross_entropy_and_only_then(caplog, rows, num_attempts, times):
-    with caplog.at_level(logging.WARNING):
-        train_on(rows, num_attempts=num_attempts, max_steps=6, max_length=64, learning_rate=1e-5)
+    train_on(rows, num_attempts=num_attempts, max_steps=6, max_length=64, learning_rate=1e-5)
     said = [record.getMessage() for record in caplog.records if "DCO is cross-entropy so far" in record.getMessage()]
     assert len(said) == times
     for text in said:
@@ -289,8 +270,8 @@ def test_says_once_that_dco_is_cross_entropy_and_only_then(caplog, rows, num_att
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
 def test_virtual_tokens_stand_before_each_row_or_the_batch_is_refused(kind):
     def make(**overrides):
-        kwargs = {"peft_config": kind(task_type="CAUSAL_LM", num_virtual_tokens=3)}
-        return make_trainer(trainer_kwargs={**kwargs, "eval_dataset": Dataset.from_list(ROWS)}, **overrides)
+        adapter = kind(task_type="CAUSAL_LM", num_virtual_tokens=3)
+        return make_trainer(peft_config=adapter, eval_dataset=ROWS, **overrides)
 
     message = r"A \w+_TUNING adapter puts its virtual tokens before a batch.*Set `padding_free=False` and `packing=Fal"
     for flattened in ({"padding_free": True, "max_length": None}, {"packing": True}):
@@ -305,6 +286,6 @@ def test_virtual_tokens_stand_before_each_row_or_the_batch_is_refused(kind):
         log_probs = logits[:, -labels.size(1) - 1 : -1].log_softmax(-1)
     log_p = (log_probs.gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != -100)).sum(1)
     trainer.train()
-    [step] = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+    [step] = steps_of(trainer)
     assert step["grad_norm"] > 0 and step["log_p"] == pytest.approx(log_p.mean().item(), rel=1e-5)
     assert trainer.evaluate()["eval_log_p"] == pytest.approx(log_p.mean().item(), rel=1e-5)

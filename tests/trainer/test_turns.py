@@ -3,12 +3,12 @@
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_equivalence import BATCHES, assert_same_gradients, gradients
 from tiny_models import make_model
-from training import MANY, SFTTrainer, assert_same_run, make_trainer, run
+from training import MANY, assert_same_run, make_trainer, run
+from trl import SFTTrainer
 
 from dco_trl.trainer.segments import Segments, one_label_per_unit
 
@@ -24,10 +24,6 @@ BATCH = {
     "padding-free": {"per_device_train_batch_size": 6, "padding_free": True, "max_length": None},
     "packed": {"per_device_train_batch_size": 6, "packing": True, "max_length": 20},
 }
-
-
-def conversations() -> dict:
-    return {"trainer_kwargs": {"train_dataset": Dataset.from_list(ROWS)}}
 
 
 def runs_of(mask: list[bool]) -> list[list[int]]:
@@ -76,7 +72,7 @@ def test_runs_equal_a_loop(masks):
 def test_gradient_is_autograds_of_the_sum_over_turns(batch, reduction):
     model = make_model().double()
     trainer = make_trainer(
-        model=model, num_attempts=MANY, unit="turn", loss_reduction=reduction, **conversations(), **BATCH[batch]
+        model=model, num_attempts=MANY, unit="turn", loss_reduction=reduction, train_dataset=ROWS, **BATCH[batch]
     )
     trainer.current_gradient_accumulation_steps = 1
     (inputs,) = list(trainer.get_train_dataloader())
@@ -100,24 +96,16 @@ def test_a_row_of_one_turn_is_todays_trainer_bit_for_bit(batches):
 
 
 def test_one_attempt_is_sft_bit_for_bit():
-    assert_same_run(run(unit="turn", num_attempts=1, **conversations()), run(SFTTrainer, **conversations()))
+    assert_same_run(run(unit="turn", num_attempts=1, train_dataset=ROWS), run(SFTTrainer, train_dataset=ROWS))
 
 
 @pytest.mark.parametrize("batches", [{"per_device_eval_batch_size": 4}, BATCH["padding-free"], {"eval_packing": True}])
 def test_metrics_are_means_over_turns(tmp_path, batches):
     model = make_model()
-    settings = {
-        "max_length": 20,
-        **batches,
-        "num_attempts": MANY,
-        "coverage_at": [50],
-        "save_steps": 1,
-        "max_steps": 1,
-    }
-    trainer = make_trainer(
-        model=model, unit="turn", learning_rate=0.0, eval_strategy="steps", eval_steps=1, save_strategy="steps",
-        output_dir=str(tmp_path), trainer_kwargs={"eval_dataset": Dataset.from_list(ROWS)}, **settings,
-    )  # fmt: skip
+    steps = dict(max_steps=1, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
+    training = dict(unit="turn", num_attempts=MANY, coverage_at=[50], learning_rate=0.0, eval_dataset=ROWS)
+    options = {"max_length": 20, **batches, **steps, **training}
+    trainer = make_trainer(model=model, output_dir=str(tmp_path), **options)
     trainer.train()
     metrics = trainer.evaluate()
     with torch.no_grad():
@@ -132,12 +120,7 @@ def test_metrics_are_means_over_turns(tmp_path, batches):
 
 
 def test_turns_raise_no_warning_about_several_answers(caplog):
-    make_trainer(unit="turn", **conversations())
+    make_trainer(unit="turn", train_dataset=ROWS)
     assert "several answers" not in caplog.text
-    make_trainer(**conversations())
+    make_trainer(train_dataset=ROWS)
     assert "have several answers, usually turns" in caplog.text
-
-
-def test_what_has_no_turns_is_refused():
-    with pytest.raises(ValueError, match=r"`unit` must be one of \('sequence', 'turn'\), got 'step'"):
-        make_trainer(unit="step")

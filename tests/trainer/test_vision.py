@@ -6,18 +6,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import Dataset
+from cot import make_cot_trainer
 from peft import LoraConfig
 from PIL import Image
 from tiny_models import make_tokenizer
-from training import MANY, SFTTrainer, assert_same_run, make_trainer, run
+from training import MANY, assert_same_run, make_trainer, run
 from transformers import Idefics3Config, Idefics3ForConditionalGeneration, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 from transformers.models.llava.processing_llava import LlavaProcessor
+from trl import SFTTrainer
 
-from dco_trl import CoTDCOConfig, CoTDCOTrainer, DCOTrainer, coverage_weight
+from dco_trl import DCOTrainer, coverage_weight
 from dco_trl.problem import DataError
 from dco_trl.runs import problems_from_rows
 
@@ -80,14 +81,9 @@ def make(family: str) -> dict[str, Any]:
 
 
 def arguments(family: str, rows: list[dict], trainer_class=DCOTrainer, **settings: Any) -> dict[str, Any]:
-    made, data = make(family), Dataset.from_list(rows)
-    kwargs = {"train_dataset": data, "eval_dataset": data, "processing_class": made["processing_class"]}
+    data = {"train_dataset": rows, "eval_dataset": rows, "max_length": None}
     attempts = {"num_attempts": MANY} if trainer_class is DCOTrainer else {}
-    return {
-        **dict(trainer_class=trainer_class, model=made["model"], trainer_kwargs=kwargs, max_length=None),
-        **attempts,
-        **settings,
-    }
+    return {"trainer_class": trainer_class, **make(family), **data, **attempts, **settings}
 
 
 @torch.no_grad()
@@ -117,10 +113,8 @@ FORMATS = pytest.mark.parametrize("form", ROWS)
 )
 def test_p_is_that_of_a_forward_pass_of_ones_own(family, form, peft, tmp_path):
     settings = dict(save_strategy="steps", save_steps=3, eval_strategy="steps", eval_steps=3, output_dir=str(tmp_path))
-    given = arguments(family, ROWS[form], **settings)
-    given["trainer_kwargs"]["peft_config"] = peft
-    trainer = make_trainer(**given)
-    model, processor = trainer.model.eval(), given["trainer_kwargs"]["processing_class"]
+    trainer = make_trainer(**arguments(family, ROWS[form], peft_config=peft, **settings))
+    model, processor = trainer.model.eval(), trainer.processing_class
     before = torch.tensor([own_log_p(model, processor, row) for row in ROWS[form]])
     trainer.train()
     model.eval()
@@ -135,8 +129,7 @@ def test_p_is_that_of_a_forward_pass_of_ones_own(family, form, peft, tmp_path):
 
 @FAMILIES
 def test_the_loss_is_weighted_by_ones_own_p(family):
-    given = arguments(family, PLAIN[:4], max_steps=1, learning_rate=0.0)
-    trainer = make_trainer(**given)
+    trainer = make_trainer(**arguments(family, PLAIN[:4], max_steps=1, learning_rate=0.0))
     log_p = torch.tensor([own_log_p(trainer.model.eval(), trainer.processing_class, row) for row in PLAIN[:4]])
     weights = coverage_weight(log_p, MANY)
     assert weights.max() - weights.min() > 0.1
@@ -150,15 +143,8 @@ def test_the_loss_is_weighted_by_ones_own_p(family):
 @FAMILIES
 @FORMATS
 def test_one_attempt_is_sft_bit_for_bit(family, form):
-    ours, theirs = (
-        run(
-            **arguments(
-                family, ROWS[form], trainer_class, **({"num_attempts": 1} if trainer_class is DCOTrainer else {})
-            )
-        )
-        for trainer_class in (DCOTrainer, SFTTrainer)
-    )
-    assert_same_run(ours, theirs)
+    ours = run(**arguments(family, ROWS[form], num_attempts=1))
+    assert_same_run(ours, run(**arguments(family, ROWS[form], SFTTrainer)))
 
 
 @FAMILIES
@@ -176,7 +162,7 @@ def test_text_behind_the_end_of_a_turn_is_no_part_of_p(family):
     trainers = []
     for template in (TEMPLATE, TEMPLATE.replace("<eos>", "<eos>\n")):
         given = arguments(family, CHAT)
-        given["trainer_kwargs"]["processing_class"].chat_template = template
+        given["processing_class"].chat_template = template
         trainers.append(make_trainer(**given))
     whole, behind = (trainer.evaluate() for trainer in trainers)
     assert whole["eval_log_p"] == pytest.approx(behind["eval_log_p"], rel=1e-5)
@@ -211,16 +197,13 @@ def test_conversations_about_pictures_are_split():
     ],
 )
 def test_what_does_not_hold_for_pictures_is_refused(rows, settings, told):
-    given = arguments("llava", rows, **settings)
     with pytest.raises(ValueError, match=told):
-        make_trainer(**given)
+        make_trainer(**arguments("llava", rows, **settings))
 
 
 def test_pictures_are_not_sampled():
-    made = make("llava")
-    args = CoTDCOConfig(output_dir="out", use_cpu=True, bf16=False, report_to="none", max_length=None)
-    data = Dataset.from_list([{**row, "answer": "7"} for row in PLAIN])
+    rows = [{**row, "answer": "7"} for row in PLAIN]
     with pytest.raises(ValueError, match="has pictures, and no sampler here shows them to a model"):
-        CoTDCOTrainer(made["model"], args=args, train_dataset=data, processing_class=made["processing_class"])
+        make_cot_trainer(rows, max_length=None, **make("llava"))
     with pytest.raises(DataError, match="has the column 'images', but sampling and exact coverage show a model no"):
-        problems_from_rows([{**row, "answer": "7"} for row in PLAIN])
+        problems_from_rows(rows)
