@@ -64,10 +64,11 @@ def other_checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def adapters(checkpoint, tmp_path_factory) -> tuple[Path, Path]:
-    from word_llama import save_adapter
+    from tiny_models import save_adapter
 
     folder = tmp_path_factory.mktemp("adapters")
-    return save_adapter(checkpoint, folder / "one", seed=1), save_adapter(checkpoint, folder / "two", seed=2)
+    lora = dict(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"], std=0.25)
+    return save_adapter(folder / "one", 1, checkpoint, **lora), save_adapter(folder / "two", 2, checkpoint, **lora)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Tiny models and tokenizers, made on the spot: nothing is downloaded."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -64,11 +65,15 @@ def save_checkpoint(folder: str | Path, family: str = "llama", seed: int = 0, **
     return folder
 
 
-def save_adapter(folder: str | Path, seed: int) -> None:
-    """Save a LoRA adapter of the checkpoint `MODEL` that draws otherwise than it."""
+def save_adapter(
+    folder: str | Path, seed: int, checkpoint: str | Path = "MODEL", std: float = 0.2, **lora: Any
+) -> Path:
+    """Save a LoRA adapter of a checkpoint as if it were trained: both factors random, large enough to matter."""
     torch.manual_seed(seed)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained("MODEL"), LoraConfig(target_modules="all-linear"))
+    config = LoraConfig(**{"target_modules": "all-linear", **lora})
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(checkpoint), config)
     for name, weight in model.named_parameters():
         if "lora_" in name:
-            torch.nn.init.normal_(weight, std=0.2)
+            torch.nn.init.normal_(weight, std=std)
     model.save_pretrained(folder)
+    return Path(folder)

@@ -1,11 +1,11 @@
-"""A tiny Llama over twelve words, with every answer's probability within reach, and adapters for it."""
+"""A tiny Llama over twelve words, with every answer's probability within reach."""
 
 from pathlib import Path
 
-import torch
+from peft import PeftModel
 from tiny_models import make_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 VOCABULARY = ["<pad>", "<eos>", "<unk>", "<user>", "<end>", "a", "b", "c", "d", "e", "f", "g"]
 END_IDS = (1, 4)  # <eos>, the tokenizer's; <end>, the generation config's
@@ -56,27 +56,7 @@ def save_words(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def save_adapter(checkpoint: Path, folder: Path, seed: int) -> Path:
-    """A LoRA adapter that is already trained somewhere: both factors random, large enough to matter."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(checkpoint),
-        LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]),
-    )
-    for name, weight in model.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(weight, std=0.25)
-    model.save_pretrained(folder)
-    return folder
-
-
 def load_reference(checkpoint: Path, adapter: Path | None = None):
     """The model to compute exact probabilities with."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     return (model if adapter is None else PeftModel.from_pretrained(model, adapter)).eval()

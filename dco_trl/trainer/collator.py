@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float, Int
@@ -16,21 +16,15 @@ ROW = "dco_row"
 INFO = "dco"
 
 
-@dataclass(frozen=True)
-class BatchInfo:
-    """What a batch tells about its examples beyond TRL's columns; None where it tells nothing."""
+class BatchInfo(TypedDict, total=False):
+    """What a batch may tell about its examples beyond TRL's columns."""
 
-    row: Int[Tensor, " example"] | None = None  # its number in the data set
-    documents: Int[Tensor, " example"] | None = None  # how many it holds, in flattened batches
+    row: Int[Tensor, " example"]  # its number in the data set
+    documents: Int[Tensor, " example"]  # how many it holds, in flattened batches
     # Where rationales were sampled: the row's weight, its estimated log p (nats), and the sequence's share of it.
-    weight: Float[Tensor, " sequence"] | None = None
-    log_p: Float[Tensor, " sequence"] | None = None
-    share: Float[Tensor, " sequence"] | None = None
-
-    @classmethod
-    def take_out_of(cls, batch: dict[str, Any]) -> "BatchInfo":
-        """Take it out of a batch, which can then go to a model."""
-        return cls(**batch.pop(INFO, {}))
+    weight: Float[Tensor, " sequence"]
+    log_p: Float[Tensor, " sequence"]
+    share: Float[Tensor, " sequence"]
 
 
 @dataclass

@@ -172,16 +172,16 @@ class CoTDCOTrainer(DCOTrainer):
 
     def _log_p(self, segments: Segments, log_probs: torch.Tensor, info: BatchInfo) -> torch.Tensor:
         own = super()._log_p(segments, log_probs, info)
-        return own if info.log_p is None else _of_units(info.log_p, own, 0.0)
+        return _of_units(info["log_p"], own, 0.0) if "log_p" in info else own
 
     def _weights(self, log_p: torch.Tensor, info: BatchInfo) -> torch.Tensor:
-        return super()._weights(log_p, info) if info.weight is None else _of_units(info.weight, log_p, 1.0)
+        return _of_units(info["weight"], log_p, 1.0) if "weight" in info else super()._weights(log_p, info)
 
     def _reduction_scale(self, segments: Segments, num_items_in_batch: Any, info: BatchInfo) -> torch.Tensor | None:
         scale = super()._reduction_scale(segments, num_items_in_batch, info)
-        if info.share is None:
+        if "share" not in info:
             return scale
-        shares = _of_units(info.share, segments.num_tokens.double(), 0.0) * self._sequences_per_row
+        shares = _of_units(info["share"], segments.num_tokens.double(), 0.0) * self._sequences_per_row
         return shares if scale is None else scale * shares
 
     def _warn_when_idle(self, sums: torch.Tensor) -> None:

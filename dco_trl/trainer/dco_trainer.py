@@ -20,7 +20,7 @@ from .argument_checks import (
     why_sequences_are_sharded,
 )
 from .checkpoints import checkpoint_to_resume, writing_checkpoint
-from .collator import ROW, BatchInfo, DCOCollator
+from .collator import INFO, ROW, BatchInfo, DCOCollator
 from .conversations import drop_unsupported_assistant_mask, split_conversations
 from .data_checks import check_texts, warn_about_baseline, why_not_an_answer
 from .dco_config import DCOConfig
@@ -238,7 +238,7 @@ class DCOTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        info = BatchInfo.take_out_of(inputs)
+        info: BatchInfo = inputs.pop(INFO, {})
 
         def weighted_model(*args: Any, **kwargs: Any) -> Any:
             outputs = model(*args, **kwargs)
@@ -311,8 +311,8 @@ class DCOTrainer(SFTTrainer):
             return
         # Evaluation on several processes repeats examples to even out the last batch; `gather_for_metrics` drops the
         # repeats, by example. The last column is the example's row.
-        by_example = sum_by_example(segments.by_sequence(table), info.documents)
-        row = torch.full_like(by_example[:, 0], -1) if info.row is None else info.row.to(by_example)
+        by_example = sum_by_example(segments.by_sequence(table), info.get("documents"))
+        row = info["row"].to(by_example) if "row" in info else torch.full_like(by_example[:, 0], -1)
         self._eval_tables.append(self.accelerator.gather_for_metrics(torch.cat([by_example, row[:, None]], dim=1)))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

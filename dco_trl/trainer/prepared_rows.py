@@ -15,11 +15,7 @@ from .collator import ROW
 class PreparedRows:
     """Tokenised rows of a data set, by their number in it. TRL may have shuffled them, and left some out.
 
-    Args:
-        prepared: TRL's rows: `input_ids`, `labels` and `dco_row`, the number of the row.
-        num_rows: Rows of the data set.
-        answers: The reference answer of each row, or None.
-        max_length: Most tokens of a sequence, or None.
+    `prepared` holds TRL's rows: `input_ids`, `labels` and `dco_row`, the number among the `num_rows` of the data set.
 
     Attributes:
         problem_of: For each row, the first one with the same prompt tokens and answer: they share counts. Rows

@@ -48,13 +48,8 @@ class Draws:
 class RationaleDrawer:
     """Draws and grades the rationales of some prompts.
 
-    Args:
-        row_of: The data set's row of a problem: `prompt`, `answer`, and further columns for the grader.
-        prompt_ids: Token ids of a problem's prompt, as training has them.
-        grader: What grades.
-        tokenizer: Training's, for endpoints that return no token ids.
-        args: How many to draw, and when to stop.
-        progress: Show a bar.
+    `row_of` gives the data set's row of a problem: `prompt`, `answer`, and further columns for the grader.
+    `prompt_ids` gives the token ids of its prompt, as training has them. `tokenizer` makes them of texts.
     """
 
     def __init__(

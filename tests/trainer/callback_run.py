@@ -4,10 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-import training
-from datasets import Dataset
-from tiny_models import make_model, make_tokenizer
-from trl import SFTConfig, SFTTrainer
+from tiny_models import make_model
+from training import make_trainer
+from trl import SFTTrainer
 
 from dco_trl.sampling import Sample, SamplingParams
 from dco_trl.trainer.callbacks import PassAtKCallback
@@ -37,13 +36,9 @@ class HalfRight:
 
 
 def sft(folder, callback=None, **settings):
-    train = Dataset.from_list([{"prompt": r["prompt"], "completion": r["answer"]} for r in ROWS * 4])
-    options = dict(output_dir=str(folder), num_train_epochs=2, max_steps=-1, max_length=1024)
-    args = SFTConfig(**training.settings(**{**options, **settings}))
-    model = make_model(attention_dropout=0.1)
-    trainer = SFTTrainer(
-        model=model, args=args, train_dataset=train, eval_dataset=train, processing_class=make_tokenizer()
-    )
+    rows = [{"prompt": r["prompt"], "completion": r["answer"]} for r in ROWS * 4]
+    options = dict(output_dir=str(folder), num_train_epochs=2, max_steps=-1, train_dataset=rows, eval_dataset=rows)
+    trainer = make_trainer(SFTTrainer, make_model(attention_dropout=0.1), **{**options, **settings})
     if callback is not None:
         callback.trainer = trainer
         trainer.add_callback(callback)

@@ -1,7 +1,6 @@
 """`CoTDCOTrainer`: weights, windows, what is logged of them, resuming, evaluation."""
 
 import itertools
-import logging
 import math
 
 import numpy as np
@@ -302,8 +301,7 @@ def test_rationales_that_cannot_be_judged_do_not_count(estimator):
 @pytest.mark.slow
 def test_all_rationales_cut_off_is_said(caplog):
     model = trained(num_train_epochs=10, **TRAINED).model  # so that it does not end a completion at its first token
-    with caplog.at_level(logging.WARNING):
-        trainer = trained(model=model, max_rationale_tokens=2, max_steps=1)
+    trainer = trained(model=model, max_rationale_tokens=2, max_steps=1)
     assert steps_of(trainer)[0]["rationales_truncated"] == 1
     assert "All rationales sampled at step 0 were cut off at `max_rationale_tokens=2`" in caplog.text
     assert "raise `ce_warmup_steps`" in caplog.text
@@ -312,7 +310,6 @@ def test_all_rationales_cut_off_is_said(caplog):
 @pytest.mark.parametrize(("floor", "times"), [(0.0, 1), (1.0, 0)])
 @pytest.mark.slow
 def test_an_idle_method_is_said_unless_it_is_meant(caplog, floor, times):
-    with caplog.at_level(logging.WARNING):
-        trained(grader=lambda completions, **_: [0.0] * len(completions), num_rationales=64, weight_floor=floor)
+    trained(grader=lambda completions, **_: [0.0] * len(completions), num_rationales=64, weight_floor=floor)
     said = [record.message for record in caplog.records if "DCO is cross-entropy at step" in record.message]
     assert len(said) == times and all("mean success rate" in text for text in said)
