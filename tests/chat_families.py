@@ -89,37 +89,33 @@ def make_tokenizer(name: str) -> PreTrainedTokenizerFast:
     family = FAMILIES[name]
     tokenizer = Tokenizer(models.BPE(byte_fallback=family.kind != "bytes", unk_token=None))
     special = [t for t in ("<pad>", family.bos, family.eos, *family.special, *family.ends) if t]
-    alphabet: list[str] = []
+    text = [*TEXT, family.chat_template]
     if family.kind == "bytes":
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-    elif family.kind == "metaspace":
-        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     else:
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-        tokenizer.decoder = decoders.Sequence(parts)
-    if family.kind != "bytes":
-        alphabet = [chr(i) for i in range(33, 127)]
-        # SentencePiece's pieces begin with a space or have none.
+        # SentencePiece's pieces begin with a space or have none; a line break is a byte, and part of no other token.
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
-    bytes_ = [] if family.kind == "bytes" else [f"<0x{i:02X}>" for i in range(256)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE, special_tokens=special + bytes_, initial_alphabet=alphabet, show_progress=False
-    )
-    text = [*TEXT, family.chat_template]
-    if family.kind != "bytes":  # where a line break is a byte, and part of no other token
+        special += [f"<0x{i:02X}>" for i in range(256)]
+        alphabet = [chr(i) for i in range(33, 127)]
         text = [part.replace("\n", " ") for part in text]
+        parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        if family.kind == "llama2":
+            tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+            parts.append(decoders.Strip(" ", 1, 0))
+        tokenizer.decoder = decoders.Sequence(parts)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(text, trainer)
     if family.kind == "llama2":
         tokenizer.pre_tokenizer = None
     before = [(family.bos, tokenizer.token_to_id(family.bos))] if family.bos else []
     after = [(family.eos, tokenizer.token_to_id(family.eos))] if family.appends else []
-    pattern = " ".join([*(t for t, _ in before), "$A", *(t for t, _ in after)])
     if before or after:
-        post = processors.TemplateProcessing(single=pattern, special_tokens=before + after)
-        tokenizer.post_processor = post
+        pattern = " ".join([*(t for t, _ in before), "$A", *(t for t, _ in after)])
+        tokenizer.post_processor = processors.TemplateProcessing(single=pattern, special_tokens=before + after)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token=family.eos, bos_token=family.bos or None
     )

@@ -50,7 +50,8 @@ def test_sampler_options_may_be_json():
     assert CoTDCOConfig(**settings(sampler_kwargs='{"batch_size": 4}')).sampler_kwargs == {"batch_size": 4}
 
 
-NO_COUNTS = "no `num_sampled` and `num_correct`, which `sampler='none'` takes the success rates from. Write them"
+def counted(num_sampled: int, num_correct: int) -> list[dict]:
+    return [{**ROWS[0], "num_sampled": num_sampled, "num_correct": num_correct}]
 
 
 @pytest.mark.parametrize(
@@ -59,13 +60,9 @@ NO_COUNTS = "no `num_sampled` and `num_correct`, which `sampler='none'` takes th
         ([{"prompt": "1+1=", "completion": "2"}], "transformers", "no `answer`, which sampled rationales are graded"),
         ([*ROWS, {**ROWS[0], "answer": " "}], "transformers", "1 of 13 .* .first: row 12. have no reference `answer`"),
         ([*ROWS, {**ROWS[0], "answer": None}], "transformers", "1 of 13 rows.*no reference `answer`.*filter"),
-        (ROWS, "none", NO_COUNTS),
-        (
-            [{**ROWS[0], "num_sampled": 4, "num_correct": 5}],
-            "none",
-            "1 of 1 .* have impossible counts, such as {'num_sampled': 4, 'num_correct': 5}. There must be at least",
-        ),
-        ([{**ROWS[0], "num_sampled": 0, "num_correct": 0}], "none", "at least one sample"),
+        (ROWS, "none", "no `num_sampled` and `num_correct`, which `sampler='none'` takes the success .*. Write them"),
+        (counted(4, 5), "none", "1 of 1 .* have impossible counts, such as {'num_sampled': 4, 'num_correct': 5}"),
+        (counted(0, 0), "none", "at least one sample"),
     ],
 )
 def test_refused_data(rows, sampler, message):

@@ -58,35 +58,25 @@ def test_rationales_are_sampled_from_the_prompt_that_is_trained_on(monkeypatch):
 # ------------------------------------------------------------------------- options
 
 
-SERVER = {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY}}
+def options(sampler="transformers", **kwargs):
+    return {"sampler": sampler, "sampler_kwargs": kwargs}
+
+
+def server(**kwargs):
+    return options("server", base_url=NOBODY, **kwargs)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            {"sampler_kwargs": {"batchsize": 4}},
-            "`sampler_kwargs` of `sampler='transformers'` does not know the option 'batchsize'. Did you mean 'bat",
-        ),
-        ({"sampler_kwargs": {"batch_size": "4"}}, "`batch_size` must be an integer of at least 1, got '4'"),
-        (
-            {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY, "retries": 1}},
-            "does not know the option 'retries'. Did you mean 'max_retries'",
-        ),
-        (
-            {"sampler": "server", "sampler_kwargs": {"base_url": NOBODY, "adapter": "a", "progress": True}},
-            "`sampler_kwargs` sets adapter, progress, which training decides. Leave it out.",
-        ),
-        (
-            {"sampler": "vllm", "sampler_kwargs": {"model": "another", "max_model_len": 64}},
-            "`sampler_kwargs` sets model, which training decides",
-        ),
-        (
-            {"max_rationale_tokens": 254},
-            "prompt has 4 tokens, which with `max_rationale_tokens=254` are more than the 256 of the context. Lower",
-        ),
-        ({**SERVER, **LORA}, "base model has no name or folder.*pass the folder as `model`"),
-        (SERVER, "The model has no name or folder that a sampler could load it from: it was made in memory"),
+        (options(batchsize=4), "`sampler='transformers'` does not know the option 'batchsize'. Did you mean 'batch"),
+        (options(batch_size="4"), "`batch_size` must be an integer of at least 1, got '4'"),
+        (server(retries=1), "does not know the option 'retries'. Did you mean 'max_retries'"),
+        (server(adapter="a", progress=True), "sets adapter, progress, which training decides. Leave it out."),
+        (options("vllm", model="another", max_model_len=64), "`sampler_kwargs` sets model, which training decides"),
+        ({"max_rationale_tokens": 254}, "4 tokens, which with `max_rationale_tokens=254` are more than the 256 of"),
+        ({**server(), **LORA}, "base model has no name or folder.*pass the folder as `model`"),
+        (server(), "The model has no name or folder that a sampler could load it from: it was made in memory"),
     ],
 )
 def test_refused_when_the_trainer_is_made(overrides, message):
@@ -98,12 +88,8 @@ def test_refused_when_the_trainer_is_made(overrides, message):
     ("distributed_type", "options", "message"),
     [
         ("FSDP", {}, "Rationales cannot be sampled while FSDP 1 shards the model. Use FSDP 2 .`fsdp_versi"),
-        ("MEGATRON_LM", SERVER, "Rationales cannot be sampled while Megatron-LM shards the model. .* DeepSpeed ZeRO"),
-        (
-            "MULTI_GPU",
-            {"sampler": "vllm"},
-            "`sampler='vllm'` shares one process's device, and there are 2 .* Start one",
-        ),
+        ("MEGATRON_LM", server(), "cannot be sampled while Megatron-LM shards the model. .* DeepSpeed ZeRO"),
+        ("MULTI_GPU", options("vllm"), "shares one process's device, and there are 2 processes.* Start one"),
     ],
 )
 def test_ways_of_training_that_a_sampler_cannot_follow(distributed_type, options, message):
@@ -125,11 +111,11 @@ def test_a_quantised_model_is_not_copied_to_every_process():
 def test_options_that_vllm_does_not_know_are_refused(tmp_path):
     pytest.importorskip("vllm")
     model = str(save_checkpoint(tmp_path))
-    make_cot_trainer(model=model, sampler="vllm", sampler_kwargs={"max_model_len": 64, "enforce_eager": True})
+    make_cot_trainer(model=model, **options("vllm", max_model_len=64, enforce_eager=True))
     with pytest.raises(ValueError, match="vllm.LLM does not know the option 'max_len'. Did you mean 'max_"):
-        make_cot_trainer(model=model, sampler="vllm", sampler_kwargs={"max_len": 64})
+        make_cot_trainer(model=model, **options("vllm", max_len=64))
     with pytest.raises(ValueError, match="has 4 tokens, which with `max_rationale_tokens=8` are more than the 10"):
-        make_cot_trainer(model=model, sampler="vllm", sampler_kwargs={"max_model_len": 10})
+        make_cot_trainer(model=model, **options("vllm", max_model_len=10))
 
 
 # ------------------------------------------------------------------------- what it leaves behind
@@ -151,8 +137,7 @@ def test_what_was_saved_for_the_sampler_is_removed_and_nothing_else(tmp_path, mo
     trainer = make_cot_trainer(
         model=str(save_checkpoint(tmp_path / "model")),
         output_dir=str(tmp_path / "run"),
-        sampler="server",
-        sampler_kwargs={"base_url": NOBODY, "max_retries": 0},
+        **server(max_retries=0),
         **LORA,
     )
     with pytest.raises(EndpointError, match="could not list its models"):

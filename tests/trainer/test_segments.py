@@ -48,19 +48,13 @@ def test_a_sequence_is_counted_if_a_label_is_predicted():
     # The second token is the first that is predicted; a label of the very first is of no use.
     labels = torch.tensor([[-100, 5, -100], [-100, -100, -100], [7, -100, -100], [-100, -100, 9]])
     padded = {"labels": labels, "attention_mask": torch.ones_like(labels)}
-    assert one_label_per_unit(Segments.of_batch(padded, padded["labels"][:, 1:] != -100)).tolist() == [
-        [-100, 0, -100, -100, 0]
-    ]
     documents = torch.arange(4).repeat_interleave(3)[None]
-    flattened = {
-        "labels": labels.reshape(1, -1),
-        "seq_idx": documents,
-        "cu_seq_lens_q": torch.tensor([0, 3, 6, 9, 12]),
-    }
+    ends = torch.arange(0, 13, 3)
+    flattened = {"labels": labels.reshape(1, -1).clone(), "seq_idx": documents, "cu_seq_lens_q": ends}
     flattened["labels"][0, 6] = -100  # as TRL's collator does with the first token of a document
-    assert one_label_per_unit(Segments.of_batch(flattened, flattened["labels"][:, 1:] != -100)).tolist() == [
-        [-100, 0, -100, -100, 0]
-    ]
+    for batch in (padded, flattened):
+        segments = Segments.of_batch(batch, batch["labels"][:, 1:] != -100)
+        assert one_label_per_unit(segments).tolist() == [[-100, 0, -100, -100, 0]]
 
 
 @settings(deadline=None, max_examples=100)

@@ -15,43 +15,23 @@ from training import assert_same_weights
 
 # All but the first train a checkpoint: once DeepSpeed runs, ZeRO-3 initialises a model in memory otherwise.
 SAVED, EPOCH = {"model": "saved"}, {"num_train_epochs": 1, "max_steps": -1}
+COT = {**SAVED, "cot": True}
 SAVING = {"save_strategy": "steps", "save_steps": 2}
 RUNS = {
     # The last batch of the epoch is uneven, and evaluation comes between steps.
-    "token": {
-        "rows": [*range(11)],
-        "train_sampling_strategy": "sequential",
-        "eval_strategy": "steps",
-        "eval_steps": 1,
-        **EPOCH,
-    },
+    "token": dict(EPOCH, rows=[*range(11)], train_sampling_strategy="sequential", eval_strategy="steps", eval_steps=1),
     # The last window of the epoch is uneven.
-    "sequence": {**SAVED, "loss_reduction": "sequence", "gradient_accumulation_steps": 2, **EPOCH},
-    "sequence_mean": {**SAVED, "loss_reduction": "sequence_mean", "padding_free": True, "max_length": None, **SAVING},
+    "sequence": dict(SAVED, loss_reduction="sequence", gradient_accumulation_steps=2, **EPOCH),
+    "sequence_mean": dict(SAVED, loss_reduction="sequence_mean", padding_free=True, max_length=None, **SAVING),
     # Evaluated where it is saved, so that each row's log p is written.
-    "turns": {
-        **SAVED,
-        "unit": "turn",
-        "loss_reduction": "sequence",
-        "eval_strategy": "steps",
-        "eval_steps": 2,
-        **SAVING,
-    },
-    "packed evaluation": {**SAVED, "eval_packing": True, "max_length": 24},
-    "LoRA": {**SAVED, "lora": True, "loss_reduction": "sequence", "gradient_checkpointing": True},
+    "turns": dict(SAVED, unit="turn", loss_reduction="sequence", eval_strategy="steps", eval_steps=2, **SAVING),
+    "packed evaluation": dict(SAVED, eval_packing=True, max_length=24),
+    "LoRA": dict(SAVED, lora=True, loss_reduction="sequence", gradient_checkpointing=True),
     # Saved in the middle of a window.
-    "CoT": {
-        **SAVED,
-        "cot": True,
-        "gradient_checkpointing": True,
-        "sampling_interval": 2,
-        "ce_warmup_steps": 1,
-        "max_steps": 5,
-        **SAVING,
-    },
-    "CoT, LoRA": {**SAVED, "cot": True, "lora": True, "max_steps": 3, "targets": "sampled", "num_targets": 3},
+    "CoT": dict(COT, gradient_checkpointing=True, sampling_interval=2, ce_warmup_steps=1, max_steps=5, **SAVING),
+    "CoT, LoRA": dict(COT, lora=True, max_steps=3, targets="sampled", num_targets=3),
     # Rounding is another under each strategy: not compared with one process.
-    "CoT, bfloat16": {**SAVED, "cot": True, "sampling_interval": 2, "max_steps": 4, "bf16": True},
+    "CoT, bfloat16": dict(COT, sampling_interval=2, max_steps=4, bf16=True),
 }
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 STRATEGIES = {"ddp": "MULTI_CPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}

@@ -45,14 +45,8 @@ def train_on(rows: list[dict], **overrides) -> DCOTrainer:
         ({"coverage_at": 16}, r"`coverage_at` must be a list of integers, such as \[1, 16\], got 16"),
         ({"coverage_at": "16"}, r"`coverage_at` must be a list of integers, such as \[1, 16\], got '16'"),
         ({"unit": "step"}, r"`unit` must be one of \('sequence', 'turn'\), got 'step'"),
-        (
-            {"compute_loss_func": lambda outputs, labels, num_items_in_batch: outputs.loss},
-            "`compute_loss_func` replaces TRL's loss.*or use it with `num_attempts=1`",
-        ),
-        (
-            {"formatting_func": lambda row: row["prompt"] + row["completion"]},
-            "`formatting_func` merges prompt and completion.*`dataset.map`",
-        ),
+        ({"compute_loss_func": print}, "`compute_loss_func` replaces TRL's loss.*or use it with `num_attempts=1`"),
+        ({"formatting_func": print}, "`formatting_func` merges prompt and completion.*`dataset.map`"),
     ],
 )
 def test_refused_setting(overrides, message):
@@ -115,11 +109,7 @@ UNSEPARATED = "dataset has the columns .* do not tell the answer from the prompt
         ([{"messages": [QUESTION, ANSWER, QUESTION, ANSWER]}], {}, f"The train {UNSEPARATED}"),
         ([{"input_ids": [4, 5, 6]}], {}, f"The train {UNSEPARATED}"),
         ([{"input_ids": [4, 5, 6]}], UNPREPARED, f"The train {UNSEPARATED}"),
-        (
-            [{"prompt": "1+1=", "completions": ["2", "02"]}],
-            {},
-            "needs one `completion`. Turn a list .* into one row each",
-        ),
+        ([{"prompt": "1+1=", "completions": ["2", "02"]}], {}, "one `completion`. Turn a list .* into one row each"),
         (
             [*ROWS[:3], *({"prompt": "1+1=", "completion": empty} for empty in ("", "  ", None))],
             {},

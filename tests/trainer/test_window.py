@@ -50,14 +50,13 @@ def test_hard_rows_fill_the_batches_and_each_problem_is_asked_for_once():
         return [problem >= 4 for problem in problems]
 
     problem_of = np.array([0, 0, 2, 2, 4, 4, 6, 6])
-    batches, num_tried = hard_batches([[0, 1, 2], [3], [4, 5]], RowStream(range(8), 0, 0, 1), problem_of, are_hard)
+    stream = RowStream(range(8), 0, 0, 1)
+    batches, num_tried = hard_batches([[0, 1, 2], [3], [4, 5]], stream, problem_of, are_hard)
     assert [len(batch) for batch in batches] == [3, 1, 2]
     assert {row for batch in batches for row in batch} <= {4, 5, 6, 7}
     assert sorted(asked) == [0, 2, 4, 6] and num_tried > 6
-    assert hard_batches([[0]], RowStream(range(8), 0, 0, 1), problem_of, lambda problems: [False] * len(problems)) == (
-        [],
-        8,
-    )
+    stream = RowStream(range(8), 0, 0, 1)
+    assert hard_batches([[0]], stream, problem_of, lambda problems: [False] * len(problems)) == ([], 8)
 
 
 def make_draws(problems, drawn, graded, correct, **counts) -> Draws:
@@ -67,12 +66,8 @@ def make_draws(problems, drawn, graded, correct, **counts) -> Draws:
 def test_a_prompt_that_two_processes_drew_counts_once():
     counts, next_index = SuccessCounts(4), np.array([1, 1, 1, 1])
     counts.add([0, 1, 2, 3], 8, 4)
-    add_draws(
-        [make_draws([0, 2], [8, 8], [8, 6], [2, 3]), make_draws([2, 3], [8, 8], [6, 8], [3, 8])],
-        counts,
-        next_index,
-        0.5,
-    )
+    everywhere = [make_draws([0, 2], [8, 8], [8, 6], [2, 3]), make_draws([2, 3], [8, 8], [6, 8], [3, 8])]
+    add_draws(everywhere, counts, next_index, 0.5)
     assert counts.num_sampled.tolist() == [4 + 8, 8, 4 + 6, 4 + 8]
     assert counts.num_correct.tolist() == [2 + 2, 4, 2 + 3, 2 + 8]
     assert next_index.tolist() == [9, 1, 9, 9]
