@@ -38,9 +38,9 @@ class Family:
     Args:
         template: A file of TRL's, without its suffix, or the template itself.
         eos: The tokenizer's end of sequence.
-        bos: What it puts before a text; "" for nothing.
+        bos: Token that it puts before a text; "" for none.
         special: Further special tokens.
-        ends: Those that the generation config names besides.
+        ends: Further ends of sequence that the generation config names.
         kind: "bytes" (GPT 2's), "metaspace", or "llama2" (a space put in front, and taken off again).
         appends: Whether a text gets an end of sequence.
     """

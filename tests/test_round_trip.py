@@ -1,4 +1,4 @@
-"""One sequence: what is trained on, what exact coverage measures and what each sampler draws are the same tokens."""
+"""Training, exact coverage and every sampler see the same tokens."""
 
 import json
 import sys
@@ -54,7 +54,7 @@ FORMATS = {
 }
 
 
-# What cannot agree, and the error that says so when the trainer is made.
+# Combinations that cannot agree, with the error that the trainer raises when it is made.
 CHAT = [name for name, row in FORMATS.items() if not isinstance(row["prompt"], str)]
 NO_CALLS = ("Llama 3", "Gemma", "Phi 3", "Cohere", "LFM 2", "SmolLM2", "Llama 2", "an end appended")
 REFUSED = {
@@ -90,7 +90,7 @@ class Forced(InverseCDF):
 
 
 class Engine:
-    """In vLLM's place: keeps what it is sent."""
+    """Replaces vLLM and keeps what it is sent."""
 
     def generate(self, prompts, params, **options):
         self.prompts, self.params = prompts, params

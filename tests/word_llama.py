@@ -15,7 +15,7 @@ ROWS = [{"prompt": f"{x} {y}", "completion": f" {x}", "answer": x} for x in "abc
 
 
 def make_word_tokenizer() -> PreTrainedTokenizerFast:
-    """Twelve words apart by spaces, and a chat template."""
+    """A tokenizer of twelve words, separated by spaces, with a chat template."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(

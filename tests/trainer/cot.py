@@ -14,7 +14,7 @@ ROWS = [
     for b in range(1, 4)
 ]
 COUNTED = [{**row, "num_sampled": 64, "num_correct": 5 * i} for i, row in enumerate(ROWS)]
-# Of an untrained model none is right; so that some are, and some are not, train a while with weights of 1.
+# An untrained model gets none right. Some are right, and some are not, after training a while with weights of 1.
 TRAINED = dict(num_attempts=1, num_rationales=1)
 
 

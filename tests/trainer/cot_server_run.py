@@ -1,4 +1,4 @@
-"""Train with rationales from a vLLM server, and note for each window what the server and the model in training say.
+"""Train with rationales from a vLLM server, and note what the server and the model in training say at each window.
 
 Started by `test_cot_server.py` on two processes, with the model, the server, and a folder to write to.
 """
@@ -51,7 +51,7 @@ def ask_and_draw(self, problems, counts, next_index, sampler):
 
 @torch.no_grad()
 def log_probs(prompt: list[int], completion: list[int]) -> list[float]:
-    """Of the model in training."""
+    """Those of the model in training."""
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     if lora is not None:
         plain = get_peft_model(plain, lora)

@@ -15,7 +15,7 @@ from tiny_models import make_tokenizer
 def serve(model: str, port: int, end: Connection) -> None:
     """The target of a process: it knows half of the answers, and sends its port.
 
-    What it answers depends on the prompt and the seed alone. An adapter that was loaded before it died is unknown.
+    Its answers depend on the prompt and the seed alone. It forgets adapters when it dies.
     """
     tokenizer = make_tokenizer()
     adapters: set[str] = set()
@@ -62,7 +62,7 @@ def serve(model: str, port: int, end: Connection) -> None:
 
 
 def start_endpoint(model: str, port: int = 0) -> tuple[BaseProcess, int]:
-    """Start an endpoint; its process and its port."""
+    """Start an endpoint, and return its process and its port."""
     ours, theirs = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=serve, args=(model, port, theirs), daemon=True)
     process.start()

@@ -1,4 +1,4 @@
-"""Train under each of some settings, with the model sharded or not, and let the main process write what came out.
+"""Train with each of several settings, with the model sharded or not. The main process writes the results.
 
 Started by `test_sharded.py`, once for each strategy: starting is what takes long.
 """
@@ -21,7 +21,7 @@ from training import MANY, ROWS, make_trainer, steps_of
 def train(settings: dict, folder: Path) -> dict:
     lora = LoraConfig(r=4, target_modules=["q_proj", "up_proj"]) if settings.pop("lora", False) else None
     is_cot, rows = settings.pop("cot", False), settings.pop("rows", range(len(ROWS)))
-    # Rounding must not grow: Adam divides the smallest gradients by their own size.
+    # A larger epsilon keeps rounding small: Adam divides the smallest gradients by their own size.
     settings |= {
         "adam_epsilon": 1e-2,
         "output_dir": str(folder),
@@ -39,7 +39,7 @@ def train(settings: dict, folder: Path) -> dict:
     if is_cot:
         counts, policy = trainer._windows.counts, trainer._windows._policy
         result["counts"] = (counts.num_sampled, counts.num_correct, trainer._windows.next_index)
-        # What a server would be given.
+        # A server would be given these.
         state = policy._gather() if policy._is_sharded else None
         if trainer.accelerator.is_main_process:
             policy._save(folder / "served", state)
@@ -47,14 +47,14 @@ def train(settings: dict, folder: Path) -> dict:
         result["served"] = read_weights(folder / "served")
     else:
         result["metrics"] = trainer.evaluate()
-        if trainer.accelerator.is_main_process:  # as where a checkpoint is saved after this evaluation
+        if trainer.accelerator.is_main_process:  # as if a checkpoint were saved after this evaluation
             trainer._eval_log_p.write(folder, trainer.state.global_step)
             files = sorted(folder.glob("**/eval_log_p.parquet"))
             result["eval_log_p"] = [pq.read_table(file).to_pydict() for file in files]
     trainer.save_model(str(folder / "final"))
     trainer.accelerator.wait_for_everyone()
     result["weights"] = read_weights(folder / "final")
-    # PyTorch does not know the device "cpu:0" that processes of DDP load an optimizer's state to.
+    # PyTorch does not know "cpu:0", the device that processes of DDP load an optimizer's state to.
     if settings.get("save_strategy") == "steps" and result["distributed_type"] != "MULTI_CPU":
         again = make()
         again.train(resume_from_checkpoint=str(folder / f"checkpoint-{settings['save_steps']}"))

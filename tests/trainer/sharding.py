@@ -32,7 +32,7 @@ def run(strategy: str | None, script: Path, *arguments: object) -> None:
 
 
 def let_accelerate_shard_on_a_cpu() -> None:
-    """Make accelerate do with a CPU's processes what it does with GPUs': it shards over those only."""
+    """Make accelerate shard over processes of a CPU, as it does only over those of GPUs."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         PartialState._prepare_backend = lambda self, *args: ("gloo", DistributedType.MULTI_CPU)
         transformers.training_args.is_torch_bf16_gpu_available = lambda: True

@@ -92,7 +92,7 @@ def test_killed_while_a_checkpoint_is_written(kind, straight, monkeypatch, tmp_p
     resumed = weights_after(MAKERS[kind](**saving(tmp_path)), resume_from_checkpoint=True)
     assert_same_weights(resumed, straight)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
-    # One folder was written to its end; any other is named, and what it lacks.
+    # Every folder that was not written to its end is named, with what it lacks.
     is_whole = (owner, after) == (TrainerState, True)
     is_there = (tmp_path / "checkpoint-3").exists() or "checkpoint-3 is not complete" in caplog.text
     assert ("The checkpoint checkpoint-3 is not complete (no " in caplog.text) == (is_there and not is_whole)
@@ -109,7 +109,7 @@ def test_a_checkpoint_written_anew_is_incomplete_until_its_end(kind, finished, s
         kill_at(patch, Trainer, "_save_optimizer_and_scheduler", 1, False)
         with pytest.raises(Killed):
             MAKERS[kind](**saving(tmp_path, save_total_limit=None, save_steps=3)).train()
-    # Weights are there anew, and the optimizer's state is that of before: not a checkpoint.
+    # Its weights are new and its optimizer's state is old: it is no checkpoint.
     assert (tmp_path / "checkpoint-3/optimizer.pt").is_file()
     also = (STATE_NAME,) if kind == "cot" else ()
     assert checkpoint_to_resume(True, str(tmp_path), also) == str(tmp_path / "checkpoint-2")

@@ -1,4 +1,4 @@
-"""Counts in Arrow against the loops that say what they mean."""
+"""Counts in Arrow against plain loops."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ PICTURE = {"role": "user", "content": [{"type": "image"}]}
 )
 def test_emptiness(column, expected):
     dataset = Dataset.from_list([{"x": value} for value in column])
-    # Rows in another order than in memory, and more than Arrow is handed at a time.
+    # Rows in another order than in memory, and more than one batch of them.
     assert is_empty(dataset, "x").tolist() == [bool(value) for value in expected]
     backwards = dataset.select(range(len(dataset) - 1, -1, -1))
     assert is_empty(backwards, "x").tolist() == [bool(value) for value in expected[::-1]]

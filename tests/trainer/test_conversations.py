@@ -76,7 +76,7 @@ def test_several_turns_in_one_row_are_reported_once(caplog, how):
 
 
 def test_a_prompt_is_compared_with_its_row_where_that_keeps_the_conversation():
-    """It is what a sampler is given, and here the template renders it differently for training."""
+    """The prompt is what a sampler is given; here the template renders it differently for training."""
     rows = [{**row, "prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in ONE_TURN]
     with pytest.raises(ValueError, match="the prompt of row 0 of the train dataset differently when it is alone"):
         evaluated(rows, TEMPLATE + "{% if add_generation_prompt %}b:{% endif %}")

@@ -1,4 +1,4 @@
-"""`CoTDCOTrainer`: weights, windows, what is logged of them, resuming, evaluation."""
+"""`CoTDCOTrainer`: weights, windows and what they log, resuming, evaluation."""
 
 import itertools
 import math
@@ -52,7 +52,7 @@ def test_weights_are_those_of_the_counts_in_the_data_set(floor, estimator):
 
 @pytest.mark.slow
 def test_a_floor_of_one_is_training_on_own_rationales_with_weight_one():
-    """The very update of N = 1, whose weights are 1; what is drawn stays that of N."""
+    """It makes the update of N = 1, whose weights are 1, from as many rationales as N draws."""
     kwargs = dict(targets="sampled", weight_tolerance=0.0, max_steps=2)
     one, floored = make_cot_trainer(num_attempts=1, **kwargs), make_cot_trainer(weight_floor=1.0, **kwargs)
     assert_same_weights(weights_after(floored), weights_after(one))
@@ -130,7 +130,7 @@ def test_a_prompt_leaves_when_its_weight_is_known(tolerance, drawn, settled):
 
 @pytest.mark.slow
 def test_metrics_of_a_window(monkeypatch):
-    # Every number from the samples themselves, over windows of three steps, each logged at its first.
+    # Every number is computed from the samples themselves. Each window logs them at its first step.
     model = trained(num_train_epochs=8, **TRAINED).model
     samples, starts, known = record_samples(monkeypatch), [], []
     weigh, open_window = WindowSampler._weigh, WindowSampler.open
@@ -159,7 +159,7 @@ def test_metrics_of_a_window(monkeypatch):
         problems = sorted({problem for problem, _ in drawn})
         num_drawn = np.array([sum(p == problem for p, _ in drawn) for problem in problems])
         whole = [(p, len(s.text)) for p, s in drawn if s.finish_reason == "stop"]
-        # A function's None is no answer that it could read.
+        # A function returns None where it could read no answer.
         ungraded = sum(length % 3 == 0 for _, length in whole) / len(drawn)
         expected = {
             "rationales": len(drawn) / len(problems),
@@ -199,7 +199,7 @@ def test_metrics_of_a_window(monkeypatch):
 
 # ------------------------------------------------------------------------- the hard filter
 
-# Remembered well enough that a few rationales of an untrained model, all wrong, change nothing: rows 0 to 3 are hard.
+# So much is remembered that a few rationales of an untrained model, all wrong, change nothing: rows 0 to 3 are hard.
 FILTERED = {"max_success_rate": 0.27, "count_memory": 1.0}
 REMEMBERED = [{**row, "num_sampled": 6400, "num_correct": 500 * i} for i, row in enumerate(ROWS)]
 
@@ -268,7 +268,7 @@ def test_resumed_is_never_stopped(tmp_path, options):
     # In the middle of a window and, unless warming up, of an epoch, so that the next window opens in the same one.
     stop = 5 if "ce_warmup_steps" in options else 3
     saving = dict(output_dir=str(tmp_path), save_strategy="steps", save_steps=stop)
-    # The window must be what it would have been, so the run only ends early, it does not know that it will.
+    # The run does not know that it will end early, so its window is what it would have been.
     stopped = trained(**kwargs, **saving, callbacks=[StopAt(stop)])
     if "max_success_rate" in options:
         assert all(step["rows_kept"] < 1 for step in steps_of(stopped) if "rows_kept" in step)

@@ -74,13 +74,13 @@ def test_the_expected_gradient_over_all_rationales(targets, num_targets):
         weight = num_attempts * q * (1 - q) ** (num_attempts - 1) / (1 - (1 - q) ** num_attempts)
         expected = weight * gradient(model, -token_log_probs(model, [2, 5], [4, 3, 1]).sum())
     draws = torch.stack([window_gradient(trainer, seed) for seed in range(num_draws)])
-    # Along a few directions, the expected gradient's own among them.
+    # Compared along a few directions, among them that of the expected gradient.
     directions = torch.cat([expected[None], torch.randn(20, len(expected), dtype=torch.float64)])
     directions /= directions.norm(dim=1, keepdim=True)
     along, wanted = draws @ directions.T, directions @ expected
     error = along.std(0) / math.sqrt(num_draws) + 1e-6
     assert ((along.mean(0) - wanted).abs() < 5 * error + 2e-3 * expected.norm()).all()
-    # The test can tell: the other kind of target has another gradient.
+    # The test can tell: a gradient that is a fifth larger would fail.
     assert along.std(0).max() < expected.norm() * 5
     assert float((along.mean(0)[0] - 1.2 * wanted[0]).abs()) > 5 * float(error[0]) + 2e-3 * float(expected.norm())
 

@@ -1,4 +1,4 @@
-"""What can be known of a GPU without one: nothing waits for the device, nothing stays on the CPU, autocast works.
+"""What can be tested of a GPU without one: nothing waits for the device, nothing stays on the CPU, autocast works.
 
 On the "meta" device tensors have no values: reading one (`.item()`, `.tolist()`, `x[mask]`, `.cpu()`) raises, and so
 does a tensor of the CPU among its operands.
@@ -134,7 +134,7 @@ def test_nor_does_a_step_with_given_weights(batches, reduction, bare_trl, device
 
 
 def test_meta_would_find_out():
-    """The ways of reading a value that these tests are there for do raise."""
+    """Every way of reading a value raises, so these tests would fail."""
     x = torch.zeros(3, device=META)
     for read in (lambda: x.sum().item(), x.tolist, lambda: x[x > 0], x.cpu, lambda: bool(x.any())):
         with pytest.raises((RuntimeError, NotImplementedError)):
@@ -149,7 +149,7 @@ def test_meta_would_find_out():
 
 
 def waits_per_step(make, **settings) -> float:
-    """Of a whole run, data and optimizer included, between two logs."""
+    """How often a whole run, data and optimizer included, waits for the device per step between two logs."""
     counts = []
     for steps in (3, 6):
         trainer = make(max_steps=steps, logging_steps=100, num_train_epochs=1, **settings)

@@ -1,4 +1,4 @@
-"""Classes of runs that must be the same run."""
+"""Runs that must come out the same."""
 
 import math
 

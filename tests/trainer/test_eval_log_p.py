@@ -38,7 +38,7 @@ def test_each_row_of_the_evaluation_set_as_it_was_given(tmp_path, batches, num_a
 
 
 def test_the_file_tells_which_rows_of_which_set_were_evaluated(tmp_path):
-    """Runs with other rows, or the same in another order, are not to be paired by their numbers."""
+    """Runs on other rows, or on the same in another order, must not be paired by row number."""
 
     def read(name, evaluation, **settings):
         options = dict(output_dir=str(tmp_path / name), max_steps=1, **AT_EACH_STEP, **settings)

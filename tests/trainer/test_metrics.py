@@ -1,4 +1,4 @@
-"""What is logged, against brute force."""
+"""Logged metrics against brute force."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""With one attempt `DCOTrainer` is `SFTTrainer`, bit for bit, on everything that `SFTTrainer` takes."""
+"""With one attempt `DCOTrainer` is `SFTTrainer`, bit for bit, on everything that `SFTTrainer` accepts."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from training import ROWS, assert_same_run, assert_same_weights, make_trainer, r
 from trl import SFTTrainer
 
 TEXT = [{"text": row["prompt"] + row["completion"]} for row in ROWS]
-# A line break stands behind the end of a turn, as in ChatML: a sampler stops before it.
+# A line break follows the end of a turn, as in ChatML: a sampler stops before it.
 TEMPLATE = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}<eos>\n{% endfor %}"
 MARKING = TEMPLATE.replace(
     "{{ m['content'] }}<eos>\n",

@@ -151,7 +151,7 @@ def test_what_was_saved_for_the_sampler_is_removed_and_nothing_else(tmp_path, mo
 def test_the_graders_workers_end_with_training():
     trainer = make_cot_trainer(grader="math", max_steps=1)
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    # What needs a worker: equal values written differently.
+    # Equal values that are written differently need a worker.
     [verdict] = trainer._windows._grader.grade([""], [r"\boxed{0.5}"], [r"\frac{1}{2}"], progress=False)
     workers = {child.pid for child in psutil.Process().children(recursive=True)} - before
     assert verdict.score == 1.0 and workers

@@ -45,7 +45,7 @@ def test_sums_are_float64():
 
 
 def test_a_sequence_is_counted_if_a_label_is_predicted():
-    # The second token is the first that is predicted; a label of the very first is of no use.
+    # The second token is the first that is predicted: a label of the very first does not count.
     labels = torch.tensor([[-100, 5, -100], [-100, -100, -100], [7, -100, -100], [-100, -100, 9]])
     padded = {"labels": labels, "attention_mask": torch.ones_like(labels)}
     documents = torch.arange(4).repeat_interleave(3)[None]

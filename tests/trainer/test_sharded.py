@@ -1,4 +1,4 @@
-"""Two processes are one, also where they share a model between them: DDP, FSDP 2 and DeepSpeed ZeRO, on a CPU."""
+"""Two processes train like one, even if they share a model between them: DDP, FSDP 2 and DeepSpeed ZeRO, on a CPU."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ from sharding import CONFIGS, HERE, launch_environment, run
 from tiny_models import save_checkpoint
 from training import assert_same_weights
 
-# All but the first train a checkpoint: once DeepSpeed runs, ZeRO-3 initialises a model in memory otherwise.
+# All but the first train a checkpoint: once DeepSpeed runs, ZeRO-3 initialises a model in memory differently.
 SAVED, EPOCH = {"model": "saved"}, {"num_train_epochs": 1, "max_steps": -1}
 COT = {**SAVED, "cot": True}
 SAVING = {"save_strategy": "steps", "save_steps": 2}
@@ -30,7 +30,7 @@ RUNS = {
     # Saved in the middle of a window.
     "CoT": dict(COT, gradient_checkpointing=True, sampling_interval=2, ce_warmup_steps=1, max_steps=5, **SAVING),
     "CoT, LoRA": dict(COT, lora=True, max_steps=3, targets="sampled", num_targets=3),
-    # Rounding is another under each strategy: not compared with one process.
+    # Rounding differs between strategies: this is not compared with one process.
     "CoT, bfloat16": dict(COT, sampling_interval=2, max_steps=4, bf16=True),
 }
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -45,7 +45,7 @@ def launch(strategy: str | None, folder: Path) -> dict[str, dict]:
         num_processes = 1 if strategy is None else 2
         sizes = {"per_device_train_batch_size": 4 // num_processes, "per_device_eval_batch_size": 6 // num_processes}
         settings[name] = {**options, **sizes} | ({"model": saved} if "model" in options else {})
-    if strategy is None:  # accelerate fills an uneven last batch up with the first rows, so that all have as many
+    if strategy is None:  # accelerate fills up an uneven last batch with the first rows
         settings["token"]["rows"] = [*RUNS["token"]["rows"], 0]
     run(strategy, HERE / "sharded_run.py", json.dumps(settings), folder)
     return torch.load(folder / "results.pt", weights_only=False)
@@ -111,7 +111,7 @@ def test_a_sharded_run_can_be_resumed(sharded, name):
     ],
 )
 def test_a_process_that_fails_stops_all_of_them(tmp_path, scenario, failing, own, what):
-    # The issue is a job that hangs: here nobody ends the other process but itself.
+    # A job must not hang: nothing but itself ends the other process here.
     script = HERE / "cot_failing_run.py"
     code, output = forks.run(script, scenario, tmp_path, processes=2, ACCELERATE_USE_CPU="true")
     assert code != 0 and own in output

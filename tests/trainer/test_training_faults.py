@@ -62,7 +62,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     save_checkpoint(folder / "MODEL", initializer_range=0.2)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    PartialState()  # or Accelerate's logger refuses to warn of a checkpoint that is not complete
+    PartialState()  # without it Accelerate's logger refuses to warn about an incomplete checkpoint
     return folder
 
 
@@ -99,7 +99,7 @@ def children(pid):
 
 
 def has_ended(process):
-    """Whether a process ends within two minutes; who adopts it may leave it a zombie."""
+    """Whether a process ends within two minutes; its adopter may leave it a zombie."""
     try:
         deadline = time.monotonic() + 120
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
@@ -124,7 +124,7 @@ def test_kills_at_random_moments_change_nothing(kind, place, straight, tmp_path)
     for number in range(KILLS):
         resumed.append(step_to_resume(kind, tmp_path))
         run = Run(kind, place, tmp_path, resume=resumed[-1] > 0)
-        # From there on, while this checkpoint is written, the old one removed, the next step made or sampled for.
+        # Killed while this checkpoint is written, the old one removed, or the next step made or sampled for.
         run.wait_for_step(run.newest_step() + moments.choice([1, 1, 2, 4]))
         time.sleep(moments.uniform(0, 0.06))
         workers = children(run.process.pid)

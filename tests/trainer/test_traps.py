@@ -1,4 +1,4 @@
-"""Settings and data that would train something else than coverage: an error, or a warning with a number."""
+"""Settings and data that would not train coverage raise an error, or a warning with a number."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def test_arguments_of_another_kind():
 
 @pytest.mark.parametrize(("size", "name"), [("cp_size", "Context"), ("sp_size", "Sequence"), ("dp_shard_size", None)])
 def test_sharded_sequences_are_refused(size, name, monkeypatch):
-    # A real one needs as many processes: this is what a trainer would find after it has made its accelerator.
+    # A real one needs several processes. A trainer would find this after it has made its accelerator.
     parallelism = ParallelismConfig(**{size: 2})
     make_accelerator = Trainer.create_accelerator_and_postprocess
 

@@ -1,4 +1,4 @@
-"""A TRL that changed under the trainers is one error that names it."""
+"""A change of TRL that breaks the trainers raises one error that names it."""
 
 import re
 import subprocess

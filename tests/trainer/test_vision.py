@@ -158,7 +158,7 @@ def test_accumulated_batches_are_one_batch(family):
 
 @FAMILIES
 def test_text_behind_the_end_of_a_turn_is_no_part_of_p(family):
-    """As a template writes a line break there, which is never sampled."""
+    """A template may write a line break there, which is never sampled."""
     trainers = []
     for template in (TEMPLATE, TEMPLATE.replace("<eos>", "<eos>\n")):
         given = arguments(family, CHAT)

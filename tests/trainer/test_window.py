@@ -1,4 +1,4 @@
-"""Windows, the stream of rows behind the hard filter, and what draws leave in the counts."""
+"""Windows, the hard filter's stream of rows, and what draws add to the counts."""
 
 import json
 from collections import deque
