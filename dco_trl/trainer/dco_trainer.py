@@ -30,13 +30,14 @@ from .segments import Segments, one_label_per_unit, sum_by_example
 from .sequence_checks import SequenceChecks, mode_of, naming_the_row
 from .trl_contract import (
     DataCollatorForLanguageModeling,
+    DataCollatorForVisionLanguageModeling,
     check_attributes,
     check_loss_uses_log_probs,
     check_methods,
     get_config_model_id,
 )
 from .unit_metrics import IDLE_AFTER_STEPS, METRICS, means_of, metrics_of_units, warn_if_idle
-from .vision import check_images, has_images, number_pictures, split_pictures
+from .vision import DCOVisionCollator, check_images, has_images
 
 
 class DCOTrainer(SFTTrainer):
@@ -139,7 +140,7 @@ class DCOTrainer(SFTTrainer):
                 f"`args` must be a `DCOConfig`, got `{type(args).__name__}`: without `num_attempts` there is no "
                 "coverage to optimise. Replace it with `DCOConfig`, which takes the same arguments."
             )
-        evaluation = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
+        evaluation = dict(eval_dataset) if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
         # Then nothing needs p, and everything that `SFTTrainer` accepts is left to TRL.
         self._is_sft = args.num_attempts == 1 and args.loss_reduction == "token"
         # Then the modes, "train" and "eval", in which p is not that of an answer: they have no coverage metrics.
@@ -151,10 +152,10 @@ class DCOTrainer(SFTTrainer):
             check_sequences_stay_whole(args, kwargs.get("formatting_func"))
             args = drop_unsupported_assistant_mask(train_dataset, args, model, processing_class)
             train_dataset = split_conversations(train_dataset, args, "train")
-            evaluation = {
-                name: split_pictures(dataset, args, name, "" if dataset is eval_dataset else name, self._eval_log_p)
-                for name, dataset in evaluation.items()
-            }
+        if has_images(train_dataset):  # `_prepare_dataset` does this for other rows
+            for name, dataset in evaluation.items():
+                dataset = numbered(dataset, "" if dataset is eval_dataset else name, self._eval_log_p)
+                evaluation[name] = dataset if self._is_sft else split_conversations(dataset, args, name)
             eval_dataset = evaluation if isinstance(eval_dataset, Mapping) else evaluation["eval"]
 
         super().__init__(
@@ -174,13 +175,13 @@ class DCOTrainer(SFTTrainer):
                     self._refuse(why_not_an_answer(dataset, args, split), mode_of(split))
                     if has_images(dataset) and not self._is_sft:
                         check_images(dataset, args, self.processing_class, split)
-        if has_images(train_dataset):
-            number_pictures(self, self._eval_log_p)
         self._refuse(why_sequences_are_sharded(self.accelerator.parallelism_config), "train", "eval")
         if not self._is_sft:
             check_loss_uses_log_probs(self)
         if type(self.data_collator) is DataCollatorForLanguageModeling:
             self.data_collator = DCOCollator(**vars(self.data_collator), splits_packs=not self._is_sft)
+        elif type(self.data_collator) is DataCollatorForVisionLanguageModeling:
+            self.data_collator = DCOVisionCollator(**vars(self.data_collator))
 
         self._num_sequences_in_batch: torch.Tensor | int | None = None
         self._train_sums: torch.Tensor | None = None

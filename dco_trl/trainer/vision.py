@@ -1,4 +1,4 @@
-"""Rows with pictures. TRL prepares them batch by batch in its collator, so they are checked and numbered here."""
+"""Rows with pictures. TRL prepares them batch by batch in its collator, so they are checked here."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +8,8 @@ from datasets import Dataset, IterableDataset
 
 from .collator import INFO, ROW
 from .columns import counted, has_other_end
-from .conversations import split_conversations
 from .data_checks import check_texts
 from .dco_config import DCOConfig
-from .eval_log_p import EvalLogP, numbered
 from .trl_contract import DataCollatorForVisionLanguageModeling
 
 IMAGES = {"image", "images"}
@@ -38,26 +36,6 @@ def check_images(dataset: Dataset | IterableDataset, args: DCOConfig, processor:
                 "of sequence to rows with pictures, and p would be that of a beginning. Append it: dataset.map(lambda "
                 f"row: {{'completion': row['completion'] + {end!r}}}); or use messages, whose template does."
             )
-
-
-def split_pictures(dataset: Any, args: DCOConfig, name: str, key: str, log: EvalLogP) -> Any:
-    """Number conversations about pictures and split them into `prompt` and `completion`; leave other data sets alone.
-
-    `key` names the evaluation set in `log`, `name` in messages. Rows are numbered first, so that the set's fingerprint
-    is that of the rows as they were given.
-    """
-    return split_conversations(numbered(dataset, key, log), args, name) if has_images(dataset) else dataset
-
-
-def number_pictures(trainer: Any, log: EvalLogP) -> None:
-    """Number evaluation rows with pictures, for which TRL does not call `_prepare_dataset`, also in batches."""
-    if type(trainer.data_collator) is DataCollatorForVisionLanguageModeling:
-        trainer.data_collator = DCOVisionCollator(**vars(trainer.data_collator))
-    given = trainer.eval_dataset
-    if isinstance(given, dict):
-        trainer.eval_dataset = {name: numbered(dataset, name, log) for name, dataset in given.items()}
-    else:
-        trainer.eval_dataset = numbered(given, "", log)
 
 
 @dataclass
