@@ -144,7 +144,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(kind, place, straight,
         size = (tmp_path / f"checkpoint-{step}" / name).stat().st_size - 100
         run = Run(kind, place, tmp_path, resume=True, size=size)
         assert run.wait() and own in run.output
-        assert "could not be written: is the disk full? Earlier ones are unharmed; train" in run.output
+        assert "could not be written: is the disk full? Earlier ones are unharmed; `resume" in run.output
         assert step_to_resume(kind, tmp_path) == step
     assert_ends_as(straight, Run(kind, place, tmp_path, resume=True))
 
