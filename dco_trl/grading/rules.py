@@ -108,7 +108,7 @@ def settle(reference: str, answer: str) -> float | None:
     if wanted is not None and (_names_two_numbers(answer) or _BOUND.fullmatch(answer)):
         return 0.0
     is_formula = not _WORD_OF_TEXT.search(_COMMAND.sub("", reference))
-    if is_formula and _NEGATION.search(answer) and not _NEGATION.search(reference):
+    if is_formula and _NEGATION.search(_conclusion(answer)) and not _NEGATION.search(reference):
         return 0.0
     if is_formula and _GUESSES.search(answer) and not _GUESSES.search(reference):
         return 0.0
@@ -133,10 +133,16 @@ def number(text: str) -> Decimal | None:
 
 
 def _names_two_numbers(answer: str) -> bool:
-    if _HEDGE.search(answer) or _ROW.fullmatch(answer):
+    if _HEDGE.search(_conclusion(answer)) or _ROW.fullmatch(answer):
         return len({_value(amount) for amount in _ANY_AMOUNT.findall(answer)}) > 1
     match = _TWO_NUMBERS.fullmatch(answer)
     return match is not None and number(match[1]) != number(match[2]) and not _CONCLUDES.search(answer)
+
+
+def _conclusion(answer: str) -> str:
+    """The last line with a number, if there is one: "not" and "or" above it belong to the reasoning."""
+    *_, last = [line for line in answer.split("\n") if any(map(str.isdigit, line))] or [answer]
+    return last
 
 
 def _compare_sequences(reference: str, answer: str) -> float | None:
