@@ -23,7 +23,7 @@ NAMES = [(package, name) for package in PACKAGES for name in importlib.import_mo
 USERS_MAKE = {"DCOConfig", "CoTDCOConfig", "Problem", "SampleRequest", "SamplingParams"}
 # Modules whose docstrings' examples run quickly and without a model.
 EXAMPLES = """
-    coverage problem theory runs.problems runs.sample runs.store sampling.fingerprint sampling.protocol
+    coverage problem theory runs.problems runs.sample runs.store sampling.protocol
     grading.boxes grading.choice grading.code_blocks grading.extract grading.graders grading.normalize
     grading.notation grading.reward_function grading.string_graders grading.thoughts
     statistics.beta_binomial statistics.expected_schedule statistics.intervals statistics.majority_vote

@@ -58,14 +58,10 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def schedule(k: Sequence[int], log_p: np.ndarray) -> dict[str, list[float]]:
-    """Spend k attempts over the epochs of all runs: planned on one half of the problems, measured on the other.
+    """Coverage of a schedule over the epochs of all runs, and of the best single epoch for each k.
 
-    Args:
-        k: Numbers of attempts.
-        log_p: Log-probability of each answer after each epoch of each run, shape (epochs of all runs, problems).
-
-    Returns:
-        Coverage of the schedule, and of the best single epoch for each k on the same halves, aligned with `k`.
+    Both are chosen on one half of the problems and measured on the other. `log_p` has the shape (epochs of all runs,
+    problems).
     """
     found = cross_fit_schedule(k, log_p=log_p)
     return {"k": list(k), "coverage": found.curve.estimate.tolist(), "best_epoch": found.best_arm.first.tolist()}

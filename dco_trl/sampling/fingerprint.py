@@ -15,22 +15,11 @@ _OF_TRAINING = {"training_args.bin", "trainer_state.json"}  # these name folders
 
 
 def folder_fingerprint(folder: str | Path) -> str:
-    """Hash of a folder's weights, configuration and tokenizer files.
+    """Hash of a folder's weights, configuration and tokenizer files, 16 hexadecimal digits.
 
     Files under 64 MiB are hashed in full, larger ones by their size and 64 evenly spaced probes of 64 KiB: training
     moves every weight, so two checkpoints differ at the probes, and an 8B model takes milliseconds instead of minutes.
     The hash stays the same when a folder is moved, and when an adapter's base model is moved.
-
-    Args:
-        folder: A local folder.
-
-    Returns:
-        16 hexadecimal digits.
-
-    Examples:
-        >>> import tempfile
-        >>> len(folder_fingerprint(tempfile.mkdtemp()))
-        16
     """
     digest = hashlib.sha256()
     for path in sorted(Path(folder).resolve().iterdir()):

@@ -27,16 +27,8 @@ _IN_FLIGHT = 2
 class RayPool:
     """Copies of an object on a Ray cluster. A copy that dies is made again, and its work is done again.
 
-    Args:
-        make: Makes the object at its first call, in this process's working folder if the machine has that.
-        num_workers: How many copies.
-        num_cpus: CPUs of each, by which Ray places it.
-        num_gpus: GPUs of each; None: `gpus_if_any` if the cluster has any, else none.
-        gpus_if_any: See `num_gpus`.
-        address: Address of the cluster, as for `ray.init`; None: the one running on this machine, else a new one here.
-
-    Raises:
-        ConnectionError: There is no cluster at that address.
+    `make` makes the object at its first call, in this process's working folder if the machine has that. Each copy has
+    `num_cpus` and `num_gpus`; None GPUs are `gpus_if_any` if the cluster has any. `address` is as for `RaySampler`.
     """
 
     def __init__(

@@ -1,10 +1,4 @@
-r"""How likely each arm is to solve each problem: known exactly, or estimated from counts.
-
-An arm is a model with an adapter, a checkpoint and a temperature. The probability that m attempts of an arm all miss
-is \((1-p)^m\) where p is known. From n samples, c of them correct, it is the mean over the posterior under the arm's
-own prior \(\mathrm{Beta}(a, b)\): \(B(a+c, b+n-c+m) / B(a+c, b+n-c)\). Its logarithm is convex in m, so coverage is
-concave in the attempts of all arms together.
-"""
+"""How likely attempts of each arm are to solve each problem; `plan_attempts` has the mathematics."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
