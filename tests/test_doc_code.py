@@ -36,15 +36,10 @@ ROOT = Path(__file__).resolve().parent.parent
 GUIDE = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RESULTS = sorted((ROOT / "docs" / "results").glob("*.md"))
 EXTRAS = "|".join(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
-MODELS = (
-    "HuggingFaceTB/SmolLM2-135M",
-    "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "meta-llama/Meta-Llama-3-8B",
-    "Qwen/Qwen2.5-1.5B",
-    "models/SmolLM2-135M-Instruct",
-    "my-model",
-    "MODEL",
-)
+MODELS = """
+    HuggingFaceTB/SmolLM2-135M HuggingFaceTB/SmolLM2-135M-Instruct meta-llama/Meta-Llama-3-8B Qwen/Qwen2.5-1.5B
+    models/SmolLM2-135M-Instruct my-model MODEL
+""".split()
 ROWS = [
     {"prompt": f"{a}+1=", "completion": f" {a + 1}", "answer": str(a + 1), "problem": f"what is {a}+1?"}
     for a in range(4)

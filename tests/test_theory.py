@@ -13,11 +13,6 @@ from dco_trl.theory import confidence_bounds, optimal_policy, value_of_offer, wi
 ATTEMPTS = [1, 2, 3, 5, 16, 64, 256, 4096, 10**6]
 
 
-def random_distribution(rng: np.random.Generator, horses: int) -> np.ndarray:
-    # From nearly uniform to nearly certain.
-    return rng.dirichlet(np.full(horses, 10 ** rng.uniform(-1.0, 1.5)))
-
-
 distributions = (
     st.lists(st.one_of(st.just(0.0), st.floats(1e-12, 1.0)), min_size=1, max_size=12)
     .filter(lambda weights: sum(weights) > 0)
@@ -168,7 +163,7 @@ def test_bounds_match_their_formulas():
 def test_upper_bound_is_the_optimum_at_the_size_of_the_support():
     rng = np.random.default_rng(5)
     for num_attempts in (2, 3, 10, 100, 10**6):
-        p = random_distribution(rng, 8)
+        p = rng.dirichlet(np.full(8, 10 ** rng.uniform(-1.0, 1.5)))  # from nearly uniform to nearly certain
         q = optimal_policy(p, num_attempts)
         _, upper = confidence_bounds(p, num_attempts, np.count_nonzero(q))
         assert upper == pytest.approx(q.max(), abs=1e-13)

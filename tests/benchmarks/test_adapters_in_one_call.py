@@ -23,14 +23,14 @@ def world(tmp_path_factory):
     return model, script.save_adapters(model, folder, 0.3)
 
 
-def draws_of(model, adapter, temperature, count=256, length=16):
-    """Samples of one adapter by Transformers, with their log p at temperature 1."""
+def draws_of(model, adapter, temperature):
+    """256 samples of 16 tokens of one adapter by Transformers, with their log p at temperature 1."""
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter).eval()
     torch.manual_seed(0)
     prompt = [3, 4, 5, 6]
-    ids = torch.tensor([prompt] * count)
+    ids = torch.tensor([prompt] * 256)
     with torch.no_grad():
-        for _ in range(length):
+        for _ in range(16):
             logits = adapted(ids).logits[:, -1]
             ids = torch.cat([ids, torch.multinomial((logits / temperature).softmax(-1), 1)], dim=1)
         log_p = adapted(ids).logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]

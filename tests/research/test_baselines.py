@@ -23,11 +23,11 @@ from research.baselines import run as baselines
 from research.common.differences import interval
 
 
-def tokens(num_tokens=7, vocabulary=5, scale=3.0):
+def tokens():
+    """Logits of seven tokens over a vocabulary of five, and labels."""
     generator = torch.Generator().manual_seed(0)
-    logits = scale * torch.randn(num_tokens, vocabulary, dtype=torch.float64, generator=generator)
-    labels = torch.randint(vocabulary, (num_tokens,), generator=generator)
-    return logits, labels
+    logits = 3.0 * torch.randn(7, 5, dtype=torch.float64, generator=generator)
+    return logits, torch.randint(5, (7,), generator=generator)
 
 
 def naive(name, z, y, **setting):
@@ -97,21 +97,17 @@ def problem_set():
     return train.select(range(24)), held_out.select(range(20))
 
 
-def make(method, setting, tmp_path, problems, **overrides):
-    arguments = {**training_arguments(str(tmp_path), len(problems), 1, seed=0), **overrides}
+def make(method, setting, tmp_path, problems):
+    arguments = training_arguments(str(tmp_path), len(problems), 1, seed=0)
     return training.make_trainer(method, setting, task.make_model(seed=0), arguments, problems, task.make_tokenizer())
 
 
-def loss_and_gradient(trainer, row_slice=slice(None)):
+def loss_and_gradient(trainer):
     """Loss and gradient of one batch through the whole trainer, with tokens counted as `Trainer` counts them."""
     batch = next(iter(trainer.get_train_dataloader()))
-    batch = {name: value[row_slice] for name, value in batch.items()}
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=(batch["labels"][:, 1:] != -100).sum())
-    trainer.model.zero_grad()
-    loss.backward()
-    gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
-    return batch, loss.item(), gradient
+    return batch, loss.item(), gradient_of(trainer.model, loss)
 
 
 def completion_log_probs(model, batch):
@@ -334,9 +330,9 @@ def test_plan_is_seed_after_seed_with_a_file_each():
     assert [job[1] for job in baselines.plan(["DCO"], 1, [16, 256])] == [{"num_attempts": 16}, {"num_attempts": 256}]
 
 
-def keep_made_up_runs(work_dir, methods, seeds=2, skip=()):
+def keep_made_up_runs(work_dir, methods, skip=()):
     generator = np.random.default_rng(0)
-    for job in baselines.plan(methods, seeds):
+    for job in baselines.plan(methods, 2):
         values = generator.random((2, len(training.TEMPERATURES), 2, len(training.KS)))
         if job in skip:
             continue

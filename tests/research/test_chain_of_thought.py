@@ -41,17 +41,11 @@ def test_problems_are_disjoint_and_not_in_the_pretraining():
         assert "+" in prompt or min(map(int, prompt[:-1].split("*"))) < 10
 
 
-def model_that_ends_sometimes():
-    """A random model with clear preferences."""
-    model = task.make_model(3).eval()
+def test_the_fast_sampler_draws_what_transformers_draws():
+    model, tokenizer = task.make_model(3).eval(), task.make_tokenizer()
     with torch.no_grad():
         for weights in model.parameters():
-            weights.mul_(3.0) if weights.dim() > 1 else None
-    return model
-
-
-def test_the_fast_sampler_draws_what_transformers_draws():
-    model, tokenizer = model_that_ends_sometimes(), task.make_tokenizer()
+            weights.mul_(3.0 if weights.dim() > 1 else 1.0)  # clearer preferences: some completions end
     rows = task.make_problems(0)["test"][:8]
     requests = [SampleRequest(row["prompt"], 8, first_index=5, stream=i) for i, row in enumerate(rows)]
     params = SamplingParams(max_tokens=task.MAX_TOKENS, seed=1)
@@ -74,20 +68,19 @@ def test_right_answers_are_counted_at_the_end_alone(monkeypatch):
     assert sampler.count_correct(rows, 4, 12, seed=0).tolist() == [1, 1]
 
 
-def record(method, seed, rates, num_samples=64, **more):
+def record(method, seed, rates):
     rng = np.random.default_rng([seed, len(method)])
-    draw = lambda rate: {split: rng.binomial(num_samples, rate, 40).tolist() for split in ("validation", "test")}  # noqa: E731
+    drawn = [{split: rng.binomial(64, rate, 40).tolist() for split in ("validation", "test")} for rate in rates]
     return {
         "method": method,
         "setting": {"num_attempts": 1 if method == "cross-entropy" else 64},
         "seed": seed,
-        "num_samples": num_samples,
-        "correct": {str(epoch): draw(rate) for epoch, rate in enumerate(rates, start=1)},
+        "num_samples": 64,
+        "correct": {str(epoch): counts for epoch, counts in enumerate(drawn, start=1)},
         "log": {"loss": [1.0] * len(rates)},
         "seconds": {"all": 1.0},
         "settings_of_all_runs": {},
         "versions": {},
-        **more,
     }
 
 

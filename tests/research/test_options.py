@@ -21,23 +21,18 @@ def test_finished_runs_are_kept_and_not_run_again(tmp_path, capfd):
     assert "2 runs, 2 of them finished before" in capfd.readouterr().out
 
 
-def run_main(module, monkeypatch, tmp_path) -> dict:
-    """The script's results, its runs in this process."""
-    output = tmp_path / "results.json"
-    arguments = f"x --work_dir {tmp_path} --output {output} --seeds 1 --num_epochs 2"
-    monkeypatch.setattr(module, "run_all", run_here)
-    monkeypatch.setattr(sys, "argv", arguments.split())
-    module.main()
-    return json.loads(output.read_text())
-
-
 @pytest.mark.slow
 def test_num_required(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(num_required, "PAIRS", [(1, 1), (16, 1), (16, 8)])
     monkeypatch.setattr(num_required, "NUM_SAMPLES", 64)
     make_problems = task.make_problems
     monkeypatch.setattr(task, "make_problems", lambda seed: [part.select(range(32)) for part in make_problems(seed)])
-    results = run_main(num_required, monkeypatch, tmp_path)
+    monkeypatch.setattr(num_required, "run_all", run_here)
+    output = tmp_path / "results.json"
+    arguments = f"x --work_dir {tmp_path} --output {output} --seeds 1 --num_epochs 2"
+    monkeypatch.setattr(sys, "argv", arguments.split())
+    num_required.main()
+    results = json.loads(output.read_text())
     for run in results["runs"]:
         assert [at["epoch"] for at in run["measured"]] == [1, 2]
         found = run["measured"][-1]["test"]
