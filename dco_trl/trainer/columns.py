@@ -25,7 +25,7 @@ def is_empty(dataset: Dataset, name: str) -> Flags:
 
 
 def has_other_end(dataset: Dataset, name: str, end: str) -> Flags:
-    """Whether each text of a column has another end; False for messages."""
+    """Whether each text of a column ends with anything but `end`; False for messages."""
     found = [np.empty(0, bool)]
     for part in _parts(dataset, name):
         found.append(~_numpy(pc.ends_with(part, end), True) if _is_text(part) else np.zeros(len(part), bool))

@@ -48,7 +48,7 @@ class CoTDCOTrainer(DCOTrainer):
     Args:
         model: Model identifier, folder, `PreTrainedModel` or `PeftModel`, as in `SFTTrainer`.
         args: A [`CoTDCOConfig`][dco_trl.trainer.CoTDCOConfig].
-        data_collator: None: TRL's own puts rows together after their rationales are sampled.
+        data_collator: Must be None: TRL's own puts rows together after their rationales are sampled.
         train_dataset: Rows with `prompt`, `completion` (rationale and answer) and `answer` (the reference to grade
             by); further columns reach the grader. With `sampler="none"`, `num_sampled` and `num_correct` in place of
             `answer`. With a sampler, such counts are the first window's memory.

@@ -141,9 +141,9 @@ class DCOTrainer(SFTTrainer):
                 "coverage to optimise. Replace it with `DCOConfig`, which takes the same arguments."
             )
         evaluation = dict(eval_dataset) if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
-        # Then nothing needs p, and everything that `SFTTrainer` accepts is left to TRL.
+        # Where this is so, nothing needs p, and everything that `SFTTrainer` accepts is left to TRL.
         self._is_sft = args.num_attempts == 1 and args.loss_reduction == "token"
-        # Then the modes, "train" and "eval", in which p is not that of an answer: they have no coverage metrics.
+        # Modes, "train" or "eval", without coverage metrics, because p is not that of an answer and nothing needs it.
         self._has_no_p: set[str] = set()
         self._eval_log_p = EvalLogP()
         self._sequences = SequenceChecks(self)

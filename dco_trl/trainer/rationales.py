@@ -49,7 +49,7 @@ class RationaleDrawer:
     """Draws and grades the rationales of some prompts.
 
     `row_of` gives the data set's row of a problem: `prompt`, `answer`, and further columns for the grader.
-    `prompt_ids` gives the token ids of its prompt, as training has them. `tokenizer` makes them of texts.
+    `prompt_ids` gives the token ids of its prompt, as training has them. `tokenizer` is for samples without token ids.
     """
 
     def __init__(

@@ -95,7 +95,7 @@ def why_prompt_differs(dataset: Dataset, tokenizer: Any, name: str) -> str | Non
         if differs and not isinstance(row["prompt"], str):
             return (
                 f"The chat template renders the prompt of row {number} of the {name} dataset differently when it is "
-                "alone, as a sampler is given it, than before its completion: alone it ends with "
+                "alone, as a sampler gets it, than before its completion: alone it ends with "
                 f"{tokenizer.decode(alone[-8:])!r}. p would be that of an answer to another prompt. Use a template "
                 "that renders both alike (`chat_template_path`), or give it arguments with which it does (a column "
                 "`chat_template_kwargs`)."

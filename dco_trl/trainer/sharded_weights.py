@@ -30,7 +30,7 @@ def gather_weights(
 ) -> dict[str, torch.Tensor]:
     """The state of a sharded model, by the names of an unsharded one. Call it on every process.
 
-    `only` selects tensors, the same ones on every process. One at a time is gathered, and `keep` turns the whole
+    `only` selects tensors, the same ones on every process. They are gathered one at a time. `keep` turns each whole
     tensor into what is returned, or None to leave it out. Tied weights are the same tensor.
     """
     kept: dict[str, torch.Tensor] = {}

@@ -75,7 +75,7 @@ class WindowSampler:
         self.stream = RowStream(self._rows.rows, self._args.seed, *place)
 
     def open(self, batches: list[list[int]], step: int) -> tuple[Window, dict[str, float]]:
-        """Sample for these micro-batches of rows. The window, and what to log. Call it on every process."""
+        """Sample for these micro-batches of rows. Return the window and what to log. Call it on every process."""
         started = time.perf_counter()
         window = Window(deque(batches))
         metrics: dict[str, float] = {}

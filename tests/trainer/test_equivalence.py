@@ -114,11 +114,6 @@ def test_gradient_is_autograds_of_the_naive_formula(family, num_attempts, num_re
     assert_same_gradients(ours, gradients(expected, model), rtol=1e-5 * slack, atol=1e-6 * slack)
 
 
-@pytest.mark.slow
-def test_one_required_is_the_default_bit_for_bit():
-    assert_same_run(run(num_attempts=MANY, num_required=1), run(num_attempts=MANY))
-
-
 def test_evaluation_reports_at_least_m_of_k():
     metrics = make_trainer(num_attempts=64, num_required=2, coverage_at=[1, 16], eval_dataset=ROWS).evaluate()
     assert "eval_at_least_2@1" not in metrics  # of one attempt, two cannot be right
