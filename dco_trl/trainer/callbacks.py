@@ -189,9 +189,8 @@ class PassAtKCallback(TrainerCallback):
         sample_run(folder, self.problems, sampler, self.num_samples, self.params, dataset=origin, progress=progress)
         summary = grade_run(folder, self.grader, progress=progress)
         problems = load_results(folder, summary.grader).problems
-        samples = np.array([[problem.num_samples] for problem in problems])
-        correct = np.array([[problem.num_correct] for problem in problems])
-        return pass_at_k(samples, correct, np.array(self.k)).mean(axis=0)
+        counts = np.array([[problem.num_samples, problem.num_correct] for problem in problems])
+        return pass_at_k(counts[:, :1], counts[:, 1:], np.array(self.k)).mean(axis=0)
 
 
 def _problems(dataset: Any) -> list[Problem]:

@@ -184,9 +184,6 @@ class CoTDCOTrainer(DCOTrainer):
         shares = _of_units(info["share"], segments.num_tokens.double(), 0.0) * self._sequences_per_row
         return shares if scale is None else scale * shares
 
-    def _warn_when_idle(self, sums: torch.Tensor) -> None:
-        pass  # reported when a window opens
-
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one optimizer step. When a window is used up, the next is opened and sampled for.
 

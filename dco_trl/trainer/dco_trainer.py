@@ -186,7 +186,8 @@ class DCOTrainer(SFTTrainer):
         self._num_sequences_in_batch: torch.Tensor | int | None = None
         self._train_sums: torch.Tensor | None = None
         self._eval_tables: list[torch.Tensor] = []
-        self._idle_sums: torch.Tensor | None = torch.zeros(3, dtype=torch.float64)
+        is_watched = args.num_attempts > 1 and not self._estimates_p  # windows of samples report it themselves
+        self._idle_sums = torch.zeros(3, dtype=torch.float64) if is_watched else None
 
     # ---------------------------------------------------------------- data
 
@@ -355,7 +356,7 @@ class DCOTrainer(SFTTrainer):
         super().log(logs, start_time)
 
     def _warn_when_idle(self, sums: torch.Tensor) -> None:
-        if self._idle_sums is not None and self.args.num_attempts > 1:
+        if self._idle_sums is not None:
             self._idle_sums = self._idle_sums + sums[[0, 2, 4]].double().cpu()
             if self.state.global_step >= min(IDLE_AFTER_STEPS, self.state.max_steps):
                 count, weight, log_p = self._idle_sums.tolist()
