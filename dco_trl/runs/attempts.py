@@ -65,7 +65,7 @@ class Attempts:
             self.adapters = [describe("adapter", arm.adapter) for arm in self.arms]
         else:
             self.adapters = [own]
-        # A known content counts in place of the path: a model that was moved draws the same samples.
+        # A folder counts by its content, if that is known, and not by its path: a moved model draws the same samples.
         models = [own.get("model_fingerprint") or arm.model_fingerprint or arm.model for arm in self.arms]
         adapters = [each.get("adapter_fingerprint") or each.get("adapter", "") for each in self.adapters]
         temperatures = [float(arm.temperature) for arm in self.arms]

@@ -17,7 +17,7 @@ _ITS_OWN = ("format", "dataset_fingerprint", "problems_sha256", "num_problems", 
 def merge_runs(run_dirs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> int:
     """Copy the samples and verdicts of several runs into one, and return its number of samples.
 
-    If the call is killed, the same call goes on.
+    After a kill, the same call goes on.
 
     Args:
         run_dirs: The runs' folders, which stay as they are.

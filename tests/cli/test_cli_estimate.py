@@ -50,6 +50,7 @@ def place(tmp_path_factory):
     save_checkpoint(folder / "MODEL", initializer_range=0.2)
     (folder / "estimate_graders.py").write_text(GRADERS)
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (folder / "folder.jsonl").mkdir()
     return folder
 
 
@@ -270,6 +271,7 @@ def test_an_adapter_is_sampled_and_named(here, tmp_path, capsys):
     [
         (["--output", "out.csv"], "--output 'out.csv': cannot write a file of type '.csv'; use one of .jsonl"),
         (["--output", "out"], "cannot write a file of type ''"),
+        (["--output", "folder.jsonl"], "--output 'folder.jsonl' is a folder; name a file"),
         (["--output", "train.jsonl"], "--output 'train.jsonl' is the data set itself, which is not overwritten"),
         (["--num-problems", "99"], "--num-problems is 99, and train.jsonl has 7 rows. Ask for fewer"),
         (["--answer-column", "target"], "--answer-column names 'target', which is not a column of train.jsonl"),
@@ -283,12 +285,6 @@ def test_mistakes_are_one_message_and_status_2(here, tmp_path, capsys, arguments
     err = capsys.readouterr().err
     assert "dco-trl estimate: " in err and told in err and "Traceback" not in err
     assert sorted(here.rglob("*")) == before and not (tmp_path / "out.jsonl").exists()
-
-
-def test_a_folder_is_no_output(here, tmp_path, capsys):
-    (tmp_path / "out.jsonl").mkdir()
-    assert estimate(output=tmp_path / "out.jsonl") == 2
-    assert "is a folder; name a file" in capsys.readouterr().err
 
 
 def test_what_a_format_cannot_hold(here, tmp_path, capsys):

@@ -108,16 +108,6 @@ def test_the_plan_is_what_is_missing(present, num_samples):
         assert all((position, first + count, 1) not in gaps for position, first, count in gaps)
 
 
-def test_a_lost_part_is_drawn_again(tmp_path):
-    run = tmp_path / "run"
-    draw(run)
-    lost = read(part(run, 2))
-    part(run, 2).unlink()
-    assert draw(run).num_drawn == len(lost)
-    assert keys(run) == exactly(4, 6)
-    assert read(part(run, 5)) == lost  # the same draws, in a part of a new number
-
-
 def test_a_changed_answer_refuses_and_other_columns_do_not(tmp_path):
     problems = make_problems(2)
     without = [Problem(p.problem_id, p.prompt, "0") for p in problems]
@@ -133,7 +123,7 @@ def test_a_corrupt_part_is_named_and_left_alone(tmp_path):
     run = tmp_path / "run"
     draw(run)
     damaged = part(run, 1)
-    whole = damaged.read_bytes()
+    whole, lost = damaged.read_bytes(), read(damaged)
     for broken in (whole[: len(whole) // 2], b"", b"not parquet at all", whole[:40] + b"\xff" * 30 + whole[70:]):
         damaged.write_bytes(broken)
         before = contents(run)
@@ -144,8 +134,9 @@ def test_a_corrupt_part_is_named_and_left_alone(tmp_path):
         # Only the record of sessions may grow.
         assert {**after, Path("manifest.json"): None} == {**before, Path("manifest.json"): None}
     damaged.rename(tmp_path / "aside.parquet")  # what the message says to do
-    assert draw(run).num_drawn == 5
+    assert draw(run).num_drawn == len(lost) == 5
     assert keys(run) == exactly(4, 6)
+    assert read(part(run, 5)) == lost  # the same draws, in a part of a new number
 
 
 def test_a_flipped_bit_is_found_by_whoever_reads_it_and_by_nobody_else(tmp_path):
