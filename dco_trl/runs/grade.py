@@ -1,6 +1,5 @@
 """Grade a run's samples, part by part; parts that were graded before are left alone."""
 
-import hashlib
 import inspect
 import os
 import sys
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..checks import check_integer
 from ..problem import Problem
-from .files import StoreError
+from .files import StoreError, sha256
 from .store import GRADE_SCHEMA, KEY, RunStore, replace_surrogates
 
 if TYPE_CHECKING:
@@ -232,7 +231,7 @@ def grader_source(grader: str | Callable) -> str | None:
             file = inspect.getsourcefile(inspect.unwrap(function))
         except TypeError:  # an object such as a `functools.partial`: hash the module that makes it
             file = getattr(sys.modules.get(str(grader).partition(":")[0]), "__file__", None)
-        code = f"sha256 {hashlib.sha256(Path(file or '').read_bytes()).hexdigest()[:16]}"
+        code = f"sha256 {sha256(Path(file or '').read_bytes())[:16]}"
         return f"{code}, {builtin}" if builtin else code
     except (TypeError, OSError):
         return None

@@ -1,6 +1,5 @@
 """The results of a graded run: for each problem, the counts behind pass@k and a few samples to look at."""
 
-import hashlib
 import heapq
 import os
 from collections import Counter
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ..problem import Problem
-from .files import StoreError
+from .files import StoreError, sha256
 from .grade import is_correct
 from .messages import message_text
 from .store import KEY, RunStore, rows_by_problem
@@ -224,7 +223,7 @@ def _read_part(store: RunStore, part: Path, graded: Path, arms: Sequence[str]) -
 def _shortened(answer: str) -> str:
     if len(answer) <= _ANSWER_LENGTH:
         return answer
-    return f"{answer[:_ANSWER_LENGTH]}… ({len(answer)} characters, {hashlib.sha256(answer.encode()).hexdigest()[:8]})"
+    return f"{answer[:_ANSWER_LENGTH]}… ({len(answer)} characters, {sha256(answer.encode())[:8]})"
 
 
 def _chosen_grader(store: RunStore, grader: str | None) -> str:

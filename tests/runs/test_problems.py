@@ -20,6 +20,7 @@ ROWS = [
     {"prompt": "3 + 3 =", "answer": "6", "level": 3},
 ]
 PROBLEMS = [Problem(str(i), row["prompt"], row["answer"], {"level": row["level"]}) for i, row in enumerate(ROWS)]
+NOT_UTF8 = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\x80"]).buffers())
 
 
 def write(tmp_path, kind, rows=ROWS):
@@ -65,9 +66,9 @@ def test_what_is_unusual_and_right(tmp_path):
     long = "x" * 200_000
     limit = csv.field_size_limit()
     (problem, second) = read_problems(
-        write(tmp_path, "csv", [{"prompt": long, "answer": "a"}, {"prompt": "q\r\n", "answer": '"'}])
+        write(tmp_path, "csv", [{"prompt": long, "answer": "a"}, {"prompt": "p, q\nr\r\n", "answer": '"'}])
     )
-    assert problem.prompt == long and (second.prompt, second.answer) == ("q\r\n", '"')
+    assert problem.prompt == long and (second.prompt, second.answer) == ("p, q\nr\r\n", '"')
     assert csv.field_size_limit() == limit
     path = tmp_path / "data.jsonl"
     path.write_text('{"prompt": "a\u2028b", "answer": 1}\r\n\r\n{"prompt": "c", "answer": 2}', newline="")
@@ -88,14 +89,6 @@ def test_numpy_values_of_other_columns_stay_numbers(tmp_path):
         pass
     (problem,) = RunStore(tmp_path).problems
     assert problem.columns == {"level": 3, "weights": [1.5, 2.0], "when": "2026-01-02"}
-
-
-def test_csv_keeps_answers_as_they_are_written(tmp_path):
-    rows = [{"prompt": "a, b", "answer": "007"}, {"prompt": "c\nd", "answer": "1.50"}]
-    assert [(p.prompt, p.answer) for p in read_problems(write(tmp_path, "csv", rows))] == [
-        ("a, b", "007"),
-        ("c\nd", "1.50"),
-    ]
 
 
 LITERAL = ["NA", "null", "None", "007", "0.50", "2024-02-29", "2024-02-29T00:00:00", "1e3", "True", "[1]"]
@@ -342,18 +335,17 @@ def test_text_that_is_not_utf_8_is_named_with_its_line(tmp_path, kind, data):
         read_problems(path)
 
 
-def test_text_of_a_parquet_file_that_is_not_utf8(tmp_path):
-    text = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\x80"]).buffers())
-    pq.write_table(pa.table({"prompt": text, "answer": ["a"]}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="a.parquet' cannot be read as Parquet: .*Invalid UTF8.* Write the file again"):
+@pytest.mark.parametrize(
+    ("columns", "names", "told"),
+    [
+        ([NOT_UTF8, ["a"]], ["prompt", "answer"], "cannot be read as Parquet: .*Invalid UTF8.* Write the file again"),
+        ([["p"], ["a"], ["q"]], ["prompt", "answer", "prompt"], ": 'prompt' is there twice in "),
+    ],
+)
+def test_what_is_wrong_with_a_parquet_file_is_said(tmp_path, columns, names, told):
+    pq.write_table(pa.table(columns, names=names), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=f"a.parquet'.*{told}"):
         read_problems(tmp_path / "a.parquet")
-
-
-def test_columns_of_one_name_in_a_parquet_file(tmp_path):
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table([["p"], ["a"], ["q"]], names=["prompt", "answer", "prompt"]), path)
-    with pytest.raises(DataError, match="a.parquet': 'prompt' is there twice in "):
-        read_problems(path)
 
 
 def test_the_fingerprint_is_of_ids_prompts_and_answers():
