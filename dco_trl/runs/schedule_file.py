@@ -103,14 +103,12 @@ def read_schedule(path: str | os.PathLike[str]) -> ArmSchedule:
     return ArmSchedule(schedule, arms)
 
 
-def schedule_of_run(folder: Path, manifest: Mapping[str, Any]) -> ArmSchedule | None:
-    """The schedule of a run, without its expected coverage; None for a run of one arm.
+def schedule_of_run(folder: Path, manifest: Mapping[str, Any]) -> ArmSchedule:
+    """The schedule of a run along one, without its expected coverage.
 
     Raises:
         StoreError: The schedule in the manifest is damaged.
     """
-    if "schedule" not in manifest:
-        return None
     try:
         entries = dict(manifest["schedule"])
         arms = _arms([{k: v for k, v in entry.items() if k != "adapter_fingerprint"} for entry in entries["arms"]])

@@ -69,6 +69,8 @@ def test_k_above_the_fewest_samples_is_left_out_and_noted():
     assert left_out == LeftOut(k=16, problems_short=1, fewest=5, problem_id="short")
     _, note = tables.notes(summary, summary.runs)
     assert "pass@16 left out" in note and "fewest: 5, problem 'short'" in note
+    (nothing,) = summarise([short], k=(64,)).runs  # the curve is drawn all the same
+    assert not nothing.pass_at_k and not nothing.majority_at_k and nothing.curve == summary.runs[0].curve
 
 
 def test_answers_that_nobody_gave_do_not_vote_and_are_no_top_answer():
@@ -195,9 +197,10 @@ def test_files(tmp_path):
 
 
 def test_terminal_shows_names_as_they_are():
-    stream, summary = io.StringIO(), summarise([run("[red]ce[/]"), run(":smile:")], k=(1, 4))
+    stream, summary = io.StringIO(), summarise([run("[red]ce[/]"), run(":smile:", grader="f")], k=(1, 4))
     print_report(summary, Console(file=stream, width=120, emoji=False))
-    assert "[red]ce[/]" in stream.getvalue() and ":smile: - [red]ce[/]" in stream.getvalue()
+    for shown in ("│ [red]ce[/] │", ":smile: - [red]ce[/]", "warning: ", "graders ([red]ce[/]: math, :smile:: f)"):
+        assert shown in " ".join(stream.getvalue().replace("┃", "│").split())
 
 
 def test_numbers_as_text_have_the_digits_they_need_and_a_mark_where_unreliable():

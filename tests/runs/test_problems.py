@@ -53,11 +53,11 @@ def nested(depth):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
-def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path, kind):
+def test_a_byte_order_mark_and_a_blank_line_are_no_data(tmp_path, kind):
     rows = [{"prompt": "p", "answer": "a"}, {"prompt": "q", "answer": "b"}]
     path = write(tmp_path, kind, rows)
     expected = read_problems(path)
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\r\n")
     assert read_problems(path) == expected
 
 
@@ -200,8 +200,11 @@ def test_repeated_problems_are_said_and_contradictions_refused(caplog):
         assert len(problems_from_rows([{**ROWS[0], "answer": text} for text in ("18", "18.0")])) == 2
     assert "1 problems repeat an earlier one (ids 2)" in caplog.text
     assert "one prompt has one number in several spellings: '18' and '18.0'" in caplog.text
-    with pytest.raises(DataError, match="'0' and '1' have the same prompt but different answers, '2' and '3'"):
-        problems_from_rows([ROWS[0], {**ROWS[0], "answer": "3"}])
+    for other in ("3", "two"):
+        with pytest.raises(
+            DataError, match=f"'0' and '1' have the same prompt but different answers, '2' and '{other}"
+        ):
+            problems_from_rows([ROWS[0], {**ROWS[0], "answer": other}])
 
 
 def chat(**message):
