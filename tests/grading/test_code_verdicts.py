@@ -14,6 +14,7 @@ from dco_trl.grading.code_sandbox import Watcher
 pytestmark = needs_confinement
 
 DOUBLE = [{"input": "3\n4\n", "output": "6\n8"}]
+CHECK = {"test": ["def check(f):\n    assert f(2) == 4\n"], "entry_point": ["f"]}
 
 
 def fenced(program: str) -> str:
@@ -206,8 +207,7 @@ LIARS = [
 @pytest.mark.parametrize("liar", LIARS)
 def test_a_wrong_program_does_not_pass_by_what_it_replaces(liar):
     assert code_grader([f"def f(x): return 5\n{liar}"], test_list=[["assert f(2) == 4"]]) == [0.0]
-    row = {"test": ["def check(f):\n    assert f(2) == 4\n"], "entry_point": ["f"]}
-    assert code_grader([f"def f(x): return 5\n{liar}"], ["def f(x):\n"], **row) == [0.0]
+    assert code_grader([f"def f(x): return 5\n{liar}"], ["def f(x):\n"], **CHECK) == [0.0]
 
 
 @pytest.mark.parametrize(
@@ -220,14 +220,11 @@ def test_a_wrong_program_does_not_pass_by_what_it_replaces(liar):
         "\ufeffdef f(x): return 2 * x",
         "def f(x):\n    print(10**5000)\n    return 2 * x",
         "f = lambda x: 2 * x",
-        "import multiprocessing as m\nclass A: pass\ndef g(x): return A(), 2 * x\ndef f(x):\n"
-        "    with m.Pool(1) as p: return p.map(g, [x])[0][1]",
     ],
 )
 def test_right_programs_in_front_of_tests(program):
     assert code_grader([fenced(program)], test_list=[["assert f(2) == 4"]], test_setup_code=["import math"]) == [1.0]
-    row = {"test": ["def check(f):\n    assert f(2) == 4\n"], "entry_point": ["f"]}
-    assert code_grader([fenced(program)], ["import math\n\ndef f(x):\n"], **row) == [1.0]
+    assert code_grader([fenced(program)], ["import math\n\ndef f(x):\n"], **CHECK) == [1.0]
 
 
 # ------------------------------------------------------------------ which part of a completion is the program
@@ -254,8 +251,7 @@ SOLUTION = "def f(x):\n    return 2 * x\n"
     ],
 )
 def test_the_block_that_defines_what_the_tests_name(completion):
-    row = {"test": ["def check(f):\n    assert f(2) == 4\n"], "entry_point": ["f"]}
-    assert code_grader([completion], ["def f(x):\n"], **row) == [1.0]
+    assert code_grader([completion], ["def f(x):\n"], **CHECK) == [1.0]
     if "def f" in completion:
         assert code_grader([completion], test_list=[["assert f(2) == 4"]]) == [1.0]
 
