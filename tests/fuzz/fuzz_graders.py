@@ -21,7 +21,7 @@ TIMEOUT = 2.0
 CASES_PER_EXAMPLE = 20
 STATUSES = {"graded", "unparsed", "timeout", "error"}
 
-_FRAGMENTS = (
+FRAGMENTS = (
     *("0", "7", "12", "-1", ".5", "1,000", "x", "y", "i", "e", "\\pi", "∞", "½", "３", "²", "₂", "°", "√", "−", "×"),
     *("^", "^{", "_", "_{2}", "{", "}", "(", ")", "[", "]", ",", ";", "=", "<", "\\le", "≥", "\\in", "\\cup", "!"),
     *("\\frac", "\\frac{1}{", "\\dbinom52", "\\sqrt", "\\sqrt{", "\\sin ", "\\log_", "\\sum_{n=1}^", "\\int_0^1"),
@@ -30,11 +30,15 @@ _FRAGMENTS = (
     *("\\boxed{", "\\text{", "The answer is ", "answer: ", "#### ", "<answer>", "</answer>", "$", "\\(", "\\]", "**"),
     *("4 apples and 5 oranges", "<think>", "</think>", "\\boxed{7}", ", not ", " or maybe ", "\\ldots", "...", "pi/2"),
     *("sqrt(", "**", "\\times10^{-19}", "#### Step 1\n", " out of ", " or ", " and ", " is ", "\n", " ", "\\,", "~"),
-    *("\x00", "\ud800", "\u202e"),
     *("\\begin{pmatrix}", "&", "\\\\", "\\end{pmatrix}", "9^{9^{9", "__import__('os').getpid()", "'", '"', "%s", "\\"),
+    *("\x00", "\x01", "\x1b[2J", "\x7f", "\r", "\t", "\u200b", "\u202e", "\ufeff", "\ud800", "\udfff", "😀", "٣"),
+    *("9", "10", "999999999", "1e999", "\\infty", "inf", "nan", "!!", "!!!!", "|", "\\ne", "\\sqrt[", "\\binom{99}{"),
+    *("\\sum_{n=1}^{", "\\prod_{k=1}^{", "\\int_0^{", "\\lim_{x\\to", "\\log_{", "\\)", "\\[", "$$", "%", "#", "`"),
+    *("__import__('os')", "os.system", "eval(", "exec(", "lambda:0", "Symbol('x')", "import os", "().__class__"),
+    *("12 inches", "answer is ", "I hope", "one hundred", "//", "@", ".", ":"),
 )
 TEXTS = st.one_of(
-    st.lists(st.sampled_from(_FRAGMENTS), max_size=12).map("".join),
+    st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join),
     st.text(max_size=40),
     st.text("0123456789.,-+/ _{}()\\^x", max_size=15),
 )

@@ -8,6 +8,7 @@ import sys
 
 import psutil
 import pytest
+from fuzz.fuzz_graders import FRAGMENTS
 from grading_helpers import grade
 from lengths import GENERATED_TEXTS
 
@@ -16,23 +17,12 @@ from dco_trl.grading.confinement import audit, readable_folders
 
 TIMEOUT = 0.7
 
-ATOMS = [
-    *("9", "10", "999999999", "0", "-1", "1e999", "x", "y", "i", "e", "\\pi", "\\infty", "\\emptyset", "inf", "nan"),
-    *("^", "^{", "}", "{", "!", "!!", "!!!!", "(", ")", "[", "]", "|", ",", ";", "=", "<", "\\le", "\\ne", "\\in"),
-    *("\\frac{1}{", "\\frac", "\\sqrt{", "\\sqrt[", "\\binom{99}{", "\\sum_{n=1}^{", "\\prod_{k=1}^{", "\\int_0^{"),
-    *("\\lim_{x\\to", "\\log_{", "\\sin", "\\begin{pmatrix}", "\\end{pmatrix}", "&", "\\\\", "\\boxed{", "\\text{"),
-    *("$", "$$", "\\(", "\\)", "\\[", "\\]", "%", "\\%", "#", "####", "_", "~", "'", '"', "`", "\\", "//", "**", "@"),
-    *("\x00", "\x01", "\x1b[2J", "\x7f", "\r", "\n", "\t", "\u202e", "\u200b", "\ufeff", "\ud800", "\udfff", "😀"),
-    *("__import__('os')", "os.system", "eval(", "exec(", "lambda:0", "Symbol('x')", "import os", "().__class__", "%s"),
-    *("٣", "</answer>", "<answer>", "answer is ", "and", " or ", "12 inches", "I hope", "one hundred", ".", ":", " "),
-]
-
 
 def generated(seed: int, count: int) -> list[str]:
     rng = random.Random(seed)
     texts = []
     for _ in range(count):
-        text = "".join(rng.choice(ATOMS) for _ in range(rng.choice((1, 2, 3, 5, 8, 13, 30))))
+        text = "".join(rng.choice(FRAGMENTS) for _ in range(rng.choice((1, 2, 3, 5, 8, 13, 30))))
         if rng.random() < 0.2:
             text = text * rng.choice((2, 10, 50))
         if rng.random() < 0.1:

@@ -17,12 +17,13 @@ from dco_trl.grading import (
 )
 
 RIGHT_B = (
+    *("B", "(B)", "b)", "B. Paris", "**B**", "The answer is (B) because it rains.", "Answer: B because it rains"),
     *("\\boxed{\\text{B}}", "$\\mathbf{B}$", "\\boxed{\\text{B}. Paris}", "`B`", "Ｂ", "（Ｂ）", "𝐁", "Ⓑ", "[B]"),
     *("<think>A</think>B", "ANSWER: $B$", "Answer: \\textbf{(B)}", "\\(\\text{B}\\)", "**Answer: (B)** Paris"),
     *("Answer: B\n\nA is wrong.", "answer: b", "The answer is clearly B.", "It's B.", "B is correct"),
     *("(B) because (A) is wrong", "Answer: B, not A", "B - Paris", "The answer is B rather than A"),
     *("I would choose B.", "I'd go with (B).", "I think it's B", "It must be B.", "Ans: B", "I'll pick option B"),
-    *("B. the cell membrane", "\\boxed{B: A polygenic score}", "Answer: B. I think so."),
+    *("B. the cell membrane", "\\boxed{B: A polygenic score}", "Answer: B. I think so.", "The correct option is B."),
 )
 NO_LETTER = (
     *("Answer: B or C", "Answer: (B) or (C)", "Answer: B/C", "Answer: A B C D", "B; C", "both B and C"),
@@ -30,7 +31,7 @@ NO_LETTER = (
     *("The answer is B (or C)", "B, maybe C", "E coli", "C. elegans", "B cells", "D minor", "C++", "A+", "D'accord"),
     *("Don't know", "None of the above", "Vitamin B", "The answer is not B", "(A) 5 (B) 6", "AB", "B. or C."),
     *("B is wrong. C is wrong.", "B isn't right", "(B) cannot be true", "Option B is not right. C.", "B is ruled out"),
-    *("<think>B", "I would choose a Basset."),
+    *("<think>B", "I would choose a Basset.", "B or C", "Both", "A dog"),
 )
 LONG = "Let us see what the options are and think about each of them in turn. " * 6
 
@@ -38,22 +39,12 @@ LONG = "Let us see what the options are and think about each of them in turn. " 
 @pytest.mark.parametrize(
     ("text", "reference", "score"),
     [
-        ("B", "B", 1.0),
-        ("B or C", "B", 0.0),
-        ("(B)", "B", 1.0),
-        ("b)", "B", 1.0),
-        ("B. Paris", "B", 1.0),
-        ("**B**", "B", 1.0),
         ("Option B", "(B)", 1.0),
-        ("The answer is (B) because it rains.", "B", 1.0),
-        ("Answer: B because it rains", "B", 1.0),
         (LONG + "So the answer is B.", "B", 1.0),
         (LONG + "\\boxed{B}", "\\boxed{B}", 1.0),
         ([{"role": "assistant", "content": "B"}], "B", 1.0),
         ("2", "2", 1.0),
         ("(2) red", "2", 1.0),
-        ("Both", "B", 0.0),
-        ("A dog", "A", 0.0),
         ("I think so", "I", 0.0),
         ("A", "B", 0.0),
         ("", "B", 0.0),
@@ -64,7 +55,6 @@ LONG = "Let us see what the options are and think about each of them in turn. " 
         *((text, text.strip("(")[:1] if text[0] in "ABCDE" else "B", 0.0) for text in NO_LETTER),
         ("Answer: A, B, C, D", "A", 0.0),
         ("Answer: A, B, C, D", "D", 0.0),
-        ("The correct option is D.", "D", 1.0),
         ("\\boxed{\\langle H\\rangle \\ll \\Delta E}\n\n**Answer: D**", "D", 1.0),
         ("\\boxed{\\langle H\\rangle \\ll \\Delta E}\n\n**Answer: D**", "E", 0.0),
         ("The answer is E. coli", "E", 0.0),
