@@ -1,5 +1,6 @@
 """Grade millions of samples: duplicates once, strings first, the rest in workers that may be killed."""
 
+import functools
 import json
 import os
 import pickle
@@ -83,9 +84,10 @@ class BulkGrader:
     ):
         limits = check_limits(num_workers, timeout, memory_limit)
         self._function: Grader = load_grader(grader)
-        # `functools.partial(math_grader, thought_tags=...)` is the grader, with other tags.
-        self._base = getattr(self._function, "func", self._function)
-        self._bound: dict[str, Any] = getattr(self._function, "keywords", {})
+        self._base: Any = self._function
+        self._bound: dict[str, Any] = {}
+        if isinstance(self._base, functools.partial):  # `partial(math_grader, thought_tags=...)` has other tags only
+            self._base, self._bound = self._base.func, self._base.keywords
         self.name = grader_name(grader)
         self.stats = GradingStats()
         self._tags = self._bound.get("thought_tags", THOUGHT_TAGS)

@@ -11,7 +11,7 @@ from grading_helpers import has_ended, until
 
 from dco_trl.cli._grading import GradingConfig
 from dco_trl.cli._grading import grade as grade_command
-from dco_trl.grading import BulkGrader, GraderError
+from dco_trl.grading import BulkGrader, GraderError, math_grader
 from dco_trl.problem import Problem
 from dco_trl.runs import RunStore
 
@@ -191,6 +191,16 @@ def test_a_vote_counts_what_the_grader_calls_the_answer():
         grader.answer_of = answer_of
         with pytest.raises(GraderError, match=text):
             grade(grader, ["a"])
+
+
+def test_an_object_that_holds_a_grader_is_not_that_grader():
+    class Opposite:
+        func = staticmethod(math_grader)
+
+        def __call__(self, **columns):
+            return [1 - score for score in self.func(**columns)]
+
+    assert grade(Opposite(), ["1", "2"], ["1", "1"])[0] == [(0.0, "graded"), (1.0, "graded")]
 
 
 def test_half_throughout_is_warned_of_once():
