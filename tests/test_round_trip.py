@@ -21,36 +21,27 @@ def said(role, content, **more):
     return {"role": role, "content": content, **more}
 
 
+def chat(prompt, completion, **columns):
+    return {"prompt": prompt, "completion": [completion], **columns}
+
+
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
 PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer", "description": "One."}}}
-TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": PARAMETERS}}]
-ASKED = [said("user", "What is 1 + 2?")]
+TOOL = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": PARAMETERS}}
+TOOLS = {"tools": json.dumps([TOOL])}
+ASKED, CALLING = [said("user", "What is 1 + 2?")], said("assistant", "", tool_calls=[CALL])
+THREE, SENTENCE = said("assistant", "3"), said("assistant", "It is 3.")
 FORMATS = {
     "plain": {"prompt": "1 + 2 =", "completion": " 3"},
     "indented code": {"prompt": "def add(a, b):", "completion": "\n    return a + b"},
     "a merge": {"prompt": "def add(a, b):\n", "completion": "    return a + b"},
-    "chat": {"prompt": ASKED, "completion": [said("assistant", "3")]},
-    "system": {"prompt": [said("system", "You add numbers."), *ASKED], "completion": [said("assistant", "It is 3.")]},
-    "turns": {
-        "prompt": [*ASKED, said("assistant", "3"), said("user", "And 2 + 2?")],
-        "completion": [said("assistant", "4")],
-    },
-    "tools": {"prompt": ASKED, "completion": [said("assistant", "3")], "tools": json.dumps(TOOLS)},
-    "tool call": {
-        "prompt": ASKED,
-        "completion": [said("assistant", "", tool_calls=[CALL])],
-        "tools": json.dumps(TOOLS),
-    },
-    "tool result": {
-        "prompt": [*ASKED, said("assistant", "", tool_calls=[CALL]), said("tool", "3", name="add")],
-        "completion": [said("assistant", "It is 3.")],
-        "tools": json.dumps(TOOLS),
-    },
-    "template arguments": {
-        "prompt": ASKED,
-        "completion": [said("assistant", "3")],
-        "chat_template_kwargs": {"enable_thinking": False},
-    },
+    "chat": chat(ASKED, THREE),
+    "system": chat([said("system", "You add numbers."), *ASKED], SENTENCE),
+    "turns": chat([*ASKED, THREE, said("user", "And 2 + 2?")], said("assistant", "4")),
+    "tools": chat(ASKED, THREE, **TOOLS),
+    "tool call": chat(ASKED, CALLING, **TOOLS),
+    "tool result": chat([*ASKED, CALLING, said("tool", "3", name="add")], SENTENCE, **TOOLS),
+    "template arguments": chat(ASKED, THREE, chat_template_kwargs={"enable_thinking": False}),
 }
 
 

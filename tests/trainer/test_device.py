@@ -44,17 +44,21 @@ class StubModel(torch.nn.Module):
 
 
 @pytest.fixture
-def bare_trl(monkeypatch):
-    """TRL's loss without its metrics, which do wait for the device."""
+def put_on_meta(monkeypatch):
+    """Put a trainer on "meta", with TRL's loss but without its metrics, which do wait for the device."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         log_probs = model(**inputs, fused_lm_head=True).log_probs
         return -log_probs.sum() / (1 if num_items_in_batch is None else num_items_in_batch)
 
-    def replace() -> None:  # only after construction, which checks TRL's own
+    def put(trainer) -> None:  # only after construction, which checks TRL's own loss
         monkeypatch.setattr(SFTTrainer, "compute_loss", compute_loss)
+        monkeypatch.setattr(trainer.accelerator.state, "device", META)
+        monkeypatch.setitem(trainer.args.__dict__, "_setup_devices", META)
+        assert trainer.accelerator.device == trainer.args.device == META
+        trainer.current_gradient_accumulation_steps = 1  # what `train` sets
 
-    return replace
+    return put
 
 
 def on_meta(dataloader, trainer) -> dict:
@@ -63,16 +67,6 @@ def on_meta(dataloader, trainer) -> dict:
     for name, value in batch.items():
         assert not isinstance(value, torch.Tensor) or value.device == META, name
     return trainer._prepare_inputs(batch)
-
-
-@pytest.fixture
-def device_is_meta(monkeypatch):
-    def replace(trainer) -> None:
-        monkeypatch.setattr(trainer.accelerator.state, "device", META)
-        monkeypatch.setitem(trainer.args.__dict__, "_setup_devices", META)
-        assert trainer.accelerator.device == trainer.args.device == META
-
-    return replace
 
 
 @pytest.mark.parametrize(
@@ -84,11 +78,9 @@ def device_is_meta(monkeypatch):
         ("padded", {"unit": "turn", "loss_reduction": "sequence"}),
     ],
 )
-def test_a_training_step_reads_nothing_from_the_device(batches, settings, bare_trl, device_is_meta):
+def test_a_training_step_reads_nothing_from_the_device(batches, settings, put_on_meta):
     trainer = make_trainer(**{"num_attempts": MANY, **settings}, **BATCHES[batches])
-    bare_trl()
-    device_is_meta(trainer)
-    trainer.current_gradient_accumulation_steps = 1
+    put_on_meta(trainer)
     model = StubModel()
     for _ in range(2):  # sums since the last log are added to those before
         batch = on_meta(trainer.get_train_dataloader(), trainer)
@@ -102,11 +94,10 @@ def test_a_training_step_reads_nothing_from_the_device(batches, settings, bare_t
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("batches", BATCHES)
-def test_nor_does_a_batch_of_evaluation(batches, reduction, bare_trl, device_is_meta):
+def test_nor_does_a_batch_of_evaluation(batches, reduction, put_on_meta):
     data = {"eval_dataset": ROWS, "eval_packing": batches == "packed"}
     trainer = make_trainer(num_attempts=MANY, loss_reduction=reduction, **data, **BATCHES[batches])
-    bare_trl()
-    device_is_meta(trainer)
+    put_on_meta(trainer)
     trainer.model.eval()
     for _ in range(2):
         batch = on_meta(trainer.get_eval_dataloader(), trainer)
@@ -117,11 +108,9 @@ def test_nor_does_a_batch_of_evaluation(batches, reduction, bare_trl, device_is_
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("batches", ["padded", "padding-free"])
-def test_nor_does_a_step_with_given_weights(batches, reduction, bare_trl, device_is_meta):
+def test_nor_does_a_step_with_given_weights(batches, reduction, put_on_meta):
     trainer = cot.make_cot_trainer(loss_reduction=reduction, num_targets=2, targets="sampled", **BATCHES[batches])
-    bare_trl()
-    device_is_meta(trainer)
-    trainer.current_gradient_accumulation_steps = 1
+    put_on_meta(trainer)
     # As if it had been sampled for: row 0 has two different rationales.
     estimates = {problem: (0.5, -3.0) for problem in range(4)}
     trainer._window = Window(deque([[0, 1, 2, 3]]), estimates, {0: [[5, 6, 1], [7, 1]]})
