@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from cot import COUNTED, ROWS, TRAINED, make_cot_trainer, record_samples, settings, trained, weights_after
+from cot import COUNTED, ROWS, TRAINED, make_cot_trainer, record_samples, trained, weights_after
 from training import assert_same_weights, make_trainer, steps_of
 from transformers import TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
-from dco_trl import CoTDCOConfig, CoTDCOTrainer
+from dco_trl import CoTDCOTrainer
 from dco_trl.statistics import posterior_weight
 from dco_trl.trainer.rationales import Draws, RationaleDrawer
 from dco_trl.trainer.success_counts import SuccessCounts
@@ -23,11 +23,9 @@ from dco_trl.trainer.window_sampler import WindowSampler
 @pytest.mark.parametrize("batches", [{}, {"padding_free": True, "max_length": None}])
 @pytest.mark.slow
 def test_one_attempt_is_sft_bit_for_bit(batches):
-    common = settings(gradient_accumulation_steps=2, **batches)
-    ours = weights_after(make_cot_trainer(num_attempts=1, gradient_accumulation_steps=2, **batches))
-    own = set(CoTDCOConfig.__dataclass_fields__) - set(SFTConfig.__dataclass_fields__)
-    common = {name: value for name, value in common.items() if name not in own}
-    assert_same_weights(ours, weights_after(make_trainer(SFTTrainer, train_dataset=ROWS, **common)))
+    options = dict(gradient_accumulation_steps=2, max_steps=-1, num_train_epochs=2, **batches)
+    ours = weights_after(make_cot_trainer(num_attempts=1, **options))
+    assert_same_weights(ours, weights_after(make_trainer(SFTTrainer, train_dataset=ROWS, **options)))
 
 
 @pytest.mark.parametrize("estimator", ["posterior", "plugin"])
