@@ -1,4 +1,4 @@
-"""Requests to an OpenAI-compatible endpoint, and its answers, of which nothing is used unchecked."""
+"""Requests to an OpenAI-compatible endpoint, and its answers, which are checked before they are used."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

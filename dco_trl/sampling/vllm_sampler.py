@@ -104,7 +104,7 @@ class VLLMSampler:
                     "the option seed_each_request=True (sampler_kwargs)."
                 )
             engine_kwargs["worker_extension_cls"] = f"{__name__}.SeedingWorker"
-        from vllm.platforms import current_platform  # from vLLM 0.32 on, no attribute of `vllm` unless imported
+        from vllm.platforms import current_platform  # since vLLM 0.32, no attribute of `vllm` until imported
 
         if current_platform.is_cpu():
             # Without a GPU, a seeded request whose prompt is split over two steps takes the engine down: vLLM rewinds

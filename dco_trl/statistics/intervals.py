@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
-from ..checks import check_confidence, check_graded_counts, check_ks
+from ..checks import check_confidence, check_graded_counts, check_integer, check_ks
 from .pass_at_k import pass_at_k
 
 # An interval is called reliable where its mean is at least this many problems away from both 0 and 1. Simulation
@@ -117,12 +117,15 @@ def default_ks(num_samples: int) -> NDArray[np.int64]:
     Args:
         num_samples: Samples per problem, at least 1.
 
+    Raises:
+        ValueError: `num_samples` is not an integer of at least 1.
+
     Examples:
         >>> default_ks(12).tolist()
         [1, 2, 4, 8, 12]
     """
-    powers = 2 ** np.arange(int(num_samples).bit_length(), dtype=np.int64)
-    return np.unique(np.append(powers, num_samples))
+    num_samples = check_integer("num_samples", num_samples)
+    return np.unique(np.append(2 ** np.arange(num_samples.bit_length(), dtype=np.int64), num_samples))
 
 
 def mean_curve(
@@ -225,7 +228,8 @@ def paired_difference(
     """
     _check_same_problems(first, second)
     counts = [np.array([run[name] for name in first], dtype=np.int64) for run in (first, second)]
-    ks = default_ks(min(int(c[:, 0].min()) for c in counts)) if k is None else check_ks(k)
+    # Below, `pass_at_k` refuses a run without samples of a problem, with the run's name.
+    ks = default_ks(max(1, min(c[:, 0].min() for c in counts))) if k is None else check_ks(k)
     values = []
     for which, c in zip(("first", "second"), counts, strict=True):
         try:

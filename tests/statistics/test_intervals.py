@@ -118,6 +118,8 @@ def test_different_problems_are_listed():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: default_ks(0), "`num_samples` must be an integer of at least 1, got 0"),
+        (lambda: default_ks(2.5), "`num_samples` must be an integer of at least 1, got 2.5"),
         (lambda: pass_at_k_curve(4, []), "num_correct is empty: there is no problem to take the mean of"),
         (lambda: pass_at_k_curve([4, 2], [1, 1], 4), r"k=4 is more than num_samples=2 \(entry \(1, 0\), counted"),
         (lambda: pass_at_k_curve(4, [1, 2], k=[]), r"k is empty: there is no pass@k to compute. .* such as k=\[1\]"),
@@ -135,6 +137,7 @@ def test_different_problems_are_listed():
         (lambda: paired_difference({}, {}), "first and second are empty"),
         (lambda: paired_difference({"a": (8, 1)}, {"a": (4, 1)}, 8), "second run: k=8 is more than num_samples=4"),
         (lambda: paired_difference({"a": (8, 9)}, {"a": (8, 1)}), "first run: num_correct=9 is more than"),
+        (lambda: paired_difference({"a": (8, 1)}, {"a": (0, 0)}), "second run: num_samples must .* at least 1, got 0"),
     ],
 )
 def test_refuses(call, message):
