@@ -59,7 +59,7 @@ class RayPool:
             logger.warning(
                 f"none of {len(self.workers)} workers, with {self._needs} each, is ready after {_PATIENCE:.0f} s. The "
                 f"cluster has {_resources(ray.cluster_resources())}, of which {_resources(ray.available_resources())} "
-                "are free: loading is slow, other work has to end, or machines have to join."
+                "are free: loading takes long, other work has to end, or machines have to join."
             )
             done, _ = ray.wait(calls, num_returns=1)
         return _result(done[0])
