@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UserError
-from ._common import DatasetConfig, ModelConfig, json_object, load_problems, naming, option, unescape
+from ._common import DatasetConfig, ModelConfig, json_object, naming, option, unescape
 
 if TYPE_CHECKING:
     from ..runs.schedule_file import FollowedSchedule
@@ -56,18 +56,13 @@ class SamplingConfig(SamplerConfig):
 
 
 def sample(
-    data: DatasetConfig,
-    model: ModelConfig,
-    sampling: SamplingConfig,
-    problems: list | None = None,
-    first_sample: int = 0,
+    data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, problems: list, first_sample: int = 0
 ) -> Any:
-    """Draw samples of `problems`, by default those of `data`, into a run folder, and return the summary."""
+    """Draw samples of `problems`, which come from `data`, into a run folder, and return the summary."""
     from ..runs import sample_run
     from ..runs.sample import check_run_size
 
     check_run_size(sampling.num_samples, sampling.chunk_size, first_sample)
-    problems = load_problems(data) if problems is None else problems
     told = f"{len(problems):,} problems × {sampling.num_samples:,} samples"
     with prepared(data, model, sampling, told) as given:
         return sample_run(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ._common import DatasetConfig, ModelConfig, command, option
+from ._common import DatasetConfig, ModelConfig, command, load_problems, option
 from ._sampling import SamplingConfig, sample
 
 
@@ -21,4 +21,4 @@ class RangeConfig:
 @command("sample")
 def main(data: DatasetConfig, model: ModelConfig, sampling: SamplingConfig, which: RangeConfig) -> Any:
     """Draw samples into a run folder. After an interruption, the same command goes on."""
-    return sample(data, model, sampling, first_sample=which.first_sample)
+    return sample(data, model, sampling, load_problems(data), which.first_sample)

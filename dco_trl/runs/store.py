@@ -28,8 +28,6 @@ _KEY_FIELDS = [("problem_id", pa.string()), ("sample_index", pa.int32())]
 SAMPLE_SCHEMA = pa.schema(
     [*_KEY_FIELDS, ("text", pa.string()), ("num_tokens", pa.int32()), ("finish_reason", pa.string())]
 )
-# The samples of a run along a schedule.
-SCHEDULED_SCHEMA = SAMPLE_SCHEMA.append(pa.field("arm", pa.string()))
 GRADE_SCHEMA = pa.schema([*_KEY_FIELDS, ("score", pa.float32()), ("answer", pa.string()), ("status", pa.string())])
 
 
@@ -164,8 +162,8 @@ class RunStore:
 
     @property
     def sample_schema(self) -> pa.Schema:
-        """The columns of the samples."""
-        return SCHEDULED_SCHEMA if "schedule" in self.manifest else SAMPLE_SCHEMA
+        """The columns of the samples, which have an arm in a run along a schedule."""
+        return SAMPLE_SCHEMA.append(pa.field("arm", pa.string())) if "schedule" in self.manifest else SAMPLE_SCHEMA
 
     def sample_parts(self) -> list[Path]:
         """The files with samples, oldest first."""
