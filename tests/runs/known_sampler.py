@@ -23,10 +23,15 @@ from dco_trl.statistics import plan_attempts
 
 
 class KnownSampler:
-    """Answers problem s with a number drawn uniformly from 0 to s + 1: right, which is 0, with p = 1 / (s + 2)."""
+    """Answers problem s with a number drawn uniformly from 0 to s + 1: right, which is 0, with p = 1 / (s + 2).
 
-    def __init__(self, seconds: float = 0.0, length: int = 0, name: str = "known"):
-        self.seconds, self.padding, self.name = seconds, "x" * length, name
+    Further arguments are entries of its identity.
+    """
+
+    def __init__(self, seconds: float = 0.0, length: int = 0, **identity):
+        self.seconds, self.padding = seconds, "x" * length
+        own = {"model": "known", "revision": "", "adapter": "", "sampler": "known", "numpy_version": np.__version__}
+        self.identity = lambda: own | identity
 
     def sample(self, requests, params):
         time.sleep(self.seconds)
@@ -38,9 +43,6 @@ class KnownSampler:
         answer = np.random.default_rng([params.seed, stream, index]).integers(stream % 50 + 2)
         text = f"{self.padding}The answer is {answer}."
         return Sample(text, (1, 2), 2, "length" if answer == 1 else "stop")
-
-    def identity(self):
-        return {"model": self.name, "revision": "", "adapter": "", "sampler": "known", "numpy_version": np.__version__}
 
     def close(self):
         pass

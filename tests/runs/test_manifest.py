@@ -11,19 +11,8 @@ from dco_trl.runs import RunStore, StoreError, sample_run
 from dco_trl.sampling import SamplingParams
 
 
-class Served(KnownSampler):
-    """A sampler with further entries in its identity."""
-
-    def __init__(self, **identity):
-        super().__init__()
-        self.extra = identity
-
-    def identity(self):
-        return {**super().identity(), **self.extra}
-
-
 def draw(folder, samples=2, problems=2, params=None, **identity):
-    return sample_run(folder, make_problems(problems), Served(**identity), samples, params, progress=False)
+    return sample_run(folder, make_problems(problems), KnownSampler(**identity), samples, params, progress=False)
 
 
 def manifest(folder):

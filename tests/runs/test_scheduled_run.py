@@ -125,11 +125,10 @@ def test_a_long_schedule_is_told_in_few_words(tmp_path, schedule):
 
 
 def test_what_cannot_follow_a_schedule_is_refused_before_a_folder_is_made(tmp_path, schedule):
-    other = ArmSampler()
-    other.identity = lambda: {"model": "known", "adapter": "mine"}
+    other = ArmSampler(adapter="mine")
     is_for = r"arm '.*even' of the schedule is for model 'known' \(no fingerprint\), and the sampler has 'other'"
     for kind, told, arguments in (
-        (StoreError, is_for, {"sampler": ArmSampler(name="other")}),
+        (StoreError, is_for, {"sampler": ArmSampler(model="other")}),
         (ValueError, "`adapter` mine cannot be combined with a schedule: its arms have their own", {"sampler": other}),
         (ValueError, "temperature=0.5 cannot be combined", {"params": SamplingParams(temperature=0.5)}),
     ):
@@ -144,19 +143,12 @@ def test_what_cannot_follow_a_schedule_is_refused_before_a_folder_is_made(tmp_pa
 
 
 def test_models_and_adapters_that_moved_draw_what_they_drew(tmp_path):
-    class FolderSampler(ArmSampler):
-        def __init__(self, folder, adapter=""):
-            super().__init__(name=str(folder))
-            self.adapter = adapter
-
-        def identity(self):
-            return {**super().identity(), **describe("model", self.name), **describe("adapter", self.adapter)}
-
     def seed_in(place, weights="a", schedule=None, adapter=""):
         folder = tmp_path / place
         folder.mkdir()
         (folder / "model.safetensors").write_text(weights)
-        sampler = FolderSampler(folder, str(make_adapter(folder)) if adapter else "")
+        adapter = str(make_adapter(folder)) if adapter else ""
+        sampler = ArmSampler(**describe("model", str(folder)), **describe("adapter", adapter))
         return sampler_params(sampler, SamplingParams(), schedule and schedule(folder)).seed
 
     def make_adapter(folder):
@@ -183,14 +175,11 @@ def test_a_schedule_is_checked_once(tmp_path, schedule):
 
 
 def test_a_server_is_told_how_to_serve_the_model(tmp_path, schedule):
-    sampler = ArmSampler(name="served")
-    sampler.identity = lambda: {"sampler": "server", "model": "served", "adapter": ""}
     with pytest.raises(StoreError, match=r"serve it under that name too \(--served-model-name known\)"):
-        run(tmp_path / "run", 4, schedule, sampler=sampler)
+        run(tmp_path / "run", 4, schedule, sampler=ArmSampler(sampler="server", model="served"))
     # A server may have the adapters on its own disk, or know them by name.
     (tmp_path / "odd" / "adapter_config.json").unlink()
-    sampler.identity = lambda: {"sampler": "server", "model": "known", "adapter": ""}
-    assert run(tmp_path / "run", 4, schedule, sampler=sampler).num_drawn == 36
+    assert run(tmp_path / "run", 4, schedule, sampler=ArmSampler(sampler="server")).num_drawn == 36
 
 
 def test_results_have_the_counts_of_each_arm(tmp_path, schedule):
