@@ -141,8 +141,8 @@ def _names_two_numbers(answer: str) -> bool:
 
 def _conclusion(answer: str) -> str:
     """The last line with a number, if there is one: "not" and "or" above it belong to the reasoning."""
-    *_, last = [line for line in answer.split("\n") if any(map(str.isdigit, line))] or [answer]
-    return last
+    lines = [line for line in answer.split("\n") if any(map(str.isdigit, line))]
+    return lines[-1] if lines else answer
 
 
 def _compare_sequences(reference: str, answer: str) -> float | None:
