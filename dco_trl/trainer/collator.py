@@ -1,4 +1,4 @@
-"""TRL's collator, which also tells which examples a batch holds and how many documents each has."""
+"""TRL's collators, which also tell which examples a batch holds and how many documents each has."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .trl_contract import DataCollatorForLanguageModeling
+from .trl_contract import DataCollatorForLanguageModeling, DataCollatorForVisionLanguageModeling
 
 # The column with a row's number in the data set as it was given: preparation may shuffle rows and drop some.
 ROW = "dco_row"
@@ -54,6 +54,16 @@ class DCOCollator(DataCollatorForLanguageModeling):
         if all(ROW in example for example in examples):
             info["row"] = torch.tensor([example[ROW] for example in examples])
         return batch | ({INFO: info} if info else {})
+
+
+@dataclass
+class DCOVisionCollator(DataCollatorForVisionLanguageModeling):
+    """TRL's collator of pictures, and the evaluation rows' numbers."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        numbers = [example[ROW] for example in examples if ROW in example]
+        batch = super().torch_call(examples)
+        return {**batch, INFO: {"row": torch.tensor(numbers)}} if numbers else batch
 
 
 def _parts(example: dict[str, Any], lengths: list[int]) -> list[dict[str, Any]]:

@@ -15,11 +15,10 @@ from datasets import Dataset
 from .checkpoints import read_state, write_state
 from .collator import INFO, ROW, BatchInfo
 from .cot_config import STATE_NAME, CoTDCOConfig
-from .data_checks import check_has_answers, check_has_counts
+from .data_checks import check_has_answers, check_has_counts, has_images
 from .dco_trainer import DCOTrainer
 from .prepared_rows import PreparedRows
 from .segments import Segments
-from .vision import has_images
 from .window import Window
 from .window_sampler import WindowSampler
 

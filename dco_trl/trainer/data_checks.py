@@ -1,13 +1,17 @@
 """Reports what is wrong with a data set for DCO, with the number of rows, before training starts."""
 
+from typing import Any
+
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset, Value
 
-from .columns import counted, is_empty
+from .columns import counted, has_other_end, is_empty
 from .conversations import has_conversations
 from .dco_config import DCOConfig
 
 logger = get_logger(__name__)
+
+_IMAGES = {"image", "images"}
 
 
 def why_not_an_answer(dataset: Dataset | IterableDataset, args: DCOConfig, name: str) -> str | None:
@@ -61,6 +65,29 @@ def check_texts(dataset: Dataset | IterableDataset, name: str) -> None:
             f"{counted(empty, name)} have an empty `completion`. The model would be trained to stop at once. Remove "
             "the rows, for example with `dataset.filter`."
         )
+
+
+def has_images(dataset: Any) -> bool:
+    """Whether the rows have pictures. TRL prepares such rows batch by batch, in its collator."""
+    return isinstance(dataset, Dataset | IterableDataset) and bool(_IMAGES & set(dataset.column_names or ()))
+
+
+def check_images(dataset: Dataset | IterableDataset, args: DCOConfig, processor: Any, name: str) -> None:
+    """Raise a `ValueError` where p would not be the probability of a whole answer to a picture."""
+    if args.max_length is not None:
+        raise ValueError(
+            f"`max_length={args.max_length}` may cut answers to pictures, and their p would be that of a piece: how "
+            "many tokens a picture takes is known only in the batch. Set `max_length=None`."
+        )
+    check_texts(dataset, name)
+    end = processor.tokenizer.eos_token
+    if isinstance(dataset, Dataset) and "completion" in dataset.column_names and end:
+        if (endless := has_other_end(dataset, "completion", end)).any():
+            raise ValueError(
+                f"{counted(endless, name)} have a completion that does not end with {end!r}: TRL appends no end "
+                "of sequence to rows with pictures, and p would be that of a beginning. Append it: dataset.map(lambda "
+                f"row: {{'completion': row['completion'] + {end!r}}}); or use messages, whose template does."
+            )
 
 
 def check_has_answers(dataset: Dataset) -> None:

@@ -20,9 +20,9 @@ from .argument_checks import (
     why_sequences_are_sharded,
 )
 from .checkpoints import checkpoint_to_resume, writing_checkpoint
-from .collator import INFO, ROW, BatchInfo, DCOCollator
+from .collator import INFO, ROW, BatchInfo, DCOCollator, DCOVisionCollator
 from .conversations import drop_unsupported_assistant_mask, split_conversations
-from .data_checks import check_texts, warn_about_baseline, why_not_an_answer
+from .data_checks import check_images, check_texts, has_images, warn_about_baseline, why_not_an_answer
 from .dco_config import DCOConfig
 from .eval_log_p import EvalLogP, numbered
 from .model_card import CITATION, complete_model_card
@@ -37,7 +37,6 @@ from .trl_contract import (
     get_config_model_id,
 )
 from .unit_metrics import IDLE_AFTER_STEPS, METRICS, means_of, metrics_of_units, warn_if_idle
-from .vision import DCOVisionCollator, check_images, has_images
 
 
 class DCOTrainer(SFTTrainer):
