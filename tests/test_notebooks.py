@@ -160,13 +160,6 @@ def test_the_guide_has_the_figures_of_choose_n():
 
 
 @each_notebook
-def test_sets_its_size(path):
-    first, *rest = code_cells(nbformat.read(path, as_version=4))
-    assert 'SIZE = float(os.environ.get("DCO_TRL_NOTEBOOK_SIZE", 1))' in first.source
-    assert any("scaled(" in cell.source for cell in rest)
-
-
-@each_notebook
 @pytest.mark.slow
 def test_installs_from_the_repository_what_is_missing(path, monkeypatch):
     find = importlib.util.find_spec
@@ -239,11 +232,14 @@ def test_is_committed_with_the_outputs_of_one_run(path):
 
 
 @each_notebook
-def test_opens_with_what_it_shows_and_how_long_it_takes(path):
-    first = nbformat.read(path, as_version=4).cells[0]
+def test_opens_with_what_it_shows_how_long_it_takes_and_its_size(path):
+    notebook = nbformat.read(path, as_version=4)
+    first, [setup, *rest] = notebook.cells[0], code_cells(notebook)
     assert first.cell_type == "markdown" and first.source.startswith("# ")
     assert re.search(r"what it shows", first.source, re.IGNORECASE)
     assert re.search(r"how long it takes.*(second|minute|hour)", first.source, re.IGNORECASE | re.DOTALL)
+    assert 'SIZE = float(os.environ.get("DCO_TRL_NOTEBOOK_SIZE", 1))' in setup.source
+    assert any("scaled(" in cell.source for cell in rest)
 
 
 @each_notebook

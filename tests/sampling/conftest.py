@@ -1,11 +1,13 @@
 """Endpoints that fail on purpose, whose failed requests are retried at once."""
 
+import shutil
+
 import pytest
+from scripted_endpoint import Endpoint
+from word_llama import make_word_tokenizer
 
 
 def _endpoint(monkeypatch, owned_by):
-    from scripted_endpoint import Endpoint
-
     monkeypatch.setattr("dco_trl.sampling.endpoint._FIRST_WAIT", 0.01)
     endpoint = Endpoint(owned_by)
     yield endpoint
@@ -26,10 +28,6 @@ def vllm_like(monkeypatch):
 @pytest.fixture
 def trained_folder(adapters, tmp_path):
     """An adapter's folder as training leaves it: its tokenizer has another end of sequence and another template."""
-    import shutil
-
-    from word_llama import make_word_tokenizer
-
     tokenizer = make_word_tokenizer()
     tokenizer.eos_token, tokenizer.chat_template = "g", "f {{ messages[0].content }}"
     folder = shutil.copytree(adapters[0], tmp_path / "trained")
