@@ -17,7 +17,7 @@ from ..report.styles import (
     plain_axes,
     right_wrong_handles,
 )
-from .findings import COMPARED_AT, coverage_at, run_name
+from .findings import COMPARED_AT, by_num_attempts, coverage_at, run_name
 
 
 def plot_demo(results: dict[str, Any]) -> Figure:
@@ -31,7 +31,7 @@ def plot_demo(results: dict[str, Any]) -> Figure:
     for panel, k in zip(top.subplots(1, 2), (1, COMPARED_AT), strict=True):
         against_epoch(panel, runs, k)
     _against_k(left.subplots(), results)
-    compared = [runs_of(runs, n) for n in (1, first["dco_num_attempts"])]
+    compared = [by_num_attempts(runs)[n] for n in (1, first["dco_num_attempts"])]
     _confidence(right, [run for same in compared for run in same if run["seed"] == first["seed"]])
     handles, labels = top.axes[0].get_legend_handles_labels()
     top.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), frameon=False, fontsize=12)
@@ -40,8 +40,7 @@ def plot_demo(results: dict[str, Any]) -> Figure:
 
 def against_epoch(panel: Axes, runs: Sequence[dict[str, Any]], k: int) -> None:
     """Draw pass@k against epoch, a line for each N."""
-    for n in sorted({run["num_attempts"] for run in runs}):
-        same = runs_of(runs, n)
+    for n, same in by_num_attempts(runs).items():
         _line(panel, same[0]["epochs"], np.array([coverage_at(run, k) for run in same]), run_name(n))
     # Each panel has a scale of its own, from zero: pass@1 is small.
     panel.set_ylim(0, 1.03 if k > 1 else None)
@@ -52,10 +51,10 @@ def against_epoch(panel: Axes, runs: Sequence[dict[str, Any]], k: int) -> None:
 
 
 def _against_k(panel: Axes, results: dict[str, Any]) -> None:
-    runs, k = results["runs"], results["runs"][0]["k"]
-    for n in sorted({run["num_attempts"] for run in runs}):
-        _line(panel, k, np.array([run["coverage"][-1] for run in runs_of(runs, n)]), run_name(n))
-    best = [run["coverage"][int(np.argmax(coverage_at(run, COMPARED_AT)))] for run in runs_of(runs, 1)]
+    runs, k = by_num_attempts(results["runs"]), results["runs"][0]["k"]
+    for n, same in runs.items():
+        _line(panel, k, np.array([run["coverage"][-1] for run in same]), run_name(n))
+    best = [run["coverage"][int(np.argmax(coverage_at(run, COMPARED_AT)))] for run in runs[1]]
     schedules = [seed["schedule"]["coverage"] for seed in results["summary"] if "schedule" in seed]
     others = [
         (best, method_style(run_name(1))["color"], ":", f"cross-entropy at its best epoch\nfor pass@{COMPARED_AT}"),
@@ -90,11 +89,6 @@ def _confidence(figure: Any, runs: Sequence[dict[str, Any]]) -> None:
     panels[-1].set_xlabel("probability of the model's greedy answer", fontsize=12)
     figure.supylabel("problems (square-root scale)", fontsize=12)
     figure.legend(handles=right_wrong_handles(), loc="outside upper right", ncols=2, frameon=False, fontsize=11)
-
-
-def runs_of(runs: Sequence[dict[str, Any]], num_attempts: int) -> list[dict[str, Any]]:
-    """The runs of one N, a seed each."""
-    return [run for run in runs if run["num_attempts"] == num_attempts]
 
 
 def _line(panel: Axes, x: Sequence[float], values: np.ndarray, name: str) -> None:

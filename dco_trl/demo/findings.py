@@ -29,6 +29,12 @@ def run_name(num_attempts: int) -> str:
     return "cross-entropy" if num_attempts == 1 else f"DCO, N = {num_attempts}"
 
 
+def by_num_attempts(runs: Sequence[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    """The runs of each N, one per seed; N ascends."""
+    numbers = sorted({run["num_attempts"] for run in runs})
+    return {n: [run for run in runs if run["num_attempts"] == n] for n in numbers}
+
+
 def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Compare cross-entropy with the DCO run whose N is nearest to 256, for one seed.
 

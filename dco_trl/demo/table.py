@@ -7,7 +7,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from .findings import COMPARED_AT, coverage_at, run_name
+from .findings import COMPARED_AT, by_num_attempts, coverage_at, run_name
 
 TABLE_K = (1, 16, 256, 4096)
 # Wide enough for "@4096", and for "12.3*"; three runs fit into 80 columns.
@@ -22,9 +22,8 @@ def coverage_table(runs: Sequence[dict[str, Any]]) -> Table:
     heads = " ".join(f"@{k}".rjust(width) for k, width in zip(TABLE_K, _WIDTHS, strict=True))
     table = _plain_table("\nepoch")
     columns = []
-    for n in sorted({run["num_attempts"] for run in runs}):
-        same = [[coverage_at(run, k) for k in TABLE_K] for run in runs if run["num_attempts"] == n]
-        means = np.mean(same, axis=0)  # (k, epochs)
+    for n, same in by_num_attempts(runs).items():
+        means = np.mean([[coverage_at(run, k) for k in TABLE_K] for run in same], axis=0)  # (k, epochs)
         best = int(np.argmax(means[TABLE_K.index(COMPARED_AT)]))
         shown.add(best)
         table.add_column(Text(f"{run_name(n)}\n{heads}", no_wrap=True), no_wrap=True)
