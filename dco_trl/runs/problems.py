@@ -16,7 +16,7 @@ import numpy as np
 from ..checks import check_integer
 from ..problem import DataError, Problem
 from .messages import are_messages, checked_answer, checked_prompt, checked_text, is_plain, split_messages
-from .rows import checked_row, read_rows, short
+from .rows import checked_row, read_rows, short, some
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def problems_from_rows(
     used, source = {prompt_column}, f"column {prompt_column!r}"
     if prompt_template is not None:
         used = _template_columns(prompt_template, present, name)
-        source = f"the prompt from {_some(sorted(used))}"
+        source = f"the prompt from {some(sorted(used))}"
     elif prompt_column not in present:
         raise DataError(
             f"names {prompt_column!r}, which is not a column of {name}; its columns are {present}. Name the column "
@@ -154,7 +154,7 @@ def problems_from_rows(
         if empty := [number for number, row in enumerate(table) if _is_missing(row.get(column))]:
             raise DataError(
                 f"{name}: column {column!r} is absent, None or empty in {len(empty)} of {len(table)} rows (row "
-                f"numbers {_some(empty)}). Remove or fill these rows: each problem needs it to be asked and graded."
+                f"numbers {some(empty)}). Remove or fill these rows: each problem needs it to be asked and graded."
             )
 
     id_column, ids = _problem_ids(table, id_column, present, name)
@@ -256,9 +256,9 @@ def _problem_ids(
         if "id" in present:
             logger.warning("%s: column 'id' is not unique; problems are named by row number instead", name)
         return None, [str(number) for number in range(len(table))]
-    wrong = f"column {column!r} is not unique: {_some(repeated)} occur more than once. Name a column that is"
+    wrong = f"column {column!r} is not unique: {some(repeated)} occur more than once. Name a column that is"
     if missing:
-        wrong = f"column {column!r} is empty in {len(missing)} rows (numbers {_some(missing)}). Fill them"
+        wrong = f"column {column!r} is empty in {len(missing)} rows (numbers {some(missing)}). Fill them"
     if column not in present:
         wrong = f"there is no column {column!r}; its columns are {present}. Name one of them"
     raise DataError(f"does not name the rows of {name}: {wrong}, or leave it out to number the rows.", "id_column")
@@ -306,9 +306,9 @@ def _warn_of_repeats(problems: list[Problem], name: str) -> None:
                     f"different answers, {others[-1]}. Remove one of them."
                 )
     if repeats:
-        logger.warning("%s: %d problems repeat an earlier one (ids %s)", name, len(repeats), _some(repeats))
+        logger.warning("%s: %d problems repeat an earlier one (ids %s)", name, len(repeats), some(repeats))
     if others:
-        logger.warning("%s: one prompt has one number in several spellings: %s", name, _some(others))
+        logger.warning("%s: one prompt has one number in several spellings: %s", name, some(others))
 
 
 def _is_same_number(first: str, second: str) -> bool:
@@ -316,8 +316,3 @@ def _is_same_number(first: str, second: str) -> bool:
         return float(first) == float(second)
     except ValueError:
         return False
-
-
-def _some(values: Sequence[Any], limit: int = 5) -> str:
-    listed = ", ".join(str(value) for value in values[:limit])
-    return listed + (", …" if len(values) > limit else "")

@@ -14,6 +14,7 @@ from ..problem import Problem
 from .files import StoreError, sha256
 from .grade import is_correct
 from .messages import message_text
+from .rows import some
 from .store import KEY, RunStore, rows_by_problem
 
 if TYPE_CHECKING:
@@ -149,9 +150,8 @@ def load_results(run_dir: str | os.PathLike[str], grader: str | None = None) -> 
         )
     if empty := [problem_id for problem_id, indices in present.items() if not indices.size]:
         raise StoreError(
-            f"{store.path}: {len(empty)} of {len(tallies)} problems have no samples yet ({', '.join(empty[:3])}"
-            f"{', …' if len(empty) > 3 else ''}); leaving them out would bias the result. Finish the run with the "
-            "command that began it."
+            f"{store.path}: {len(empty)} of {len(tallies)} problems have no samples yet ({some(empty, 3)}); leaving "
+            "them out would bias the result. Finish the run with the command that began it."
         )
     problems = tuple(tallies[problem.problem_id].result(problem) for problem in store.problems)
     return RunResult(Path(store.path).resolve().name, store.manifest, grader, problems, schedule)

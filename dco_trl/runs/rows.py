@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +139,11 @@ def short(value: Any, limit: int = 80) -> str:
     """A value as an error message shows it."""
     text = repr(value)
     return text if len(text) <= limit else text[:limit] + "…"
+
+
+def some(values: Sequence[Any], limit: int = 5) -> str:
+    """The first of some values as an error message shows them."""
+    return ", ".join(map(str, values[:limit])) + (", …" if len(values) > limit else "")
 
 
 def _read(path: Path, name: str) -> "list[Any] | pa.Table":

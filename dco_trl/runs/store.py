@@ -22,6 +22,7 @@ from filelock import FileLock
 from ..problem import Problem
 from .files import StoreError, list_parts, locked, read_part, refresh_listing, write_atomically, write_part
 from .manifest import read_manifest, read_problem_table, start_session
+from .rows import some
 
 KEY = ["problem_id", "sample_index"]
 _KEY_FIELDS = [("problem_id", pa.string()), ("sample_index", pa.int32())]
@@ -292,7 +293,4 @@ def _refuse_other_files(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     foreign = [name for name in names if name not in ("problems.parquet", ".lock") and not name.startswith(".tmp-")]
     if foreign and "manifest.json" not in names:
-        raise StoreError(
-            f"{folder} holds other files ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}) and no run. "
-            "Name a new or an empty folder."
-        )
+        raise StoreError(f"{folder} holds other files ({some(foreign, 3)}) and no run. Name a new or an empty folder.")
