@@ -31,7 +31,8 @@ _REMARK = re.compile(
     r"(?:[,;(–—]\s?|\s-{1,2}\s|(?<=[\d$)}\]%])\s|\s(?=(?:and|but)\s))"
     r"(?:(?:and|but|definitely|certainly|clearly)\s){0,2}not\b"
     r"|\b(?:rather\sthan|instead\sof|in\splace\sof|as\sopposed\sto|unlike|contrary\sto)\b"
-    r"|(?P<note>\s\((?!mod\b|maybe\b|perhaps\b|possibly\b|either\b)[A-Za-z]{3})"
+    # "15 (slippers) + 5 (lipstick) = 20" goes on to its answer.
+    r"|(?P<note>\s\((?!mod\b|maybe\b|perhaps\b|possibly\b|either\b)[A-Za-z]{3}(?![^)]*\).*=))"
     r"|(?P<weak>\b(?:because|since)\b|\swhich\s(?:is|are|was|means|equals?)\b|[,;(–—]\s?"
     r"(?:which|as|so|but|where|while|although|though|thus|hence|therefore|i\.e\.|that\sis|meaning)\b)",
     re.IGNORECASE,

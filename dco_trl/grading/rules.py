@@ -18,8 +18,14 @@ _SCIENTIFIC = re.compile(
 )
 _DOTS = re.compile(r"\\[lcd]?dots[cbmo]?(?![A-Za-z])|(?<=[,;:+])\s?\.\.\.|\.\.\.(?=\s?[,;:+])")
 _SEPARATOR = re.compile(r"[,;]")
+# "not 42", "isn't the answer", "I don't think", "wrong"; not "he did not hit 175 - 65 = 110 balls".
 _NEGATION = re.compile(
-    r"\b(?:not|never|cannot|neither|nor|anything but|wrong|incorrect|instead of|rather than)\b|n['’]t\b", re.IGNORECASE
+    r"\b(?:anything but|wrong|incorrect|instead of|rather than)\b"
+    r"|(?:\b(?:not|never|cannot|neither|nor)\b|n['’]t\b)\W*"
+    r"(?:(?:(?:be|is|it|equal|equals|to|exactly|simply|just|even|quite|around|about|necessarily|really|actually|either|"
+    r"the|a|an|answer|value)\b\W*){0,4}(?:\d|\\|[B-HJ-Zb-hj-z]\b|$)"
+    r"|.*\b(?:think|believe|sure|certain|convinced|know|correct|right|true|answer|valid)\b)",
+    re.IGNORECASE,
 )
 _HEDGE = re.compile(r"\b(?:or|maybe|perhaps|possibly|either|might|one of)\b|\\(?:lor|vee)(?![A-Za-z])", re.IGNORECASE)
 # "$1/2$, maybe $1/3$", "1/2 \\to 1/3".
