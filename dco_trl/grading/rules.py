@@ -76,26 +76,22 @@ _CONCLUDES = re.compile(
 )
 
 
-def _units() -> dict[str, tuple[str, Fraction]]:
-    table = {
-        "length": "1/1000 mm millimeter millimetre; 1/100 cm centimeter centimetre; 1/10 dm decimeter decimetre; "
-        "1 m meter metre; 1000 km kilometer kilometre; 254/10000 in inch inche; 3048/10000 ft foot feet; "
-        "9144/10000 yd yard; 1609344/1000 mi mile",
-        "mass": "1/1000 mg milligram; 1 g gram; 1000 kg kilogram; 45359237/100000 lb pound; 45359237/1600000 oz ounce",
-        "time": "1/1000 ms millisecond; 1 s sec second; 60 min minute; 3600 h hr hour; 86400 day; 604800 week",
-        "volume": "1/1000 ml mL milliliter millilitre; 1 l L liter litre",
-        "money": "1 cent penny pennie; 100 dollar",
-        "months": "1 month; 12 year yr",
-    }
-    units: dict[str, tuple[str, Fraction]] = {}
-    for dimension, rows in table.items():
-        for row in rows.split("; "):
-            factor, *names = row.split(" ")
-            units |= {name: (dimension, Fraction(factor)) for name in names}
-    return units
-
-
-_UNITS = _units()
+_UNITS_BY_DIMENSION = {
+    "length": "1/1000 mm millimeter millimetre; 1/100 cm centimeter centimetre; 1/10 dm decimeter decimetre; "
+    "1 m meter metre; 1000 km kilometer kilometre; 254/10000 in inch inche; 3048/10000 ft foot feet; "
+    "9144/10000 yd yard; 1609344/1000 mi mile",
+    "mass": "1/1000 mg milligram; 1 g gram; 1000 kg kilogram; 45359237/100000 lb pound; 45359237/1600000 oz ounce",
+    "time": "1/1000 ms millisecond; 1 s sec second; 60 min minute; 3600 h hr hour; 86400 day; 604800 week",
+    "volume": "1/1000 ml mL milliliter millilitre; 1 l L liter litre",
+    "money": "1 cent penny pennie; 100 dollar",
+    "months": "1 month; 12 year yr",
+}
+_UNITS = {
+    name: (dimension, Fraction(factor))
+    for dimension, rows in _UNITS_BY_DIMENSION.items()
+    for factor, *names in map(str.split, rows.split("; "))
+    for name in names
+}
 
 
 def settle(reference: str, answer: str) -> float | None:
