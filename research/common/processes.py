@@ -62,7 +62,7 @@ def run_missing(
     try:
         run_in_processes(_run_and_keep, [(run, jobs[path], path) for path in waiting], workers, finished)
     except BrokenProcessPool:
-        reason = "A run's process was killed, most likely for want of memory (about 1 GB a run)"
+        reason = "A run's process was killed, most likely because memory ran out (a run takes about 1 GB)"
         raise SystemExit(f"{reason}: repeat the command.") from None
     except KeyboardInterrupt:
         raise SystemExit("Interrupted. Finished runs are kept: repeat the command to go on.") from None
