@@ -41,7 +41,7 @@ class CoTDCOTrainer(DCOTrainer):
     a discount, until the prompt comes up again.
 
     Each window logs `success_rate`, the mean estimate of p over its prompts, and what became of its rationales (the
-    guide on chains of thought has a table). `DCOTrainer`'s metrics are over the sequences trained on:
+    guide on chains of thought has a table). The metrics of `DCOTrainer` are logged too, over the sequences trained on:
     `coverage_weight`, and `coverage_loss` and `log_p` at the estimated p.
 
     Args:

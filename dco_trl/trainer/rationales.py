@@ -133,7 +133,7 @@ class RationaleDrawer:
         draws.num_tokens += sum(sample.num_tokens for of_problem in samples for sample in of_problem)
 
     def _grade(self, rows: list[Mapping[str, Any]], samples: list[tuple[int, Sample]]) -> list:
-        """Verdicts on samples, each of which comes with the position of its row."""
+        """Verdicts on samples. Each sample comes with the position of its row."""
         if not samples:
             return []
         completions = [

@@ -143,7 +143,7 @@ class WindowSampler:
         """Note weight and log p of the window's problems."""
         ids = np.array(distinct(window.rows, self._rows.problem_of))
         n, c = self.counts.num_sampled[ids], self.counts.num_correct[ids]
-        # The authors' estimator says nothing about a prompt of which nothing could be graded: it keeps weight 1.
+        # The authors' estimator says nothing about a prompt without graded rationales: it keeps weight 1.
         known = (n > 0) | (self._args.estimator == "posterior")
         weights = np.ones(len(ids))
         if known.any():
