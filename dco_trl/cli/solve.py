@@ -24,10 +24,11 @@ def main(
     """
     from ..checks import check_integer
     from ..runs.grade import check_grader
+    from ..runs.sample import check_run_size
     from ..runs.solve import ANSWERS, solve
 
     # Check what can be checked before loading the model, which takes minutes.
-    check_integer("num_attempts", config.num_attempts)
+    check_run_size(check_integer("num_attempts", config.num_attempts), sampling.chunk_size)
     problems = load_problems(data, grading.grader)
     check_grader(grading.grader, problems)
     told = f"{len(problems):,} problems, at most {config.num_attempts:,} attempts each"

@@ -306,6 +306,7 @@ def test_eval_along_a_schedule_reports_it_and_goes_on(here, tmp_path, capsys, pl
     ("arguments", "told"),
     [
         (["--num-attempts", "0"], "--num-attempts must be an integer of at least 1, got 0"),
+        (["--chunk-size", "0", "--model", "absent"], "--chunk-size must be an integer of at least 1, got 0"),
         (["--schedule", "absent.yaml"], "absent.yaml holds no schedule"),
         (["--schedule", "SCHEDULE", "--adapter", "runs/ce"], "--adapter runs/ce cannot be combined with a schedule"),
         (["--schedule", "SCHEDULE", "--temperature", "1.5"], "temperature=1.5 cannot be combined with a schedule"),
