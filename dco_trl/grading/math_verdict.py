@@ -16,6 +16,7 @@ from importlib.metadata import version
 from itertools import starmap
 from typing import Any
 
+from .normalize import signed
 from .notation import as_interval, as_list, mixed_number, rewrite
 from .rules import settle
 from .verdict import Verdict, builtin_source, shorten
@@ -51,6 +52,7 @@ def quick_verdict(reference: str, answer: str) -> Verdict | None:
         return Verdict(None, shorten(answer), "unparsed")
     if not answer:
         return Verdict(0.0, "", "unparsed")
+    reference, answer = signed(reference), signed(answer)
     if answer == reference:
         return Verdict(1.0, shorten(answer))
     if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(reference):
@@ -65,6 +67,7 @@ def judge(reference: str, answer: str) -> Verdict:
     """Ask math-verify, in a process that may be killed: it can run for ever and fill the memory."""
     from math_verify import verify
 
+    reference, answer = signed(reference), signed(answer)
     gold = math_verify_parse(reference)
     if not gold:
         return Verdict(None, shorten(answer), "unparsed")

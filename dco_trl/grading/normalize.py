@@ -37,7 +37,7 @@ def normalize_answer(answer: str) -> str:
         >>> normalize_answer("1,000.50")
         '1000.5'
     """
-    answer = plain_characters(clean(answer))
+    answer = plain_characters(signed(clean(answer)))
     for old, new in _ALIASES:
         if old in answer:
             answer = answer.replace(old, new)
@@ -55,13 +55,17 @@ def normalize_answer(answer: str) -> str:
     return answer
 
 
+def signed(answer: str) -> str:
+    """An answer whose sign is a sign: "negative 3" is -3."""
+    sign = _NEGATIVE.match(answer)
+    return answer if sign is None else "-" + clean(answer[sign.end() :])
+
+
 def clean(answer: str) -> str:
-    """An answer without white space, emphasis, a full stop and math delimiters around it; "negative 3" is -3."""
+    """An answer without white space, emphasis, a full stop and math delimiters around it."""
     answer = answer.strip().strip("*`").strip()
     if answer.endswith(".") and not answer.endswith(".."):
         answer = answer[:-1].rstrip().rstrip("*`")
-    if sign := _NEGATIVE.match(answer):
-        return "-" + clean(answer[sign.end() :])
     for opening, closing in _DELIMITERS:
         if len(answer) > len(opening) + len(closing) and answer.startswith(opening) and answer.endswith(closing):
             inner = answer[len(opening) : -len(closing)]

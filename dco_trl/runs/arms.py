@@ -184,7 +184,11 @@ def _check_same_rows(evaluations: Sequence[Path]) -> None:
             metadata = pq.read_schema(path).metadata or {}
         except (OSError, pa.ArrowException):
             continue  # reading it reports the error
-        for name, fingerprint in json.loads(metadata.get(EVAL_ROWS_KEY.encode(), b"{}")).items():
+        try:
+            fingerprints = dict(json.loads(metadata.get(EVAL_ROWS_KEY.encode(), b"{}")))
+        except (ValueError, TypeError) as error:
+            raise StoreError(f"{path} is damaged ({error!r}). Evaluate that checkpoint again.") from error
+        for name, fingerprint in fingerprints.items():
             first, where = known.setdefault(name, (fingerprint, path))
             if first != fingerprint:
                 raise StoreError(

@@ -222,6 +222,9 @@ def grader_source(grader: str | Callable) -> str | None:
 
     function = load_grader(grader)
     base = getattr(function, "func", function)  # of a `functools.partial`
+    if isinstance(grader, partial):
+        own, bound = grader_source(base), repr((grader.args, sorted(grader.keywords.items())))
+        return f"{own}, bound sha256 {sha256(bound.encode())[:16]}" if own and " at 0x" not in bound else None
     is_builtin = getattr(base, "__module__", "").startswith("dco_trl.grading.")
     builtin = identity() if base is math_grader else builtin_source() if is_builtin else ""
     if builtin and base is function:

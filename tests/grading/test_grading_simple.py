@@ -152,6 +152,7 @@ def test_json(text, reference, score):
         ("The answer is 12 cm", r"12(\.0)? ?(cm)?", 1.0),
         ("12.0", r"12(\.0)? ?(cm)?", 1.0),
         ("112", r"12", 0.0),
+        ("The answer is negative 3.", r"negative \d", 1.0),  # as it was written
         ("It was Paris or\nLondon", r"(?is).*paris.*", 1.0),
         ("", "x", 0.0),
         ("x", "(", None),

@@ -96,6 +96,15 @@ def test_several_evaluation_sets_are_kept_apart(tmp_path):
     assert read_arms([tmp_path / "checkpoint-1" / "eval_log_p.parquet"]).problem_ids == ("easy/0",)
 
 
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"3", b"\xff"])
+def test_damaged_names_of_rows_are_damage(tmp_path, content):
+    save_checkpoint_log_p(tmp_path / "checkpoint-1", {0: -1.0})
+    file = tmp_path / "checkpoint-1/eval_log_p.parquet"
+    pq.write_table(pq.read_table(file).replace_schema_metadata({"dco_eval_rows": content}), file)
+    with pytest.raises(StoreError, match="eval_log_p.parquet is damaged .* Evaluate that checkpoint again"):
+        read_arms([tmp_path / "checkpoint-1"])
+
+
 @pytest.mark.parametrize(("dataset", "told"), [("", ""), ("easy", " of 'easy'")])
 def test_checkpoints_that_were_evaluated_on_other_rows_are_refused(tmp_path, dataset, told):
     for name, fingerprint in (("a", "1" * 16), ("b", "1" * 16), ("c", "2" * 16), ("old", None)):

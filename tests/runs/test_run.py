@@ -13,7 +13,7 @@ import pytest
 from known_sampler import KnownSampler, make_problems, read, sampler_params
 
 from dco_trl import __version__
-from dco_trl.grading import GraderError
+from dco_trl.grading import GraderError, exact_grader
 from dco_trl.grading.verdict import GRADERS_VERSION
 from dco_trl.runs import Problem, RunStore, StoreError, drawing, evaluate, grade_run, load_results, sample_run
 from dco_trl.runs.grade import grader_source
@@ -155,6 +155,12 @@ def test_a_grader_with_arguments_bound_is_as_its_module(tmp_path, monkeypatch):
     assert sources[0].startswith("sha256 ") and sources[0] != sources[1]
     assert sources[0].endswith(f", dco_trl {__version__}, graders {GRADERS_VERSION}")  # of what is bound
     assert grader_source(functools.partial(print)) is None
+    source = grader_source("exact")
+    bound = [grader_source(functools.partial(exact_grader, normalize=how)) for how in (str.strip, str.casefold)]
+    assert len({*bound, source}) == 3 and bound[0].startswith(f"{source}, bound sha256 ")
+    assert (
+        grader_source(functools.partial(exact_grader, normalize=lambda text: text)) is None
+    )  # not the same elsewhere
 
 
 def test_the_source_of_a_built_in_grader_is_one_number_and_the_packages_version():
