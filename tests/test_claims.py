@@ -89,7 +89,7 @@ def test_schedules_of_multiplication():
     claims(
         "schedule",
         f"the *last* epoch ({per_cent(last)} %) comes from stopping at the best one "
-        f"({per_cent(plain['best_arm']['mean'])} %); the schedule makes {per_cent(plain['schedule']['mean'])} % of it",
+        f"({per_cent(plain['best_arm']['mean'])} %); the schedule reaches {per_cent(plain['schedule']['mean'])} %",
         f"DCO with N = 256 alone has {per_cent(dco)} % at its last epoch, the schedule over cross-entropy and DCO "
         f"{per_cent(both['schedule']['mean'])} %, and the best single model of 20 runs, chosen for each k, "
         f"{per_cent(results['any_arm'][at]['mean'])} %",
@@ -197,7 +197,7 @@ def test_gsm8k():
         found = cross_fit_schedule([1, 4, 16], num_sampled=np.full(correct.shape, 16), num_correct=correct).best_arm
         gains.append(points({name: getattr(found, name)[-1] for name in ("difference", "low", "high")}, "difference"))
     claims("README", f"no gain: {', '.join(gains)} | no gain: {dco} |")
-    claims("smollm2-gsm8k-cot", f"{gains[0].replace(' [', ' points [')} and {gains[1]} of the best epoch")
+    claims("smollm2-gsm8k-cot", f"{gains[0].replace(' [', ' points [')} and {gains[1]} from the best epoch")
 
 
 def test_the_demo():
