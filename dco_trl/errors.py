@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """An error that a user caused and can fix. Its one-line message says what was got and what to do.
+    """An error that a user caused and can fix. The message says what was got and what to do.
 
     Args:
         message: What is wrong. With `argument`, the text after its name.

@@ -25,8 +25,8 @@ def normalize_answer(answer: str) -> str:
 
     This removes white space (but not between two digits or two letters), math delimiters, `\left` and `\right`,
     spacing commands, `\text{}` wrappers, degree and dollar signs, a full stop at the end and thousands separators.
-    `\dfrac` and `\frac12` become `\frac{1}{2}`, `.50` becomes `0.5`, and Unicode's digits and signs become ASCII and
-    LaTeX. Nothing is computed: `1/2` and `0.5` stay different.
+    `\dfrac` and `\frac12` become `\frac{1}{2}`, `.50` becomes `0.5`, `minus 3` becomes `-3`, and Unicode's digits and
+    signs become ASCII and LaTeX. Nothing is computed: `1/2` and `0.5` stay different.
 
     Args:
         answer: An extracted answer.

@@ -79,4 +79,10 @@ def make_sampler(
                 "revision",
             )
         check_names(sampler_class.__name__, kwargs, set(inspect.signature(sampler_class).parameters) - {"model"})
-    return sampler_class(model, progress=progress, **kwargs)
+    try:
+        return sampler_class(model, progress=progress, **kwargs)
+    except UserError as error:
+        # Commands have no flags for these: their --timeout is the grader's.
+        if name == "server" and error.argument in (sampler_kwargs or {}):
+            raise UserError(f"has the option `{error.argument}`, which {error.message}", "sampler_kwargs") from error
+        raise

@@ -42,10 +42,11 @@ def _content(path: Path) -> bytes:
     """A file's bytes; an adapter's configuration without the folder of its base model, which has its own hash."""
     content = path.read_bytes()
     if path.name == "adapter_config.json":
-        with suppress(ValueError, AttributeError):  # a damaged file is reported when it is loaded
+        with suppress(ValueError, RecursionError):  # a damaged file is reported when it is loaded
             config = json.loads(content)
-            config.pop("base_model_name_or_path", None)
-            content = json.dumps(config, sort_keys=True).encode()
+            if isinstance(config, dict):
+                config.pop("base_model_name_or_path", None)
+                content = json.dumps(config, sort_keys=True).encode()
     return content
 
 

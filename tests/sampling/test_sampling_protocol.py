@@ -206,8 +206,9 @@ class TestFingerprint:
         (tmp_path / "two" / "model.safetensors").write_bytes(b"\0" * 1000)
         (tmp_path / "two" / "adapter_config.json").write_text('{"r": 16}')
         assert folder_fingerprint(tmp_path / "two") != one
-        (tmp_path / "two" / "adapter_config.json").write_text("{damaged")
-        assert folder_fingerprint(tmp_path / "two") != one
+        for damaged in ("{damaged", "[]", "[" * 100_000, "3"):
+            (tmp_path / "two" / "adapter_config.json").write_text(damaged)
+            assert folder_fingerprint(tmp_path / "two") != one
 
     def test_large_files_are_probed_from_end_to_end(self, tmp_path, monkeypatch):
         monkeypatch.setattr("dco_trl.sampling.fingerprint._WHOLE", 1000)
@@ -249,6 +250,11 @@ ADDRESS = "http://127.0.0.1:9/v1"
             f"endpoint at {ADDRESS} could not list",
         ),
         ("server", {"base_url": ADDRESS, "sampler_kwargs": {"concurency": 3}}, "Did you mean 'concurrency'?"),
+        (
+            "server",
+            {"base_url": ADDRESS, "sampler_kwargs": {"timeout": 0}},
+            "`sampler_kwargs` has the option `timeout`, which must be a number of seconds above 0, got 0",
+        ),
         (
             "server",
             {"base_url": ADDRESS, "sampler_kwargs": {"zzz": 3}},
