@@ -15,6 +15,13 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import settings
+from lengths import LONG
+
+# `make test` tries the same inputs each time, so that it fails for a change alone; `make test-long` tries others.
+settings.register_profile("repeatable", derandomize=True)
+if not LONG:
+    settings.load_profile("repeatable")
 
 # What tests leave in folders for temporary files goes with the process; pytest keeps its own, as after any failure.
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
