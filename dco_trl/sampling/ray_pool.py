@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -131,8 +133,11 @@ class _Worker:
 
 def _connect(address: str | None) -> None:
     try:
+        if address is not None and (found := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d{1,5})", address)):
+            # Ray itself would try for more than ten minutes.
+            socket.create_connection((found[1], int(found[2])), timeout=30).close()
         ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.WARNING)
-    except ConnectionError as error:
+    except (ConnectionError, TimeoutError, socket.gaierror, OverflowError) as error:
         if address is not None:
             raise ConnectionError(
                 f"there is no Ray cluster at ray_address={address!r} ({error}). Start one (`ray start --head`), or "
