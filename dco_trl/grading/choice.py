@@ -40,9 +40,9 @@ _ANOTHER = re.compile(
     r"(?:(?:or|and|maybe|perhaps|possibly|option|choice)\b[\W_]*)*(?:[A-Z]|\d{1,3}|[a-z](?=[)\]]))(?![\w'’])"
     r"|[\s\])>}.:]*[\[(]?[A-Z](?=\s?(?:[)\].,;:/|]|$|[A-Z]\b))",
 )
-# "A is wrong", "B isn't right" (without its apostrophe).
+# "A is wrong", "(B) isn't right" (without its apostrophe). Not "B. Cannot be A.".
 _DENIED = re.compile(
-    r"[\W_]*(?:(?:is|was)\s(?:not|never|wrong|incorrect|false|untrue|impossible|eliminated|ruled out|out)"
+    r"[\s\])>}]*(?:(?:is|was)\s(?:not|never|wrong|incorrect|false|untrue|impossible|eliminated|ruled out|out)"
     r"|isn t|wasn t|cannot|can t|doesn t|does not)\b",
     re.IGNORECASE,
 )

@@ -23,6 +23,7 @@ RIGHT_B = (
     *("Answer: B\n\nA is wrong.", "answer: b", "The answer is clearly B.", "It's B.", "B is correct"),
     *("(B) because (A) is wrong", "Answer: B, not A", "B - Paris", "The answer is B rather than A"),
     *("I would choose B.", "I'd go with (B).", "I think it's B", "It must be B.", "Ans: B", "I'll pick option B"),
+    *("B. Cannot be A.", "B. Can't be A, which is too small.", "B, is not A", "B - cannot be A"),
     *("B. the cell membrane", "\\boxed{B: A polygenic score}", "Answer: B. I think so.", "The correct option is B."),
 )
 NO_LETTER = (
