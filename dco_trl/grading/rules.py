@@ -18,12 +18,12 @@ _SCIENTIFIC = re.compile(
 )
 _DOTS = re.compile(r"\\[lcd]?dots[cbmo]?(?![A-Za-z])|(?<=[,;:+])\s?\.\.\.|\.\.\.(?=\s?[,;:+])")
 _SEPARATOR = re.compile(r"[,;]")
-# "not 42", "isn't the answer", "I don't think", "wrong"; not "he did not hit 175 - 65 = 110 balls".
+# "not 42", "isn't the answer", "not a solution", "I don't think", "wrong"; not "he did not hit 175 - 65 = 110 balls".
 _NEGATION = re.compile(
     r"\b(?:anything but|wrong|incorrect|instead of|rather than)\b"
     r"|(?:\b(?:not|never|cannot|neither|nor)\b|n['’]t\b)\W*"
     r"(?:(?:(?:be|is|it|equal|equals|to|exactly|simply|just|even|quite|around|about|necessarily|really|actually|either|"
-    r"the|a|an|answer|value)\b\W*){0,4}(?:\d|\\|[B-HJ-Zb-hj-z]\b|$)"
+    r"the|a|an|answer|value)\b\W*){0,4}(?:\d|\\|[B-HJ-Zb-hj-z]\b|$|(?:solution|possible|allowed)\b(?!\sto\b))"
     r"|.*\b(?:think|believe|sure|certain|convinced|know|correct|right|true|answer|valid)\b)",
     re.IGNORECASE,
 )
