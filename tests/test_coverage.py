@@ -117,6 +117,7 @@ def test_gradients(num_attempts):
 
 @settings(deadline=None, max_examples=200)
 @given(log_p=st.floats(-1e5, 0.0), num_attempts=st.integers(1, 10**9))
+@pytest.mark.slow
 def test_weight_is_a_finite_share_that_falls_in_p_and_in_attempts(log_p, num_attempts):
     x = float64(log_p, log_p / 2).requires_grad_()
     weight = coverage_weight(x, num_attempts)

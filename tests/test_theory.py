@@ -57,6 +57,7 @@ def test_value_of_offer_of_the_analogy():
 
 @settings(deadline=None, max_examples=300)
 @given(p=distributions, num_attempts=attempts)
+@pytest.mark.slow
 def test_optimality_conditions(p, num_attempts):
     """The problem is concave, so these conditions are sufficient."""
     q = optimal_policy(p, num_attempts)
@@ -79,6 +80,7 @@ def test_optimality_conditions(p, num_attempts):
 
 @settings(deadline=None, max_examples=200)
 @given(p=distributions, num_attempts=attempts)
+@pytest.mark.slow
 def test_policy_follows_the_order_of_the_horses_and_flattens_with_attempts(p, num_attempts):
     q = optimal_policy(p, num_attempts)
     assert (np.diff(q[np.argsort(p, kind="stable")]) >= -1e-15).all()
@@ -142,6 +144,7 @@ def test_takes_a_float32_softmax():
 
 @settings(deadline=None, max_examples=300)
 @given(p=distributions.filter(lambda p: p.size > 1), num_attempts=attempts, data=st.data())
+@pytest.mark.slow
 def test_bounds_hold_the_optimum(p, num_attempts, data):
     k = data.draw(st.integers(2, p.size))
     lower, upper = confidence_bounds(p, num_attempts, k)

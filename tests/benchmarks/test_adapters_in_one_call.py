@@ -38,12 +38,14 @@ def draws_of(model, adapter, temperature):
     return [{"prompt": prompt, "tokens": t, "log_p": p} for t, p in zip(tokens, own, strict=True)]
 
 
+@pytest.mark.slow
 def test_draws_of_the_model_pass(world):
     model, adapters = world
     count, worst, distance = script.check(model, adapters[0], draws_of(model, adapters[0], 1.0))
     assert count == 256 * 16 and worst < 1e-4 and abs(distance) < 4
 
 
+@pytest.mark.slow
 def test_draws_at_another_temperature_do_not(world):
     model, adapters = world
     _, worst, distance = script.check(model, adapters[0], draws_of(model, adapters[0], 1.2))

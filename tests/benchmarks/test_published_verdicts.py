@@ -4,12 +4,15 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 # The script is imported under the name that it runs under.
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import published_verdicts
 
 
+@pytest.mark.slow
 def test_the_command_counts_equal_verdicts(tmp_path, monkeypatch, capsys):
     solutions = {
         "6b_finetuning": {"solution": "3 + 4 = 7\nA: 7", "is_correct": True},

@@ -188,6 +188,7 @@ def test_a_stopped_run_goes_on(here, tmp_path, monkeypatch, capsys):
     assert "12 samples drawn" in capsys.readouterr().out and sum(n for n, _ in counts(stopped)) > 72
 
 
+@pytest.mark.slow
 def test_parquet_in_and_out(here, tmp_path, capsys):
     source, output = tmp_path / "train.parquet", tmp_path / "out.parquet"
     rows = [{**row, "num_sampled": 3, "num_correct": 1} for row in ROWS]
@@ -209,6 +210,7 @@ def test_parquet_in_and_out(here, tmp_path, capsys):
     assert "2 rows have no column `completion`" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_rows_that_nobody_could_judge_are_left_out(here, tmp_path, capsys):
     output = tmp_path / "out.jsonl"
     # Every sample ends before the limit, so none is wrong for its length.
@@ -287,6 +289,7 @@ def test_mistakes_are_one_message_and_status_2(here, tmp_path, capsys, arguments
     assert sorted(here.rglob("*")) == before and not (tmp_path / "out.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_what_a_format_cannot_hold(here, tmp_path, capsys):
     # The samples are kept, and the other format is written from them.
     odd = tmp_path / "odd.parquet"

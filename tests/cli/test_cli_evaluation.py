@@ -287,6 +287,7 @@ def test_a_verifier_in_a_file_solves_and_grades_anew_when_it_has_changed(here, t
     assert "(12 of them now): 12 correct" in out and "(0 of them now): 12 correct" in out
 
 
+@pytest.mark.slow
 def test_conversations_are_trained_measured_and_solved_from_one_file(here, tmp_path, capsys):
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     shutil.copytree("MODEL", tmp_path / "MODEL")

@@ -51,6 +51,7 @@ def test_a_config_file_names_runs_as_a_list(tmp_path, capsys):
     assert "dco-trl report: runs must be a list of folders, got 'runs/ce'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_config_file(tmp_path, capsys):
     config = tmp_path / "report.yaml"
     config.write_text(f"output: {tmp_path / 'out'}\nk: [1, 2]\nruns: ['{make_run(tmp_path / 'ce')}']\n")
@@ -77,6 +78,7 @@ def test_what_a_user_can_get_wrong_is_one_message(tmp_path, capsys, arguments, m
     assert message in error and "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_two_graders_need_a_choice(tmp_path, capsys):
     run = make_run(tmp_path / "ce", graders=("exact", "math"))
     assert main(["report", run, "--output", str(tmp_path / "report")]) == 2

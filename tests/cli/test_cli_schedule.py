@@ -44,6 +44,7 @@ def exact(model, adapter, temperature):
     return exact_coverage(loaded.model, loaded.tokenizer, problems, temperature=temperature, progress=False).log_p
 
 
+@pytest.mark.slow
 def test_coverage_of_many_adapters_and_temperatures_is_that_of_each_alone(here, tmp_path, capsys):
     file = tmp_path / "arms.parquet"
     arguments = ["--adapter", "runs/ce", "runs/dco", "--temperature", "1", "1.5", "--k", "1", "64"]

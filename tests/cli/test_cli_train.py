@@ -113,6 +113,7 @@ def test_resuming_is_never_having_stopped(here, tmp_path):
     ],
     ids=["folder", "two-files", "file-and-folder"],
 )
+@pytest.mark.slow
 def test_local_data(here, tmp_path, data):
     arguments = ["--output_dir", str(tmp_path), *EVALUATE, "--max_steps", "1", "--eval_steps", "1"]
     assert train(*arguments, "--save_steps", "1", *data) == 0
@@ -131,6 +132,7 @@ def test_literals_in_a_csv_file_are_trained_as_they_are_written(tmp_path):
     assert [row["completion"] for row in streamed["train"]] == answers
 
 
+@pytest.mark.slow
 def test_mixture_of_local_files(here, tmp_path):
     mixture = (
         "datasets:\n  - path: json\n    data_files: data/train.jsonl\n  - path: json\n    data_files: {train: %s}\n"
@@ -327,6 +329,7 @@ def test_debug_shows_where_an_error_comes_from(here, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_mixture_wins_over_dataset_name_and_says_so(here, tmp_path):
     config = tmp_path / "both.yaml"
     config.write_text(CONFIG + "datasets: [{path: json, data_files: data/test.jsonl}]\n")

@@ -285,6 +285,7 @@ def test_extraction_does_not_hold_up_the_grading_process(unit):
 
 
 @pytest.mark.parametrize("code", ["code", code_grader, functools.partial(code_grader, timeout=0.5)])
+@pytest.mark.slow
 def test_a_time_out_is_told_apart_from_a_failure(code):
     """Under the grader's name, and under the function itself, which keeps its own arguments."""
     assert load_grader("code") is code_grader

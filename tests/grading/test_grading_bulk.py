@@ -23,6 +23,7 @@ def bulk():
         yield grader
 
 
+@pytest.mark.slow
 def test_order_duplicates_and_counts():
     completions = ["0.5", "\\boxed{\\frac{1}{2}}", "2", "0.5", "", "\\frac{2}{4}", "1"]
     answers = ["\\frac{1}{2}"] * 6 + ["1"]
@@ -115,6 +116,7 @@ def test_a_dying_worker_is_replaced_and_its_pair_tried_again():
     assert all((v.score, v.status) == (float(i == 3), "graded") for i, v in results.items())
 
 
+@pytest.mark.slow
 def test_a_pair_that_kills_every_worker_is_an_error(tmp_path, monkeypatch):
     # A math-verify whose process dies on one string, as of a crash in a compiled library.
     (tmp_path / "sitecustomize.py").write_text(
@@ -170,6 +172,7 @@ def test_workers_end_with_the_grader_and_with_the_process():
     until(lambda: has_ended(pid))
 
 
+@pytest.mark.slow
 def test_a_worker_loads_little_and_is_limited():
     with BulkGrader("math", num_workers=1, memory_limit=512 << 20) as grader:
         grader.grade(None, ["0.5"], ["\\frac{1}{3}"], progress=False)
@@ -267,6 +270,7 @@ def test_a_row_without_a_prompt_takes_it_from_no_other():
     assert scores(is_q, ["a", "b"], ["1", "1"], prompts=[None, "q"]) == [0.0, 1.0]
 
 
+@pytest.mark.slow
 def test_exact_compares_the_whole_of_a_long_answer():
     long = "x + " * 5000 + "1"
     completions = [f"\\boxed{{{text}}}" for text in (long.replace(" ", ""), long, long + "0")]

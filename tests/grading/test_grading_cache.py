@@ -100,6 +100,7 @@ def test_a_damaged_file_is_set_aside(tmp_path, damage):
     assert again == verdicts and stats.from_cache == 6
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_used(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="cannot be used .*; going on without it"):
@@ -121,6 +122,7 @@ def test_a_locked_file_is_done_without(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*damaged*"))
 
 
+@pytest.mark.slow
 def test_two_processes_write_at_once(tmp_path):
     code = (
         "import sys, warnings\nwarnings.simplefilter('error')\n"

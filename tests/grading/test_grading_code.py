@@ -35,6 +35,7 @@ def test_mbpp_rows():
     assert code_grader([right], test_list=[["assert double(pi) > 6"]], test_imports=[["from math import pi"]]) == [1.0]
 
 
+@pytest.mark.slow
 def test_livecodebench_rows():
     stdin = json.dumps([{"input": "3\n", "output": "6", "testtype": "stdin"}, {"input": "4", "output": "8\n"}])
     program = "```python\nimport sys\nprint(2 * int(sys.stdin.readline()))\nsys.exit(0)\n```"

@@ -107,12 +107,14 @@ def test_it_gets_one_row_at_a_time_with_every_column():
     assert (stats.rows, stats.distinct, stats.computed) == (1500, 2, 2)
 
 
+@pytest.mark.slow
 def test_many_distinct_rows_come_back_in_order():
     texts = [str(i) for i in range(2500)]
     verdicts, stats = grade("slow", texts, [str(i - i % 2) for i in range(2500)], num_workers=2)
     assert [score for score, _ in verdicts] == [float(i % 2 == 0) for i in range(2500)] and stats.computed == 2500
 
 
+@pytest.mark.slow
 def test_a_function_that_hangs_is_killed_after_the_timeout():
     verdicts, stats = grade("slow", ["a", "hang", "b"], timeout=1.0)
     assert verdicts == [(1.0, "graded"), (None, "timeout"), (0.0, "graded")]
@@ -126,6 +128,7 @@ def test_what_it_has_started_ends_with_it(tmp_path):
     until(lambda: has_ended(int((tmp_path / "pid").read_text())))
 
 
+@pytest.mark.slow
 def test_a_function_that_fills_the_memory_or_dies_costs_its_row():
     assert grade("hungry", ["a", "eat", "b"])[0] == [(1.0, "graded"), (None, "error"), (1.0, "graded")]
     assert grade("dies", ["a", "die", "b"])[0] == [(1.0, "graded"), (None, "error"), (1.0, "graded")]
@@ -149,6 +152,7 @@ def test_a_function_that_only_a_worker_cannot_import():
         grading_helpers.grade("broken_in_workers:f", ["a"], ["a"])
 
 
+@pytest.mark.slow
 def test_output_and_input_are_not_the_protocols(capfd):
     with pytest.warns(UserWarning, match="2 of 3 scores are exactly 0.5. Only a score above 0.5 is correct, so these"):
         verdicts, stats = grade("chatty", ["a", "none", "b"])

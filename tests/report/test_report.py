@@ -142,6 +142,7 @@ def test_a_run_that_solved_nothing_may_have_been_unlucky():
     assert got.pass_at_k[0].estimate == 0.0 < got.pass_at_k[0].high
 
 
+@pytest.mark.slow
 def test_one_problem_with_one_sample(tmp_path):
     report = write_report([run(counts=(1,), num_samples=1)], tmp_path)
     assert [entry.k for entry in report.summary.runs[0].pass_at_k] == [1]

@@ -148,6 +148,7 @@ def test_dft_of_trl_weights_each_tokens_gradient_by_its_probability(tmp_path, pr
     torch.testing.assert_close(gradient, gradient_of(trainer.model, expected), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_mixture_has_the_gradient_of_the_mean_of_the_coverage_losses(tmp_path, problem_set):
     trainer = make("DCO mixture", {}, tmp_path, problem_set[0])
     with torch.no_grad():  # a surer model, until the weights are neither all 1 nor all 0
@@ -352,6 +353,7 @@ def keep_made_up_runs(work_dir, methods, skip=()):
         baselines.path_of(work_dir, job).write_text(json.dumps(record))
 
 
+@pytest.mark.slow
 def test_finished_runs_are_not_run_again_and_incomplete_seeds_are_left_out(tmp_path):
     methods, work_dir = ["cross-entropy", "DCO", "DCO mixture"], tmp_path / "runs"
     work_dir.mkdir()

@@ -111,6 +111,7 @@ def test_choices_are_made_on_validation_and_differences_are_paired():
     assert schedule["mean"][1] == pytest.approx(best["mean"][1], abs=0.05)
 
 
+@pytest.mark.slow
 def test_n_is_chosen_on_validation_and_each_n_has_a_row():
     runs = [record("cross-entropy", seed, [0.1]) for seed in (0, 1)]
     for num_attempts, rate in ((4, 0.4), (64, 0.2)):

@@ -34,6 +34,7 @@ def test_held_out_problems_are_sampled_with_a_seed_for_each_epoch_and_run(tmp_pa
     assert (data.num_problems, sampling.num_samples, sampling.max_tokens) == (160, 16, 96)
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_names_its_output(tmp_path):
     with pytest.raises(RuntimeError, match=r"`dco-trl grade` ended with 2; its output is in .*log"):
         script.call(["grade", str(tmp_path / "nowhere")], tmp_path / "log")

@@ -41,6 +41,7 @@ def test_images_are_the_maze_under_the_symmetries_of_the_square():
     assert len(lengths) == 1 and all(is_solved(write(*image, 4), solve(*image)) for image in drawn)
 
 
+@pytest.mark.slow
 def test_problems_are_apart_and_drawn_by_the_seed():
     task = Mazes(size=3, num_train=20, num_epochs=1, augment=True)
     problems, again = task.make_problems(0), task.make_problems(0)

@@ -31,6 +31,7 @@ def runs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_reads_finished_runs(runs, tmp_path, capsys):
     output, figure = tmp_path / "out.json", tmp_path / "out.png"
     command = ["--work_dir", str(runs), "--output", str(output), "--figure", str(figure), "--seeds", "0", "1"]

@@ -42,6 +42,7 @@ def test_two_stores_of_one_process_cannot_write_one_folder(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["sample", "grade"])
+@pytest.mark.slow
 def test_two_processes_cannot_write_one_run(tmp_path, command):
     run = tmp_path / "run"
     draw(run)

@@ -19,6 +19,7 @@ def draw(folder, first, count, grader="exact", params=None, problems=5):
     return folder
 
 
+@pytest.mark.slow
 def test_ranges_drawn_apart_are_one_run(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ranges = [draw(tmp_path / f"ce.{i}", first, 50) for i, first in enumerate((0, 50, 100))]

@@ -171,6 +171,7 @@ def test_the_source_of_a_built_in_grader_is_one_number_and_the_packages_version(
     assert grader_source("math").startswith(f"{source}, math-verify ")
 
 
+@pytest.mark.slow
 def test_a_changed_grader_does_not_mix_with_its_former_self(sampled, tmp_path, monkeypatch):
     module = tmp_path / "my_graders.py"
     module.write_text("def f(completions, **kwargs):\n    return [1.0] * len(completions)\n")

@@ -94,6 +94,7 @@ def test_a_smaller_budget_tells_what_it_would_have_given(tmp_path, budget):
     assert solved(tmp_path / "run", 20) == larger
 
 
+@pytest.mark.slow
 def test_chunks_of_any_size_give_the_same_answers(tmp_path):
     firsts = [(a.attempt, a.solved) for a in solved(tmp_path / "whole").answers]
     assert [(a.attempt, a.solved) for a in solved(tmp_path / "small", chunk_size=7).answers] == firsts

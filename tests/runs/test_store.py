@@ -167,6 +167,7 @@ def test_a_flipped_bit_is_found_by_whoever_reads_it_and_by_nobody_else(tmp_path)
         draw(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_what_is_there_is_asked_of_the_key_columns_alone(tmp_path):
     """With long texts, `present` reads a fraction of the bytes."""
     samples = [("p0", i, f"{i} " + os.urandom(2_000).hex(), 1, "stop") for i in range(1500)]

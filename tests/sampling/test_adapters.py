@@ -65,6 +65,7 @@ def test_a_vocabulary_that_grew_is_sampled_and_measured(grown, checkpoint, adapt
     assert sampler.sample([SampleRequest(PROMPT, 500)], params) == [expected[0]]
 
 
+@pytest.mark.slow
 def test_each_adapter_is_sampled_with_the_tokenizer_in_its_folder(checkpoint, adapters, trained_folder):
     """The samples of an adapter trained with `eos_token="g"` end at it, and those of the others do not."""
     sampler = TransformersSampler(str(checkpoint), batch_size=2000, progress=False)

@@ -176,6 +176,7 @@ def test_finish_reasons_are_understood(endpoint, said, meant):
 
 
 @pytest.mark.parametrize("fuzz", PROPERTIES, ids=lambda fuzz: fuzz.__name__)
+@pytest.mark.slow
 def test_any_answer_is_a_sample_or_an_endpoint_error(fuzz):
     """Some cases; `make fuzz` runs as many as you want."""
     fuzz(EXAMPLES)

@@ -50,6 +50,7 @@ def exact(checkpoint):
 
 
 @pytest.mark.parametrize("temperature, other", [(1.0, 1.7), (1.7, 1.0)])
+@pytest.mark.slow
 def test_samples_follow_the_exact_distribution(sampler, exact, temperature, other):
     # Prompts of different lengths in one call: text, messages, and tokens, which are continued as they are.
     prompts = {tuple(PROMPT_IDS): PROMPT, tuple(MESSAGES_IDS): MESSAGES, (11,): [11]}
@@ -78,11 +79,13 @@ def test_greedy_takes_the_most_probable_tokens_whatever_the_generation_config_sa
         context.append(token)
 
 
+@pytest.mark.slow
 def test_problems_seeds_and_indices_have_draws_of_their_own(sampler):
     changes = ({}, {"first_index": 256}, {"stream": 1}, {"seed": 1})
     assert num_long_and_distinct(draw(sampler, 256, max_tokens=40, temperature=1.7, **c) for c in changes) > 60
 
 
+@pytest.mark.slow
 def test_chunks_coincide_no_more_often_than_independent_draws(sampler, exact):
     p = sum(q * q for q in exact().values())
     first, second = (ids_of(draw(sampler, 3000, first_index=at)) for at in (0, 3000))
@@ -119,6 +122,7 @@ def test_requests_keep_their_order_and_counts(sampler):
     assert sampler.sample([], greedy) == []
 
 
+@pytest.mark.slow
 def test_each_request_has_its_adapter_and_its_temperature(sampler, exact, adapters):
     one, two = map(str, adapters)
     own = [("", 1.0), (one, 1.0), (two, 1.7), (one, 1.7), (None, None)]
@@ -131,6 +135,7 @@ def test_each_request_has_its_adapter_and_its_temperature(sampler, exact, adapte
     assert sampler.identity()["adapter"] == ""
 
 
+@pytest.mark.slow
 def test_an_adapter_changes_the_distribution_to_its_own(sampler, exact, adapters):
     for adapter, other in (adapters, adapters[::-1]):
         sampler.load_adapter(str(adapter))

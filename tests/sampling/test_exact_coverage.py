@@ -95,6 +95,7 @@ def test_a_tokenizer_without_an_end_takes_the_generation_configs():
         measure(model, tokenizer, problem("1+1=", "2"))
 
 
+@pytest.mark.slow
 def test_probabilities_of_all_answers_sum_to_one():
     # Every string of one or two characters with its end, and everything else.
     model, tokenizer = make_model(initializer_range=0.3), make_tokenizer()

@@ -34,6 +34,7 @@ class TestDraws:
         assert sum(chunks, []) == whole
         assert num_long_and_distinct(chunks) > 30
 
+    @pytest.mark.slow
     def test_what_else_is_asked_for_changes_no_draw(self, checkpoint, adapters):
         sampler = TransformersSampler(str(checkpoint), batch_size=300, progress=False)
         own = [("", 1.0), (str(adapters[0]), 1.0), (str(adapters[1]), 1.7), (str(adapters[0]), 0.0), (None, None)]
@@ -66,6 +67,7 @@ class TestDraws:
 
 
 class TestEnds:
+    @pytest.mark.slow
     def test_a_batch_that_ends_by_end_of_sequence_alone_needs_no_stop_string(self, sampler):
         for index in range(20):  # one sample per batch: sooner or later one ends by its end of sequence
             [alone] = draw(sampler, 1, first_index=index, max_tokens=12, stop=("no such word",))

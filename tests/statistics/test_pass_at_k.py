@@ -117,6 +117,7 @@ def test_refuses(call, message):
 
 @settings(max_examples=200, deadline=None)
 @given(st.floats(-740, -1e-16), st.integers(1, 10**9))
+@pytest.mark.slow
 def test_exact_pass_at_k_agrees_with_mpmath(log_p, k):
     with mpmath.workdps(700):
         expected = float(-mpmath.expm1(k * mpmath.log(-mpmath.expm1(mpmath.mpf(log_p)))))

@@ -72,6 +72,7 @@ for a, b, n, num_attempts in 10 ** RANDOM.uniform([-2, -2, 0, 0.31], [3, 3, 4, 6
 
 
 @pytest.mark.parametrize(("a", "b", "n", "c", "num_attempts"), CASES)
+@pytest.mark.slow
 def test_posterior_weight_matches_mpmath(a, b, n, c, num_attempts):
     mean, deviation = posterior_weight(n, c, num_attempts, prior=(a, b))
     exact_mean, exact_deviation = exact_moments(a + c, b + n - c, num_attempts)

@@ -153,6 +153,7 @@ def test_what_cannot_work_is_said_at_once(changes, message):
         PassAtKCallback(**{**dict(dataset=ROWS, grader="exact", sampler=HalfRight(), num_samples=4, k=1), **changes})
 
 
+@pytest.mark.slow
 def test_a_trainer_that_is_not_there_or_is_sharded_is_refused(tmp_path):
     trainer = sft(tmp_path)
     trainer.add_callback(PassAtKCallback(ROWS, "exact", HalfRight(), num_samples=4, k=1))

@@ -131,6 +131,7 @@ def test_an_incomplete_checkpoint_is_refused_and_names_what_it_lacks(kind, finis
         MAKERS[kind](**saving(tmp_path)).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.slow
 def test_a_truncated_trainer_state_is_missing(finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "checkpoint-2/trainer_state.json"
@@ -180,6 +181,7 @@ def state_file(two_checkpoints, tmp_path) -> Path:
     ],
     ids=["a window changed by hand", "a digit more", "cut short", "of another kind"],
 )
+@pytest.mark.slow
 def test_a_damaged_state_is_refused(state_file, damage):
     text = state_file.read_text()
     assert damage(text) != text
@@ -203,6 +205,7 @@ def shortened(state):
         (shortened, "holds the counts of 11 prompts, the data set has 12"),
     ],
 )
+@pytest.mark.slow
 def test_a_checkpoint_of_other_processes_or_another_data_set_is_refused(state_file, change, message):
     state = read_state(state_file)
     write_state(state_file, {**state, **change(state)})

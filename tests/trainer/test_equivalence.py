@@ -145,6 +145,7 @@ def test_a_large_batch_is_many_small_ones(reduction, batches):
     assert_same_run(small, large, rtol=1e-3, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_resumed_is_never_stopped(tmp_path):
     settings = dict(num_attempts=MANY, max_steps=6, save_strategy="steps", save_steps=3)
     whole = make_trainer(output_dir=str(tmp_path / "whole"), **settings)
@@ -157,6 +158,7 @@ def test_resumed_is_never_stopped(tmp_path):
         assert {key: ours[key] for key in keys} == {key: theirs[key] for key in keys}
 
 
+@pytest.mark.slow
 def test_every_row_counts_once_in_an_epoch():
     trainer = make_trainer(num_attempts=MANY, max_steps=-1, num_train_epochs=1, per_device_train_batch_size=5)
     trainer.train()

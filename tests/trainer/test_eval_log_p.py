@@ -21,6 +21,7 @@ AT_EACH_STEP = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", 
 
 @pytest.mark.parametrize("batches", [{}, {"padding_free": True, "max_length": None}])
 @pytest.mark.parametrize("num_attempts", [1, MANY])
+@pytest.mark.slow
 def test_each_row_of_the_evaluation_set_as_it_was_given(tmp_path, batches, num_attempts):
     rows = LONG if not batches else LONG[:2] + LONG[3:]
     steps = AT_EACH_STEP | dict(eval_steps=2, max_steps=4, shuffle_dataset=True, per_device_eval_batch_size=3)
@@ -37,6 +38,7 @@ def test_each_row_of_the_evaluation_set_as_it_was_given(tmp_path, batches, num_a
         assert table["log_p"] == pytest.approx(expected.tolist(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_file_tells_which_rows_of_which_set_were_evaluated(tmp_path):
     """Runs on other rows, or on the same in another order, must not be paired by row number."""
 
@@ -88,6 +90,7 @@ def test_conversations_are_known_as_they_were_given():
     [({}, None), ({"eval_strategy": "steps"}, TEXT), ({"eval_strategy": "steps", "packing": True}, ROWS)],
     ids=["no evaluation", "no answers", "packed"],
 )
+@pytest.mark.slow
 def test_nothing_is_written_without_an_evaluation_of_rows(tmp_path, settings, rows):
     options = dict(output_dir=str(tmp_path), num_attempts=1, save_strategy="steps", save_steps=3, eval_steps=3)
     make_trainer(eval_dataset=rows, **options, **settings).train()

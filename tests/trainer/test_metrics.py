@@ -54,6 +54,7 @@ def test_evaluation_is_exact_over_the_whole_set(batches):
     assert trainer.state.log_history[-1]["eval_coverage@7"] == metrics["eval_coverage@7"]
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_starts_from_nothing():
     trainer = make_trainer(num_attempts=MANY, eval_dataset=ROWS)
     before = trainer.evaluate()["eval_log_p"]
@@ -79,6 +80,7 @@ def test_predict_reports_coverage_too():
     assert 0 < trainer.predict(prepared).metrics["test_coverage@4096"] < 1
 
 
+@pytest.mark.slow
 def test_training_metrics_are_means_over_the_sequences_since_the_last_log():
     model = make_model()
     before = log_probabilities(model, ROWS)
@@ -94,6 +96,7 @@ def test_training_metrics_are_means_over_the_sequences_since_the_last_log():
     assert step["coverage_loss"] == pytest.approx(coverage_loss(before, MANY).mean().item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_second_log_starts_from_nothing():
     trainer = make_trainer(num_attempts=MANY, learning_rate=0.0, max_steps=6, logging_steps=2, num_train_epochs=2)
     trainer.train()  # 3 logs of 8 rows: each row twice, but not in each log
@@ -102,6 +105,7 @@ def test_a_second_log_starts_from_nothing():
     assert len(set(values)) == 3
 
 
+@pytest.mark.slow
 def test_training_metrics_survive_an_evaluation_between_two_logs():
     settings = dict(num_attempts=MANY, max_steps=4, logging_steps=4)
     evaluation = {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": ROWS}
@@ -113,6 +117,7 @@ def test_training_metrics_survive_an_evaluation_between_two_logs():
         assert found[key] == expected[key]
 
 
+@pytest.mark.slow
 def test_best_model_can_be_chosen_by_coverage(tmp_path):
     best = dict(load_best_model_at_end=True, metric_for_best_model="eval_coverage@256", greater_is_better=True)
     steps = dict(max_steps=6, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2)
@@ -123,6 +128,7 @@ def test_best_model_can_be_chosen_by_coverage(tmp_path):
     assert trainer.evaluate()["eval_coverage@256"] == pytest.approx(max(evaluations), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_one_forward_a_step():
     model = make_model()
     calls = []
@@ -132,6 +138,7 @@ def test_one_forward_a_step():
     assert len(calls) == 3
 
 
+@pytest.mark.slow
 def test_trls_own_metrics_are_unweighted():
     settings = dict(learning_rate=0.0, max_steps=1)
     one, many = (make_trainer(num_attempts=n, **settings) for n in (1, MANY))
@@ -143,6 +150,7 @@ def test_trls_own_metrics_are_unweighted():
     assert not math.isnan(many.state.log_history[0]["loss"])
 
 
+@pytest.mark.slow
 def test_so_many_attempts_that_nothing_is_trained_are_reported(caplog):
     trainer = make_trainer(num_attempts=10**9, max_steps=20, learning_rate=0.0)
     trainer.train()

@@ -1,11 +1,13 @@
 """The model card that a training run leaves."""
 
+import pytest
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from tiny_models import make_model, save_checkpoint
 from training import ROWS, make_trainer
 
 
+@pytest.mark.slow
 def test_the_card_has_attempts_coverage_base_model_and_paper(tmp_path):
     base = save_checkpoint(tmp_path / "tiny-base")
     out = tmp_path / "out"

@@ -80,6 +80,7 @@ INPUTS: dict[str, tuple[list[dict], dict, bool]] = {
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")
 @pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.slow
 def test_one_attempt_is_sft_bit_for_bit_on(name):
     rows, options, has_p = INPUTS[name]
     options = {"eval_strategy": "steps", "eval_steps": 3, "train_dataset": rows, "eval_dataset": rows[:5], **options}
@@ -98,6 +99,7 @@ def test_one_attempt_is_sft_bit_for_bit_on(name):
     assert any("eval_coverage@16" in row for row in logs[0]) == has_p
 
 
+@pytest.mark.slow
 def test_nan_losses_are_trls_affair():
     def broken():
         model = make_model()
@@ -114,6 +116,7 @@ def test_nan_losses_are_trls_affair():
         assert math.isnan(trainer.evaluate()["eval_loss"])
 
 
+@pytest.mark.slow
 def test_an_evaluation_set_without_answers_leaves_training_its_metrics():
     trainer = make_trainer(num_attempts=1, eval_dataset=TEXT)
     trainer.train()
@@ -121,6 +124,7 @@ def test_an_evaluation_set_without_answers_leaves_training_its_metrics():
     assert not [key for key in trainer.evaluate() if "coverage" in key]
 
 
+@pytest.mark.slow
 def test_streaming_text():
     streamed = {"train_dataset": IterableDataset.from_generator(lambda: iter(TEXT))}
     assert_same_run(run(num_attempts=1, **streamed), run(SFTTrainer, **streamed))

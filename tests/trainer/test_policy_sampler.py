@@ -26,6 +26,7 @@ TEMPLATE = (
 )
 
 
+@pytest.mark.slow
 def test_rationales_are_sampled_from_the_prompt_that_is_trained_on(monkeypatch):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = TEMPLATE
@@ -121,6 +122,7 @@ def test_options_that_vllm_does_not_know_are_refused(tmp_path):
 # ------------------------------------------------------------------------- what it leaves behind
 
 
+@pytest.mark.slow
 def test_what_was_saved_for_the_sampler_is_removed_and_nothing_else(tmp_path, monkeypatch):
     users = tmp_path / "run/sampler/notes.txt"
     users.parent.mkdir(parents=True)
@@ -148,6 +150,7 @@ def test_what_was_saved_for_the_sampler_is_removed_and_nothing_else(tmp_path, mo
     assert {path.name for path in (tmp_path / "run").iterdir()} == before and users.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_the_graders_workers_end_with_training():
     trainer = make_cot_trainer(grader="math", max_steps=1)
     before = {child.pid for child in psutil.Process().children(recursive=True)}
