@@ -193,6 +193,13 @@ def test_at_least_m_of_n_matches_mpmath(num_attempts, num_required):
         assert abs(weight - true_weight) < max(1e-9 * true_weight, mpmath.mpf("1e-250"))
 
 
+def test_numbers_may_be_numpys(unchecked_types):
+    log_p = float64(*LOG_P, -math.inf)
+    for n, m in ((np.int64(16), 1), (np.uint8(200), np.uint8(3))):
+        for function in (log_coverage, coverage_weight):
+            assert torch.equal(function(log_p, n, num_required=m), function(log_p, int(n), num_required=int(m)))
+
+
 def test_all_of_n_is_n_times_cross_entropy():
     log_p = float64(-math.inf, -1e4, -3.0, -0.1, 0.0)
     torch.testing.assert_close(log_coverage(log_p, 7, num_required=7), 7 * log_p)
