@@ -155,7 +155,8 @@ class DCOTrainer(SFTTrainer):
             for name, dataset in evaluation.items():
                 dataset = numbered(dataset, "" if dataset is eval_dataset else name, self._eval_log_p)
                 evaluation[name] = dataset if self._is_sft else split_conversations(dataset, args, name)
-            eval_dataset = evaluation if isinstance(eval_dataset, Mapping) else evaluation["eval"]
+        # TRL accepts no mapping but a `dict`.
+        eval_dataset = evaluation if isinstance(eval_dataset, Mapping) else evaluation["eval"]
 
         super().__init__(
             model=model,

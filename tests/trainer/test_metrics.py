@@ -1,6 +1,7 @@
 """Logged metrics against brute force."""
 
 import math
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_a_second_evaluation_starts_from_nothing():
 
 def test_several_evaluation_sets_keep_their_names():
     model, sets = make_model(), {"easy": ROWS[:4], "hard": ROWS[4:]}
-    evaluation = {name: Dataset.from_list(rows) for name, rows in sets.items()}
+    evaluation = MappingProxyType({name: Dataset.from_list(rows) for name, rows in sets.items()})
     metrics = make_trainer(model=model, eval_dataset=evaluation).evaluate()
     for name, rows in sets.items():
         expected = (1 - (1 - log_probabilities(model, rows).exp()) ** 16).mean().item()
