@@ -24,7 +24,7 @@ _NEGATION = re.compile(
     r"|(?:\b(?:not|never|cannot|neither|nor)\b|n['’]t\b)\W*"
     r"(?:(?:(?:be|is|it|equal|equals|to|exactly|simply|just|even|quite|around|about|necessarily|really|actually|either|"
     r"the|a|an|answer|value)\b\W*){0,4}(?:\d|\\|[B-HJ-Zb-hj-z]\b|$|(?:solution|possible|allowed)\b(?!\sto\b))"
-    r"|.*\b(?:think|believe|sure|certain|convinced|know|correct|right|true|answer|valid)\b)",
+    r"|.*\b(?:think|believe|sure|certain|convinced|know|correct|right|true|answer|valid|satisfy|solve|want)\b)",
     re.IGNORECASE,
 )
 _HEDGE = re.compile(r"\b(?:or|maybe|perhaps|possibly|either|might|one of)\b|\\(?:lor|vee)(?![A-Za-z])", re.IGNORECASE)
