@@ -198,6 +198,15 @@ def naming(name: str, kind: str = "model", adapter: str | None = None) -> Iterat
         raise OSError(
             f"adapter {adapter or name!r} does not fit this model: its adapter_config.json names the model {base!r}"
         ) from error
+    except (ValueError, AttributeError) as error:
+        if "adapter_config.json" in str(error):
+            raise OSError(
+                f"adapter {adapter or name!r} could not be loaded: {error}. Name a folder with that file, or one on "
+                "the Hub."
+            ) from error
+        if "dtype" in str(error) or str(error).startswith("module 'torch' has no attribute"):
+            raise UserError(f"cannot be used: {error}. Use auto, float32, bfloat16 or float16.", "dtype") from error
+        raise
 
 
 # The columns where published data sets have the reference, by grader; None: no reference. Any other grader, such as

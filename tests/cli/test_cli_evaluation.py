@@ -151,6 +151,15 @@ def test_coverage_counts_the_reference_only(here, capsys):
         (["--id-column", "target"], "--id-column does not name the rows of problems.jsonl: there is no column"),
         (["--prompt-template", "{question}"], "--prompt-template names ['question']"),
         (["--prompt-template", "{problem!x}"], "--prompt-template '{problem!x}' cannot format the columns of"),
+        (
+            ["--adapter", "absent"],
+            "adapter 'absent' could not be loaded: Can't find 'adapter_config.json'",
+        ),
+        (
+            ["--dtype", "int3"],
+            "--dtype cannot be used: LlamaForCausalLM cannot be instantiated under",
+        ),
+        (["--dtype", "floaty"], "'floaty'. Use auto, float32, bfloat16 or float16."),
         (["--sampler-kwargs", "{oops"], "--sampler-kwargs must be a JSON object such as '{\"max_model_len\": 2048}'"),
         (["--sampler-kwargs", "[1]"], "--sampler-kwargs must be a JSON object in braces, got [1]"),
         (["--model", "no/such-model"], "model 'no/such-model' could not be loaded: "),
