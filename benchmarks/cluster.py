@@ -2,9 +2,9 @@
 
     python benchmarks/cluster.py --output cluster.json
 
-The model is a tiny Llama, made on the spot, so that what is not the model's work shows. Each way draws the same
-samples once for warming up and then as often as asked, in one run; times are the medians. A block's overhead is the
-time that a worker's call takes which returns 512 finished samples.
+The model is a tiny Llama, made on the spot, so that the work around the model shows. Both ways draw the same samples,
+in turns, once for warming up and then as often as asked. The ratio is the median over the pairs, with quartiles. A
+block's overhead is the time of a worker's call that returns 512 finished samples.
 """
 
 import argparse
@@ -12,9 +12,12 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from measure import environment, ratio_summary
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from tiny_models import save_checkpoint  # noqa: E402
@@ -30,14 +33,10 @@ class Finished:
         return [Sample(f"The answer is {i}.", tuple(range(i, i + 12)), 12, "stop") for i in range(count)]
 
 
-def seconds(work, repetitions: int) -> float:
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
     work()
-    times = []
-    for _ in range(repetitions):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return time.perf_counter() - began
 
 
 def main() -> None:
@@ -53,21 +52,38 @@ def main() -> None:
     params = SamplingParams(max_tokens=32)
     torch.set_num_threads(2)
     alone = TransformersSampler(model, progress=False)
-    found = {"one process": seconds(lambda: alone.sample(requests, params), arguments.repetitions)}
-    alone.close()
     began = time.perf_counter()
     cluster = RaySampler("transformers", model, num_workers=2, block_size=512)
     cluster.sample([SampleRequest("1+1=", 64, stream=i) for i in range(2)], params)
-    found["start of two workers"] = time.perf_counter() - began
-    found["two workers"] = seconds(lambda: cluster.sample(requests, params), arguments.repetitions)
+    start = time.perf_counter() - began
+    samplers = {"one process": alone, "two workers": cluster}
+    ways = {name: partial(sampler.sample, requests, params) for name, sampler in samplers.items()}
+    for way in ways.values():
+        way()
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(arguments.repetitions):
+        for name, way in ways.items():
+            times[name].append(seconds(way))
+    alone.close()
     cluster.close()
     pool = RayPool(Finished, 1)
     blocks = [512] * 64
-    found["a block of 512 samples"] = seconds(lambda: list(pool.each("sample", blocks)), 3) / len(blocks)
+    per_block = [seconds(lambda: list(pool.each("sample", blocks))) / len(blocks) for _ in range(4)][1:]
     pool.close()
-    for name, value in found.items():
-        print(f"{name:24} {value:8.4f} s")
+    ratio = ratio_summary(times["one process"], times["two workers"])
+    found = {
+        "environment": environment(),
+        "seconds": times,
+        "start_of_two_workers": start,
+        "times_faster": ratio,
+        "seconds_of_a_block": statistics.median(per_block),
+    }
     arguments.output.write_text(json.dumps(found, indent=2) + "\n")
+    for name, values in times.items():
+        print(f"{name:30} {statistics.median(values):8.2f} s")
+    print(f"{'times faster with two workers':30} {ratio['median']:8.2f} [{ratio['q25']:.2f}, {ratio['q75']:.2f}]")
+    print(f"{'start of two workers':30} {start:8.2f} s")
+    print(f"{'a block of 512 samples':30} {1000 * found['seconds_of_a_block']:8.2f} ms")
 
 
 if __name__ == "__main__":
