@@ -234,6 +234,8 @@ def test_mazes():
     gain = points(schedules["families"]["cross-entropy"]["gain"][at])
     added = points(schedules["families"]["cross-entropy"]["ours_ahead"][at])
     claims("schedule", f"| 256 | {gain} | {added} |")
+    level = points(results["differences"]["DCO"]["cross-entropy, best epoch"]["256"])
+    claims("README", f"| [mazes](docs/results/mazes.md), tiny model, 5 seeds | 256 | {gain} | level: {level} |")
     assert all(found["high"] > 0 for found in schedules["ours_less_any_arm"])
     found = when_it_pays.baselines("mazes", "", "baselines/results/mazes.json")
     claims(
