@@ -26,9 +26,10 @@ def loaded_after(statement: str) -> set[str]:
         ("import dco_trl.sampling", {"torch", "transformers", "vllm", "openai", "trl"}),
         ("import dco_trl.runs", {"torch", "trl", "vllm", "transformers", "matplotlib"}),
         ("import dco_trl.cli", {"torch", "trl", "vllm", "transformers"}),
-        pytest.param("from dco_trl import DCOTrainer", {"vllm", "matplotlib"}, marks=pytest.mark.slow),
+        ("from dco_trl import DCOTrainer", {"vllm", "matplotlib"}),
     ],
 )
+@pytest.mark.slow
 def test_import_loads_no_more_than_it_needs(statement, forbidden):
     assert not loaded_after(statement) & forbidden
 

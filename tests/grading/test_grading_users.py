@@ -122,6 +122,7 @@ def test_a_function_that_hangs_is_killed_after_the_timeout():
     assert grade("never_silent", ["a"], timeout=1.0)[0] == [(None, "timeout")]  # whatever it writes meanwhile
 
 
+@pytest.mark.slow
 def test_what_it_has_started_ends_with_it(tmp_path):
     verdicts, _ = grade("starts_a_program", [str(tmp_path / "pid")], timeout=3.0)
     assert verdicts == [(None, "timeout")]
@@ -239,6 +240,7 @@ def test_a_worker_that_hangs_ends_with_a_killed_parent(tmp_path):
     until(lambda: has_ended(pid))
 
 
+@pytest.mark.slow
 def test_the_shells_timeout_reaches_the_function(tmp_path):
     with RunStore.writing(tmp_path / "run", {"model": "m"}, [Problem("p", "q", "a")]) as store:
         store.write_samples([("p", i, text, 1, "stop") for i, text in enumerate(("a", "hang"))])

@@ -210,6 +210,7 @@ def test_streaming_rows_train():
     assert trainer.state.log_history[0]["coverage_weight"] < 1
 
 
+@pytest.mark.slow
 def test_rows_without_labels_are_a_step_of_zero_loss_and_count_in_no_mean():
     labelled = {"input_ids": [4, 5, 6], "labels": [-100, 5, 6]}
     unlabelled = {"input_ids": [4, 5, 6], "labels": [-100, -100, -100]}

@@ -83,6 +83,7 @@ def test_the_check_leaves_no_trace():
     assert trainer._total_train_tokens == 0
 
 
+@pytest.mark.slow
 def test_a_name_that_cannot_be_imported_is_named():
     code = (
         "import trl.trainer.sft_trainer as module; del module.DataCollatorForLanguageModeling; "

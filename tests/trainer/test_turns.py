@@ -90,11 +90,13 @@ def test_gradient_is_autograds_of_the_sum_over_turns(batch, reduction):
 
 
 @pytest.mark.parametrize("batches", BATCHES)
+@pytest.mark.slow
 def test_a_row_of_one_turn_is_todays_trainer_bit_for_bit(batches):
     settings = dict(num_attempts=MANY, loss_reduction="sequence", **BATCHES[batches])
     assert_same_run(run(unit="turn", **settings), run(**settings))
 
 
+@pytest.mark.slow
 def test_one_attempt_is_sft_bit_for_bit():
     assert_same_run(run(unit="turn", num_attempts=1, train_dataset=ROWS), run(SFTTrainer, train_dataset=ROWS))
 

@@ -142,12 +142,14 @@ def test_the_loss_is_weighted_by_ones_own_p(family):
 
 @FAMILIES
 @FORMATS
+@pytest.mark.slow
 def test_one_attempt_is_sft_bit_for_bit(family, form):
     ours = run(**arguments(family, ROWS[form], num_attempts=1))
     assert_same_run(ours, run(**arguments(family, ROWS[form], SFTTrainer)))
 
 
 @FAMILIES
+@pytest.mark.slow
 def test_accumulated_batches_are_one_batch(family):
     whole, parts = (
         run(**arguments(family, PLAIN, per_device_train_batch_size=size, gradient_accumulation_steps=8 // size))
