@@ -296,8 +296,8 @@ def test_picture_and_table_of_other_lists_and_of_one_epoch():
     results = results_of(*(make_run(n, [0.01], [0.4]) for n in (1, 4, 64, 512, 4096, 5)))
     assert results["summary"][0]["dco_num_attempts"] == 512  # the nearest to 256
     figure = plot_demo(results)
-    colours = [line.get_color() for line in figure.axes[0].get_lines()]
-    assert len(set(colours)) == 6 and colours[0] == method_style("cross-entropy")["color"]
+    first, *others = [line.get_color() for line in figure.axes[0].get_lines()]
+    assert first == method_style("cross-entropy")["color"] and len({first, *others}) == 6
     figure.savefig(io.BytesIO())
     ticks = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert len(set(ticks)) == len(ticks) > 2  # small shares are told apart
@@ -307,8 +307,7 @@ def test_picture_and_table_of_other_lists_and_of_one_epoch():
 
 @pytest.mark.slow
 def test_results_are_saved_as_json_and_pictures(tmp_path):
-    results = make_results()
-    paths = save_results(results, tmp_path / "deep" / "folder")
+    paths = save_results(results := make_results(), tmp_path / "deep" / "folder")
     assert [path.name for path in paths] == ["demo.json", "demo.png", "demo.svg"]
     assert json.loads(paths[0].read_text()) == results
     assert imread(paths[1]).shape[:2] == (1200, 1500)
