@@ -87,7 +87,7 @@ def coverage_axes(axes: Axes, largest: int, label: str) -> None:
     axes.set_ylabel(label)
 
 
-def facing_histogram(axes: Axes, shares: ArrayLike, right: ArrayLike, bins: int = 20) -> list[np.ndarray]:
+def facing_histogram(axes: Axes, shares: ArrayLike, right: ArrayLike) -> list[np.ndarray]:
     """Draw a histogram on [0, 1] with right answers upwards and wrong ones downwards.
 
     A bar's height is the square root of its count, so that small counts stay visible beside large ones.
@@ -96,11 +96,11 @@ def facing_histogram(axes: Axes, shares: ArrayLike, right: ArrayLike, bins: int 
         Counts of right and of wrong answers in each bin.
     """
     values, is_right = np.asarray(shares, dtype=float), np.asarray(right, dtype=bool)
-    edges = np.linspace(0, 1, bins + 1)
+    edges, width = np.linspace(0, 1, 21, retstep=True)
     counts: list[np.ndarray] = []
     for which, sign, colour in ((is_right, 1, RIGHT), (~is_right, -1, WRONG)):
         counts.append(np.histogram(values[which], edges)[0])
-        axes.bar(edges[:-1], sign * counts[-1], 1 / bins, align="edge", color=colour, edgecolor="white", linewidth=0.5)
+        axes.bar(edges[:-1], sign * counts[-1], width, align="edge", color=colour, edgecolor="white", linewidth=0.5)
     axes.axhline(0, color="0.3", linewidth=0.8)
     axes.set_yscale("function", functions=(lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: x * np.abs(x)))
     most = max(1.0, *(abs(bar.get_height()) for bar in axes.patches))  # type: ignore[attr-defined]
