@@ -190,6 +190,8 @@ def naming(name: str, kind: str = "model", adapter: str | None = None) -> Iterat
 
     try:
         yield
+    except ConnectionError:  # of a Ray cluster, which says so: no model was asked for yet
+        raise
     except (OSError, SafetensorError) as error:
         raise OSError(f"{kind} {name!r} could not be loaded: {error}") from error
     except RuntimeError as error:  # one line for each weight

@@ -224,7 +224,7 @@ def test_machines_with_other_files_are_found_out(cluster):
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://[::1]:9", "nowhere.invalid:6379"])
-def test_an_address_without_a_cluster_is_named(monkeypatch, address):
+def test_an_address_without_a_cluster_is_named(monkeypatch, tmp_path, capsys, address):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'dco-trl[ray]'")
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     told = (
@@ -232,6 +232,11 @@ def test_an_address_without_a_cluster_is_named(monkeypatch, address):
     )
     with pytest.raises(ConnectionError, match=told):
         sampling.RaySampler("vllm", "m", num_workers=1, address=address)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "problems.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    command = ["sample", "--model", "m", "--dataset", "problems.jsonl", "--output", "run"]
+    assert main([*command, "--num-samples", "2", "--ray-workers", "1", "--ray-address", address]) == 2
+    assert f"dco-trl sample: there is no Ray cluster at ray_address={address!r}" in capsys.readouterr().err
 
 
 @pytest.mark.vllm
